@@ -1,0 +1,47 @@
+# `make demo` and `make test` are all a fresh machine needs; both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out/demo
+DATA ?= /usr/share/datasets/fashion-mnist
+
+.PHONY: help setup demo smoke test lint format weights clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.installed ## build .venv from constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup ## make an audited data set of rare images in out/demo (OUT=... to choose)
+	$(BIN)/rarefy run manifests/demo.toml --out $(OUT)
+	@echo "open $(OUT)/audit/report.html"
+
+smoke: setup ## the demo's smallest form: the same stages in well under a minute
+	$(BIN)/rarefy run manifests/smoke.toml --out $(or $(SMOKE_OUT),out/smoke)
+
+test: setup ## run every test
+	$(BIN)/python -m pytest -q
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+weights: setup ## train the embedded networks again (hours; needs Fashion-MNIST's IDX files in DATA)
+	sed 's#^data = .*#data = "$(DATA)"#' manifests/train/fashion-mnist-28-diffusion.toml > build-diffusion.toml
+	sed 's#^data = .*#data = "$(DATA)"#' manifests/train/fashion-mnist-28-classifier.toml > build-classifier.toml
+	$(BIN)/rarefy train diffusion build-diffusion.toml --out out/weights/diffusion
+	$(BIN)/rarefy train classifier build-classifier.toml --out out/weights/classifier
+	$(BIN)/python jobs/embed_assets.py --diffusion out/weights/diffusion --classifier out/weights/classifier --data $(DATA)
+
+clean: ## remove the environment and caches (never data sets)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build-*.toml

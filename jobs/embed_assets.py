@@ -1,0 +1,57 @@
+"""Put trained networks and reference images into the package: the last step of ``make weights``.
+
+python jobs/embed_assets.py --diffusion DIR --classifier DIR [--data FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import assets
+from pipeline.models.catalog import FASHION_MNIST_CLASSES
+from pipeline.training.data import LabelledImages, load_images
+
+PRESET = "fashion-mnist-28"
+TRAIN_IMAGES_A_CLASS = 1000
+
+
+def main() -> None:
+    """Copy both networks' EMA weights and provenance, and write the two reference sets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--diffusion", type=Path, required=True, help="output folder of `rarefy train diffusion`")
+    parser.add_argument("--classifier", type=Path, required=True, help="output folder of `rarefy train classifier`")
+    parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist", help="folder of the IDX files")
+    args = parser.parse_args()
+    folder = assets.weights(PRESET, "unet").parent
+    folder.mkdir(parents=True, exist_ok=True)
+    provenance = {}
+    for name, source in (("unet", args.diffusion), ("classifier", args.classifier)):
+        shutil.copyfile(source / "weights.safetensors", assets.weights(PRESET, name))
+        provenance[name] = json.loads((source / "provenance.json").read_text())
+    test = load_images(args.data, 28, 1, "test")
+    train = first_of_each_class(load_images(args.data, 28, 1, "train"), TRAIN_IMAGES_A_CLASS)
+    provenance["reference"] = {}
+    for split, images in (("test", test), ("train", train)):
+        np.savez_compressed(
+            folder / f"reference-{split}.npz",
+            images=images.images,
+            labels=images.labels,
+            class_names=np.array(FASHION_MNIST_CLASSES),
+        )
+        provenance["reference"][split] = {"images": len(images), "sha256": images.sha256()}
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def first_of_each_class(data: LabelledImages, count: int) -> LabelledImages:
+    """The first ``count`` images of every class, in the data set's order."""
+    rows = np.sort(np.concatenate([np.flatnonzero(data.labels == k)[:count] for k in np.unique(data.labels)]))
+    return LabelledImages(data.images[rows], data.labels[rows], data.class_names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The reverse chain as a generator: ancestral and DDIM steps of ADM, with any sum of guidance terms.
+
+Vocabulary and rounding are those of openai/guided-diffusion; the formulas are in docs/METHODS.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.guidance import Classify, StepState, Term, guidance
+from pipeline.diffusion.schedule import Schedule, make_schedule
+from pipeline.errors import ManifestError, bad
+
+if TYPE_CHECKING:
+    from pipeline.models.catalog import Models, Preset
+
+METHODS = ("ancestral", "ddim")
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t (B, C, H, W), t (B,) original time steps, y (B,)) -> eps, with v behind it where sigma is learned."""
+
+NoiseSource = Callable[[int], Tensor]
+"""Number of the reverse step (0 is the noisiest) -> z of x_t's shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """What a reverse chain does at each step.
+
+    method: ancestral or ddim; eta: DDIM's share of noise, 0 (deterministic) to 1; terms: their gradients add up.
+    """
+
+    schedule: Schedule
+    method: str = "ancestral"
+    eta: float = 0.0
+    terms: Sequence[Term] = ()
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ManifestError(bad("sampler.method", self.method, f"one of {', '.join(METHODS)}"))
+        if not 0 <= self.eta <= 1:
+            raise ManifestError(bad("sampler.eta", self.eta, "within 0 and 1"))
+        if self.eta and self.method != "ddim":
+            raise ManifestError(bad("sampler.eta", self.eta, "0, for method 'ancestral'"))
+
+    @cached_property
+    def coefficients(self) -> list[Coefficients]:
+        """One set of float64 numbers a step of the respaced chain."""
+        s = self.schedule
+        columns = (
+            s.timesteps,
+            s.alphas_cumprod,
+            s.alphas_cumprod_prev,
+            s.betas.log(),
+            s.posterior_log_variance,
+            s.posterior_mean_coef_xstart,
+            s.posterior_mean_coef_xt,
+        )
+        return [Coefficients(int(row[0]), *row[1:]) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """One step's numbers: original time step, abar, abar of the step after it, log variances, posterior mean."""
+
+    t: int
+    alpha_cumprod: float
+    alpha_cumprod_prev: float
+    log_beta: float
+    posterior_log_variance: float
+    mean_xstart: float
+    mean_xt: float
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """State after a reverse step: x is the less noisy image, pred_xstart this step's prediction of the clean one."""
+
+    step: int
+    t: int
+    x: Tensor
+    pred_xstart: Tensor
+
+
+class ImageNoise:
+    """Standard normal noise from one CPU generator an image: the same for a seed on any device, in any batch."""
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.shape, self.device = shape, device
+
+    def __call__(self, step: int) -> Tensor:
+        """Next draw, (B, C, H, W) float32. Call once for x_T, then once a step, in order."""
+        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        if self.device.type == "cuda":
+            return noise.pin_memory().to(self.device, non_blocking=True)
+        return noise.to(self.device)
+
+
+@torch.no_grad()
+def reverse_chain(
+    denoise: Denoise, classify: Classify | None, chain: Chain, x_T: Tensor, y: Tensor, noise: NoiseSource
+) -> Iterator[Sample]:
+    """Sample by walking the chain from its noisiest step; yields the state after each step.
+
+    x_T: (B, C, H, W) float32; y: (B,) class ids, the guidance's target. The last state's ``x`` is the image, about
+    [-1, 1]. ``noise`` is called once a step, also where the step adds none, as the reference draws it.
+    """
+    x = x_T
+    count = len(chain.schedule)
+    for number in range(count):
+        step = count - 1 - number
+        c = chain.coefficients[step]
+        output = denoise(x, torch.full((len(x),), float(c.t), device=x.device, dtype=x.dtype), y)
+        eps, log_variance = _split(output, x.shape[1], c)
+        pred_xstart = ((x - math.sqrt(1 - c.alpha_cumprod) * eps) / math.sqrt(c.alpha_cumprod)).clamp(-1, 1)
+        state = StepState(step, c.t, c.alpha_cumprod, x, y, eps, pred_xstart)
+        gradient = guidance(chain.terms, state, classify)
+        z = noise(number)
+        if chain.method == "ancestral":
+            x = _ancestral_step(state, c, log_variance, gradient, z)
+        else:
+            x, pred_xstart = _ddim_step(state, c, chain.eta, gradient, z)
+        yield Sample(step, c.t, x, pred_xstart)
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """A manifest's sampler: method, respacing ("250", "10,10,5", "ddim25") and DDIM's eta."""
+
+    method: str = "ancestral"
+    steps: str = "250"
+    eta: float = 0.0
+
+    def chain(self, preset: Preset, terms: Sequence[Term] = ()) -> Chain:
+        """The chain over a preset's schedule; ManifestError where the two do not fit."""
+        schedule = make_schedule(preset.schedule, preset.diffusion_steps, self.steps)
+        return Chain(schedule, self.method, self.eta, terms)
+
+
+def sample(models: Models, y: Tensor, seeds: Sequence[int], chain: Chain) -> Iterator[Sample]:
+    """Sample one image a seed with loaded models; yields the state after each step.
+
+    y: (B,) int64 class ids on the models' device: the U-Net's class where it is conditional, the guidance's always.
+    """
+    preset, device = models.preset, models.device
+    noise = ImageNoise(seeds, (preset.channels, preset.image_size, preset.image_size), device)
+
+    def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        output: Tensor = models.unet(x, t, None if preset.num_classes is None else y)
+        return output
+
+    x_T = noise(-1)
+    return reverse_chain(denoise, models.classifier, chain, x_T, y, noise)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] floats to 8-bit pixels, as the reference truncates them."""
+    return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+
+
+def _split(output: Tensor, channels: int, c: Coefficients) -> tuple[Tensor, Tensor | float]:
+    """eps and log Sigma: learned between log beta~ and log beta, or log beta where sigma is not learned."""
+    if output.shape[1] == channels:
+        return output, c.log_beta
+    eps, v = output.split(channels, dim=1)
+    fraction = (v + 1) / 2
+    return eps, fraction * c.log_beta + (1 - fraction) * c.posterior_log_variance
+
+
+def _ancestral_step(
+    state: StepState, c: Coefficients, log_variance: Tensor | float, gradient: Tensor | None, z: Tensor
+) -> Tensor:
+    """x_{t-1} = mu + Sigma G + [t > 0] sqrt(Sigma) z."""
+    log_variance = torch.as_tensor(log_variance, dtype=z.dtype, device=z.device)
+    x = c.mean_xstart * state.pred_xstart + c.mean_xt * state.x_t
+    if gradient is not None:
+        x = x + log_variance.exp() * gradient
+    return x + (0.5 * log_variance).exp() * z if state.step > 0 else x
+
+
+def _ddim_step(
+    state: StepState, c: Coefficients, eta: float, gradient: Tensor | None, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """DDIM update (Song et al. 2021, eq. 12) with eps' = eps - sqrt(1 - abar) G; returns x and pred_xstart."""
+    root, root_noise = math.sqrt(c.alpha_cumprod), math.sqrt(1 - c.alpha_cumprod)
+    pred_xstart = state.pred_xstart
+    eps = (state.x_t - root * pred_xstart) / root_noise
+    if gradient is not None:
+        eps = eps - root_noise * gradient
+        pred_xstart = (state.x_t - root_noise * eps) / root
+    prev = c.alpha_cumprod_prev
+    sigma = eta * math.sqrt((1 - prev) / (1 - c.alpha_cumprod) * (1 - c.alpha_cumprod / prev))
+    x = math.sqrt(prev) * pred_xstart + math.sqrt(max(1 - prev - sigma**2, 0.0)) * eps
+    return (x + sigma * z if state.step > 0 and eta else x), pred_xstart

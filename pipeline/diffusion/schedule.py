@@ -1,0 +1,123 @@
+"""Noise schedules and respacing (Ho et al. 2020; Nichol & Dhariwal 2021), computed in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ManifestError, bad
+
+SCHEDULES = ("linear", "cosine")
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A (respaced) discrete diffusion chain.
+
+    timesteps: (S,) int64, the kept original time steps, ascending: the network's time input.
+    betas: (S,) float64, of the respaced chain.
+    """
+
+    timesteps: Tensor
+    betas: Tensor
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """abar, (S,) float64."""
+        return torch.cumprod(1 - self.betas, 0)
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> Tensor:
+        """abar of the next less noisy step; 1 below the last, (S,) float64."""
+        return torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+
+    @cached_property
+    def posterior_variance(self) -> Tensor:
+        """beta~ of q(x_{t-1} | x_t, x_0), (S,) float64; zero at the first step."""
+        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_log_variance(self) -> Tensor:
+        """log beta~, with the first step's zero replaced by its neighbour's, as the reference clips it."""
+        clipped = self.posterior_variance.clone()
+        clipped[0] = self.posterior_variance[1] if len(self) > 1 else self.betas[0]
+        return clipped.log()
+
+    @cached_property
+    def posterior_mean_coef_xstart(self) -> Tensor:
+        """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0)."""
+        return self.betas * self.alphas_cumprod_prev.sqrt() / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_mean_coef_xt(self) -> Tensor:
+        """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
+        return (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
+
+
+def make_betas(name: str, num_timesteps: int) -> Tensor:
+    """Betas of a full chain, (num_timesteps,) float64. ``linear`` (rescaled by 1000 / T) or ``cosine``."""
+    if num_timesteps < 1:
+        raise ManifestError(bad("diffusion_steps", num_timesteps, "at least 1"))
+    if name == "linear":
+        scale = 1000 / num_timesteps
+        return torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64)
+    if name == "cosine":
+        s = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        bar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    raise ManifestError(bad("schedule", name, f"one of {', '.join(SCHEDULES)}"))
+
+
+def kept_timesteps(num_timesteps: int, respacing: str) -> list[int]:
+    """The original steps that a respaced chain keeps, ascending.
+
+    respacing: "" (all), a count ("250"), section counts ("10,10,5", least noisy section first) or "ddimN" (a fixed
+    integer stride). Raises ManifestError for counts below 1 or beyond the chain.
+    """
+    if not respacing:
+        return list(range(num_timesteps))
+    if respacing.startswith("ddim"):
+        return _ddim_steps(num_timesteps, _count(respacing[4:], respacing))
+    counts = [_count(part, respacing) for part in respacing.split(",")]
+    steps: list[int] = []
+    start = 0
+    for index, count in enumerate(counts):
+        size = num_timesteps // len(counts) + (index < num_timesteps % len(counts))
+        if count > size:
+            raise ManifestError(
+                bad("steps", respacing, f"within the chain: section {index + 1} has {size} of {num_timesteps} steps")
+            )
+        stride = 1.0 if count == 1 else (size - 1) / (count - 1)
+        steps += [start + round(stride * k) for k in range(count)]
+        start += size
+    return steps
+
+
+def make_schedule(name: str, num_timesteps: int = 1000, respacing: str = "") -> Schedule:
+    """The chain that keeps ``respacing`` of ``num_timesteps`` steps of the named schedule."""
+    alphas_cumprod = torch.cumprod(1 - make_betas(name, num_timesteps), 0)
+    steps = torch.tensor(kept_timesteps(num_timesteps, respacing))
+    kept = alphas_cumprod[steps]
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+    return Schedule(timesteps=steps, betas=1 - kept / previous)
+
+
+def _ddim_steps(num_timesteps: int, count: int) -> list[int]:
+    for stride in range(1, num_timesteps + 1):
+        steps = list(range(0, num_timesteps, stride))
+        if len(steps) == count:
+            return steps
+    raise ManifestError(bad("steps", f"ddim{count}", f"a count that an integer stride gives in {num_timesteps} steps"))
+
+
+def _count(text: str, respacing: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise ManifestError(bad("steps", respacing, 'a count ("250"), section counts ("10,10,5") or "ddimN"'))
+    return int(text)

@@ -1,0 +1,228 @@
+"""Building blocks of the ADM networks: residual block, attention, pooling, resampling, time embedding.
+
+Parameter names and shapes are those of openai/guided-diffusion's checkpoints. Layouts are our own: images stay
+channels-last, attention works on (B, N, C) tokens, the time embedding is activated once for all blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.models.norm import group_norm, norm_act, plain_norm
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of an ADM network, in the reference's vocabulary.
+
+    attention_resolutions are downsampling factors (image_size // resolution). num_head_channels of -1 means that
+    num_heads is used instead. num_classes of None means unconditional. pool is read by the classifier alone.
+    """
+
+    image_size: int
+    in_channels: int
+    model_channels: int
+    out_channels: int
+    num_res_blocks: int
+    attention_resolutions: tuple[int, ...]
+    channel_mult: tuple[float, ...]
+    dropout: float = 0.0
+    num_classes: int | None = None
+    num_heads: int = 1
+    num_head_channels: int = -1
+    num_heads_upsample: int = -1
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    conv_resample: bool = True
+    use_new_attention_order: bool = False
+    pool: str = "attention"
+
+    def __post_init__(self) -> None:
+        factor = 2 ** (len(self.channel_mult) - 1)
+        if self.image_size % factor:
+            raise ValueError(
+                f"image_size: {self.image_size} does not divide by {factor}, the downsampling of "
+                f"{len(self.channel_mult)} levels"
+            )
+        if self.pool not in POOLS:
+            raise ValueError(f"pool: {self.pool!r} is not one of {', '.join(POOLS)}")
+
+    @property
+    def learn_sigma(self) -> bool:
+        """Whether the network's output carries a variance beside eps."""
+        return self.out_channels == 2 * self.in_channels
+
+
+M = TypeVar("M", bound=nn.Module)
+
+POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000) -> Tensor:
+    """Sinusoidal embedding: cosines, then sines. t: (B,) in original time steps, fractions allowed -> (B, dim)."""
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    args = t[:, None].float() * torch.exp(-math.log(max_period) * exponent)
+    embedding = torch.cat([args.cos(), args.sin()], dim=-1)
+    return F.pad(embedding, (0, dim % 2))
+
+
+class Upsample(nn.Module):
+    """Nearest 2x, then a 3x3 convolution if ``use_conv``."""
+
+    def __init__(self, channels: int, use_conv: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return x if self.conv is None else self.conv(x)
+
+
+class Downsample(nn.Module):
+    """Strided 3x3 convolution if ``use_conv``, else a 2x2 mean."""
+
+    def __init__(self, channels: int, use_conv: bool) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.op(x)
+        return h
+
+
+class ResBlock(nn.Module):
+    """Residual block with the time embedding as a bias or as scale and shift; ``resample`` makes it change size."""
+
+    def __init__(self, channels: int, out_channels: int, config: NetworkConfig, resample: nn.Module | None = None):
+        super().__init__()
+        self.scale_shift = config.use_scale_shift_norm
+        emb_channels = config.model_channels * 4
+        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.resample = resample
+        emb_out = 2 * out_channels if self.scale_shift else out_channels
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
+        self.out_layers = nn.Sequential(
+            group_norm(out_channels),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection: nn.Module = (
+            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        )
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (B, C, H, W); emb: (B, 4 model_channels), already through SiLU."""
+        h = norm_act(x, self.in_layers[0])
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.in_layers[2](h)
+        emb_out = self.emb_layers[1](emb.to(weight_of(self.emb_layers[1]).dtype))
+        if self.scale_shift:
+            scale, shift = emb_out.chunk(2, dim=1)
+            h = norm_act(h, self.out_layers[0], scale, shift)
+        else:
+            h = norm_act(h + emb_out[..., None, None], self.out_layers[0])
+        y: Tensor = self.skip_connection(x) + self.out_layers[3](self.out_layers[2](h))
+        return y
+
+
+class AttentionBlock(nn.Module):
+    """Spatial self-attention with both of the reference's channel orders in ``qkv``."""
+
+    def __init__(self, channels: int, num_heads: int, num_head_channels: int, new_order: bool) -> None:
+        super().__init__()
+        self.num_heads = head_count(channels, num_heads, num_head_channels)
+        self.new_order = new_order
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = plain_norm(x, self.norm).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        q, k, v = split_heads(linear_1x1(tokens, self.qkv), self.num_heads, self.new_order)
+        h = attend(q, k, v).transpose(1, 2).reshape(batch, height * width, channels)
+        h = linear_1x1(h, self.proj_out).view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return x + h
+
+
+class AttentionPool(nn.Module):
+    """CLIP-style pooling: the mean token, with a position each, attends to all; only its own query is computed."""
+
+    def __init__(self, side: int, channels: int, num_head_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.num_heads = channels // num_head_channels
+        self.positional_embedding = nn.Parameter(torch.randn(channels, side**2 + 1) / channels**0.5)
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, side, side) -> (B, out_channels)."""
+        channels = x.shape[1]
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        tokens = tokens + self.positional_embedding.t().to(tokens.dtype)
+        weight, bias = self.qkv_proj.weight[..., 0], self.qkv_proj.bias
+        assert bias is not None
+        query = F.linear(tokens[:, :1], weight[:channels], bias[:channels])
+        k, v = F.linear(tokens, weight[channels:], bias[channels:]).chunk(2, dim=-1)
+        q, k, v = (s.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for s in (query, k, v))
+        h = attend(q, k, v).transpose(1, 2).flatten(1)
+        return linear_1x1(h, self.c_proj)
+
+
+def head_count(channels: int, num_heads: int, num_head_channels: int) -> int:
+    """Number of attention heads; num_head_channels wins over num_heads where it is not -1."""
+    if num_head_channels == -1:
+        return num_heads
+    if channels % num_head_channels:
+        raise ValueError(f"num_head_channels: {num_head_channels} does not divide {channels} channels")
+    return channels // num_head_channels
+
+
+def linear_1x1(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A 1x1 convolution applied to the last axis. x: (..., C_in) -> (..., C_out)."""
+    return F.linear(x, conv.weight[..., 0], conv.bias)
+
+
+def split_heads(qkv: Tensor, num_heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, 3C) -> q, k, v of (B, heads, N, C / heads). New order: all q, all k, all v; legacy: q, k, v a head."""
+    if new_order:
+        q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    else:
+        q, k, v = qkv.unflatten(-1, (num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
+    return q, k, v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over (B, heads, N, d).
+
+    Where a gradient is wanted on a CPU, plain matrix products: the flash kernel's backward is slow there.
+    """
+    if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+        scale = q.shape[-1] ** -0.25
+        weights: Tensor = ((q * scale) @ (k * scale).transpose(-2, -1)).float().softmax(dim=-1)
+        return weights.to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """A layer's weight."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def zero_(module: M) -> M:
+    """Set every parameter of ``module`` to zero (the reference's initial state of each block's last layer)."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module

@@ -1,0 +1,1 @@
+"""WebDataset tars, Parquet metadata and commit markers on any file system."""

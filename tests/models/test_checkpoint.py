@@ -1,0 +1,124 @@
+"""Strict loading: OpenAI's nine files by their entries, and every way a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.errors import CheckpointError
+from pipeline.models.adm import ADM, Classifier, UNet
+from pipeline.models.blocks import NetworkConfig
+from pipeline.models.catalog import PRESETS, get_preset, load_models
+from pipeline.models.checkpoint import file_sha256, load_network
+
+KEYS = Path(__file__).parent.parent / "checkpoint-keys"
+SMALL = NetworkConfig(
+    image_size=8, in_channels=1, model_channels=32, out_channels=2, num_res_blocks=1,
+    attention_resolutions=(2,), channel_mult=(1, 2),
+)  # fmt: skip
+
+
+def network_of(name: str) -> ADM:
+    """The preset network that a public file belongs to."""
+    size = name.split("x")[0]
+    preset = PRESETS[f"adm-imagenet-{size}{'-uncond' if name.endswith('uncond') else ''}"]
+    return Classifier(preset.classifier) if name.endswith("classifier") else UNet(preset.unet)
+
+
+@pytest.mark.parametrize("keys", sorted(KEYS.glob("*.json")), ids=lambda p: p.stem)
+def test_openais_files_load_strictly(keys: Path, tmp_path: Path) -> None:
+    """A real torch file with the public file's entries; each is one stored zero, expanded, so that it stays small."""
+    entries = json.loads(keys.read_text())["state_dict"]
+    state = {name: torch.zeros(1).expand(shape) for name, shape in entries.items()}
+    path = tmp_path / f"{keys.stem}.pt"
+    torch.save(state, path)
+    network, _ = load_network(lambda: network_of(keys.stem), path)
+    assert {name: list(value.shape) for name, value in network.state_dict().items()} == entries
+    assert not any(parameter.is_meta or parameter.requires_grad for parameter in network.parameters())
+    wrong = {**state, "time_embed.0.weight": torch.zeros(3, 3)}
+    torch.save(wrong, path)
+    with pytest.raises(CheckpointError, match=r"misshapen time_embed\.0\.weight \(3, 3\) instead of"):
+        load_network(lambda: network_of(keys.stem), path)
+
+
+def test_all_nine_public_files_are_covered() -> None:
+    assert len(list(KEYS.glob("*.json"))) == 9
+
+
+def small_state() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn_like(value) for name, value in UNet(SMALL).state_dict().items()}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("out.2.bias"), "missing out.2.bias"),
+        (lambda s: s.update({"ema.decay": torch.zeros(1)}), "extra ema.decay"),
+        (lambda s: s.update({"out.0.bias": torch.zeros(7)}), r"misshapen out.0.bias \(7,\) instead of \(32,\)"),
+    ],
+    ids=["missing", "extra", "misshapen"],
+)
+def test_other_entries_are_refused_by_name(change: Any, message: str, suffix: str, tmp_path: Path) -> None:
+    state = small_state()
+    change(state)
+    path = tmp_path / f"weights{suffix}"
+    torch.save(state, path) if suffix == ".pt" else save_file(state, path)
+    with pytest.raises(CheckpointError, match=message):
+        load_network(lambda: UNet(SMALL), path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_values_arrive_as_they_are_stored(suffix: str, tmp_path: Path) -> None:
+    state, path = small_state(), tmp_path / f"weights{suffix}"
+    torch.save(state, path) if suffix == ".pt" else save_file(state, path)
+    network, sha256 = load_network(lambda: UNet(SMALL), path, file_sha256(path).upper())
+    assert sha256 == file_sha256(path)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_a_file_that_is_no_checkpoint_is_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"not a checkpoint at all")
+    with pytest.raises(CheckpointError, match="is no readable checkpoint"):
+        load_network(lambda: UNet(SMALL), path)
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+            return (Path.touch, (tmp_path / "pwned",))
+
+    torch.save({"weight": Payload()}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        load_network(lambda: UNet(SMALL), tmp_path / "evil.pt")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_nested_training_state_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save({"model": small_state()}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="not a state dict"):
+        load_network(lambda: UNet(SMALL), tmp_path / "state.pt")
+
+
+def test_a_missing_file_and_a_wrong_hash_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_network(lambda: UNet(SMALL), tmp_path / "absent.pt")
+    path = tmp_path / "weights.pt"
+    torch.save(small_state(), path)
+    with pytest.raises(CheckpointError, match="the manifest allows 0123"):
+        load_network(lambda: UNet(SMALL), path, "0123")
+
+
+def test_a_public_preset_without_a_path_says_which_field_is_missing() -> None:
+    with pytest.raises(CheckpointError, match=r"model\.checkpoint: None is not the path of a file"):
+        load_models(get_preset("adm-imagenet-64"), None, None, (None, None), torch.device("cpu"), "exact")

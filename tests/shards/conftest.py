@@ -1,0 +1,117 @@
+"""A small run on a local folder and in memory: three shards of six 5x4 images, two classes."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.shards.index import CardInfo, claim_output
+from pipeline.shards.metadata import SampleRecord, sample_key
+from pipeline.shards.store import Store
+from pipeline.shards.writer import Sample, ShardHeader, commit_shard, encode_png
+
+TEXT = 'name = "probe"  # kept verbatim\n'
+DIGEST = "d" * 64
+NAMES = ["rare-000000", "rare-000001", "rare-000002"]
+COUNTS = {0: 9, 1: 9}
+PER_SHARD = 6
+
+
+def shard_image(shard: int, index: int, channels: int = 3) -> np.ndarray:
+    generator = np.random.default_rng([shard, index])
+    return generator.integers(0, 256, (channels, 4, 5), dtype=np.uint8)
+
+
+def shard_sample(shard: int, index: int, digest: str = DIGEST, channels: int = 3) -> Sample:
+    png = encode_png(shard_image(shard, index, channels))
+    record = SampleRecord(
+        key=sample_key(shard, index),
+        shard=shard,
+        index=index,
+        class_id=index % 2,
+        class_name=("t-shirt/top", "ankle boot")[index % 2],
+        predicted_id=index % 2,
+        confidence=0.1 * index + 1 / 3,
+        entropy=0.5,
+        entropy_normalized=0.25,
+        margin=0.125,
+        seed=2**63 - 1 - index,
+        candidate=0,
+        guidance="classifier+low-confidence",
+        steps=250,
+        checkpoint_sha256="a" * 64,
+        classifier_sha256="b" * 64,
+        manifest_digest=digest,
+        image_sha256=hashlib.sha256(png).hexdigest(),
+        width=5,
+        height=4,
+        created_at=datetime.now(UTC),
+        accepted=index != 3,
+    )
+    return Sample(record, png)
+
+
+def shard_samples(shard: int) -> list[Sample]:
+    return [shard_sample(shard, index) for index in range(PER_SHARD)]
+
+
+@pytest.fixture
+def make_samples() -> Callable[[int], list[Sample]]:
+    return shard_samples
+
+
+@pytest.fixture
+def make_sample() -> Callable[..., Sample]:
+    return shard_sample
+
+
+@pytest.fixture
+def make_image() -> Callable[..., np.ndarray]:
+    return shard_image
+
+
+@pytest.fixture
+def make_header() -> Callable[[int], ShardHeader]:
+    return lambda shard: ShardHeader(NAMES[shard], shard, TEXT, DIGEST, f"attempt-{uuid.uuid4().hex}")
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    root = str(tmp_path / "out") if request.param == "local" else f"memory://rarefy-{uuid.uuid4().hex}"
+    return Store(root)
+
+
+@pytest.fixture
+def run(store: Store, make_header: Callable[[int], ShardHeader]) -> Store:
+    """The output of a run whose three shards are committed."""
+    claim_output(store, TEXT, DIGEST)
+    for shard in range(len(NAMES)):
+        commit_shard(store, make_header(shard), shard_samples(shard), seconds=2.0)
+    return store
+
+
+@pytest.fixture
+def plan() -> tuple[str, str, list[str], dict[int, int]]:
+    """What seal asks for: manifest text, digest, shard names, samples by class."""
+    return TEXT, DIGEST, NAMES, COUNTS
+
+
+@pytest.fixture
+def card() -> CardInfo:
+    return CardInfo(
+        name='odd: "name" # 1',
+        preset="fashion-mnist-28",
+        image_size=4,
+        channels=3,
+        class_names=("t-shirt/top", "ankle boot"),
+        guidance=("classifier", "low-confidence"),
+        sampler="ancestral, 250 steps",
+        checkpoint_sha256="a" * 64,
+        classifier_sha256="b" * 64,
+    )

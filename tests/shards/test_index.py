@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.errors import OutputError, ShardError
+from pipeline.shards.index import CardInfo, claim_output, committed, is_sealed, seal, verify, verify_shard
+from pipeline.shards.store import Store
+from pipeline.shards.writer import Sample, ShardHeader, commit_shard, encode_png
+
+Plan = tuple[str, str, list[str], dict[int, int]]
+Header = Callable[[int], ShardHeader]
+Samples = Callable[[int], list[Sample]]
+TAR, PARQUET, MARKER = "shards/rare-000001.tar", "metadata/rare-000001.parquet", "state/rare-000001.json"
+
+
+def swap_image(tar: bytes, key: str, png: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(tar)) as source, tarfile.open(fileobj=out, mode="w") as target:
+        for member in source:
+            data = source.extractfile(member).read()  # type: ignore[union-attr]  # every member is a file
+            data = png if member.name == f"{key}.png" else data
+            member.size = len(data)
+            target.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def forge_marker(store: Store, **claims: object) -> None:
+    store.write_bytes(MARKER, json.dumps(json.loads(store.read_bytes(MARKER)) | claims).encode())
+
+
+def problems(store: Store, plan: Plan) -> str:
+    found = verify(store, plan[2], plan[1])
+    assert list(found) == ["rare-000001"]
+    return "; ".join(found["rare-000001"])
+
+
+def test_a_whole_run_has_no_problems(run: Store, plan: Plan) -> None:
+    assert verify(run, plan[2], plan[1]) == {}
+
+
+@pytest.mark.parametrize("cut", [1, 2000, 9000])
+def test_truncated_tar_is_found(cut: int, run: Store, plan: Plan) -> None:
+    data = run.read_bytes(TAR)
+    run.write_bytes(TAR, data[:-cut])
+    assert f"tar has {len(data) - cut} bytes, its marker says {len(data)}" in problems(run, plan)
+
+
+def test_swapped_image_is_found_even_where_the_marker_agrees(
+    run: Store, plan: Plan, make_image: Callable[..., np.ndarray]
+) -> None:
+    forged = swap_image(run.read_bytes(TAR), "00000100003", encode_png(make_image(9, 9)))
+    run.write_bytes(TAR, forged)
+    found = problems(run, plan)
+    assert "tar has" in found and "sample 00000100003: its image has another sha256 than its row says" in found
+    hashes = {"tar_sha256": hashlib.sha256(forged).hexdigest(), "tar_md5": hashlib.md5(forged).hexdigest()}
+    forge_marker(run, tar_bytes=len(forged), **hashes)
+    assert problems(run, plan) == "sample 00000100003: its image has another sha256 than its row says"
+
+
+def test_changed_parquet_row_is_found_even_where_the_marker_agrees(run: Store, plan: Plan) -> None:
+    table = pq.read_table(pa.BufferReader(run.read_bytes(PARQUET)))
+    changed = pc.if_else(pc.equal(table["key"], "00000100004"), 0.5, table["confidence"])
+    table = table.set_column(table.schema.get_field_index("confidence"), table.schema.field("confidence"), changed)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    forged = sink.getvalue().to_pybytes()
+    run.write_bytes(PARQUET, forged)
+    found = problems(run, plan)
+    assert "Parquet has" in found and "sample 00000100004: its .json and its row differ in confidence" in found
+    forge_marker(run, parquet_bytes=len(forged), parquet_sha256=hashlib.sha256(forged).hexdigest())
+    assert problems(run, plan) == "sample 00000100004: its .json and its row differ in confidence"
+
+
+def test_lost_parquet_row_is_found(run: Store, plan: Plan) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pq.read_table(pa.BufferReader(run.read_bytes(PARQUET))).slice(1), sink)
+    run.write_bytes(PARQUET, sink.getvalue().to_pybytes())
+    found = problems(run, plan)
+    assert "Parquet has 5 rows, its marker says 6" in found
+    assert "sample 00000100000 is in the tar and has no row" in found
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1 no PAR1"])
+def test_broken_parquet_is_found(data: bytes, run: Store, plan: Plan) -> None:
+    run.write_bytes(PARQUET, data)
+    assert "rare-000001.parquet: not a readable Parquet file" in problems(run, plan)
+
+
+@pytest.mark.parametrize("rel", [TAR, PARQUET])
+def test_missing_file_is_named(rel: str, run: Store, plan: Plan) -> None:
+    run.delete(rel)
+    assert problems(run, plan) == f"{rel} is missing"
+
+
+def test_marker_of_another_digest_is_named(run: Store, plan: Plan) -> None:
+    forge_marker(run, manifest_digest="e" * 64)
+    assert problems(run, plan) == f"marker is of manifest {'e' * 64}, not {plan[1]}"
+    assert list(committed(run, plan[2], plan[1])) == ["rare-000000", "rare-000002"]
+
+
+def test_damaged_marker_is_named_and_not_committed(run: Store, plan: Plan) -> None:
+    run.write_bytes(MARKER, b'{"name": "rare-0')
+    assert problems(run, plan).startswith("state/rare-000001.json: not JSON")
+    assert list(committed(run, plan[2], plan[1])) == ["rare-000000", "rare-000002"]
+
+
+def test_seal_writes_the_data_set(run: Store, plan: Plan, card: CardInfo) -> None:
+    sealed = seal(run, *plan, card)
+    assert is_sealed(run)
+    assert (sealed.shards, sealed.samples, sealed.counts) == (3, 18, {0: 9, 1: 9})
+    index = json.loads(run.read_bytes("index.json"))
+    assert (index["__kind__"], index["wids_version"]) == ("wids-shard-index-v1", 1)
+    for name, entry in zip(plan[2], index["shardlist"], strict=True):
+        data = run.read_bytes(entry["url"])
+        assert entry == {
+            "url": f"shards/{name}.tar",
+            "md5sum": hashlib.md5(data).hexdigest(),
+            "nsamples": 6,
+            "filesize": len(data),
+        }
+    listing = json.loads(run.read_bytes("metadata/_index.json"))
+    assert (listing["total"], listing["counts"]) == (18, {"0": 9, "1": 9})
+    assert [entry["parquet"] for entry in listing["shards"]] == [f"metadata/{name}.parquet" for name in plan[2]]
+    assert {column["name"]: column.get("unit") for column in listing["columns"]}["entropy"] == "nat"
+    files = ["README.md", "_SUCCESS", "index.json", "manifest.toml", "metadata", "shards", "state"]
+    assert run.list() == files
+
+
+def test_card_front_matter_is_what_the_hub_reads(run: Store, plan: Plan, card: CardInfo) -> None:
+    seal(run, *plan, card)
+    _, front, body = run.read_bytes("README.md").decode().split("---\n", 2)
+    table = yaml.safe_load(front)
+    assert table["pretty_name"] == card.name
+    assert table["size_categories"] == ["n<1K"]
+    assert table["configs"] == [
+        {"config_name": "default", "data_files": [{"split": "train", "path": "shards/*.tar"}]},
+    ]
+    assert "| 1 | ankle boot | 9 |" in body
+    assert '"shards/rare-{000000..000002}.tar"' in body
+
+
+def test_sealing_twice_gives_the_same_files(run: Store, plan: Plan, card: CardInfo) -> None:
+    names = ("index.json", "README.md", "_SUCCESS", "metadata/_index.json")
+    seal(run, *plan, card)
+    before = [run.read_bytes(name) for name in names]
+    seal(run, *plan, card)
+    assert [run.read_bytes(name) for name in names] == before
+
+
+def test_seal_refuses_gaps(run: Store, plan: Plan, card: CardInfo) -> None:
+    run.delete(MARKER)
+    with pytest.raises(ShardError, match="1 missing: rare-000001; run generate again"):
+        seal(run, *plan, card)
+    assert not is_sealed(run) and not run.exists("index.json")
+
+
+def test_seal_takes_back_a_damaged_shard(
+    run: Store,
+    plan: Plan,
+    card: CardInfo,
+    make_header: Header,
+    make_samples: Samples,
+) -> None:
+    seal(run, *plan, card)
+    run.write_bytes(TAR, run.read_bytes(TAR)[:-1])
+    with pytest.raises(ShardError, match=r"1 damaged, their markers removed: rare-000001 \(tar has"):
+        seal(run, *plan, card)
+    assert not is_sealed(run)
+    assert list(committed(run, plan[2], plan[1])) == ["rare-000000", "rare-000002"]
+    commit_shard(run, make_header(1), make_samples(1), seconds=1.0)
+    seal(run, *plan, card)
+    assert is_sealed(run)
+
+
+def test_seal_refuses_other_counts_strangers_and_other_places(run: Store, plan: Plan, card: CardInfo) -> None:
+    text, digest, names, _ = plan
+    with pytest.raises(ShardError, match="counts"):
+        seal(run, text, digest, names, {0: 10, 1: 8}, card)
+    run.write_bytes("shards/other-000000.tar", b"")
+    with pytest.raises(ShardError, match=r"other-000000\.tar is not of this plan"):
+        seal(run, *plan, card)
+    run.delete("shards/other-000000.tar")
+    with pytest.raises(OutputError, match="it holds the run of"):
+        seal(run, text, "e" * 64, names, {0: 9, 1: 9}, card)
+    seal(run, text, digest, names, {0: 9, 1: 9, 2: 0}, card)
+
+
+def test_seal_of_no_run_leaves_nothing(store: Store, plan: Plan, card: CardInfo) -> None:
+    with pytest.raises(OutputError, match="is not a rarefy run"):
+        seal(store, *plan, card)
+    assert store.list() == []
+
+
+def test_seal_sweeps_what_dead_attempts_left(
+    tmp_path: Path, plan: Plan, card: CardInfo, make_samples: Samples, make_header: Header
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    claim_output(store, plan[0], plan[1])
+    for shard in range(3):
+        commit_shard(store, make_header(shard), make_samples(shard), seconds=1.0)
+    left = tmp_path / "out" / "shards" / f".rare-000001.tar.{'f' * 32}.tmp"
+    left.write_bytes(b"half a tar")
+    assert verify_shard(store, "rare-000001", plan[1]) == []
+    seal(store, *plan, card)
+    assert not left.exists()
+
+
+def test_claim(store: Store) -> None:
+    claim_output(store, "first", "1" * 64)
+    claim_output(store, "first # with a comment", "1" * 64)
+    assert store.read_bytes("manifest.toml") == b"first"
+    with pytest.raises(OutputError, match=f"it holds the run of {'1' * 64}"):
+        claim_output(store, "second", "2" * 64)
+    assert store.read_bytes("manifest.toml") == b"first"
+    # Killed between the two files: the same run goes on.
+    store.delete("manifest.toml")
+    claim_output(store, "first", "1" * 64)
+    assert store.read_bytes("manifest.toml") == b"first"
+
+
+def test_claim_refuses_a_folder_with_other_files(store: Store) -> None:
+    store.write_bytes("thesis.tex", b"")
+    with pytest.raises(OutputError, match=r"an empty place or a rarefy run \(it holds thesis.tex\)"):
+        claim_output(store, "first", "1" * 64)
+    assert store.list() == ["thesis.tex"]
+
+
+def test_claim_of_a_damaged_run_file_is_one_line(store: Store) -> None:
+    store.write_bytes("state/run.json", b"[]")
+    with pytest.raises(OutputError, match="own file"):
+        claim_output(store, "first", "1" * 64)

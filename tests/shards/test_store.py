@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import OutputError
+from pipeline.shards.store import Store
+
+
+def test_round_trip(store: Store, tmp_path: Path) -> None:
+    store.write_bytes("a/b/c.bin", b"one")
+    store.write_bytes("a/b/c.bin", b"two!")
+    source = tmp_path / "source"
+    source.write_bytes(b"from a file")
+    store.put_file(source, "a/d.bin")
+    assert store.read_bytes("a/b/c.bin") == b"two!"
+    assert store.size("a/b/c.bin") == 4
+    with store.open("a/d.bin") as stream:
+        assert stream.read() == b"from a file"
+    with store.local_copy("a/d.bin") as path:
+        assert path.read_bytes() == b"from a file"
+    assert store.list("a") == ["b", "d.bin"]
+    assert store.list("absent") == []
+    store.delete("a/d.bin")
+    store.delete("a/d.bin")
+    assert not store.exists("a/d.bin")
+    assert pickle.loads(pickle.dumps(store)).read_bytes("a/b/c.bin") == b"two!"
+
+
+def test_a_failing_writer_leaves_nothing(store: Store) -> None:
+    with pytest.raises(KeyError), store.staged("shards/x.tar") as private:
+        private.write_bytes(b"half")
+        raise KeyError("the writer fails")
+    assert store.list("shards") == []
+    assert store.sweep("shards") == 0
+
+
+def test_a_reader_sees_old_or_new_bytes_never_a_part(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write_bytes("x", b"old")
+    with store.staged("x") as private:
+        private.write_bytes(b"ne")
+        assert store.read_bytes("x") == b"old"
+        assert store.list() == ["x"]
+        private.write_bytes(b"new")
+    assert store.read_bytes("x") == b"new"
+
+
+def test_sweep_takes_private_files_only(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    (tmp_path / f".rare-000000.tar.{'0' * 32}.tmp").write_bytes(b"dead attempt")
+    for name in (".hidden", "rare-000000.tar", "x.tmp", ".nfs000.tmp"):
+        (tmp_path / name).write_bytes(b"")
+    assert store.sweep("") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".nfs000.tmp", "rare-000000.tar", "x.tmp"]
+
+
+@pytest.mark.parametrize("root", ["/proc/rarefy", "/dev/null/out", "nosuchprotocol://bucket/x"])
+def test_a_place_that_cannot_be_written_is_one_line(root: str) -> None:
+    with pytest.raises(OutputError) as caught:
+        Store(root).check_writable()
+    line = str(caught.value)
+    assert "\n" not in line and line.startswith(f"out: '{root}' is not ")
+
+
+def test_missing_and_unreadable_files_are_one_line(store: Store) -> None:
+    for action in (store.read_bytes, store.size, store.open):
+        with pytest.raises(OutputError, match=r"absent\.bin' is not readable \((?i:no such file or )"):
+            action("absent.bin")
+
+
+def test_check_writable_leaves_nothing_and_asks_for_space(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "new"))
+    store.check_writable(need_bytes=1)
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(OutputError, match="bytes free"):
+        store.check_writable(need_bytes=2**62)
+
+
+def test_no_space_left_simulated_at_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operating system's fault is simulated here; the next test fills a real file system where it may mount one."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"^out: '.*x' is not writable \(No space left on device\)$"):
+        Store(str(tmp_path)).write_bytes("x", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+FILL = """
+import sys
+from pipeline.errors import OutputError
+from pipeline.shards.store import Store
+store = Store(sys.argv[1])
+store.check_writable()
+try:
+    store.write_bytes("shards/x.tar", bytes(1 << 20))
+except OutputError as error:
+    print(error)
+print(store.list("shards"), store.sweep("shards"))
+"""
+
+
+def test_no_space_left_on_a_full_file_system(tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=64k none {tmp_path}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets no user mount a file system of its own")
+    command = ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$0" -c "$1" {tmp_path}', sys.executable, FILL]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout == f"out: '{tmp_path}/shards/x.tar' is not writable (No space left on device)\n[] 0\n"

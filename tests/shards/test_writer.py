@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.errors import ShardError
+from pipeline.shards.index import claim_output, committed, verify_shard
+from pipeline.shards.marker import parse_marker, read_marker
+from pipeline.shards.metadata import SCHEMA, SampleRecord, read_records
+from pipeline.shards.store import Store
+from pipeline.shards.writer import Sample, ShardHeader, commit_shard, encode_png
+
+Plan = tuple[str, str, list[str], dict[int, int]]
+Header = Callable[[int], ShardHeader]
+Samples = Callable[[int], list[Sample]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_keeps_every_pixel(channels: int, make_image: Callable[..., np.ndarray]) -> None:
+    image = make_image(7, 1, channels)
+    data = encode_png(image)
+    assert data == encode_png(image.copy())
+    pixels = np.array(Image.open(io.BytesIO(data)))
+    expected = image[0] if channels == 1 else np.moveaxis(image, 0, -1)
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_tar_bytes_depend_on_the_images_alone(tmp_path: Path, make_header: Header, make_samples: Samples) -> None:
+    first, second = Store(str(tmp_path / "one")), Store(str(tmp_path / "two"))
+    one = commit_shard(first, make_header(0), make_samples(0), seconds=1.0)
+    # Another attempt, other times and another order of arrival.
+    two = commit_shard(second, make_header(0), make_samples(0)[::-1], seconds=9.0)
+    assert first.read_bytes("shards/rare-000000.tar") == second.read_bytes("shards/rare-000000.tar")
+    assert (one.tar_sha256, one.tar_md5) == (two.tar_sha256, two.tar_md5)
+    assert one.attempt != two.attempt
+
+
+def test_tar_layout(run: Store, make_sample: Callable[..., Sample]) -> None:
+    with tarfile.open(fileobj=io.BytesIO(run.read_bytes("shards/rare-000001.tar"))) as tar:
+        members = tar.getmembers()
+        info = json.load(tar.extractfile("00000100002.json"))  # type: ignore[arg-type]  # the member is a file
+    names = [member.name for member in members]
+    assert names[:4] == ["00000100000.cls", "00000100000.json", "00000100000.png", "00000100001.cls"]
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "rarefy", "rarefy")}
+    record = make_sample(1, 2).record
+    assert info["confidence"] == record.confidence and info["seed"] == 2**63 - 3
+    assert set(info) == set(SCHEMA.names) - {"created_at"}
+
+
+def test_parquet_holds_the_records_units_and_manifest(run: Store, plan: Plan, make_samples: Samples) -> None:
+    text, digest, names, _ = plan
+    found = read_records(run, names[2])
+    wanted = [sample.record for sample in make_samples(2)]
+    now = wanted[0].created_at
+    assert [replace(r, created_at=now) for r in found] == [replace(r, created_at=now) for r in wanted]
+    schema = pq.read_schema(pa.BufferReader(run.read_bytes(f"metadata/{names[2]}.parquet")))
+    assert schema.metadata[b"rarefy.manifest"].decode() == text
+    assert schema.metadata[b"rarefy.manifest_digest"].decode() == digest
+    assert schema.field("entropy").metadata[b"unit"] == b"nat"
+    assert tuple(SampleRecord.__dataclass_fields__) == tuple(SCHEMA.names)
+
+
+def test_marker_says_what_is_there(run: Store, plan: Plan) -> None:
+    marker = read_marker(run, "rare-000001")
+    assert marker is not None
+    tar, parquet = run.read_bytes("shards/rare-000001.tar"), run.read_bytes("metadata/rare-000001.parquet")
+    assert marker.tar_sha256 == hashlib.sha256(tar).hexdigest()
+    assert marker.tar_md5 == hashlib.md5(tar).hexdigest()
+    assert marker.parquet_sha256 == hashlib.sha256(parquet).hexdigest()
+    assert (marker.tar_bytes, marker.parquet_bytes) == (len(tar), len(parquet))
+    assert (marker.rows, marker.counts) == (6, {"0": 3, "1": 3})
+    assert (marker.seconds, marker.images_per_second) == (2.0, 3.0)
+    assert parse_marker(marker.to_json(), "x") == marker
+    assert list(committed(run, plan[2], plan[1])) == plan[2]
+    assert committed(run, plan[2], "e" * 64) == {}
+    with pytest.raises(ShardError, match="x: not a commit marker"):
+        parse_marker(b'{"name": "rare"}', "x")
+
+
+def test_the_first_commit_wins(run: Store, plan: Plan, make_header: Header, make_sample: Callable[..., Sample]) -> None:
+    before = run.read_bytes("shards/rare-000000.tar")
+    # A straggler on another device gives other pixels for the same keys: a sealed shard must not change under it.
+    late = [make_sample(0, index, channels=1) for index in range(6)]
+    marker = commit_shard(run, make_header(0), late, seconds=1.0)
+    assert marker == read_marker(run, "rare-000000")
+    assert run.read_bytes("shards/rare-000000.tar") == before
+    assert verify_shard(run, "rare-000000", plan[1]) == []
+
+
+def test_a_lost_tar_is_committed_again(run: Store, plan: Plan, make_header: Header, make_samples: Samples) -> None:
+    run.delete("shards/rare-000000.tar")
+    commit_shard(run, make_header(0), make_samples(0), seconds=1.0)
+    assert verify_shard(run, "rare-000000", plan[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": "00000000009"}, "00000000009"),
+        ({"confidence": float("nan")}, "confidence nan"),
+        ({"shard": 1, "key": "00000100001"}, "another shard"),
+        ({"manifest_digest": "e" * 64}, "another shard or manifest"),
+        ({"image_sha256": "0" * 64}, "another image"),
+        ({"index": 0, "key": "00000000000"}, "00000000000 is there 2 times"),
+    ],
+)
+def test_samples_that_do_not_belong_are_refused(
+    change: dict[str, object], message: str, store: Store, make_header: Header, make_samples: Samples
+) -> None:
+    samples = make_samples(0)
+    samples[1] = replace(samples[1], record=replace(samples[1].record, **change))  # type: ignore[arg-type]  # by name
+    with pytest.raises(ShardError, match=message):
+        commit_shard(store, make_header(0), samples, seconds=1.0)
+    assert store.list() == []
+
+
+DIE = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[3])
+import conftest
+from pipeline.shards import store, writer
+
+class Dying(store.Store):
+    def write_bytes(self, rel, data):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[2] == "while writing":
+    writer.write_table = die
+header = writer.ShardHeader("rare-000000", 0, conftest.TEXT, conftest.DIGEST, "dies")
+writer.commit_shard(Dying(sys.argv[1]), header, conftest.shard_samples(0), 1.0)
+"""
+
+
+@pytest.mark.parametrize(("moment", "tars"), [("while writing", []), ("before the marker", ["rare-000000.tar"])])
+def test_killed_attempt_commits_nothing_and_is_made_again(
+    moment: str, tars: list[str], tmp_path: Path, plan: Plan, make_header: Header, make_samples: Samples
+) -> None:
+    text, digest, names, _ = plan
+    store = Store(str(tmp_path / "out"))
+    claim_output(store, text, digest)
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", DIE, store.root, moment, str(here)]
+    assert subprocess.run(command, check=False, cwd=here.parents[1]).returncode == -signal.SIGKILL
+    assert store.list("shards") == tars
+    assert committed(store, names, digest) == {}
+    assert verify_shard(store, names[0], digest) == ["not committed (no marker)"]
+    commit_shard(store, make_header(0), make_samples(0), seconds=1.0)
+    assert verify_shard(store, names[0], digest) == []
+    assert store.sweep("shards") == (1 if moment == "while writing" else 0)

@@ -1,0 +1,100 @@
+"""Numbers of the reference implementation. ``pytest tests/test_golden.py --golden DIR`` checks another folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.diffusion.guidance import ClassifierGuidance, entropy
+from pipeline.diffusion.sampler import Chain, reverse_chain
+from pipeline.diffusion.schedule import make_schedule
+from pipeline.models.adm import Classifier, UNet
+from pipeline.models.blocks import NetworkConfig
+
+NETWORK_TOLERANCE = 1e-4
+TRACE_TOLERANCE = 1e-3
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    folder = Path(metafunc.config.getoption("--golden"))
+    for kind in ("unet", "classifier", "sampler_trace"):
+        if kind in metafunc.fixturenames:
+            files = [f for f in sorted(folder.glob("*.json")) if json.loads(f.read_text())["kind"] == kind]
+            assert files, f"no golden file of kind {kind} in {folder}"
+            metafunc.parametrize(kind, files, ids=[f.stem for f in files])
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with np.load(path.with_suffix(".npz")) as arrays:
+        return json.loads(path.read_text()), {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def config(values: dict[str, Any]) -> NetworkConfig:
+    return NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def fill(network: nn.Module) -> nn.Module:
+    """Give a network the weights that the golden folder's README prescribes."""
+    for name, entry in network.state_dict().items():
+        w = torch.randn(entry.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        if entry.ndim <= 1:
+            w = 0.1 * w + name.endswith("weight")
+        else:
+            w = w / math.sqrt(math.prod(entry.shape[1:])) * (20 if name == "out.2.c_proj.weight" else 1)
+        entry.copy_(w)
+    return network.eval().requires_grad_(False)
+
+
+def shapes(network: nn.Module) -> dict[str, list[int]]:
+    return {name: list(entry.shape) for name, entry in network.state_dict().items()}
+
+
+def test_unet(unet: Path) -> None:
+    golden, arrays = read(unet)
+    network = UNet(config(golden["config"]))
+    assert shapes(network) == golden["state_dict"]
+    output = fill(network)(arrays["x"], arrays["t"], arrays.get("y"))
+    assert relative_error(output, arrays["output"]) < NETWORK_TOLERANCE
+
+
+def test_classifier(classifier: Path) -> None:
+    golden, arrays = read(classifier)
+    network = Classifier(config(golden["config"]))
+    assert shapes(network) == golden["state_dict"]
+    x = arrays["x"].requires_grad_()
+    logits = fill(network)(x, arrays["t"])
+    log_prob = logits.log_softmax(-1).gather(1, arrays["y"][:, None]).sum()
+    assert relative_error(logits.detach(), arrays["logits"]) < NETWORK_TOLERANCE
+    assert relative_error(torch.autograd.grad(log_prob, x)[0], arrays["grad_log_prob"]) < NETWORK_TOLERANCE
+
+
+def test_trace(sampler_trace: Path) -> None:
+    golden, arrays = read(sampler_trace)
+    unet, classifier = fill(UNet(config(golden["unet"]))), fill(Classifier(config(golden["classifier"])))
+    schedule = make_schedule(golden["schedule"], 1000, golden["timestep_respacing"])
+    assert schedule.timesteps.tolist() == arrays["timesteps"].tolist()
+    term = ClassifierGuidance(scale=golden["classifier_scale"], entropy_scaling=golden["entropy_scaling"])
+    chain = Chain(schedule, "ddim" if golden["ddim"] else "ancestral", golden["eta"], (term,))
+    y, x = arrays["y"], arrays["x_T"]
+    states = reverse_chain(unet, classifier, chain, x, y, lambda step: arrays["noise"][step])
+    for k, state in enumerate(states):
+        log_probs = classifier(x, torch.full((len(x),), float(state.t))).log_softmax(-1)
+        confidence = log_probs.gather(1, y[:, None])[:, 0].exp()
+        assert relative_error(entropy(log_probs), arrays["entropy"][k]) < TRACE_TOLERANCE
+        assert relative_error(confidence, arrays["confidence"][k]) < TRACE_TOLERANCE
+        assert relative_error(state.pred_xstart, arrays["pred_xstart"][k]) < TRACE_TOLERANCE
+        assert relative_error(state.x, arrays["sample"][k]) < TRACE_TOLERANCE
+        x = state.x
+    assert k + 1 == len(arrays["sample"])
