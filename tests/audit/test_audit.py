@@ -1,0 +1,208 @@
+"""The audit of a small committed run, end to end, against what is known of its images."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.audit.audit import METRICS_PATH, AuditOptions, run_audit
+from pipeline.audit.dataset import read_run
+from pipeline.audit.features import extract_features, load_extractor
+from pipeline.audit.metrics import compare_features
+from pipeline.audit.reference import load_reference, match_counts
+from pipeline.audit.summary import histogram, rarest
+from pipeline.errors import DataError, OutputError, RarefyError, ShardError
+from pipeline.generate.score import score_images
+from pipeline.manifest import Manifest, parse_manifest
+from pipeline.models.adm import Classifier, UNet
+from pipeline.models.catalog import get_preset
+from pipeline.shards.store import Store
+
+CommitRun = Callable[[Store, str], Manifest]
+
+MANIFEST = """
+name = "small"
+[model]
+preset = "fashion-mnist-28"
+[classes]
+counts = { 0 = 12, 1 = 8, 4 = 4 }
+[output]
+shard_size = 9
+"""
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    assert stage
+    assert 0 <= done <= total
+
+
+def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:
+    store = Store(str(tmp_path / "out"))
+    commit_run(store, MANIFEST)
+    result = run_audit(store, AuditOptions(reference=str(real_folder)), quiet)
+    assert json.loads(store.read_bytes(METRICS_PATH)) == result
+
+    run = read_run(store, 10_000)
+    reference = load_reference(run.manifest.preset, str(real_folder))
+    assert reference is not None
+    extractor = load_extractor()
+    real = extract_features(reference.real.images, extractor)
+    expected = compare_features(extract_features(run.images, extractor), real)
+    held_out = match_counts(reference.held_out, {0: 12, 1: 8, 4: 4})
+    floor = compare_features(extract_features(held_out.images, extractor), real)
+    for name, value in expected.items():
+        entry = result["metrics"][name]
+        assert entry["value"] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+        assert entry["floor"] == pytest.approx(floor[name], rel=1e-4, abs=1e-4), name
+        assert (entry["extractor"], entry["layer"]) == ("efficientnet-lite0", "head_pooled")
+        assert (entry["generated_count"], entry["real_count"], entry["floor_count"]) == (24, 100, 10 + 8 + 4)
+        assert entry["k"] == (None if name.startswith(("fid", "kid")) else 3)
+
+
+def test_counts_classes_and_samples(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:
+    store = Store(str(tmp_path / "out"))
+    commit_run(store, MANIFEST)
+    result = run_audit(store, AuditOptions(reference=str(real_folder)), quiet)
+    assert [(row["class_id"], row["class_name"], row["planned"], row["count"]) for row in result["per_class"]] == [
+        (0, "t-shirt/top", 12, 12),
+        (1, "trouser", 8, 8),
+        (4, "coat", 4, 4),
+    ]
+    assert result["metrics"]["on_class_rate"]["value"] == pytest.approx(0.75)
+    assert result["per_class"][1]["confidence"] == pytest.approx(0.2 + 0.7 * 0.75)
+    assert sum(result["histograms"]["confidence"]["generated"]) == pytest.approx(1)
+    assert result["provenance"]["manifest_digest"] == parse_manifest(MANIFEST, "x").digest
+    assert result["provenance"]["sealed"] is False
+    table = pq.read_table(tmp_path / "out" / "audit" / "samples.parquet")
+    assert table.num_rows == 24
+    rows = table.to_pylist()
+    assert all((row["rarity"] is None) == (row["real_balls"] == 0) for row in rows)
+    assert all(0 <= row["nearest_distance"] <= row["knn_distance"] for row in rows)
+    inside = np.mean([row["real_balls"] > 0 for row in rows])
+    assert result["metrics"]["precision"]["value"] == pytest.approx(float(inside))
+    shown = pq.read_table(tmp_path / "out" / "audit" / "rarest.parquet").to_pylist()
+    first = [row for row in shown if row["side"] == "generated" and row["rank"] == 0]
+    for row in first:
+        own = [other["rarity"] for other in rows if other["class_id"] == row["class_id"] and other["rarity"]]
+        assert row["rarity"] == max(own)
+        assert row["key"] in {other["key"] for other in rows}
+    assert {row["side"] for row in shown} == {"generated", "real"}
+
+
+def test_reference_is_scored_by_the_runs_own_classifier(
+    tmp_path: Path, real_folder: Path, commit_run: CommitRun
+) -> None:
+    torch.manual_seed(0)
+    preset = get_preset("fashion-mnist-28")
+    classifier = Classifier(preset.classifier).eval()
+    for parameter in classifier.parameters():  # the output layer starts at zero, which would make every score equal
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save(UNet(preset.unet).state_dict(), tmp_path / "unet.pt")
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
+    paths = f'checkpoint = "{tmp_path}/unet.pt"\nclassifier = "{tmp_path}/classifier.pt"\npreset'
+    store = Store(str(tmp_path / "out"))
+    commit_run(store, MANIFEST.replace("preset", paths))
+    result = run_audit(store, AuditOptions(reference=str(real_folder)), quiet)
+
+    reference = load_reference(preset, str(real_folder))
+    assert reference is not None
+    images, labels = (torch.from_numpy(array) for array in (reference.real.images, reference.real.labels))
+    scores = score_images(classifier, images, labels)
+    floor = (scores.predicted_id == labels).double().mean().item()
+    assert float(scores.confidence.std()) > 0
+    assert result["metrics"]["on_class_rate"]["floor"] == pytest.approx(floor)
+    for name in ("confidence", "entropy"):
+        mean = getattr(scores, name).double().mean().item()
+        assert result["histograms"][name]["reference_mean"] == pytest.approx(mean, abs=1e-4)
+        row = result["per_class"][2]
+        expected = getattr(scores, name)[labels == 4].double().mean().item()
+        assert row[f"reference_{name}"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_without_a_reference_the_run_is_still_described(tmp_path: Path, commit_run: CommitRun) -> None:
+    text = MANIFEST.replace("fashion-mnist-28", "adm-imagenet-64").replace(
+        "preset", 'checkpoint = "none.pt"\nclassifier = "none.pt"\npreset'
+    )
+    store = Store(str(tmp_path / "out"))
+    commit_run(store, text)
+    result = run_audit(store, AuditOptions(), quiet)
+    assert set(result["metrics"]) == {"on_class_rate"}
+    assert result["metrics"]["on_class_rate"] | {"value": 0.75, "floor": None} == result["metrics"]["on_class_rate"]
+    assert result["provenance"]["reference"] is None
+    assert result["histograms"]["confidence"]["reference"] is None
+    table = pq.read_table(tmp_path / "out" / "audit" / "samples.parquet")
+    assert table["rarity"].null_count == 24
+
+
+def test_a_second_audit_takes_the_reference_from_the_cache(
+    tmp_path: Path, real_folder: Path, commit_run: CommitRun
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    commit_run(store, MANIFEST)
+    stages: list[set[str]] = []
+    results = []
+    for _ in range(2):
+        seen: set[str] = set()
+        options = AuditOptions(reference=str(real_folder))
+        results.append(run_audit(store, options, lambda stage, done, total, seen=seen: seen.add(stage)))
+        stages.append(seen)
+    assert {"features of the reference", "features of the floor"} <= stages[0]
+    assert not {"features of the reference", "features of the floor"} & stages[1]
+    assert results[0]["metrics"] == results[1]["metrics"]
+
+
+def test_limit_measures_whole_shards_spread_over_the_run(tmp_path: Path, commit_run: CommitRun) -> None:
+    store = Store(str(tmp_path / "out"))
+    commit_run(store, MANIFEST.replace("shard_size = 9", "shard_size = 4"))
+    run = read_run(store, 10)
+    assert (len(run.rows), len(run.measured), len(run.images)) == (24, 10, 10)
+    assert [key[:6] for key in run.measured.key] == ["000000"] * 4 + ["000002"] * 4 + ["000005"] * 2
+
+
+def test_nothing_to_audit(tmp_path: Path, commit_run: CommitRun) -> None:
+    store = Store(str(tmp_path / "out"))
+    with pytest.raises(OutputError, match=r"manifest\.toml"):
+        run_audit(store, AuditOptions(), quiet)
+    commit_run(store, MANIFEST)
+    for name in store.list("state"):
+        if name != "run.json":
+            store.delete(f"state/{name}")
+    with pytest.raises(ShardError, match="no committed shard"):
+        run_audit(store, AuditOptions(), quiet)
+
+
+def test_a_reference_that_cannot_be_used(tmp_path: Path, commit_run: CommitRun) -> None:
+    store = Store(str(tmp_path / "out"))
+    commit_run(store, MANIFEST)
+    with pytest.raises(DataError, match="data: "):
+        run_audit(store, AuditOptions(reference=str(tmp_path / "absent")), quiet)
+    with pytest.raises(RarefyError, match="device"):
+        run_audit(store, AuditOptions(device="nowhere"), quiet)
+    assert store.list("audit") == []
+
+
+def test_halves_share_no_image_and_hold_every_class(real_folder: Path) -> None:
+    found = load_reference(get_preset("fashion-mnist-28"), str(real_folder))
+    assert found is not None
+    for half in (found.real, found.held_out):
+        assert np.bincount(half.labels).tolist() == [10] * 10
+    pixels = [{image.tobytes() for image in half.images} for half in (found.real, found.held_out)]
+    assert pixels[0].isdisjoint(pixels[1])
+
+
+def test_histogram_by_hand() -> None:
+    table = histogram("nats", np.array([0.0, 0.5, 1.0, np.nan]), np.array([0.02]), 1.0)
+    assert len(table["edges"]) == 26
+    assert [i for i, share in enumerate(table["generated"]) if share] == [0, 12, 24]
+    assert table["generated_mean"] == pytest.approx(0.5)
+    assert table["reference"][0] == 1
+    assert histogram("x", np.array([np.nan]), None)["generated"] is None
+
+
+def test_rarest_by_hand() -> None:
+    rarity = np.array([1.0, 5.0, np.nan, 3.0, 4.0], np.float32)
+    assert rarest(np.array([0, 0, 0, 0, 7]), rarity, 2) == {0: [1, 3], 7: [4]}

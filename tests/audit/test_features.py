@@ -1,0 +1,145 @@
+"""The folded extractor against the plain network, the door to torch-fidelity, and the cache."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.audit.cache import array_digest, cache_folder, cached
+from pipeline.audit.features import extract_features, load_extractor, load_plain_efficientnet
+from pipeline.audit.fidelity import load_module
+from pipeline.errors import CheckpointError, DataError, DeviceError, ManifestError
+
+
+def images(count: int, channels: int, side: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, channels, side, side), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 64), (3, 96)])
+def test_folded_network_agrees_with_the_plain_one(channels: int, side: int) -> None:
+    pixels = images(5, channels, side)
+    plain, _ = load_plain_efficientnet()
+    x = torch.from_numpy(pixels).float().expand(-1, 3, -1, -1)
+    x = F.interpolate(x, size=(64, 64), mode="bilinear", align_corners=False, antialias=True)
+    with torch.inference_mode():
+        expected = plain.extract_features((x - 127) / 128).mean((2, 3)).numpy()  # type: ignore[operator]  # untyped package
+    found = extract_features(pixels, load_extractor(), "cpu", batch=2)
+    assert found.shape == (5, 1280)
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.abs(expected).max() > 1
+
+
+def test_progress_counts_images() -> None:
+    seen: list[tuple[int, int]] = []
+    extract_features(
+        images(5, 1, 28), load_extractor(), batch=2, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_bad_arguments_are_one_line() -> None:
+    extractor = load_extractor()
+    with pytest.raises(DataError, match="images: 'float32"):
+        extract_features(np.zeros((1, 3, 8, 8), np.float32), extractor)  # type: ignore[arg-type]  # the mistake tested
+    with pytest.raises(DataError, match="uint8"):
+        extract_features(np.zeros((1, 2, 8, 8), np.uint8), extractor)
+    with pytest.raises(DeviceError, match="device: 'gpu0'"):
+        extract_features(images(1, 1, 8), extractor, "gpu0")
+    with pytest.raises(ManifestError, match="extractor: 'vgg' is not one of efficientnet-lite0, inception-v3"):
+        load_extractor("vgg")
+    with pytest.raises(ManifestError, match="inception weights"):
+        load_extractor("inception-v3")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not weights"])
+def test_a_file_that_is_no_inception(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "inception.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"inception\.pth is no FID InceptionV3 weights file") as caught:
+        load_extractor("inception-v3", str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_inception_refuses_other_weights_and_pickled_code(tmp_path: Path) -> None:
+    other, code = tmp_path / "other.pth", tmp_path / "code.pth"
+    torch.save({"weight": torch.zeros(3)}, other)
+    torch.save({"call": subprocess.Popen}, code)
+    for path in (other, code):
+        with pytest.raises(CheckpointError, match="is no FID InceptionV3"):
+            load_extractor("inception-v3", str(path))
+
+
+def test_inception_by_path_is_torch_fidelitys_pool_3(tmp_path: Path) -> None:
+    # The published weights are in no package: the network's own initial values in their file format stand in.
+    blank, path = blank_inception(tmp_path), tmp_path / "inception.pth"
+    torch.save(blank.state_dict(), path)
+    extractor = load_extractor("inception-v3", str(path))
+    pixels = images(2, 1, 28)
+    with torch.inference_mode():
+        expected = blank(torch.from_numpy(pixels).expand(-1, 3, -1, -1))[0].numpy()
+    features = extract_features(pixels, extractor, batch=1)
+    assert (extractor.layer, features.shape) == ("pool_3", (2, 2048))
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+
+
+def blank_inception(folder: Path) -> torch.nn.Module:
+    base = load_module("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+
+    class Blank(base):  # type: ignore[misc,valid-type]  # untyped package
+        def load_state_dict(self, *arguments: object) -> None:
+            """Keep the initial values."""
+
+    torch.save({}, folder / "empty.pth")
+    network: torch.nn.Module = Blank("blank", ["2048"], feature_extractor_weights_path=str(folder / "empty.pth"))
+    return network
+
+
+def test_torch_fidelity_imports_in_a_fresh_process() -> None:
+    code = (
+        "from pipeline.audit.fidelity import load_module; m = load_module('metric_prc');"
+        "import torchvision; print(m.KEY_METRIC_RECALL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "recall\n"), done.stderr
+
+
+def test_cache_keeps_reuses_and_survives_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls: list[int] = []
+
+    def compute() -> dict[str, np.ndarray]:
+        calls.append(1)
+        return {"a": np.arange(3.0)}
+
+    for _ in range(2):
+        assert cached(("x", "y"), compute)["a"].tolist() == [0.0, 1.0, 2.0]
+    assert len(calls) == 1
+    cached(("xy",), compute)
+    assert len(calls) == 2
+    entries = list(cache_folder().iterdir())
+    assert cache_folder() == tmp_path / "rarefy" / "audit"
+    assert len(entries) == 2
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:100])
+    assert cached(("x", "y"), compute)["a"].tolist() == [0.0, 1.0, 2.0]
+    assert len(calls) == 3
+
+
+def test_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocker))
+    assert cached(("x",), lambda: {"a": np.ones(2)})["a"].tolist() == [1.0, 1.0]
+
+
+def test_digest_knows_type_and_shape() -> None:
+    zeros = np.zeros((2, 3), np.uint8)
+    others = [np.zeros((3, 2), np.uint8), np.zeros((2, 3), np.int8), np.ones((2, 3), np.uint8)]
+    digests = {array_digest(array) for array in [zeros, zeros.copy(), *others]}
+    assert len(digests) == 4

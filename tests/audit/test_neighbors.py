@@ -1,0 +1,101 @@
+"""The k-NN pass against hand-placed points, brute force, torch-fidelity and prdc."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from prdc import compute_prdc
+
+from pipeline.audit import neighbors
+from pipeline.audit.fidelity import precision_recall
+from pipeline.audit.neighbors import build_manifold, compare
+from pipeline.errors import DataError
+
+Floats = NDArray[np.float32]
+
+
+def column(*values: float) -> Floats:
+    return np.array(values, np.float32)[:, None]
+
+
+def random_sets(shift: float = 0.6) -> tuple[Floats, Floats]:
+    generator = np.random.default_rng(3)
+    generated = generator.normal(size=(120, 6)) * 0.8 + shift
+    return generated.astype(np.float32), generator.normal(size=(150, 6)).astype(np.float32)
+
+
+def test_manifold_by_hand() -> None:
+    manifold = build_manifold(column(0, 1, 3, 7), k=2)
+    assert manifold.radius == pytest.approx([3, 2, 3, 6])
+    assert manifold.mean_distance == pytest.approx([2, 1.5, 2.5, 5])
+
+
+def test_a_duplicate_is_a_neighbour_and_the_row_itself_is_not() -> None:
+    assert build_manifold(column(5, 5, 9), k=1).radius == pytest.approx([0, 0, 4])
+
+
+def test_compare_by_hand() -> None:
+    # Real balls (k=1): [-1,1] of 0, [0,2] of 1, [2,6] of 4 (radius 3 -> [1,7]); generated at 0.5, 6.5, 20.
+    real = build_manifold(column(0, 1, 4), k=1)
+    assert real.radius == pytest.approx([1, 1, 3])
+    hood = compare(build_manifold(column(0.5, 6.5, 20), k=1), real)
+    assert hood.balls.tolist() == [2, 1, 0]
+    assert hood.rarity[:2] == pytest.approx([1, 3])
+    assert math.isnan(hood.rarity[2])
+    assert hood.nearest == pytest.approx([0.5, 2.5, 16])
+    assert hood.precision == pytest.approx(2 / 3)
+    assert hood.density(1) == pytest.approx(1)
+    assert hood.coverage == 1
+    # Generated balls: 0.5 +- 6, 6.5 +- 6, 20 +- 13.5: all real points lie in the first.
+    assert hood.recalled.tolist() == [True, True, True]
+
+
+def test_recall_and_coverage_miss_what_is_not_reached() -> None:
+    real = build_manifold(column(0, 1, 50, 51), k=1)
+    hood = compare(build_manifold(column(0.2, 0.9), k=1), real)
+    assert hood.recalled.tolist() == [True, True, False, False]
+    assert hood.covered.tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_agrees_with_brute_force(k: int) -> None:
+    generated, real = random_sets()
+    wide, base = generated.astype(np.float64), real.astype(np.float64)
+    own = np.linalg.norm(base[:, None] - base[None], axis=2)
+    np.fill_diagonal(own, np.inf)
+    radius = np.sort(own, axis=1)[:, k - 1]
+    cross = np.linalg.norm(wide[:, None] - base[None], axis=2)
+    held = cross <= radius
+    rarity = np.where(held, radius, np.inf).min(axis=1)
+    hood = compare(build_manifold(generated, k), build_manifold(real, k))
+    assert hood.balls.tolist() == held.sum(axis=1).tolist()
+    np.testing.assert_allclose(hood.rarity, np.where(np.isinf(rarity), np.nan, rarity), atol=1e-5)
+    np.testing.assert_allclose(hood.mean_distance, np.sort(cross, axis=1)[:, :k].mean(axis=1), atol=1e-5)
+    assert hood.covered.tolist() == held.any(axis=0).tolist()
+
+
+@pytest.mark.parametrize(("k", "shift"), [(3, 0.0), (3, 1.5), (5, 0.6)])
+def test_agrees_with_prdc_and_torch_fidelity(k: int, shift: float) -> None:
+    generated, real = random_sets(shift)
+    hood = compare(build_manifold(generated, k), build_manifold(real, k))
+    oracle = compute_prdc(real_features=real, fake_features=generated, nearest_k=k)
+    ours = {"precision": hood.precision, "recall": hood.recall, "density": hood.density(k), "coverage": hood.coverage}
+    assert ours == pytest.approx({name: float(value) for name, value in oracle.items()}, abs=1e-6)
+    assert precision_recall(generated, real, k) == pytest.approx((hood.precision, hood.recall), abs=1e-6)
+
+
+def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, real = random_sets()
+    whole = compare(build_manifold(generated, 3), build_manifold(real, 3))
+    monkeypatch.setattr(neighbors, "BLOCK_ELEMENTS", 7 * len(real))
+    parts = compare(build_manifold(generated, 3), build_manifold(real, 3))
+    for name in ("balls", "recalled", "covered"):
+        assert getattr(parts, name).tolist() == getattr(whole, name).tolist()
+    np.testing.assert_allclose(parts.rarity, whole.rarity, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0, 3, -1])
+def test_k_must_leave_a_neighbour(k: int) -> None:
+    with pytest.raises(DataError, match=f"k: {k} is not between 1 and 2"):
+        build_manifold(column(1, 2, 3), k)
