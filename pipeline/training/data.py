@@ -64,7 +64,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         shape = struct.unpack_from(f">{rank}I", raw, 4)
         if zero or kind != 8:
             raise ValueError("not unsigned bytes")
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
     except (OSError, EOFError, ValueError, struct.error) as error:
         raise DataError(f"data: {path} is no readable IDX file of unsigned bytes ({error})") from error
 

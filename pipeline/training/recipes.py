@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 import tomllib
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -29,7 +31,7 @@ from pipeline.models.precision import to_device
 from pipeline.training.classifier import ClassifierLoss, accuracy_at
 from pipeline.training.data import LabelledImages, load_images
 from pipeline.training.diffusion import HybridLoss
-from pipeline.training.loop import LossFunction, Report, TrainSettings, TrainState, start, train
+from pipeline.training.loop import LossFunction, Report, TrainSettings, TrainState, place, start, train
 
 KINDS = ("diffusion", "classifier")
 
@@ -80,10 +82,13 @@ def run_training(kind: str, recipe_path: str, out: str, device: str, threads: in
     """Train a ``diffusion`` or ``classifier`` network to the recipe's end, resuming what ``out`` holds.
 
     Leaves state.pt (to resume), log.jsonl, weights.safetensors (EMA) and provenance.json; sample grids for diffusion.
-    Returns the provenance. Raises ManifestError, DataError, DeviceError or OutputError.
+    Under ``torchrun`` every process trains on its share of each batch and the first one writes. Returns the provenance.
+    Raises ManifestError, DataError, DeviceError or OutputError.
     """
     recipe = load_recipe(Path(recipe_path), kind)
     target = _device(device)
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if target.type == "cuda" else "gloo")
     if threads:
         torch.set_num_threads(threads)
     folder = _claim(Path(out), recipe)
@@ -93,10 +98,12 @@ def run_training(kind: str, recipe_path: str, out: str, device: str, threads: in
     network, loss = _network(kind, recipe, target)
     state = start(network, recipe.train, target, folder / "state.pt")
     for report in train(state, loss, data, recipe.train, folder / "state.pt"):
+        if place()[0] > 0:
+            continue
         _log(report, recipe.train, folder)
         if report.saved and kind == "diffusion":
             save_grid(state, recipe.preset, folder / f"samples-{report.step * recipe.train.batch:09d}.png")
-    return _finish(kind, recipe, state, data, folder)
+    return _finish(kind, recipe, state, data, folder) if place()[0] == 0 else {}
 
 
 def _settings(table: Mapping[str, object]) -> TrainSettings:
@@ -118,7 +125,9 @@ def _settings(table: Mapping[str, object]) -> TrainSettings:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(bad("device", name, "available here; this machine offers cpu"))
     if name != "cpu" and not name.startswith("cuda"):
@@ -173,7 +182,7 @@ def save_grid(state: TrainState, preset: Preset, path: Path, columns: int = 10, 
     ema.load_state_dict(state.ema)
     y = torch.arange(columns * rows, device=device) % columns % preset.classifier_classes
     noise = ImageNoise(range(len(y)), (preset.channels, preset.image_size, preset.image_size), device)
-    chain = SamplerSettings("ddim", "20").chain(preset)
+    chain = SamplerSettings("ddim", "ddim20").chain(preset)
 
     def denoise(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = ema(x, t, None if preset.num_classes is None else y)
