@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 DATA ?= /usr/share/datasets/fashion-mnist
 
-.PHONY: help setup demo smoke test lint format weights clean
+.PHONY: help setup demo smoke test lint format weights quality clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ weights: setup ## train the embedded networks again (hours; needs Fashion-MNIST'
 	$(BIN)/rarefy train diffusion build-diffusion.toml --out out/weights/diffusion
 	$(BIN)/rarefy train classifier build-classifier.toml --out out/weights/classifier
 	$(BIN)/python jobs/embed_assets.py --diffusion out/weights/diffusion --classifier out/weights/classifier --data $(DATA)
+
+quality: setup ## measure the embedded model: 10,000 unguided images against the test images (about an hour)
+	$(BIN)/rarefy run manifests/quality.toml --out out/quality
 
 clean: ## remove the environment and caches (never data sets)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build-*.toml

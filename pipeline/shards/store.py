@@ -151,7 +151,7 @@ class Store:
         try:
             yield private
             _fsync(private)
-            os.replace(private, target)
+            private.replace(target)
             _fsync(target.parent)
         finally:
             private.unlink(missing_ok=True)

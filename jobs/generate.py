@@ -1,0 +1,10 @@
+"""Entry point of ``ray job submit`` and a KubeRay RayJob: ``rarefy generate`` on the cluster that runs this job."""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["generate", "--ray-address", "auto", *sys.argv[1:]]))

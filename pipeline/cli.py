@@ -1,0 +1,234 @@
+"""The command line: arguments and exit codes, nothing else. Heavy imports live in the handlers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pipeline.errors import RarefyError
+
+if TYPE_CHECKING:
+    from pipeline.generate.driver import GenerateOptions
+
+OK, USER_ERROR, PROBLEMS, INTERRUPTED = 0, 2, 1, 130
+Handler = Callable[[argparse.Namespace], int]
+
+
+class UsageError(RarefyError):
+    """Arguments that the command line does not have."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument errors in one line, as all errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0, 2 for a user's error (one line on stderr), 1 for problems found, 130 for Ctrl-C."""
+    try:
+        arguments = make_parser().parse_args(argv)
+        handler: Handler = arguments.handler
+        return handler(arguments)
+    except RarefyError as error:
+        print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("rarefy: interrupted; what is finished is kept, run the same command to resume", file=sys.stderr)
+        return INTERRUPTED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands; each sets ``handler``."""
+    parser = _Parser(prog="rarefy", description="Audited data sets of rare images from a diffusion model.")
+    parser.add_argument("--version", action="version", version=f"rarefy {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(commands, "run", _run, "generate, seal, audit and report")
+    _add_generate_arguments(command)
+    command = _command(commands, "plan", _plan, "what a manifest would make: classes, shards, bytes, time")
+    command.add_argument("manifest", metavar="MANIFEST")
+    command = _command(commands, "generate", _generate, "make and commit every shard that is not there yet")
+    _add_generate_arguments(command)
+    command = _command(commands, "seal", _seal, "verify all shards and write index, card and _SUCCESS")
+    command.add_argument("out", metavar="OUT")
+    command = _command(
+        commands, "verify", _verify, "hash every shard again; exit code 1 where one is missing or damaged"
+    )
+    command.add_argument("out", metavar="OUT")
+    _add_audit(commands)
+    command = _command(commands, "report", _report, "write audit/report.html from what audit found")
+    command.add_argument("out", metavar="OUT")
+    _add_train(commands)
+    _command(commands, "models", _models, "list the models known by name")
+    return parser
+
+
+def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("manifest", metavar="MANIFEST")
+    command.add_argument("--out", required=True, help="local folder or fsspec URL (s3://, gs://)")
+    group = command.add_argument_group("resources (none of them changes an image)")
+    group.add_argument("--actors", type=int, help="processes that sample (default: as many as fit)")
+    group.add_argument("--gpus-per-actor", type=float, default=0.0, help="fractions allowed (default 0: CPU)")
+    group.add_argument("--cpus-per-actor", type=int, help="default: the cores shared out among the actors")
+    group.add_argument("--ray-address", help="a Ray cluster, e.g. auto (default: an embedded local Ray)")
+    group.add_argument("--shard-timeout", type=float, default=6 * 3600.0, help="seconds a shard (default 6 hours)")
+    group.add_argument("--max-attempts", type=int, default=3, help="tries a shard (default 3)")
+
+
+def _add_audit(commands: Any) -> None:
+    command = _command(commands, "audit", _audit, "measure a run against real images")
+    command.add_argument("out", metavar="OUT")
+    command.add_argument("--reference", help="folder of real images (default: the preset's embedded ones)")
+    command.add_argument("--extractor", default="efficientnet-lite0", help="efficientnet-lite0 or inception")
+    command.add_argument("--inception-weights", help="path of torch-fidelity's InceptionV3 weights")
+    command.add_argument("--device", default="cpu")
+
+
+def _add_train(commands: Any) -> None:
+    command = _command(commands, "train", _train, "train a diffusion model or its noise-aware classifier")
+    command.add_argument("kind", choices=("diffusion", "classifier"))
+    command.add_argument("recipe", metavar="RECIPE")
+    command.add_argument("--out", required=True)
+    command.add_argument("--device", default="auto")
+    command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+
+
+def _options(arguments: argparse.Namespace) -> GenerateOptions:
+    from pipeline.generate.driver import GenerateOptions
+
+    return GenerateOptions(
+        out=arguments.out,
+        actors=arguments.actors,
+        gpus_per_actor=arguments.gpus_per_actor,
+        cpus_per_actor=arguments.cpus_per_actor,
+        ray_address=arguments.ray_address,
+        shard_timeout_s=arguments.shard_timeout,
+        max_attempts=arguments.max_attempts,
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from pipeline.generate.progress import ProgressLine, stage_line
+    from pipeline.manifest import load_manifest
+    from pipeline.stages import run
+
+    manifest = load_manifest(arguments.manifest)
+    with ProgressLine() as progress:
+        result = run(manifest, _options(arguments), progress, stage_line)
+    page = f"{arguments.out.rstrip('/')}/{result.report}"
+    text = f"{result.generated.text()}\nsealed {result.sealed.samples:,} images\nreport: {page}"
+    return _print(arguments, dataclasses.asdict(result), text)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from pipeline.generate.estimate import summarize
+    from pipeline.manifest import load_manifest
+
+    summary = summarize(load_manifest(arguments.manifest))
+    return _print(arguments, dataclasses.asdict(summary), summary.text())
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from pipeline.generate.driver import generate
+    from pipeline.generate.progress import ProgressLine
+    from pipeline.manifest import load_manifest
+
+    manifest = load_manifest(arguments.manifest)
+    with ProgressLine() as progress:
+        result = generate(manifest, _options(arguments), progress)
+    return _print(arguments, dataclasses.asdict(result), result.text())
+
+
+def _seal(arguments: argparse.Namespace) -> int:
+    from pipeline.shards.store import Store
+    from pipeline.stages import seal_run
+
+    sealed = seal_run(Store(arguments.out))
+    text = f"sealed: {sealed.samples:,} images in {sealed.shards:,} shards, {sealed.size_bytes / 1e6:,.1f} MB"
+    return _print(arguments, dataclasses.asdict(sealed), text)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from pipeline.shards.store import Store
+    from pipeline.stages import verify_run
+
+    problems = verify_run(Store(arguments.out))
+    lines = [f"{name}: {problem}" for name, found in problems.items() for problem in found]
+    _print(arguments, {"problems": problems}, "\n".join(lines) or "every shard is there and whole")
+    return PROBLEMS if problems else OK
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from pipeline.audit.audit import AuditOptions, run_audit
+    from pipeline.generate.progress import stage_line
+    from pipeline.shards.store import Store
+
+    options = AuditOptions(
+        extractor=arguments.extractor,
+        inception_weights=arguments.inception_weights,
+        device=arguments.device,
+        reference=arguments.reference,
+    )
+    result = run_audit(Store(arguments.out), options, stage_line)
+    lines = [f"{name}: {_figure(entry['value'])} (real images: {_figure(entry['floor'])})"
+             for name, entry in result["metrics"].items()]  # fmt: skip
+    return _print(arguments, result, "\n".join(lines))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pipeline.audit.report import write_report
+    from pipeline.shards.store import Store
+
+    path = f"{arguments.out.rstrip('/')}/{write_report(Store(arguments.out))}"
+    return _print(arguments, {"report": path}, path)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from pipeline.training.recipes import run_training
+
+    result = run_training(arguments.kind, arguments.recipe, arguments.out, arguments.device, arguments.threads)
+    return _print(arguments, result, f"weights: {arguments.out.rstrip('/')}/weights.safetensors")
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from pipeline.models.catalog import PRESETS
+
+    shown = ["name", "image_size", "channels", "num_classes", "classifier_classes", "schedule", "diffusion_steps"]
+    shown += ["recommended_scale", "embedded", "description"]
+    rows = [{key: getattr(preset, key) for key in shown} for preset in PRESETS.values()]
+    lines = [f"{row['name']:<26}{row['image_size']:>4} px  {row['description']}" for row in rows]
+    return _print(arguments, rows, "\n".join(lines))
+
+
+def _print(arguments: argparse.Namespace, result: object, text: str) -> int:
+    print(json.dumps(result, indent=1) if arguments.json else text)
+    return OK
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _version() -> str:
+    try:
+        return version("rarefy")
+    except PackageNotFoundError:  # run from a checkout
+        return "0 (not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""How far a run is: one live line on a terminal, a plain line every so often elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NoReturn, Self, TextIO
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at one moment. done: images, committed or under way; resumed: of those, found committed at the start.
+
+    images_per_second: since the first actor was ready; eta_s: None until known; confidence and entropy (nats): means
+    over all images drawn in this session, None before the first.
+    """
+
+    done: float
+    total: int
+    resumed: int
+    images_per_second: float
+    eta_s: float | None
+    actors_alive: int
+    actors_wanted: int
+    retries: int
+    confidence: float | None
+    entropy: float | None
+
+    def text(self) -> str:
+        """All but the bar, in one line."""
+        eta = "--" if self.eta_s is None else duration(self.eta_s)
+        parts = [
+            f"{self.done:.0f}/{self.total} images",
+            f"{self.images_per_second:.2f} images/s",
+            f"ETA {eta}",
+            f"actors {self.actors_alive}/{self.actors_wanted}",
+            f"retries {self.retries}",
+        ]
+        if self.confidence is not None and self.entropy is not None:
+            parts.append(f"confidence {self.confidence:.3f}")
+            parts.append(f"entropy {self.entropy:.3f} nat")
+        return ", ".join(parts)
+
+
+ProgressSink = Callable[[Status], None]
+
+
+def silent(status: Status) -> None:
+    """A sink that shows nothing."""
+
+
+class ProgressLine:
+    """Shows each status on ``stream``; use as a context manager so that the live line is closed."""
+
+    def __init__(self, stream: TextIO | None = None, every_s: float = 10.0) -> None:
+        self.stream = stream or sys.stderr
+        self.every_s = every_s
+        self._last = time.monotonic()
+        self._bar: tqdm[NoReturn] | None = None
+
+    def __call__(self, status: Status) -> None:
+        if self.stream.isatty():
+            self._show(status)
+        elif time.monotonic() - self._last >= self.every_s or status.done >= status.total:
+            self._last = time.monotonic()
+            print(f"generate: {status.text()}", file=self.stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _show(self, status: Status) -> None:
+        if self._bar is None:
+            form = "{percentage:3.0f}%|{bar:20}| {desc}"
+            self._bar = tqdm(total=status.total, file=self.stream, bar_format=form, dynamic_ncols=True)
+        self._bar.n = round(status.done)
+        self._bar.set_description_str(status.text())
+
+
+def stage_line(stage: str, done: int, total: int) -> None:
+    """Progress of a stage in tens of percent: a line as each stage begins, tenth and end."""
+    tenth = max(1, total // 10)
+    if done % tenth == 0 or done == total:
+        print(f"audit: {stage} {done}/{total}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42s, 3m05s, 2h07m or 3d04h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"

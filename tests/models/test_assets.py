@@ -1,0 +1,60 @@
+"""What ships inside the package is what its provenance says, and does its work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import assets
+from pipeline.diffusion.schedule import make_schedule
+from pipeline.models.catalog import PRESETS, Models, load_models
+from pipeline.models.checkpoint import file_sha256
+from pipeline.training.classifier import accuracy_at
+from pipeline.training.data import LabelledImages
+
+PRESET = "fashion-mnist-28"
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return load_models(PRESETS[PRESET], None, None, (None, None), torch.device("cpu"), "exact")
+
+
+def test_all_assets_stay_under_25_megabytes() -> None:
+    folder = Path(assets.__file__).parent
+    assert sum(file.stat().st_size for file in folder.rglob("*") if "__pycache__" not in file.parts) < 25e6
+
+
+@pytest.mark.parametrize("network", ["unet", "classifier"])
+def test_weights_are_those_of_their_provenance(network: str) -> None:
+    assert file_sha256(assets.weights(PRESET, network)) == assets.provenance(PRESET)[network]["weights_sha256"]
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_reference_images_are_balanced_and_those_of_their_provenance(split: str) -> None:
+    data = assets.reference(PRESET, split)
+    assert data.images.shape == (10_000, 1, 28, 28) and data.images.dtype == np.uint8
+    assert np.bincount(data.labels).tolist() == [1000] * 10
+    assert data.class_names == PRESETS[PRESET].class_names
+    assert data.sha256() == assets.provenance(PRESET)["reference"][split]["sha256"]
+
+
+def test_classifier_is_right_on_nine_of_ten_clean_images(models: Models) -> None:
+    test = assets.reference(PRESET, "test")
+    first = LabelledImages(test.images[:2000], test.labels[:2000], test.class_names)
+    assert accuracy_at(models.classifier, first, make_schedule("cosine", 1000), 0) >= 0.90
+
+
+def test_unet_predicts_the_noise_of_unseen_images_and_uses_their_class(models: Models) -> None:
+    """At t = 500 a network that knew nothing would err by 1; the right class must beat a wrong one."""
+    test, schedule = assets.reference(PRESET, "test"), make_schedule("cosine", 1000)
+    x_0 = torch.from_numpy(test.images[:64]).float() / 127.5 - 1
+    y = torch.from_numpy(test.labels[:64])
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    abar = float(schedule.alphas_cumprod[500])
+    x_t, t = abar**0.5 * x_0 + (1 - abar) ** 0.5 * noise, torch.full((64,), 500.0)
+    right, wrong = ((models.unet(x_t, t, labels)[:, :1] - noise).square().mean() for labels in (y, (y + 5) % 10))
+    assert right < 0.1 and right < wrong

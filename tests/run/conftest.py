@@ -1,0 +1,104 @@
+"""Tiny runs of the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.generate.actor import ShardGenerator
+from pipeline.manifest import load_manifest
+from pipeline.plan import make_plan
+
+
+class Runs:
+    """Tiny manifests in one folder, and what tests look at; a fixture, as test files cannot import each other."""
+
+    def __init__(self, folder: Path, standard: dict[str, bytes]) -> None:
+        self.folder, self.standard = folder, standard
+
+    def manifest(self, extra: str = "", classes: str = "per_class = 2", steps: int = 16) -> Path:
+        """Write a manifest of 20 images in 10 shards; ``extra`` is more TOML."""
+        path = self.folder / "manifest.toml"
+        path.write_text(f"""
+name = "tiny"
+[model]
+preset = "fashion-mnist-28"
+[sampler]
+steps = {steps}
+batch = 2
+[classes]
+{classes}
+[output]
+shard_size = 2
+{extra}
+""")
+        return path
+
+    @staticmethod
+    def undisturbed(manifest_path: Path, out: Path) -> dict[str, bytes]:
+        """Tars by file name, made in this process without Ray and one after the other."""
+        generator = ShardGenerator(load_manifest(manifest_path), str(out), "cpu", 1)
+        generator.load()
+        for shard in range(make_plan(generator.manifest).num_shards):
+            generator.generate(shard, f"undisturbed-{shard}")
+        return Runs.tars(out)
+
+    @staticmethod
+    def tars(out: Path) -> dict[str, bytes]:
+        """Committed tars by file name."""
+        return {path.name: path.read_bytes() for path in sorted((out / "shards").glob("*.tar"))}
+
+    @staticmethod
+    def actors(pid: int) -> list[int]:
+        """Living actor processes under ``pid``."""
+        return [child for child, title in _descendants(pid).items() if "ray::ShardGenerator" in title]
+
+    @staticmethod
+    def servers(pid: int) -> list[int]:
+        """Ray's living servers under ``pid``. Its two agents are left out: they end a minute after the servers."""
+        return [child for child, title in _descendants(pid).items() if "/raylet" in title or "/gcs_server" in title]
+
+    @staticmethod
+    def alive(pid: int) -> bool:
+        """Whether the process is there and no zombie."""
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def standard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The tars of an undisturbed run of ``runs.manifest()``."""
+    folder, threads = tmp_path_factory.mktemp("standard"), torch.get_num_threads()
+    found = Runs.undisturbed(Runs(folder, {}).manifest(), folder / "out")
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.fixture
+def runs(tmp_path: Path, standard: dict[str, bytes]) -> Iterator[Runs]:
+    """Tiny runs, with the tars that ``manifest()`` must give; torch's threads, which an actor changes, are put back."""
+    threads = torch.get_num_threads()
+    yield Runs(tmp_path, standard)
+    torch.set_num_threads(threads)
+
+
+def _descendants(pid: int) -> dict[int, str]:
+    """Command lines of the living processes under ``pid``."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                titles[int(folder.name)] = (folder / "cmdline").read_text()
+            except (OSError, ValueError):
+                continue  # ended between the two looks
+    found, layer = set[int](), {pid}
+    while layer:
+        layer = {child for child, parent in parents.items() if parent in layer} - found
+        found |= layer
+    return {child: titles.get(child, "") for child in sorted(found)}

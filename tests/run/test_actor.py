@@ -1,0 +1,128 @@
+"""One actor without Ray: bytes, filter, counts."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.assets import weights
+from pipeline.diffusion.sampler import sample, to_uint8
+from pipeline.errors import CheckpointError, ShardError
+from pipeline.generate.actor import ShardGenerator, Snapshot
+from pipeline.manifest import Manifest, load_manifest
+from pipeline.models.catalog import Models, load_models
+from pipeline.plan import sample_seed
+from pipeline.shards.metadata import SampleRecord, read_records
+from pipeline.shards.reader import read_samples
+from pipeline.shards.store import Store
+
+SHARDS = [f"rare-{k:06d}" for k in range(10)]
+CLASSIFIER_GUIDANCE = '[[guidance]]\nterm = "classifier"\nscale = 1.0'
+
+
+def rows(out: Path) -> list[SampleRecord]:
+    return [record for name in SHARDS for record in read_records(Store(str(out)), name)]
+
+
+def models_of(manifest: Manifest) -> Models:
+    spec, cpu = manifest.model, torch.device("cpu")
+    return load_models(manifest.preset, spec.checkpoint, spec.classifier, (None, None), cpu, manifest.precision)
+
+
+def test_bytes_do_not_depend_on_threads_or_on_two_shards_at_once(runs: Any, tmp_path: Path) -> None:
+    path = runs.manifest(CLASSIFIER_GUIDANCE, steps=4)
+    alone = runs.undisturbed(path, tmp_path / "alone")
+    generator = ShardGenerator(load_manifest(path), str(tmp_path / "together"), "cpu", 3)
+    generator.load()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda k: generator.generate(k, f"attempt-{k}"), reversed(range(10))))
+    assert runs.tars(tmp_path / "together") == alone
+
+
+def test_each_image_can_be_made_again_from_its_row(runs: Any, tmp_path: Path) -> None:
+    path = runs.manifest(CLASSIFIER_GUIDANCE, steps=4)
+    runs.undisturbed(path, tmp_path / "out")
+    manifest = load_manifest(path)
+    models = models_of(manifest)
+    chain = manifest.settings.chain(manifest.preset, manifest.terms)
+    records = rows(tmp_path / "out")
+    samples = [s for name in SHARDS for s in read_samples(Store(str(tmp_path / "out")), name)]
+    for record, read in zip(records[::4], samples[::4], strict=True):
+        for state in sample(models, torch.tensor([record.class_id]), [record.seed], chain):
+            x = state.x
+        # Alone in its batch, its convolutions may round differently: one grey level.
+        assert np.abs(to_uint8(x)[0].numpy().astype(int) - read.image.astype(int)).max() <= 1
+
+
+def test_rows_say_what_was_made(runs: Any, tmp_path: Path) -> None:
+    path = runs.manifest(CLASSIFIER_GUIDANCE, steps=4)
+    runs.undisturbed(path, tmp_path / "out")
+    records = rows(tmp_path / "out")
+    ordinals = sorted((record.class_id, record.seed) for record in records)
+    assert ordinals == sorted((c, sample_seed(0, c, j, 0)) for c in range(10) for j in range(2))
+    assert [record.key for record in records] == [f"{k:06d}{i:05d}" for k in range(10) for i in range(2)]
+    one = records[7]
+    digest = load_manifest(path).digest
+    assert (one.candidate, one.guidance, one.steps, one.accepted, one.manifest_digest) == (
+        0, "classifier", 4, True, digest,
+    )  # fmt: skip
+    assert one.checkpoint_sha256 == hashlib.sha256(weights("fashion-mnist-28", "unet").read_bytes()).hexdigest()
+    assert one.classifier_sha256 == hashlib.sha256(weights("fashion-mnist-28", "classifier").read_bytes()).hexdigest()
+
+
+def test_a_rejected_draw_is_replaced_by_the_next_candidate(runs: Any, tmp_path: Path) -> None:
+    runs.undisturbed(runs.manifest(steps=8), tmp_path / "all")
+    free = rows(tmp_path / "all")
+    bound = float(np.median([record.confidence for record in free]))
+    path = runs.manifest(f"[accept]\nconfidence = {{ max = {bound!r} }}\nmax_candidates = 200", steps=8)
+    runs.undisturbed(path, tmp_path / "filtered")
+    kept = rows(tmp_path / "filtered")
+    assert [record.class_id for record in kept] == [record.class_id for record in free]
+    assert all(record.accepted and record.confidence <= bound for record in kept)
+    for before, after in zip(free, kept, strict=True):
+        passed = before.confidence <= bound
+        assert (after.candidate == 0) == passed
+        assert (after.image_sha256 == before.image_sha256) == passed
+    assert any(record.candidate > 0 for record in kept)
+
+
+def test_exhausted_slots_are_an_error_that_names_class_and_rate(runs: Any, tmp_path: Path) -> None:
+    path = runs.manifest(
+        "[accept]\nconfidence = { min = 1.0 }\nmax_candidates = 2", classes='counts = { "bag" = 3 }', steps=4
+    )
+    with pytest.raises(ShardError, match=r"2 slots of class 8 \(bag\).*2 candidates: 0 of 4 draws passed \(0\.0%\)"):
+        runs.undisturbed(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_exhausted_slots_are_kept_and_flagged(runs: Any, tmp_path: Path) -> None:
+    path = runs.manifest('[accept]\nconfidence = { min = 1.0 }\nmax_candidates = 2\nexhausted = "keep"', steps=4)
+    runs.undisturbed(path, tmp_path / "out")
+    assert {(record.accepted, record.candidate) for record in rows(tmp_path / "out")} == {(False, 1)}
+
+
+def test_progress_counts_every_draw_and_ends_with_nothing_under_way(runs: Any, tmp_path: Path) -> None:
+    generator = ShardGenerator(load_manifest(runs.manifest(steps=4)), str(tmp_path / "out"), "cpu", 1)
+    assert generator.progress() == Snapshot()
+    generator.load()
+    marker = generator.generate(0, "first")
+    seen, records = generator.progress(), read_records(Store(str(tmp_path / "out")), marker.name)
+    assert (seen.in_flight, seen.scored) == ({}, 2)
+    assert seen.confidence_sum == pytest.approx(sum(record.confidence for record in records), rel=1e-5)
+    assert seen.entropy_sum == pytest.approx(sum(record.entropy for record in records), rel=1e-5)
+    assert marker.attempt == "first"
+    assert marker.seconds > 0
+
+
+def test_a_wrong_hash_is_refused_before_anything_is_written(runs: Any, tmp_path: Path) -> None:
+    path = runs.manifest()
+    path.write_text(path.read_text().replace("[sampler]", f'checkpoint_sha256 = "{"0" * 64}"\n[sampler]'))
+    with pytest.raises(CheckpointError, match="sha256"):
+        runs.undisturbed(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,188 @@
+"""The command line in this process: exit codes, one-line errors, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.cli import main
+from pipeline.manifest import load_manifest
+
+REPO = Path(__file__).parents[2]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail as a user's error; returns its one line."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("rarefy: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.fixture
+def finished(runs: Any, tmp_path: Path) -> Path:
+    """An output with all shards of ``runs.manifest(steps=2)`` committed."""
+    out, path = tmp_path / "finished", runs.manifest(steps=2)
+    runs.undisturbed(path, out)
+    manifest = load_manifest(path)
+    (out / "state" / "run.json").write_text(json.dumps({"manifest_digest": manifest.digest}))
+    (out / "manifest.toml").write_text(manifest.text)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("steps", "stops", ["sampler.stops", "steps"]),
+        ("per_class = 2", "per_class = -2", ["classes.per_class", "-2"]),
+        ("per_class = 2", 'counts = { "12" = 1 }', ["'12'", "0 to 9"]),
+        ("steps = 16", "steps = 5000", ["5000", "1000"]),
+        ("fashion-mnist-28", "adm-imagenet-64", ["model.checkpoint", "adm-imagenet-64"]),
+        ("[sampler]", 'checkpoint = "/nowhere/x.pt"\n[sampler]', ["/nowhere/x.pt", "can be read"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "run"])
+def test_bad_manifests(
+    command: str, old: str, new: str, named: list[str], runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = runs.manifest(), tmp_path / "out"
+    path.write_text(path.read_text().replace(old, new))
+    message = refused([command, str(path), "--out", str(out)], capsys)
+    assert all(part in message for part in named), message
+    assert not out.exists()
+
+
+def test_an_output_that_holds_another_run(runs: Any, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    message = refused(["generate", str(runs.manifest(steps=3)), "--out", str(finished)], capsys)
+    assert str(finished) in message
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_an_output_that_holds_other_files(runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "photos"
+    out.mkdir()
+    (out / "holiday.jpg").write_bytes(b"\xff")
+    assert "holiday.jpg" in refused(["generate", str(runs.manifest()), "--out", str(out)], capsys)
+    assert [path.name for path in out.iterdir()] == ["holiday.jpg"]
+
+
+def test_an_output_that_cannot_be_written(runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    for out in (tmp_path / "file" / "out", Path("/proc/rarefy/out")):
+        message = refused(["generate", str(runs.manifest()), "--out", str(out)], capsys)
+        assert "out: " in message
+        assert "able (" in message  # readable or writable, and why not
+
+
+def test_too_little_space(runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = runs.manifest(classes="total = 40_000_000_000")
+    path.write_text(path.read_text().replace("shard_size = 2", "shard_size = 100_000"))
+    message = refused(["generate", str(path), "--out", str(tmp_path / "out")], capsys)
+    assert "bytes free" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_where_there_is_none(runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", str(runs.manifest()), "--out", str(tmp_path / "out"), "--gpus-per-actor", "0.5"]
+    message = refused(command, capsys)
+    assert "gpus_per_actor" in message
+    assert "0 GPUs" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--actors", "0"], ["actors", "0", "from 1"]),
+        (["--actors", "two"], ["--actors", "two"]),
+        (["--gpus-per-actor", "-1"], ["gpus_per_actor", "-1"]),
+        (["--max-attempts", "0"], ["max_attempts", "0"]),
+        (["--shard-timeout", "nan"], ["shard_timeout", "nan"]),
+        (["--steps", "3"], ["--steps"]),
+    ],
+)
+def test_bad_flags(
+    flags: list[str], named: list[str], runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(["generate", str(runs.manifest()), "--out", str(tmp_path / "out"), *flags], capsys)
+    assert all(part in message for part in named), message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["seal", "verify"])
+def test_places_without_a_run(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "manifest.toml" in refused([command, str(tmp_path / "nothing")], capsys)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_missing_command_or_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "COMMAND" in refused([], capsys)
+    assert "none.toml" in refused(["plan", str(tmp_path / "none.toml")], capsys)
+
+
+def test_plan(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = runs.manifest(classes='counts = { "bag" = 3, "0" = 2 }', steps=2)
+    assert main(["plan", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["shards"], found["steps"]) == (5, 3, 2)
+    assert found["classes"] == [[0, "t-shirt/top", 2], [8, "bag", 3]]
+    assert found["digest"] == load_manifest(path).digest
+    assert found["estimated_seconds"] > 0
+    assert main(["plan", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "size (estimate)" in text
+    assert "time (estimate)" in text
+
+
+def test_plan_of_a_model_whose_weights_are_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(REPO / "manifests" / "imagenet256-rare.toml"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["estimated_seconds"] is None
+    assert "256x256_diffusion.pt" in found["estimate"]
+
+
+def test_estimated_bytes_are_near_the_real_ones(finished: Path, runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(finished / "manifest.toml"), "--json"]) == 0
+    estimate = json.loads(capsys.readouterr().out)["estimated_bytes"]
+    real = sum(len(data) for data in runs.tars(finished).values())
+    assert 0.5 * real < estimate < 1.5 * real
+
+
+def test_verify_and_seal_find_damage(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(finished)]) == 0
+    assert main(["seal", str(finished), "--json"]) == 0
+    captured = capsys.readouterr().out
+    assert json.loads(captured[captured.index("{") :])["samples"] == 20
+    tar = finished / "shards" / "rare-000002.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    assert main(["verify", str(finished), "--json"]) == 1
+    assert list(json.loads(capsys.readouterr().out)["problems"]) == ["rare-000002"]
+    assert "rare-000002" in refused(["seal", str(finished)], capsys)
+    assert not (finished / "_SUCCESS").exists()
+    assert not (finished / "state" / "rare-000002.json").exists()
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["fashion-mnist-28"]["embedded"]
+    assert found["adm-imagenet-64"]["image_size"] == 64
+    assert found["adm-imagenet-256-uncond"]["num_classes"] is None
+
+
+def test_help_does_not_load_what_it_does_not_need() -> None:
+    program = "import sys, pipeline.cli as cli; cli.make_parser().format_help(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, check=True)
+    assert not {"torch", "ray", "numpy", "pyarrow", "webdataset"} & set(loaded.stdout.split())

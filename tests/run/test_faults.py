@@ -1,0 +1,91 @@
+"""The command as a process of its own: kill -9 and Ctrl-C in the middle, then the same command again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.generate.cluster import FOLDER_PREFIX
+
+REPO = Path(__file__).parents[2]
+PATIENCE_S = 120.0
+
+
+def start(manifest: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline.cli", "generate", str(manifest), "--out", str(out), "--actors", "2"]
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    # A process group of its own, so that Ctrl-C can go to all of it, as a terminal's does.
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def markers(out: Path) -> int:
+    """Committed shards."""
+    return len(list((out / "state").glob("rare-*.json")))
+
+
+def wait_for_shard(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    """Until ``count`` shards are committed, so that the next ones are under way."""
+    end = time.monotonic() + PATIENCE_S
+    while markers(out) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def session_folders(pid: int) -> set[Path]:
+    """Ray's private folders that were made by a driver (a folder's session carries its pid)."""
+    return {path.parent for path in Path("/tmp").glob(f"{FOLDER_PREFIX}*/session_*_{pid}")}
+
+
+def gone(pids: list[int], runs: Any) -> bool:
+    end = time.monotonic() + 30
+    while any(runs.alive(pid) for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.mark.slow
+def test_killed_and_interrupted_runs_end_as_an_undisturbed_one(runs: Any, tmp_path: Path) -> None:
+    manifest, out = runs.manifest(), tmp_path / "out"
+
+    killed = start(manifest, out)
+    wait_for_shard(killed, out, 1)
+    family = runs.actors(killed.pid) + runs.servers(killed.pid)
+    assert len(family) == 4
+    left = session_folders(killed.pid)
+    killed.kill()
+    killed.communicate()
+    assert len(left) == 1
+    assert gone(family, runs), "Ray's processes outlived the driver"
+    kept = markers(out)
+    assert 0 < kept < 10
+
+    interrupted = start(manifest, out)
+    wait_for_shard(interrupted, out, kept + 1)
+    family = runs.actors(interrupted.pid) + runs.servers(interrupted.pid)
+    os.killpg(interrupted.pid, signal.SIGINT)
+    _, errors = interrupted.communicate()
+    assert interrupted.returncode == 130, errors
+    assert "run the same command to resume" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert gone(family, runs)
+    assert not any(folder.exists() for folder in left), "the killed run's Ray folder was not swept"
+    assert not session_folders(interrupted.pid)
+    assert kept < markers(out) < 10
+
+    finished = start(manifest, out)
+    output, errors = finished.communicate(timeout=PATIENCE_S)
+    assert finished.returncode == 0, errors
+    assert "of 20 images" in output
+    assert runs.tars(out) == runs.standard

@@ -1,0 +1,169 @@
+"""Manifests: what they mean, what changes their digest, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ManifestError
+from pipeline.manifest import Manifest, load_manifest, parse_manifest
+
+REPO = Path(__file__).parents[2]
+BASE = """
+name = "base"
+seed = 3
+[model]
+preset = "fashion-mnist-28"
+[sampler]
+steps = 25
+batch = 8
+[[guidance]]
+term = "low-confidence"
+scale = 1.0
+tau = 0.5
+[classes]
+per_class = 4
+[accept]
+confidence = { max = 0.9 }
+[output]
+shard_size = 10
+"""
+
+
+def parse(text: str) -> Manifest:
+    return parse_manifest(text, "test.toml")
+
+
+def test_reads_every_field() -> None:
+    manifest = parse(BASE)
+    assert (manifest.name, manifest.seed, manifest.settings.steps, manifest.batch) == ("base", 3, "25", 8)
+    assert manifest.counts == dict.fromkeys(range(10), 4)
+    assert manifest.total == 40
+    assert [term.name for term in manifest.terms] == ["low-confidence"]
+    assert manifest.accept is not None
+    assert manifest.accept.confidence.hold(0.9)
+    assert not manifest.accept.confidence.hold(0.91)
+    assert manifest.text == BASE
+
+
+@pytest.mark.parametrize(
+    ("classes", "counts"),
+    [
+        ("total = 12", {0: 2, 1: 2, **dict.fromkeys(range(2, 10), 1)}),
+        ('total = 5\nids = ["bag", 1]', {8: 3, 1: 2}),
+        ('per_class = 3\nids = ["7"]', {7: 3}),
+        ('counts = { "0" = 1, "sneaker" = 5, "coat" = 0 }', {0: 1, 7: 5}),
+    ],
+)
+def test_counts_by_each_way(classes: str, counts: dict[int, int]) -> None:
+    assert parse(BASE.replace("per_class = 4", classes)).counts == counts
+
+
+def test_digest_does_not_depend_on_how_it_is_written() -> None:
+    lines = BASE.strip().splitlines()
+    reordered = "\n".join([*lines[7:], "# a comment", *lines[2:7]])
+    top = "\n".join(lines[:2])
+    other = top + "\n" + reordered.replace("steps = 25", 'steps = "25"').replace("per_class = 4", "total = 40")
+    assert parse(other).digest == parse(BASE).digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('name = "base"', 'name = "other"'),
+        ("seed = 3", "seed = 4"),
+        ("steps = 25", "steps = 26"),
+        ("batch = 8", "batch = 9"),
+        ("batch = 8", 'batch = 8\nprecision = "fast"'),
+        ("batch = 8", 'batch = 8\nmethod = "ddim"'),
+        ("tau = 0.5", "tau = 0.6"),
+        ("tau = 0.5", "tau = 0.5\nwindow = [0, 500]"),
+        ('term = "low-confidence"\nscale = 1.0\ntau = 0.5', 'term = "classifier"\nscale = 1.0'),
+        ("per_class = 4", "per_class = 5"),
+        ("max = 0.9", "max = 0.8"),
+        ("confidence = { max = 0.9 }", "confidence = { max = 0.9 }\non_class = true"),
+        ("shard_size = 10", "shard_size = 11"),
+        ("shard_size = 10", 'shard_size = 10\nprefix = "tail"'),
+    ],
+)
+def test_digest_changes_with_whatever_changes_a_file(old: str, new: str) -> None:
+    assert old in BASE
+    assert parse(BASE.replace(old, new)).digest != parse(BASE).digest
+
+
+def test_digest_takes_a_weights_file_by_its_hash_and_else_by_its_path() -> None:
+    def digest(model: str) -> str:
+        return parse(BASE.replace("[sampler]", f"{model}\n[sampler]")).digest
+
+    hashed = f'checkpoint_sha256 = "{"a" * 64}"'
+    assert digest(f'checkpoint = "x.pt"\n{hashed}') == digest(f'checkpoint = "y.pt"\n{hashed}')
+    assert digest('checkpoint = "x.pt"') != digest('checkpoint = "y.pt"')
+    assert digest(hashed) != digest(hashed.replace("aaa", "bbb"))
+
+
+def test_relative_weights_start_at_the_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.toml"
+    path.write_text(BASE.replace("[sampler]", 'checkpoint = "w/x.pt"\n[sampler]'))
+    assert load_manifest(path).model.checkpoint == str(tmp_path / "w/x.pt")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("seed = 3", "sead = 3", ["'sead'", "seed"]),
+        ("batch = 8", "bach = 8", ["'sampler.bach'", "batch"]),
+        ("[output]", "[outputs]", ["'outputs'", "output"]),
+        ("max = 0.9", "mox = 0.9", ["accept.confidence.mox", "max"]),
+        ("tau = 0.5", "tow = 0.5", ["guidance[0].tow", "tau"]),
+        ("per_class = 4", "per_class = -4", ["classes.per_class", "-4", "from 0"]),
+        ("per_class = 4", "per_class = 0", ["classes.per_class", "0", "at least one"]),
+        ("per_class = 4", "per_class = 4\ntotal = 4", ["per_class", "total", "exactly one"]),
+        ("per_class = 4", 'counts = { "0" = -1 }', ["classes.counts.0", "-1"]),
+        ("per_class = 4", 'counts = { "10" = 1 }', ["'10'", "0 to 9"]),
+        ("per_class = 4", 'counts = { "sneeker" = 1 }', ["'sneeker'", "sneaker"]),
+        ("per_class = 4", 'counts = { "7" = 1, "sneaker" = 1 }', ["7", "once"]),
+        ("per_class = 4", "per_class = 4\nids = [3, 11]", ["classes.ids", "11", "0 to 9"]),
+        ("per_class = 4", "total = 99_999_999_999", ["99999999999", "1000000 shards"]),
+        ("steps = 25", "steps = 1001", ["1001", "1000"]),
+        ("steps = 25", "steps = 0", ["'0'"]),
+        ("steps = 25", "steps = 2.5", ["sampler.steps", "2.5"]),
+        ("batch = 8", 'batch = "8"', ["sampler.batch", "'8'", "integer"]),
+        ("batch = 8", 'batch = 8\nmethod = "euler"', ["euler", "ancestral"]),
+        ("batch = 8", 'batch = 8\nprecision = "half"', ["sampler.precision", "half", "exact"]),
+        ("batch = 8", "batch = 8\neta = nan", ["sampler.eta", "nan"]),
+        ("fashion-mnist-28", "fashion-mnist-29", ["model.preset", "fashion-mnist-29"]),
+        ('preset = "fashion-mnist-28"', "", ["model.preset", "None"]),
+        ("seed = 3", "seed = true", ["seed", "True"]),
+        ('name = "base"', 'name = "No Spaces"', ["name", "No Spaces"]),
+        ("max = 0.9", "min = 0.5, max = 0.2", ["accept.confidence.min", "0.5", "0.2"]),
+        ("max = 0.9", "max = 1.5", ["accept.confidence.max", "1.5"]),
+        ("shard_size = 10", "shard_size = 100_001", ["output.shard_size", "100001", "100000"]),
+        ("shard_size = 10", 'prefix = "a.b"', ["prefix", "a.b"]),
+        ('term = "low-confidence"', 'term = "magic"', ["guidance[0].term", "magic", "classifier"]),
+        ("[[guidance]]", "[guidance]", ["guidance", "[[guidance]]"]),
+        ("seed = 3", "seed = ", ["test.toml", "not TOML"]),
+    ],
+)
+def test_refuses_in_one_line_naming_field_value_and_what_is_allowed(old: str, new: str, named: list[str]) -> None:
+    assert old in BASE
+    with pytest.raises(ManifestError) as caught:
+        parse(BASE.replace(old, new, 1))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in named:
+        assert part in message
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_refuses_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "m.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ManifestError, match=r"m\.toml"):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "manifests").glob("*.toml")), ids=lambda path: path.stem)
+def test_ready_manifests_load(path: Path) -> None:
+    assert load_manifest(path).total > 0
