@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,6 +35,16 @@ class Snapshot:
     scored: int = 0
     confidence_sum: float = 0.0
     entropy_sum: float = 0.0
+
+
+def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Sums over all draws; nothing in flight."""
+    found = list(snapshots)
+    return Snapshot(
+        scored=sum(s.scored for s in found),
+        confidence_sum=sum(s.confidence_sum for s in found),
+        entropy_sum=sum(s.entropy_sum for s in found),
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -87,8 +88,14 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
     except CheckpointError as error:
         return None, str(error)
     steps = len(manifest.settings.chain(preset).schedule)
-    per_image = _image_step_seconds(models, manifest, min(steps, PROBE_STEPS)) * steps
-    place = "one GPU" if device.type == "cuda" else "all CPU cores"
+    # As actors do: on the CPU a batch has one thread, and every core a batch.
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
+    torch.set_num_threads(1)
+    try:
+        per_image = _image_step_seconds(models, manifest, min(steps, PROBE_STEPS)) * steps / cores
+    finally:
+        torch.set_num_threads(threads)
+    place = "one GPU" if device.type == "cuda" else f"{cores} CPU cores"
     more = ", without rejected candidates" if manifest.accept else ""
     return per_image * manifest.total, f"from a few steps timed here on {place}, no start-up or writing{more}"
 

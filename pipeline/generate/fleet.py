@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import OutputError, RarefyError, ShardError, bad
-from pipeline.generate.actor import ShardGenerator, Snapshot
+from pipeline.generate.actor import ShardGenerator, Snapshot, add_up
 from pipeline.generate.cluster import Resources
 from pipeline.generate.progress import ProgressSink, Status
 from pipeline.manifest import Manifest
@@ -185,7 +185,7 @@ class Fleet:
         """Drop an actor that died, hung or could not start; its shards go back to the queue."""
         ray.kill(worker.handle)
         self.workers.remove(worker)
-        self.gone = _add([self.gone, worker.snapshot])
+        self.gone = add_up([self.gone, worker.snapshot])
         if not worker.ready:
             self.failed_starts += 1
             if self.failed_starts >= self.max_attempts * self.resources.actors:
@@ -215,7 +215,7 @@ class Fleet:
     def _status(self) -> Status:
         for worker in self.workers:
             self._poll(worker)
-        seen = _add([self.gone, *(worker.snapshot for worker in self.workers)])
+        seen = add_up([self.gone, *(worker.snapshot for worker in self.workers)])
         # A snapshot may be older than a commit: only what is still a task is under way.
         under_way = (w.snapshot.in_flight.get(task.attempt, 0.0) for w in self.workers for task in w.tasks.values())
         done = self.committed + sum(under_way)
@@ -242,16 +242,6 @@ class Fleet:
             with suppress(RayError):
                 worker.snapshot = ray.get(worker.poll)
         worker.poll = worker.handle.progress.remote() if worker.ready else None
-
-
-def _add(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Sums over all draws; nothing in flight."""
-    found = list(snapshots)
-    return Snapshot(
-        scored=sum(s.scored for s in found),
-        confidence_sum=sum(s.confidence_sum for s in found),
-        entropy_sum=sum(s.entropy_sum for s in found),
-    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -60,11 +61,13 @@ class ProgressLine:
     def __init__(self, stream: TextIO | None = None, every_s: float = 10.0) -> None:
         self.stream = stream or sys.stderr
         self.every_s = every_s
+        # Some containers' terminals have no size: a bar would have no room.
+        self._live = self.stream.isatty() and os.get_terminal_size(self.stream.fileno()).columns > 0
         self._last = time.monotonic()
         self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, status: Status) -> None:
-        if self.stream.isatty():
+        if self._live:
             self._show(status)
         elif time.monotonic() - self._last >= self.every_s or status.done >= status.total:
             self._last = time.monotonic()

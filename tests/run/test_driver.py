@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +27,12 @@ from pipeline.stages import seal_run, verify_run
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One Ray for all of these tests; generate uses the one that its process has."""
+    folder = tempfile.mkdtemp(prefix="rarefy-test-", dir="/tmp")
     ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=10**8,
-             log_to_driver=False, logging_level=logging.ERROR)  # fmt: skip
+             log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)  # fmt: skip
     yield
     ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Strike:
