@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
-DATA ?= /usr/share/datasets/fashion-mnist
 
 .PHONY: help setup demo smoke test lint format weights quality clean
 
@@ -36,15 +35,13 @@ format: setup ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-weights: setup ## train the embedded networks again (hours; needs Fashion-MNIST's IDX files in DATA)
-	sed 's#^data = .*#data = "$(DATA)"#' manifests/train/fashion-mnist-28-diffusion.toml > build-diffusion.toml
-	sed 's#^data = .*#data = "$(DATA)"#' manifests/train/fashion-mnist-28-classifier.toml > build-classifier.toml
-	$(BIN)/rarefy train diffusion build-diffusion.toml --out out/weights/diffusion
-	$(BIN)/rarefy train classifier build-classifier.toml --out out/weights/classifier
-	$(BIN)/python jobs/embed_assets.py --diffusion out/weights/diffusion --classifier out/weights/classifier --data $(DATA)
+weights: setup ## train the embedded networks again (hours; the recipes in manifests/train name the images)
+	$(BIN)/rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion
+	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-classifier.toml --out out/weights/classifier
+	$(BIN)/python jobs/embed_assets.py --diffusion out/weights/diffusion --classifier out/weights/classifier
 
 quality: setup ## measure the embedded model: 10,000 unguided images against the test images (about an hour)
 	$(BIN)/rarefy run manifests/quality.toml --out out/quality
 
 clean: ## remove the environment and caches (never data sets)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build-*.toml
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.diffusion.guidance import entropy
 from pipeline.manifest import Accept
 
 
@@ -37,13 +38,12 @@ def score_images(classifier: Callable[[Tensor, Tensor], Tensor], images: Tensor,
     log_probs = classifier(x, torch.zeros(len(x), device=x.device)).float().log_softmax(dim=1)
     probs = log_probs.exp()
     top = probs.topk(2, dim=1)
-    # p log p is 0 at p = 0, where log p may be -inf.
-    entropy = -torch.where(probs > 0, probs * log_probs, 0).sum(dim=1)
+    nats = entropy(log_probs)
     return Scores(
         predicted_id=top.indices[:, 0].cpu(),
         confidence=probs.gather(1, y[:, None])[:, 0].cpu(),
-        entropy=entropy.cpu(),
-        entropy_normalized=(entropy / math.log(probs.shape[1])).cpu(),
+        entropy=nats.cpu(),
+        entropy_normalized=(nats / math.log(probs.shape[1])).cpu(),
         margin=(top.values[:, 0] - top.values[:, 1]).cpu(),
     )
 
@@ -53,5 +53,5 @@ def accepted(accept: Accept | None, scores: Scores, index: int, class_id: int) -
     if accept is None:
         return True
     on_class = not accept.on_class or int(scores.predicted_id[index]) == class_id
-    confidence, entropy = float(scores.confidence[index]), float(scores.entropy[index])
-    return on_class and accept.confidence.hold(confidence) and accept.entropy.hold(entropy)
+    confidence, nats = float(scores.confidence[index]), float(scores.entropy[index])
+    return on_class and accept.confidence.hold(confidence) and accept.entropy.hold(nats)

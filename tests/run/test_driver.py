@@ -36,14 +36,15 @@ def cluster() -> Iterator[None]:
 
 
 class Strike:
-    """A progress sink that sends a signal to one actor in the middle of its shards, once."""
+    """A progress sink that sends a signal to one actor, once, when all have loaded and half of the work is left."""
 
     def __init__(self, number: int, runs: Any) -> None:
         self.number, self.runs = number, runs
         self.struck: list[int] = []
 
     def __call__(self, status: Status) -> None:
-        if not self.struck and status.actors_alive and status.done < status.total:
+        all_ready = status.actors_alive == status.actors_wanted
+        if not self.struck and all_ready and status.done < status.total / 2:
             self.struck = self.runs.actors(os.getpid())[:1]
             for pid in self.struck:
                 os.kill(pid, self.number)
