@@ -93,7 +93,7 @@ def _add_audit(commands: Any) -> None:
     command = _command(commands, "audit", _audit, "measure a run against real images")
     command.add_argument("out", metavar="OUT")
     command.add_argument("--reference", help="folder of real images (default: the preset's embedded ones)")
-    command.add_argument("--extractor", default="efficientnet-lite0", help="efficientnet-lite0 (default) or inception-v3")
+    command.add_argument("--extractor", default="efficientnet-lite0", help="efficientnet-lite0 or inception-v3")
     command.add_argument("--inception-weights", help="path of torch-fidelity's InceptionV3 weights")
     command.add_argument("--device", default="cpu")
 
