@@ -7,7 +7,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -240,7 +240,11 @@ class Fleet:
             if not ray.wait([worker.poll], timeout=0)[0]:
                 return
             with suppress(RayError):
-                worker.snapshot = ray.get(worker.poll)
+                found: Snapshot = ray.get(worker.poll)
+                # A try that has ended left the actor's counts, but is under way here until its reply is read.
+                last = worker.snapshot.in_flight
+                held = {t.attempt: last[t.attempt] for t in worker.tasks.values() if t.attempt in last}
+                worker.snapshot = replace(found, in_flight={**held, **found.in_flight})
         worker.poll = worker.handle.progress.remote() if worker.ready else None
 
 
