@@ -19,6 +19,7 @@ from pipeline.diffusion.schedule import Schedule, make_schedule
 from pipeline.errors import ManifestError, bad
 
 if TYPE_CHECKING:
+    from pipeline.models.adm import UNet
     from pipeline.models.catalog import Models, Preset
 
 METHODS = ("ancestral", "ddim")
@@ -152,13 +153,17 @@ def sample(models: Models, y: Tensor, seeds: Sequence[int], chain: Chain) -> Ite
     """
     preset, device = models.preset, models.device
     noise = ImageNoise(seeds, (preset.channels, preset.image_size, preset.image_size), device)
+    return reverse_chain(denoiser(models.unet), models.classifier, chain, noise(-1), y, noise)
+
+
+def denoiser(unet: UNet) -> Denoise:
+    """A U-Net as the chain calls it: class ids reach it only where it is conditional."""
 
     def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        output: Tensor = models.unet(x, t, None if preset.num_classes is None else y)
+        output: Tensor = unet(x, t, None if unet.config.num_classes is None else y)
         return output
 
-    x_T = noise(-1)
-    return reverse_chain(denoise, models.classifier, chain, x_T, y, noise)
+    return denoise
 
 
 def to_uint8(x: Tensor) -> Tensor:

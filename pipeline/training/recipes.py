@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.diffusion.sampler import ImageNoise, SamplerSettings, reverse_chain, to_uint8
+from pipeline.diffusion.sampler import ImageNoise, SamplerSettings, denoiser, reverse_chain, to_uint8
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import DeviceError, ManifestError, OutputError, bad
 from pipeline.models import norm
@@ -183,12 +183,7 @@ def save_grid(state: TrainState, preset: Preset, path: Path, columns: int = 10, 
     y = torch.arange(columns * rows, device=device) % columns % preset.classifier_classes
     noise = ImageNoise(range(len(y)), (preset.channels, preset.image_size, preset.image_size), device)
     chain = SamplerSettings("ddim", "ddim20").chain(preset)
-
-    def denoise(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = ema(x, t, None if preset.num_classes is None else y)
-        return output
-
-    *_, last = reverse_chain(denoise, None, chain, noise(-1), y, noise)
+    *_, last = reverse_chain(denoiser(ema), None, chain, noise(-1), y, noise)
     pixels = to_uint8(last.x).unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     Image.fromarray(np.ascontiguousarray(pixels.squeeze(-1).cpu().numpy())).save(path)
 
