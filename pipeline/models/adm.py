@@ -69,7 +69,8 @@ class ADM(nn.Module):
 
     def _encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run encoder and middle block. Returns its output and the skips, outermost first."""
-        h = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        # A copy, since one-channel images count as channels-last already and would leave every layer to guess.
+        h = x.to(self.dtype).clone(memory_format=torch.channels_last)
         skips = []
         for block in self.input_blocks:
             h = _apply(block, h, emb)

@@ -6,10 +6,13 @@ stopped. Started by ``torchrun``, each process takes its share of every batch an
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -173,28 +176,48 @@ def train(
 ) -> Iterator[Report]:
     """Train to ``settings.images``. Reports every 10 s; a checkpoint every 3 minutes, on Ctrl-C and at the end."""
     window, saved_at = _Window(), time.monotonic()
-    try:
+    with _interrupt_noted() as interrupts:
         while state.step < settings.steps:
             window.add(_step(state, loss_function, data, settings))
             now = time.monotonic()
-            if now - window.started < REPORT_EVERY_S and state.step < settings.steps:
+            last = state.step == settings.steps or bool(interrupts)
+            if now - window.started < REPORT_EVERY_S and not last:
                 continue
             state.seconds += now - window.started
-            save = now - saved_at >= CHECKPOINT_EVERY_S or state.step == settings.steps
+            save = now - saved_at >= CHECKPOINT_EVERY_S or last
             if save:
                 saved_at = now
                 if place()[0] == 0:
                     state.save(checkpoint)
+            if interrupts:
+                raise KeyboardInterrupt
             speed = window.steps * settings.batch / (now - window.started)
             yield Report(state.step, speed, settings.lr_at(state.step - 1), save, window.means())
             window = _Window()
-    except KeyboardInterrupt:
-        state.save(checkpoint)
-        raise
 
 
 REPORT_EVERY_S = 10.0
 CHECKPOINT_EVERY_S = 180.0
+
+
+@contextmanager
+def _interrupt_noted() -> Iterator[list[int]]:
+    """Let the step under way finish on Ctrl-C, so that no half-updated weights are saved; a second one stops at once.
+
+    Yields a list that is empty until the signal comes.
+    """
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _step(

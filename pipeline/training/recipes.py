@@ -140,9 +140,12 @@ def _claim(folder: Path, recipe: Recipe) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         copy = folder / "recipe.toml"
-        if copy.exists() and copy.read_text() != recipe.text:
+        if not copy.exists():
+            own = folder / f"recipe.toml.{place()[0]}"  # torchrun's processes come here at the same time
+            own.write_text(recipe.text)
+            own.replace(copy)
+        if copy.read_text() != recipe.text:
             raise OutputError(bad("out", str(folder), "a folder for this recipe: it holds another recipe's run"))
-        copy.write_text(recipe.text)
     except OSError as error:
         raise OutputError(f"out: {str(folder)!r} cannot be written ({error.strerror})") from error
     return folder

@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.models import norm
 from pipeline.models.adm import Classifier, UNet
 from pipeline.models.blocks import NetworkConfig
-from pipeline.models.precision import set_precision
+from pipeline.models.precision import set_precision, to_device
 
 BASE = NetworkConfig(
     image_size=16, in_channels=3, model_channels=32, out_channels=6, num_res_blocks=1,
@@ -47,6 +47,26 @@ def test_every_form_keeps_the_image_size_and_uses_its_time_step(config: NetworkC
     early, late = (unet(x, torch.full((2,), t)) for t in (10.0, 900.0))
     assert early.shape == (2, config.out_channels, config.image_size, config.image_size)
     assert (early - late).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_layer_works_channels_last(channels: int, precision: str) -> None:
+    """One layer that falls back to (B, C, H, W) order makes its neighbours reorder too: a third of the speed."""
+    unet = randomised(UNet(replace(BASE, in_channels=channels, out_channels=2 * channels)))
+    set_precision(unet, precision)  # type: ignore[arg-type]
+    norm.set_compiled(False)
+    to_device(unet, torch.device("cpu"))
+    strays = []
+
+    def look(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        images = [h for h in (*inputs, output) if isinstance(h, torch.Tensor) and h.ndim == 4 and min(h.shape[1:]) > 1]
+        strays.extend(type(layer).__name__ for h in images if h.stride(1) != 1)
+
+    for layer in list(unet.modules())[1:]:
+        layer.register_forward_hook(look)
+    unet(torch.randn(2, channels, 16, 16), torch.full((2,), 10.0))
+    assert not strays
 
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
-def test_ctrl_c_leaves_a_checkpoint_of_the_last_whole_step(tmp_path: Path) -> None:
+def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint_of_it(tmp_path: Path) -> None:
     settings = TrainSettings(images=400, batch=4, precision="float32")
     calls = []
     inner = ClassifierLoss(make_schedule("cosine", 1000), CPU)
@@ -152,13 +153,14 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_last_whole_step(tmp_path: Path) -> No
     def interrupted(model: nn.Module, b: Batch) -> dict[str, Tensor]:
         calls.append(1)
         if len(calls) == 4:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return inner(model, b)
 
     state = start(recipes.Classifier(get_preset("fashion-mnist-28").classifier), settings, CPU, tmp_path / "state.pt")
     with pytest.raises(KeyboardInterrupt):
         list(train(state, interrupted, tiny_data(), settings, tmp_path / "state.pt"))
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == len(calls) == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_batches_are_in_the_models_range_and_repeat() -> None:

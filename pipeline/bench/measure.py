@@ -1,0 +1,86 @@
+"""Timing on machines that other work shares: CPU time of interleaved runs, medians, ratios of pairs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median of some numbers with their quartiles."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+def clock(device: torch.device) -> float:
+    """Seconds: of this process's CPU time on a CPU, of wall time after all queued work on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+def interleave(cases: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Run every case ``repeats`` times in turn, after one unmeasured run each. Returns seconds a run, by case."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(repeats + 1):
+        for name, case in cases.items():
+            start = clock(device)
+            case()
+            if turn:
+                seconds[name].append(clock(device) - start)
+    return seconds
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles of at least one number."""
+    if len(values) < 2:
+        return Spread(values[0], values[0], values[0], len(values))
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(statistics.median(values), low, high, len(values))
+
+
+def ratios(slow: Sequence[float], fast: Sequence[float]) -> Spread:
+    """How many times as fast ``fast`` is as ``slow``, from pairs of runs made one after the other."""
+    return spread([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def matmul_gflops(dtype: torch.dtype, device: torch.device, size: int = 2048, repeats: int = 5) -> float:
+    """GFLOP/s of a square matrix product in ``dtype``: this machine's ceiling, best of ``repeats``."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    runs = interleave({"matmul": lambda: a @ a}, repeats, device)["matmul"]
+    return 2 * size**3 / min(runs) / 1e9
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """Processor, threads, versions and date, as every result names them."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, from /proc/cpuinfo where there is one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
