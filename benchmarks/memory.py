@@ -77,12 +77,14 @@ def reset_peak() -> None:
 def measure(case: Case, folder: str) -> dict[str, int]:
     """Bytes of one mode; meant for a process of its own."""
     before = resident()
+    from pipeline.allocator import keep_freed_memory
     from pipeline.diffusion.guidance import ClassifierGuidance
     from pipeline.diffusion.sampler import SamplerSettings, sample
     from pipeline.models.catalog import get_preset, load_models
     from pipeline.models.precision import capability, choose, compile_networks, set_process
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     preset = get_preset(case.preset)
     paths = [str(path) for path in _files(folder)]
     reset_peak()

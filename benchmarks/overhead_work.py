@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.bench.processes import family
 from pipeline.diffusion.sampler import sample, to_uint8
 from pipeline.generate.driver import GenerateOptions, generate
@@ -194,6 +195,8 @@ def bare_share(load: Load, tasks: queue.Queue[int], loaded: Any) -> BareShare:
 def load_as_actor(load: Load) -> Models:
     """The models in a process set up as an actor's, so that equal steps take equal time."""
     torch.set_num_threads(1)
+    if load.device == "cpu":
+        keep_freed_memory()
     manifest, device = load.manifest, torch.device(load.device)
     models = load_models(manifest.preset, None, None, (None, None), device, manifest.precision)
     execution = choose(capability(device), manifest.precision, load.compile)
