@@ -39,7 +39,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.bench.memory import reset_peak
+
 WEIGHTS_SLACK = 1.2
+CPU = torch.device("cpu")
 MODES = ("exact", "fast")
 
 
@@ -69,11 +72,6 @@ def resident() -> Resident:
     return Resident(values["VmRSS"], values["RssAnon"], values["RssFile"], values["VmHWM"])
 
 
-def reset_peak() -> None:
-    """Begin a new high-water mark here (proc(5), clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def measure(case: Case, folder: str) -> dict[str, int]:
     """Bytes of one mode; meant for a process of its own."""
     before = resident()
@@ -87,14 +85,14 @@ def measure(case: Case, folder: str) -> dict[str, int]:
     keep_freed_memory()
     preset = get_preset(case.preset)
     paths = [str(path) for path in _files(folder)]
-    reset_peak()
-    models = load_models(preset, paths[0], paths[1], (None, None), torch.device("cpu"), case.precision)
+    reset_peak(CPU)
+    models = load_models(preset, paths[0], paths[1], (None, None), CPU, case.precision)
     loaded = resident()
     execution = choose(capability(models.device), case.precision, case.compile)
     set_process(execution)
     compile_networks((models.unet, models.classifier), execution, case.batch)
     gc.collect()
-    reset_peak()
+    reset_peak(CPU)
     chain = SamplerSettings(steps=str(max(2, case.steps))).chain(preset, [ClassifierGuidance()])
     y = torch.zeros(case.batch, dtype=torch.int64)
     for _ in islice(sample(models, y, list(range(case.batch)), chain), case.steps):
@@ -208,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipeline.bench.measure import machine
 
         settings = {name: getattr(options, name) for name in ("preset", "batch", "steps", "compile")}
-        print(json.dumps({**settings, "bytes": found, "machine": machine(torch.device("cpu"))}))
+        print(json.dumps({**settings, "bytes": found, "machine": machine(CPU)}))
     return 0
 
 

@@ -29,7 +29,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.overhead_work import MANIFEST, BareRun, Load, PipelineRun, run_bare, run_pipeline
+from benchmarks.manifests import MANIFEST
+from benchmarks.overhead_work import BareRun, Load, PipelineRun, run_bare, run_pipeline
 from pipeline.bench.measure import Spread, machine, ratios, spread
 from pipeline.models.precision import COMPILES
 

@@ -29,27 +29,6 @@ from pipeline.stages import seal_run
 
 PATIENCE_S = 600.0
 RAY_NICENESS = 15  # what Ray gives its workers: a loop of higher priority would win where other work runs beside
-MANIFEST = """
-name = "benchmark"
-[model]
-preset = "fashion-mnist-28"
-[sampler]
-method = "ancestral"
-steps = {steps}
-precision = "{precision}"
-batch = {batch}
-[[guidance]]
-term = "low-confidence"
-scale = 1.0
-tau = 0.7
-[[guidance]]
-term = "predicted-real-image"
-gamma = [[300, 0.05], [500, -0.05]]
-[classes]
-total = {images}
-[output]
-shard_size = {shard_size}
-"""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks.precision_work import PRESET, SETS, Job, run_job
+from benchmarks.rows import read_rows
 from pipeline.assets import weights
 from pipeline.bench.measure import machine
 from pipeline.models.checkpoint import file_sha256
@@ -54,17 +54,6 @@ def plan_jobs(options: argparse.Namespace) -> list[Job]:
         jobs.append(Job("pixels", terms, against, 0, options.pixel_images, batch, steps, (), 0, *shared))
         jobs.append(Job("errors", terms, against, 0, batch, batch, 0, tuple(options.times), 0, *shared))
     return jobs
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of earlier calls; a last line that a kill cut off is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
 
 
 def as_key(job: Job) -> Row:
@@ -91,20 +80,11 @@ def collect(jobs: Sequence[Job], path: Path, threads: int) -> list[Row]:
     print(f"{len(rows)} of {len(jobs)} rows are in {path}", file=sys.stderr, flush=True)
     with path.open("a") as file:
         for row in make_rows(missing, threads):
-            file.write(f"{'' if _ends_whole(path) else chr(10)}{json.dumps(row)}\n")
+            file.write(json.dumps(row) + "\n")
             file.flush()
             rows.append(row)
             print(f"row {len(rows)}: {row['job']['kind']} {row['job']['terms']}", file=sys.stderr, flush=True)
     return sorted(rows, key=lambda row: keys.index(row["job"]))
-
-
-def _ends_whole(path: Path) -> bool:
-    """Whether the file's last line is complete."""
-    with path.open("rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.manifests import MANIFEST
 from pipeline.bench.measure import Spread, machine, spread
 from pipeline.bench.processes import Process, family
 
@@ -44,27 +45,6 @@ PATIENCE_S = 600.0
 CASES = ("exact", "fast_cold", "fast_warm")
 STAGES = ("import", "ray", "load", "image")
 SHARDS = 4  # the first is measured; the others keep the command busy until it is told to stop
-MANIFEST = """
-name = "benchmark"
-[model]
-preset = "fashion-mnist-28"
-[sampler]
-method = "ancestral"
-steps = {steps}
-precision = "{precision}"
-batch = {batch}
-[[guidance]]
-term = "low-confidence"
-scale = 1.0
-tau = 0.7
-[[guidance]]
-term = "predicted-real-image"
-gamma = [[300, 0.05], [500, -0.05]]
-[classes]
-total = {total}
-[output]
-shard_size = {batch}
-"""
 
 
 @dataclass(frozen=True)
@@ -171,7 +151,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _manifest(options: argparse.Namespace, case: str) -> str:
     precision, total = case.partition("_")[0], SHARDS * options.batch
-    return MANIFEST.format(precision=precision, steps=options.steps, batch=options.batch, total=total)
+    return MANIFEST.format(
+        precision=precision, steps=options.steps, batch=options.batch, images=total, shard_size=options.batch
+    )
 
 
 def table(found: dict[str, Any]) -> str:

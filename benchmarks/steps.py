@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows import read_rows
 from benchmarks.steps_report import Sweep, curves, summary, table
 from benchmarks.steps_work import REFERENCE, SOLVERS, Bench, Common, Options, Setting
 from pipeline.bench.measure import machine
@@ -38,15 +39,6 @@ def wanted(arguments: argparse.Namespace, common: Common, terms: Sequence[Term])
             arguments.solvers, arguments.every_steps, arguments.classifier_every, arguments.row_seeds
         )
     return [Setting(*cell, common) for cell in dict.fromkeys(cells)]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The finished rows; half a line, which a kill leaves, is cut off."""
-    text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def run(arguments: argparse.Namespace) -> Sweep:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import memory, memory_row, overhead, overhead_work, precision, precision_work, startup
+from benchmarks import manifests, memory, memory_row, overhead, overhead_work, precision, precision_work, startup
 from pipeline.bench.processes import family
 from pipeline.models.adm import Classifier, UNet
 from pipeline.models.catalog import get_preset
@@ -141,7 +141,7 @@ def test_overhead(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_batches_of_the_bare_loop() -> None:
-    text = overhead_work.MANIFEST.format(images=25, steps=2, batch=4, shard_size=10, precision="exact")
+    text = manifests.MANIFEST.format(images=25, steps=2, batch=4, shard_size=10, precision="exact")
     load = overhead_work.Load(text, 1, 2)
     batches = overhead_work.plan_batches(load.manifest)
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2, 4, 1]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.steps import read_rows, wanted
+from benchmarks.rows import read_rows
+from benchmarks.steps import wanted
 from benchmarks.steps_report import Sweep, conclusion, curves, fewest, limits, summary, table
 from benchmarks.steps_work import SOLVERS, Common, Job, Setting, make_batch
 from pipeline.diffusion.guidance import ClassifierGuidance, PredictedRealImage, Term
