@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.assets import reference
 from pipeline.audit.cache import array_digest, cached
 from pipeline.audit.features import Extractor, Images, extract_features, load_extractor
@@ -74,6 +75,7 @@ def term_set(name: str) -> tuple[Term, ...]:
 def run_job(job: Job) -> dict[str, Any]:
     """The row's figures."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     if job.kind == "errors":
         return step_errors(job)
     exact, against = make_images(job, "exact"), make_images(job, job.against)
