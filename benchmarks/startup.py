@@ -10,10 +10,11 @@ with ``--batch 1``, the default, a shard is one image and the first commit is th
     load     to state/run.json, which the driver writes when the first actor has loaded its models
     image    to the commit marker: all steps of the chain, scoring, PNG, tar, Parquet, hashes
 
-``exact`` and ``fast`` are short runs. A long one in ``fast`` compiles its small functions first, once a shape, and torch
-keeps what it compiled on disk: in $TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the temporary folder, so it
-outlives a run as long as that folder is not emptied. ``fast_long_cold`` begins without it, ``fast_long_warm`` runs after
-it with the same one. The machine is warm in every case: ``--warm-up`` runs that are not reported come first.
+``exact`` and ``fast`` are short runs. A long one in ``fast`` compiles its small functions first, once a shape, and
+torch keeps what it compiled on disk: in $TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the temporary
+folder, so it outlives a run as long as that folder is not emptied. ``fast_long_cold`` begins without it,
+``fast_long_warm`` runs after it with the same one. The machine is warm in every case: ``--warm-up`` runs that are not
+reported come first.
 """
 
 from __future__ import annotations

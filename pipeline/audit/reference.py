@@ -34,11 +34,13 @@ def load_reference(preset: Preset, folder: str | None) -> Reference | None:
         images = load_images(folder, preset.image_size, preset.channels)
         real, held_out = _halves(images.labels)
         return Reference(_take(images, real), _take(images, held_out), f"{folder} (random halves of each class)")
-    if not preset.embedded:
+    if preset.assets is None:
         return None
     from pipeline.assets import reference
 
-    return Reference(reference(preset.name, "test"), reference(preset.name, "train"), "embedded test images")
+    return Reference(
+        reference(preset.assets.folder, "test"), reference(preset.assets.folder, "train"), "embedded test images"
+    )
 
 
 def match_counts(images: LabelledImages, counts: Mapping[int, int]) -> LabelledImages:
