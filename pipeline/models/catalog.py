@@ -213,9 +213,8 @@ def load_models(
 
     precision: ``exact`` (float32) or ``fast`` (bfloat16 where it helps). Raises CheckpointError.
     """
-    names = preset.assets
-    unet_path = _path(preset, checkpoint, "model.checkpoint", names and names.unet)
-    classifier_path = _path(preset, classifier, "model.classifier", names and names.classifier)
+    unet_path = _path(preset, checkpoint, "checkpoint")
+    classifier_path = _path(preset, classifier, "classifier")
     unet, unet_sha = load_network(lambda: set_precision(UNet(preset.unet), precision), unet_path, sha256s[0])
     guide, guide_sha = load_network(
         lambda: set_precision(Classifier(preset.classifier), precision), classifier_path, sha256s[1]
@@ -229,11 +228,12 @@ def load_models(
     )
 
 
-def _path(preset: Preset, given: str | None, field: str, asset: str | None) -> Path:
+def _path(preset: Preset, given: str | None, key: str) -> Path:
     if given:
         return Path(given)
-    if preset.assets is None or asset is None:
+    if preset.assets is None:
         raise CheckpointError(
-            bad(field, given, f"the path of a file for {preset.name}, whose weights do not ship here")
+            bad(f"model.{key}", given, f"the path of a file for {preset.name}, whose weights do not ship here")
         )
-    return assets.weights(preset.assets.folder, asset)
+    name = preset.assets.unet if key == "checkpoint" else preset.assets.classifier
+    return assets.weights(preset.assets.folder, name)

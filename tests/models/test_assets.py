@@ -54,7 +54,7 @@ def test_classifier_is_right_on_nine_of_ten_clean_images(models: Models) -> None
 
 
 def test_entropy_constraint_training_raises_the_entropy_of_clean_images(models: Models) -> None:
-    """What ED-DPM trains it for: both are as often right (the test above, and the provenance), this one is less sure."""
+    """What ED-DPM trains it for: as often right as the plain one, and less sure of it."""
     ect, test = load("fashion-mnist-28-ect").classifier, assets.reference(PRESET, "test")
     x_0, t = torch.from_numpy(test.images[:500]).float() / 127.5 - 1, torch.zeros(500)
     constrained, plain = (entropy(network(x_0, t).log_softmax(-1)).mean() for network in (ect, models.classifier))
