@@ -65,6 +65,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_audit(commands)
     command = _command(commands, "report", _report, "write audit/report.html from what audit found")
     command.add_argument("out", metavar="OUT")
+    command = _command(commands, "compare", _compare, "set audits beside each other, on equal footing")
+    command.add_argument("runs", metavar="OUT", nargs="+", help="audited runs; the others are held against the first")
+    command.add_argument("--page", default="compare.html", help="the page to write (default compare.html)")
     _add_train(commands)
     _command(commands, "models", _models, "list the models known by name")
     return parser
@@ -195,6 +198,15 @@ def _report(arguments: argparse.Namespace) -> int:
 
     path = f"{arguments.out.rstrip('/')}/{write_report(Store(arguments.out))}"
     return _print(arguments, {"report": path}, path)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from pipeline.audit.compare import compare_runs, table_text
+    from pipeline.audit.compare_page import write_page
+
+    result = compare_runs(arguments.runs)
+    write_page(result, arguments.page)
+    return _print(arguments, result | {"page": arguments.page}, f"{table_text(result)}\npage: {arguments.page}")
 
 
 def _train(arguments: argparse.Namespace) -> int:
