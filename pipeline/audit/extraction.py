@@ -1,0 +1,100 @@
+"""Features of many shards: each kept by content once it is done, spread over a Ray cluster where one is named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from pipeline.audit.cache import array_digest, cached, recall
+from pipeline.audit.features import DEFAULT_BATCH, Extractor, extract_outputs
+from pipeline.audit.fidelity import Features
+from pipeline.errors import DeviceError, bad
+
+Images = NDArray[np.uint8]
+Step = Callable[[int, int], None]
+
+
+def keyed(extractor: Extractor, images: Images) -> tuple[str, ...]:
+    """Everything that an array of outputs depends on."""
+    return ("outputs", extractor.digest, extractor.preprocessing, extractor.layer, array_digest(images))
+
+
+def outputs_of(images: Images, extractor: Extractor, device: str, batch: int, step: Step) -> Features:
+    """``extract_outputs`` of one array, or what the cache holds of it."""
+    found = cached(
+        keyed(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, batch, step)}
+    )
+    return np.asarray(found["outputs"], np.float32)
+
+
+def outputs_of_parts(
+    parts: Sequence[Images], extractor: Extractor, device: str, ray_address: str | None, step: Step
+) -> Features:
+    """Outputs of the images of each shard, in order, as one array (N, dim + logits).
+
+    A part that is done is in the cache, so an audit that was cut off goes on where it stopped. With ``ray_address`` the
+    parts that the cache does not hold are Ray tasks on that cluster, each on one GPU where device is a GPU. Raises
+    DeviceError where the cluster does not answer.
+    """
+    found: dict[int, Features] = {}
+    missing = []
+    for place, part in enumerate(parts):
+        stored = recall(keyed(extractor, part))
+        if stored is None:
+            missing.append(place)
+        else:
+            found[place] = np.asarray(stored["outputs"], np.float32)
+    total, done = sum(len(part) for part in parts), sum(len(array) for array in found.values())
+    if missing and ray_address is not None:
+        for place, outputs in _on_cluster([(place, parts[place]) for place in missing], extractor, device, ray_address):
+            found[place], done = _keep(extractor, parts[place], outputs), done + len(outputs)
+            step(done, total)
+        missing = []
+    for place in missing:
+        found[place] = outputs_of(parts[place], extractor, device, DEFAULT_BATCH, _after(done, total, step))
+        done += len(parts[place])
+    return np.concatenate([found[place] for place in range(len(parts))])
+
+
+def _after(before: int, total: int, step: Step) -> Step:
+    return lambda now, _: step(before + now, total)
+
+
+def _keep(extractor: Extractor, images: Images, outputs: Features) -> Features:
+    return np.asarray(cached(keyed(extractor, images), lambda: {"outputs": outputs})["outputs"], np.float32)
+
+
+def _on_cluster(
+    parts: Sequence[tuple[int, Images]], extractor: Extractor, device: str, address: str
+) -> Iterator[tuple[int, Features]]:
+    """(place, outputs) of each part as its task ends, in any order."""
+    with _connected(address):
+        task: Any = ray.remote(num_cpus=1, num_gpus=1 if device.startswith("cuda") else 0)(extract_outputs)
+        shared = ray.put(extractor)
+        waiting = {task.remote(ray.put(images), shared, device): place for place, images in parts}
+        while waiting:
+            ready, _ = ray.wait(list(waiting))
+            yield waiting.pop(ready[0]), ray.get(ready[0])
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """A Ray that this process has connected to already is used and left."""
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as cause:
+        reason = " ".join(str(cause).split())[:200]
+        raise DeviceError(bad("ray_address", address, f"a Ray cluster that answers ({reason})")) from cause
+    try:
+        yield
+    finally:
+        ray.shutdown()
