@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.generate.driver import GenerateOptions
 
 OK, USER_ERROR, PROBLEMS, INTERRUPTED = 0, 2, 1, 130
+GATES_FAILED, INCOMPLETE_AUDIT = 3, 5
 Handler = Callable[[argparse.Namespace], int]
 
 
@@ -31,7 +32,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0, 2 for a user's error (one line on stderr), 1 for problems found, 130 for Ctrl-C."""
+    """Run a command. Returns 0, 2 for a user's error (one line on stderr), 1 for problems found, 130 for Ctrl-C.
+
+    run and audit: 3 where a gate failed, 5 where the audit had to leave something out.
+    """
     try:
         arguments = make_parser().parse_args(argv)
         handler: Handler = arguments.handler
@@ -96,8 +100,13 @@ def _add_audit(commands: Any) -> None:
     command = _command(commands, "audit", _audit, "measure a run against real images")
     command.add_argument("out", metavar="OUT")
     command.add_argument("--reference", help="folder of real images (default: the preset's embedded ones)")
-    command.add_argument("--extractor", default="efficientnet-lite0", help="efficientnet-lite0 or inception-v3")
-    command.add_argument("--inception-weights", help="path of torch-fidelity's InceptionV3 weights")
+    command.add_argument(
+        "--extractor", default="efficientnet-lite0", help="efficientnet-lite0, inception-v3, vgg16, dinov2-*, clip-*"
+    )
+    command.add_argument("--extractor-weights", "--inception-weights", help="path of the extractor's weights")
+    command.add_argument("--tail", default="avgknn", help="avgknn, confidence or a file of real images' numbers")
+    command.add_argument("--gates", help="TOML file whose [gates] stand in for those of the run's manifest")
+    command.add_argument("--ray-address", help="a Ray cluster for the features (default: this process)")
     command.add_argument("--device", default="cpu")
 
 
@@ -134,7 +143,8 @@ def _run(arguments: argparse.Namespace) -> int:
         result = run(manifest, _options(arguments), progress, stage_line)
     page = f"{arguments.out.rstrip('/')}/{result.report}"
     text = f"{result.generated.text()}\nsealed {result.sealed.samples:,} images\nreport: {page}"
-    return _print(arguments, dataclasses.asdict(result), text)
+    _print(arguments, dataclasses.asdict(result), "\n".join([text, *_audit_lines(result.metrics)]))
+    return _audit_code(result.metrics)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -177,19 +187,38 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _audit(arguments: argparse.Namespace) -> int:
     from pipeline.audit.audit import AuditOptions, run_audit
+    from pipeline.audit.gates import load_gates
     from pipeline.generate.progress import stage_line
     from pipeline.shards.store import Store
 
     options = AuditOptions(
         extractor=arguments.extractor,
-        inception_weights=arguments.inception_weights,
+        extractor_weights=arguments.extractor_weights,
         device=arguments.device,
         reference=arguments.reference,
+        tail=arguments.tail,
+        ray_address=arguments.ray_address,
+        gates=load_gates(arguments.gates) if arguments.gates else None,
     )
     result = run_audit(Store(arguments.out), options, stage_line)
     lines = [f"{name}: {_figure(entry['value'])} (real images: {_figure(entry['floor'])})"
              for name, entry in result["metrics"].items()]  # fmt: skip
-    return _print(arguments, result, "\n".join(lines))
+    _print(arguments, result, "\n".join([*lines, *_audit_lines(result)]))
+    return _audit_code(result)
+
+
+def _audit_lines(result: dict[str, Any]) -> list[str]:
+    failed = [check for check in result["gates"] if not check["passed"]]
+    lines = [f"left out: {problem['where']}: {problem['what']}" for problem in result["problems"]]
+    lines += [f"gate failed: {check['metric']} ({check['scope']}) is {_figure(check['value'])}, "
+              f"{check['bound']} {check['limit']:g}" for check in failed]  # fmt: skip
+    return lines
+
+
+def _audit_code(result: dict[str, Any]) -> int:
+    if result["verdict"] == "failed":
+        return GATES_FAILED
+    return INCOMPLETE_AUDIT if result["partial"] else OK
 
 
 def _report(arguments: argparse.Namespace) -> int:
