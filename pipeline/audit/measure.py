@@ -65,6 +65,13 @@ class Measured:
             return str(self.run.measured.key[twin.other])
         return f"held-out {twin.other}" if twin.held_out else str(self.places[twin.other])
 
+    def other_image(self, twin: Twin) -> NDArray[np.uint8]:
+        """The twin's image, of whichever side it is."""
+        if twin.kind != "reference":
+            return self.run.images[twin.other]
+        side = self.held_out if twin.held_out else self.real_images
+        return side.images[twin.other]
+
 
 @dataclass(frozen=True)
 class _Side:

@@ -119,21 +119,18 @@ def write_rarest(store: Store, measured: Measured) -> None:
 def write_copies(store: Store, measured: Measured) -> None:
     """Write copies.parquet: the suspicions that metrics.json lists, with both images."""
     images, keys = measured.run.images, measured.run.measured.key
-    rows = []
-    for twin in measured.twins.listed:
-        others = images if twin.kind != "reference" else measured.held_out.images
-        others = measured.real_images.images if twin.kind == "reference" and not twin.held_out else others
-        rows.append(
-            {
-                "key": str(keys[twin.row]),
-                "other": measured.other_name(twin),
-                "kind": twin.kind,
-                "distance": twin.distance,
-                "ratio": twin.ratio,
-                "png": encode_png(images[twin.row]),
-                "other_png": encode_png(others[twin.other]),
-            }
-        )
+    rows = [
+        {
+            "key": str(keys[twin.row]),
+            "other": measured.other_name(twin),
+            "kind": twin.kind,
+            "distance": twin.distance,
+            "ratio": twin.ratio,
+            "png": encode_png(images[twin.row]),
+            "other_png": encode_png(measured.other_image(twin)),
+        }
+        for twin in measured.twins.listed
+    ]
     _write(store, COPIES_PATH, pa.Table.from_pylist(rows, schema=COPIES_SCHEMA))
 
 

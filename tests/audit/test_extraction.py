@@ -1,7 +1,5 @@
 """Features shard by shard: order, cache and resumption, in this process and as Ray tasks."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from torch import nn
@@ -10,6 +8,7 @@ from pipeline.audit.cache import cache_folder
 from pipeline.audit.extraction import outputs_of_parts
 from pipeline.audit.features import Extractor
 from pipeline.errors import DeviceError
+from pipeline.generate.cluster import Request, connected
 
 
 def parts() -> list[np.ndarray]:
@@ -41,8 +40,9 @@ def test_parts_come_in_order_and_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-def test_a_cluster_gives_the_same(tmp_path: Path) -> None:
-    found = outputs_of_parts(parts(), extractor(), "cpu", "local", lambda done, total: None)
+def test_a_cluster_gives_the_same() -> None:
+    with connected(Request(1, 0.0, 1, 1), None):
+        found = outputs_of_parts(parts(), extractor(), "cpu", "auto", lambda done, total: None)
     np.testing.assert_array_equal(found, expected(parts()))
     assert len(list(cache_folder().iterdir())) == 3
 
