@@ -104,7 +104,7 @@ def plane_plot(runs: Sequence[PlanePoint], real: PlanePoint | None) -> str:
         axes.set_ylabel("Recall (higher is better)")
         axes.grid(visible=True, axis="both")
 
-    return _draw("plane", "Recall over FID, one point a run", (520, 350), paint)
+    return _draw("plane", "Recall over FID, one point a run", (420, 300), paint)
 
 
 def _point(axes: Axes, point: PlanePoint, colour: str, marker: str) -> None:
