@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: help setup demo smoke test lint format weights quality clean
+.PHONY: help setup demo smoke test lint format weights bench bench-gpu quality clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,7 +40,13 @@ weights: setup ## train the embedded networks again (hours; the recipes in manif
 	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-classifier.toml --out out/weights/classifier
 	$(BIN)/python jobs/embed_assets.py --diffusion out/weights/diffusion --classifier out/weights/classifier
 
-quality: setup ## measure the embedded model: 10,000 unguided images against the test images (about an hour)
+bench: setup ## speed of the embedded model here: a step's parts, the best batch, growth
+	$(BIN)/rarefy bench manifests/demo.toml --batch auto --growth --actors 1,2
+
+bench-gpu: setup ## the same on a GPU, in fast
+	$(BIN)/rarefy bench manifests/demo.toml --batch auto --growth --actors 1,2 --device cuda --precision fast
+
+quality: setup ## measure the embedded model: 10,000 unguided images against the test images (half an hour to an hour)
 	$(BIN)/rarefy run manifests/quality.toml --out out/quality
 
 clean: ## remove the environment and caches (never data sets)

@@ -1,6 +1,6 @@
 """Put trained networks and reference images into the package: the last step of ``make weights``.
 
-python jobs/embed_assets.py --diffusion DIR --classifier DIR [--data FOLDER]
+python jobs/embed_assets.py --diffusion DIR --classifier DIR [--data FOLDER] [--note TEXT]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--diffusion", type=Path, required=True, help="output folder of `rarefy train diffusion`")
     parser.add_argument("--classifier", type=Path, required=True, help="output folder of `rarefy train classifier`")
     parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist", help="folder of the IDX files")
+    parser.add_argument("--note", help="what the diffusion model's provenance does not say by itself")
     args = parser.parse_args()
     folder = assets.weights(PRESET, "unet").parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +34,8 @@ def main() -> None:
     for name, source in (("unet", args.diffusion), ("classifier", args.classifier)):
         shutil.copyfile(source / "weights.safetensors", assets.weights(PRESET, name))
         provenance[name] = json.loads((source / "provenance.json").read_text())
+    if args.note:
+        provenance["unet"]["note"] = args.note
     test = load_images(args.data, 28, 1, "test")
     train = first_of_each_class(load_images(args.data, 28, 1, "train"), TRAIN_IMAGES_A_CLASS)
     provenance["reference"] = {}

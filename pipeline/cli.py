@@ -73,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("runs", metavar="OUT", nargs="+", help="audited runs; the others are held against the first")
     command.add_argument("--page", default="compare.html", help="the page to write (default compare.html)")
     _add_train(commands)
+    _add_bench(commands)
     _command(commands, "models", _models, "list the models known by name")
     return parser
 
@@ -94,6 +95,13 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--ray-address", help="a Ray cluster, e.g. auto (default: an embedded local Ray)")
     group.add_argument("--shard-timeout", type=float, default=6 * 3600.0, help="seconds a shard (default 6 hours)")
     group.add_argument("--max-attempts", type=int, default=3, help="tries a shard (default 3)")
+    _add_compile(group)
+
+
+def _add_compile(group: Any) -> None:
+    text = "torch.compile: some functions of fast (auto, default), none (off), whole networks, for long jobs (full)"
+    # The literal saves --help an import; pipeline.models.precision has the same.
+    group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
 
 
 def _add_audit(commands: Any) -> None:
@@ -119,6 +127,21 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
 
 
+def _add_bench(commands: Any) -> None:
+    command = _command(commands, "bench", _bench, "measure a model's guided step on this machine")
+    command.add_argument("manifest", metavar="MANIFEST", nargs="?", help="default: the embedded model, plain guidance")
+    command.add_argument("--preset", help="a model by name in place of a manifest (see rarefy models)")
+    command.add_argument("--precision", choices=("exact", "fast"), help="default: the manifest's")
+    command.add_argument("--batch", help="sizes such as 8,16, or auto (default: the manifest's, without one auto)")
+    command.add_argument("--growth", action="store_true", help="also twice the image size, with random weights")
+    command.add_argument("--actors", help="also so many processes side by side, such as 1,2,4")
+    command.add_argument(
+        "--threads", type=int, default=1, help="torch's, on the CPU (default 1, as an actor's batch has)"
+    )
+    command.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    _add_compile(command)
+
+
 def _options(arguments: argparse.Namespace) -> GenerateOptions:
     from pipeline.generate.driver import GenerateOptions
 
@@ -130,6 +153,7 @@ def _options(arguments: argparse.Namespace) -> GenerateOptions:
         ray_address=arguments.ray_address,
         shard_timeout_s=arguments.shard_timeout,
         max_attempts=arguments.max_attempts,
+        compile=arguments.compile,
     )
 
 
@@ -243,6 +267,24 @@ def _train(arguments: argparse.Namespace) -> int:
 
     result = run_training(arguments.kind, arguments.recipe, arguments.out, arguments.device, arguments.threads)
     return _print(arguments, result, f"weights: {arguments.out.rstrip('/')}/weights.safetensors")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from pipeline.bench.bench import AUTO, Bench, BenchOptions
+    from pipeline.bench.table import table
+    from pipeline.bench.workload import bench_manifest
+
+    manifest = bench_manifest(arguments.manifest, arguments.preset, arguments.precision)
+    options = BenchOptions(
+        batch=arguments.batch or (None if arguments.manifest else AUTO),
+        growth=arguments.growth,
+        actors=arguments.actors,
+        threads=arguments.threads,
+        device=arguments.device,
+        compile=arguments.compile,
+    )
+    result = Bench(manifest, options, lambda line: print(f"bench: {line}", file=sys.stderr, flush=True)).run()
+    return _print(arguments, dataclasses.asdict(result), table(result))
 
 
 def _models(arguments: argparse.Namespace) -> int:

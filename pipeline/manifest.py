@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.audit.gates import Gate, parse_gates
 from pipeline.diffusion.guidance import Term, parse_term
 from pipeline.diffusion.sampler import SamplerSettings
+from pipeline.diffusion.schedule import RESPACINGS
 from pipeline.errors import ManifestError, bad
 from pipeline.fields import (
     Table,
@@ -122,7 +123,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
     model = _model(get_table(root, "model"), Path(source).parent)
     preset = get_preset(model.preset)
     sampler, output = get_table(root, "sampler"), get_table(root, "output")
-    known_keys(sampler, "sampler", ("method", "steps", "eta", "precision", "batch"))
+    known_keys(sampler, "sampler", ("method", "steps", "eta", "classifier_every", "precision", "batch"))
     known_keys(output, "output", ("shard_size", "prefix"))
     manifest = Manifest(
         name=get_match(root, "name", "[a-z0-9-]+", _NAME),
@@ -159,11 +160,12 @@ def _model(table: Table, folder: Path) -> ModelSpec:
 def _settings(table: Table, preset: Preset) -> SamplerSettings:
     steps = table.get("steps", "250")
     if isinstance(steps, bool) or not isinstance(steps, int | str):
-        raise ManifestError(bad("sampler.steps", steps, 'a count (250), section counts ("10,10,5") or "ddimN"'))
+        raise ManifestError(bad("sampler.steps", steps, RESPACINGS))
     settings = SamplerSettings(
         method=get_text(table, "sampler.method", "ancestral"),
         steps=str(steps),
         eta=get_number(table, "sampler.eta", 0.0, 1.0, 0.0),
+        classifier_every=get_integer(table, "sampler.classifier_every", 1, preset.diffusion_steps, 1),
     )
     settings.chain(preset)  # steps beyond the chain, an unknown method, eta where it has no place
     return settings

@@ -81,7 +81,8 @@ def _card(store: Store, manifest: Manifest) -> CardInfo:
     except (ShardError, OutputError):
         weights = "unknown", "unknown"  # seal refuses a run whose first shard is missing or damaged
     settings, preset = manifest.settings, manifest.preset
-    eta = f", eta {settings.eta:g}" if settings.method == "ddim" else ""
+    eta = "" if settings.method == "ancestral" else f", eta {settings.eta:g}"
+    every = "" if settings.classifier_every == 1 else f", classifier every {settings.classifier_every} steps"
     return CardInfo(
         name=manifest.name,
         preset=preset.name,
@@ -89,7 +90,7 @@ def _card(store: Store, manifest: Manifest) -> CardInfo:
         channels=preset.channels,
         class_names=preset.class_names,
         guidance=tuple(term.name for term in manifest.terms),
-        sampler=f"{settings.method}, steps {settings.steps}{eta}, {manifest.precision}, batch {manifest.batch}",
+        sampler=f"{settings.method}, steps {settings.steps}{eta}{every}, {manifest.precision}, batch {manifest.batch}",
         checkpoint_sha256=weights[0],
         classifier_sha256=weights[1],
     )

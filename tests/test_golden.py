@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-import zlib
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from goldens import config, fill, read, relative_error
 from pipeline.diffusion.guidance import ClassifierGuidance, entropy
 from pipeline.diffusion.sampler import Chain, reverse_chain
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.models.adm import Classifier, UNet
-from pipeline.models.blocks import NetworkConfig
 
 NETWORK_TOLERANCE = 1e-4
 TRACE_TOLERANCE = 1e-3
-NO_SHAPE = {"dims", "use_checkpoint", "use_fp16"}  # the reference's options that change no number in float32
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -32,32 +27,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if kind in metafunc.fixturenames:
             files = [file for file, found in kinds.items() if found == kind]
             metafunc.parametrize(kind, files, ids=[file.stem for file in files])
-
-
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
-
-
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    with np.load(path.with_suffix(".npz")) as arrays:
-        return json.loads(path.read_text()), {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-def config(values: dict[str, Any]) -> NetworkConfig:
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in NO_SHAPE}
-    return NetworkConfig(**known)
-
-
-def fill(network: nn.Module) -> nn.Module:
-    """Give a network the weights that the golden folder's README prescribes."""
-    for name, entry in network.state_dict().items():
-        w = torch.randn(entry.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
-        if entry.ndim <= 1:
-            w = 0.1 * w + name.endswith("weight")
-        else:
-            w = w / math.sqrt(math.prod(entry.shape[1:])) * (20 if name == "out.2.c_proj.weight" else 1)
-        entry.copy_(w)
-    return network.eval().requires_grad_(False)
 
 
 def shapes(network: nn.Module) -> dict[str, list[int]]:

@@ -135,22 +135,38 @@ TERMS: dict[str, type[Term]] = {
 Classify = Callable[[Tensor, Tensor], Tensor]
 
 
-def guidance(terms: Sequence[Term], state: StepState, classify: Classify | None) -> Tensor | None:
-    """G at one step: the sum of the terms active there, (B, C, H, W) float32; None where none is.
+class Guide:
+    """The guidance of one reverse chain: call it with the state of each step, in order.
 
-    classify: (x_t, t (B,)) -> logits (B, K); called once, and only where a classifier term is active.
+    classify: (x_t, t (B,)) -> logits (B, K); one call serves all classifier terms, none is made where no such term is
+    active. classifier_every: the call is made at the first step at which the active classifier terms are these, and at
+    every n-th step from there; the steps between take its gradient as it is.
     """
-    active = [term for term in terms if term.active(state.t)]
-    total: Tensor | None = None
-    classifier_terms = [term for term in active if isinstance(term, ClassifierTerm)]
-    if classifier_terms:
-        assert classify is not None
-        total = _classifier_gradient(classifier_terms, state, classify)
-    for term in active:
-        if isinstance(term, ScoreTerm):
-            gradient = term.gradient(state)
-            total = gradient if total is None else total + gradient
-    return total
+
+    def __init__(self, terms: Sequence[Term], classify: Classify | None, classifier_every: int = 1) -> None:
+        self.terms, self.classify, self.classifier_every = terms, classify, classifier_every
+        self._active: list[ClassifierTerm] = []
+        self._age = 0
+        self._gradient: Tensor | None = None
+
+    def __call__(self, state: StepState) -> Tensor | None:
+        """G: the sum of the terms active at this step, (B, C, H, W) float32; None where none is."""
+        active = [term for term in self.terms if term.active(state.t)]
+        total = self._classifier_share([term for term in active if isinstance(term, ClassifierTerm)], state)
+        for term in active:
+            if isinstance(term, ScoreTerm):
+                gradient = term.gradient(state)
+                total = gradient if total is None else total + gradient
+        return total
+
+    def _classifier_share(self, active: list[ClassifierTerm], state: StepState) -> Tensor | None:
+        if active != self._active:  # a kept gradient would carry a term past its window
+            self._active, self._age, self._gradient = active, 0, None
+        if active and self._age % self.classifier_every == 0:
+            assert self.classify is not None
+            self._gradient = _classifier_gradient(active, state, self.classify)
+        self._age += 1
+        return self._gradient
 
 
 def _classifier_gradient(terms: Sequence[ClassifierTerm], state: StepState, classify: Classify) -> Tensor:

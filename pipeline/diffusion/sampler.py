@@ -1,4 +1,4 @@
-"""The reverse chain as a generator: ancestral and DDIM steps of ADM, with any sum of guidance terms.
+"""The reverse chain as a generator: ancestral, DDIM and DPM-Solver++ steps, with any sum of guidance terms.
 
 Vocabulary and rounding are those of openai/guided-diffusion; the formulas are in docs/METHODS.md.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import Classify, StepState, Term, guidance
+from pipeline.diffusion.guidance import Classify, Guide, StepState, Term
 from pipeline.diffusion.schedule import Schedule, make_schedule
 from pipeline.errors import ManifestError, bad
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.models.adm import UNet
     from pipeline.models.catalog import Models, Preset
 
-METHODS = ("ancestral", "ddim")
+METHODS = ("ancestral", "ddim", "dpm-solver++")
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,) original time steps, y (B,)) -> eps, with v behind it where sigma is learned."""
@@ -35,21 +35,25 @@ NoiseSource = Callable[[int], Tensor]
 class Chain:
     """What a reverse chain does at each step.
 
-    method: ancestral or ddim; eta: DDIM's share of noise, 0 (deterministic) to 1; terms: their gradients add up.
+    method: ancestral, ddim or dpm-solver++; eta: share of noise of the last two, 0 (deterministic) to 1; terms: their
+    gradients add up; classifier_every: steps that one classifier pass serves (see Guide).
     """
 
     schedule: Schedule
     method: str = "ancestral"
     eta: float = 0.0
     terms: Sequence[Term] = ()
+    classifier_every: int = 1
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ManifestError(bad("sampler.method", self.method, f"one of {', '.join(METHODS)}"))
         if not 0 <= self.eta <= 1:
             raise ManifestError(bad("sampler.eta", self.eta, "within 0 and 1"))
-        if self.eta and self.method != "ddim":
+        if self.eta and self.method == "ancestral":
             raise ManifestError(bad("sampler.eta", self.eta, "0, for method 'ancestral'"))
+        if self.classifier_every < 1:
+            raise ManifestError(bad("sampler.classifier_every", self.classifier_every, "at least 1"))
 
     @cached_property
     def coefficients(self) -> list[Coefficients]:
@@ -63,13 +67,14 @@ class Chain:
             s.posterior_log_variance,
             s.posterior_mean_coef_xstart,
             s.posterior_mean_coef_xt,
+            s.multistep_weight,
         )
         return [Coefficients(int(row[0]), *row[1:]) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """One step's numbers: original time step, abar, abar of the step after it, log variances, posterior mean."""
+    """One step's numbers: original time step, abar, abar of the step after it, log variances, posterior mean, 2M."""
 
     t: int
     alpha_cumprod: float
@@ -78,6 +83,7 @@ class Coefficients:
     posterior_log_variance: float
     mean_xstart: float
     mean_xt: float
+    multistep_weight: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +120,8 @@ def reverse_chain(
     x_T: (B, C, H, W) float32; y: (B,) class ids, the guidance's target. The last state's ``x`` is the image, about
     [-1, 1]. ``noise`` is called once a step, also where the step adds none, as the reference draws it.
     """
-    x = x_T
+    x = previous = x_T  # previous prediction: the first step has none, and the multistep weight zero
+    guide = Guide(chain.terms, classify, chain.classifier_every)
     count = len(chain.schedule)
     for number in range(count):
         step = count - 1 - number
@@ -123,27 +130,32 @@ def reverse_chain(
         eps, log_variance = _split(output, x.shape[1], c)
         pred_xstart = ((x - math.sqrt(1 - c.alpha_cumprod) * eps) / math.sqrt(c.alpha_cumprod)).clamp(-1, 1)
         state = StepState(step, c.t, c.alpha_cumprod, x, y, eps, pred_xstart)
-        gradient = guidance(chain.terms, state, classify)
+        gradient = guide(state)
         z = noise(number)
         if chain.method == "ancestral":
             x = _ancestral_step(state, c, log_variance, gradient, z)
         else:
-            x, pred_xstart = _ddim_step(state, c, chain.eta, gradient, z)
+            pred_xstart, _ = prediction = _guided(state, gradient)
+            if chain.method == "dpm-solver++" and c.multistep_weight:
+                prediction = _extrapolated(state, c, pred_xstart, previous)
+            x = _ddim_step(state, c, chain.eta, prediction, z)
+        previous = pred_xstart
         yield Sample(step, c.t, x, pred_xstart)
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """A manifest's sampler: method, respacing ("250", "10,10,5", "ddim25") and DDIM's eta."""
+    """A manifest's sampler: respacing ("250", "10,10,5", "ddim25", "logsnr15") and what Chain takes."""
 
     method: str = "ancestral"
     steps: str = "250"
     eta: float = 0.0
+    classifier_every: int = 1
 
     def chain(self, preset: Preset, terms: Sequence[Term] = ()) -> Chain:
         """The chain over a preset's schedule; ManifestError where the two do not fit."""
         schedule = make_schedule(preset.schedule, preset.diffusion_steps, self.steps)
-        return Chain(schedule, self.method, self.eta, terms)
+        return Chain(schedule, self.method, self.eta, terms, self.classifier_every)
 
 
 def sample(models: Models, y: Tensor, seeds: Sequence[int], chain: Chain) -> Iterator[Sample]:
@@ -191,17 +203,26 @@ def _ancestral_step(
     return x + (0.5 * log_variance).exp() * z if state.step > 0 else x
 
 
-def _ddim_step(
-    state: StepState, c: Coefficients, eta: float, gradient: Tensor | None, z: Tensor
-) -> tuple[Tensor, Tensor]:
-    """DDIM update (Song et al. 2021, eq. 12) with eps' = eps - sqrt(1 - abar) G; returns x and pred_xstart."""
-    root, root_noise = math.sqrt(c.alpha_cumprod), math.sqrt(1 - c.alpha_cumprod)
-    pred_xstart = state.pred_xstart
-    eps = (state.x_t - root * pred_xstart) / root_noise
-    if gradient is not None:
-        eps = eps - root_noise * gradient
-        pred_xstart = (state.x_t - root_noise * eps) / root
+def _guided(state: StepState, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
+    """pred_xstart and eps' = eps - sqrt(1 - abar) G, each from the other and x_t."""
+    root, root_noise = math.sqrt(state.alpha_cumprod), math.sqrt(1 - state.alpha_cumprod)
+    eps = (state.x_t - root * state.pred_xstart) / root_noise
+    if gradient is None:
+        return state.pred_xstart, eps
+    eps = eps - root_noise * gradient
+    return (state.x_t - root_noise * eps) / root, eps
+
+
+def _extrapolated(state: StepState, c: Coefficients, pred_xstart: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): pred_xstart carried on to the middle of the step, and its eps."""
+    middle = pred_xstart + c.multistep_weight * (pred_xstart - previous)
+    return middle, (state.x_t - math.sqrt(c.alpha_cumprod) * middle) / math.sqrt(1 - c.alpha_cumprod)
+
+
+def _ddim_step(state: StepState, c: Coefficients, eta: float, prediction: tuple[Tensor, Tensor], z: Tensor) -> Tensor:
+    """DDIM update (Song et al. 2021, eq. 12) from a prediction of x_0 and the eps that belongs to it."""
+    pred_xstart, eps = prediction
     prev = c.alpha_cumprod_prev
     sigma = eta * math.sqrt((1 - prev) / (1 - c.alpha_cumprod) * (1 - c.alpha_cumprod / prev))
     x = math.sqrt(prev) * pred_xstart + math.sqrt(max(1 - prev - sigma**2, 0.0)) * eps
-    return (x + sigma * z if state.step > 0 and eta else x), pred_xstart
+    return x + sigma * z if state.step > 0 and eta else x

@@ -12,6 +12,9 @@ from torch import Tensor
 from pipeline.errors import ManifestError, bad
 
 SCHEDULES = ("linear", "cosine")
+RESPACINGS = 'a count ("250"), section counts ("10,10,5"), "ddimN" or "logsnrN"'
+LOGSNR_START = -5.1
+"""Half log-SNR, as in Lu et al.'s DPM-Solver: at more noise pred_xstart is the clip's, not the network's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,23 @@ class Schedule:
     def alphas_cumprod_prev(self) -> Tensor:
         """abar of the next less noisy step; 1 below the last, (S,) float64."""
         return torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+
+    @cached_property
+    def half_log_snr(self) -> Tensor:
+        """lambda = log(sqrt(abar) / sqrt(1 - abar)), (S,) float64."""
+        return _half_log_snr(self.alphas_cumprod)
+
+    @cached_property
+    def multistep_weight(self) -> Tensor:
+        """h / (2 h'), h a step's length in lambda and h' that of the step before it, (S,) float64.
+
+        The weight of DPM-Solver++(2M)'s difference; zero at the first step, which has none before it, and at the last,
+        whose h has no end.
+        """
+        h = -self.half_log_snr.diff()
+        weight = torch.zeros_like(self.betas)
+        weight[1:-1] = h[:-1] / (2 * h[1:])
+        return weight
 
     @cached_property
     def posterior_variance(self) -> Tensor:
@@ -75,16 +95,20 @@ def make_betas(name: str, num_timesteps: int) -> Tensor:
     raise ManifestError(bad("schedule", name, f"one of {', '.join(SCHEDULES)}"))
 
 
-def kept_timesteps(num_timesteps: int, respacing: str) -> list[int]:
+def kept_timesteps(alphas_cumprod: Tensor, respacing: str) -> list[int]:
     """The original steps that a respaced chain keeps, ascending.
 
-    respacing: "" (all), a count ("250"), section counts ("10,10,5", least noisy section first) or "ddimN" (a fixed
-    integer stride). Raises ManifestError for counts below 1 or beyond the chain.
+    alphas_cumprod: abar of the whole chain, (T,) float64. respacing: "" (all), a count ("250"), section counts
+    ("10,10,5", least noisy section first), "ddimN" (a fixed integer stride) or "logsnrN" (equal steps of half log-SNR).
+    Raises ManifestError for counts below 1 or beyond the chain.
     """
+    num_timesteps = len(alphas_cumprod)
     if not respacing:
         return list(range(num_timesteps))
     if respacing.startswith("ddim"):
         return _ddim_steps(num_timesteps, _count(respacing[4:], respacing))
+    if respacing.startswith("logsnr"):
+        return _logsnr_steps(_half_log_snr(alphas_cumprod), _count(respacing[6:], respacing))
     counts = [_count(part, respacing) for part in respacing.split(",")]
     steps: list[int] = []
     start = 0
@@ -103,7 +127,7 @@ def kept_timesteps(num_timesteps: int, respacing: str) -> list[int]:
 def make_schedule(name: str, num_timesteps: int = 1000, respacing: str = "") -> Schedule:
     """The chain that keeps ``respacing`` of ``num_timesteps`` steps of the named schedule."""
     alphas_cumprod = torch.cumprod(1 - make_betas(name, num_timesteps), 0)
-    steps = torch.tensor(kept_timesteps(num_timesteps, respacing))
+    steps = torch.tensor(kept_timesteps(alphas_cumprod, respacing))
     kept = alphas_cumprod[steps]
     previous = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
     return Schedule(timesteps=steps, betas=1 - kept / previous)
@@ -117,7 +141,29 @@ def _ddim_steps(num_timesteps: int, count: int) -> list[int]:
     raise ManifestError(bad("steps", f"ddim{count}", f"a count that an integer stride gives in {num_timesteps} steps"))
 
 
+def _logsnr_steps(half_log_snr: Tensor, count: int) -> list[int]:
+    """The steps nearest to ``count`` equal parts from LOGSNR_START, or the chain's end, to the first step.
+
+    Where the chain is coarser than the parts, steps move up to the next free one.
+    """
+    available = int((half_log_snr >= LOGSNR_START).sum())
+    if count > available:
+        allowed = f"within the chain: it has {available} steps of half log-SNR {LOGSNR_START} or more"
+        raise ManifestError(bad("steps", f"logsnr{count}", allowed))
+    low, high = half_log_snr[available - 1].item(), half_log_snr[0].item()
+    parts = torch.linspace(low, high, count, dtype=torch.float64).flip(0)
+    steps: list[int] = []
+    for k, nearest in enumerate((half_log_snr[:available] - parts[:, None]).abs().argmin(1).tolist()):
+        free = steps[-1] + 1 if steps else 0
+        steps.append(min(max(nearest, free), available - count + k))
+    return steps
+
+
+def _half_log_snr(alphas_cumprod: Tensor) -> Tensor:
+    return 0.5 * (alphas_cumprod.log() - (-alphas_cumprod).log1p())
+
+
 def _count(text: str, respacing: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
-        raise ManifestError(bad("steps", respacing, 'a count ("250"), section counts ("10,10,5") or "ddimN"'))
+        raise ManifestError(bad("steps", respacing, RESPACINGS))
     return int(text)

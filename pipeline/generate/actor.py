@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.diffusion.sampler import Chain, sample, to_uint8
-from pipeline.errors import DeviceError, ShardError, bad
+from pipeline.errors import ShardError
 from pipeline.generate.score import Scores, accepted, score_images
 from pipeline.manifest import Manifest
 from pipeline.models.catalog import Models, load_models
+from pipeline.models.precision import capability, choose, compile_networks, set_process
 from pipeline.plan import Slot, make_plan, sample_seed, shard_name
 from pipeline.shards.marker import Marker
 from pipeline.shards.metadata import SampleRecord, sample_key
@@ -71,11 +73,12 @@ class ShardGenerator:
     """Generates shards with models that it loads once.
 
     ``generate`` may be called from two threads: the batches of both take turns, so that one shard's encoding and
-    writing run while the next is sampled. device: "cpu" or "cuda"; threads: batches under way at once, on the CPU.
+    writing run while the next is sampled. device: "cpu" or "cuda"; threads: batches under way at once, on the CPU;
+    compile: auto, off or full (see models.precision).
     """
 
-    def __init__(self, manifest: Manifest, root: str, device: str, threads: int) -> None:
-        self.manifest, self.root, self.device = manifest, root, device
+    def __init__(self, manifest: Manifest, root: str, device: str, threads: int, compile: str = "auto") -> None:
+        self.manifest, self.root, self.device, self.compile = manifest, root, device, compile
         self._counting = threading.Lock()
         self._tallies: dict[str, _Tally] = {}
         self._totals = Snapshot()
@@ -85,7 +88,10 @@ class ShardGenerator:
 
     def load(self) -> tuple[str, str]:
         """Load the models; returns the sha256 of checkpoint and classifier. Raises CheckpointError, DeviceError."""
-        _prepare(self.device, self.manifest.precision)
+        execution = choose(capability(torch.device(self.device)), self.manifest.precision, self.compile)
+        if self.device == "cpu":
+            torch.set_num_threads(1)
+            keep_freed_memory()
         spec = self.manifest.model
         self._models: Models = load_models(
             self.manifest.preset,
@@ -95,6 +101,9 @@ class ShardGenerator:
             torch.device(self.device),
             self.manifest.precision,
         )
+        set_process(execution)
+        batch = min(self.manifest.batch, self.manifest.shard_size, self.manifest.total)
+        compile_networks((self._models.unet, self._models.classifier), execution, batch)
         self._chain: Chain = self.manifest.settings.chain(self.manifest.preset, self.manifest.terms)
         self._store = Store(self.root)
         return self._models.checkpoint_sha256, self._models.classifier_sha256
@@ -223,14 +232,3 @@ class ShardGenerator:
             f"{accept.max_candidates} candidates: {passed} of {drawn[class_id]} draws passed "
             f"({passed / drawn[class_id]:.1%}); widen [accept], raise accept.max_candidates or set exhausted = 'keep'"
         )
-
-
-def _prepare(device: str, precision: str) -> None:
-    """Set this process up so that equal work gives equal bytes."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(bad("gpus_per_actor", 1, "possible here: torch finds no GPU on this machine"))
-    if device == "cpu":
-        torch.set_num_threads(1)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = precision == "fast"

@@ -6,11 +6,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from pipeline.errors import CheckpointError, DeviceError, bad
 from pipeline.generate.cluster import Request, connected
 from pipeline.generate.fleet import Fleet
 from pipeline.generate.progress import ProgressSink, duration
 from pipeline.manifest import Manifest
+from pipeline.models.precision import capability, choose
 from pipeline.plan import estimate_bytes, make_plan, shard_names
 from pipeline.shards.index import claim_output, committed
 from pipeline.shards.store import Store
@@ -21,7 +24,8 @@ class GenerateOptions:
     """Where and with what resources; none of it changes an image.
 
     actors: None starts as many as fit; gpus_per_actor: 0 for the CPU, fractions allowed; cpus_per_actor: batches a time
-    on the CPU, None shares the cores out; ray_address: None starts an embedded Ray; max_attempts: tries a shard.
+    on the CPU, None shares the cores out; ray_address: None starts an embedded Ray; max_attempts: tries a shard;
+    compile: what runs under torch.compile, auto, off or full (see models.precision).
     """
 
     out: str
@@ -31,6 +35,7 @@ class GenerateOptions:
     ray_address: str | None = None
     shard_timeout_s: float = 6 * 3600.0
     max_attempts: int = 3
+    compile: str = "auto"
 
     def check(self) -> None:
         """Raise DeviceError for values out of range."""
@@ -75,10 +80,13 @@ def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSin
     if len(done) < make_plan(manifest).num_shards:
         _check_room(store, manifest)
         _check_weights(manifest, on_this_machine=options.ray_address is None)
+        if options.ray_address is None and not options.gpus_per_actor:
+            choose(capability(torch.device("cpu")), manifest.precision, options.compile)  # elsewhere the actors look
         left = make_plan(manifest).num_shards - len(done)
         request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
         with connected(request, options.ray_address) as resources:
-            fleet = Fleet(manifest, store, resources, options.shard_timeout_s, options.max_attempts)
+            limits = options.shard_timeout_s, options.max_attempts
+            fleet = Fleet(manifest, store, resources, *limits, options.compile)
             retries = fleet.finish(done, progress)
     images = sum(marker.rows for marker in done.values())
     plan = make_plan(manifest)

@@ -52,13 +52,13 @@ class _Worker:
 
 
 class Fleet:
-    """One session's queue, workers and counts. timeout_s, max_attempts: of each shard."""
+    """One session's queue, workers and counts. timeout_s, max_attempts: of each shard; compile: the actors' choice."""
 
     def __init__(
-        self, manifest: Manifest, store: Store, resources: Resources, timeout_s: float, max_attempts: int
+        self, manifest: Manifest, store: Store, resources: Resources, timeout_s: float, max_attempts: int, compile: str
     ) -> None:
         self.manifest, self.store, self.resources = manifest, store, resources
-        self.timeout_s, self.max_attempts = timeout_s, max_attempts
+        self.timeout_s, self.max_attempts, self.compile = timeout_s, max_attempts, compile
         self.plan = make_plan(manifest)
         self.queue: deque[int] = deque()
         self.workers: list[_Worker] = []
@@ -108,7 +108,8 @@ class Fleet:
             max_concurrency=IN_FLIGHT + 1,  # and one for progress
         )
         while len(self.workers) < min(self.resources.actors, left):
-            handle = actor.remote(self.manifest, self.store.root, self.resources.device, self.resources.cpus)
+            place = self.resources.device, self.resources.cpus
+            handle = actor.remote(self.manifest, self.store.root, *place, self.compile)
             self.workers.append(_Worker(handle, handle.load.remote(), time.monotonic()))
 
     def _feed(self) -> None:

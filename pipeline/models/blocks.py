@@ -61,6 +61,7 @@ class NetworkConfig:
 
 M = TypeVar("M", bound=nn.Module)
 
+FEW_TOKENS = 256  # up to where plain products beat the flash kernel on a CPU, in bfloat16 (benchmarks/kernels.py)
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 
@@ -205,11 +206,14 @@ def split_heads(qkv: Tensor, num_heads: int, new_order: bool) -> tuple[Tensor, T
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over (B, heads, N, d).
 
-    Where a gradient is wanted on a CPU, plain matrix products: the flash kernel's backward is slow there.
+    On a CPU, plain matrix products where a gradient is wanted (the flash kernel's backward is slow there) and for few
+    tokens in reduced precision (so is its forward).
     """
-    if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
-        scale = q.shape[-1] ** -0.25
-        weights: Tensor = ((q * scale) @ (k * scale).transpose(-2, -1)).float().softmax(dim=-1)
+    wants_gradient = torch.is_grad_enabled() and q.requires_grad
+    few = q.dtype in (torch.bfloat16, torch.float16) and q.shape[-2] <= FEW_TOKENS
+    if q.device.type == "cpu" and (wants_gradient or few):
+        logits = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32))
+        weights: Tensor = logits.mul_(q.shape[-1] ** -0.5).softmax(dim=-1)
         return weights.to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)
 

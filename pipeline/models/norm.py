@@ -1,11 +1,9 @@
 """Group normalisation fused with the per-sample scale and shift and the SiLU that follow it in ADM.
 
-Two forms of one function, chosen by dtype:
-
-- float32 and float64: torch's own ``group_norm``, the reference's numbers;
-- bfloat16 and float16: float32 sums over the channels-last view, then one affine map and SiLU, forward and backward
-  written out, since torch's own reduced-precision kernels dominate a small U-Net's time. Each of the four passes is a
-  small function that :func:`set_compiled` puts under ``torch.compile`` (some seconds for the first call of a shape).
+torch's own kernels for channels-last images take up to seven times as long and would dominate a small U-Net's time.
+Here the statistics are means over the channels-last view, in float32 and centred before they are squared; what
+remains is one affine map and SiLU, forward and backward written out. Each of the three passes is a small function that
+:func:`set_compiled` puts under ``torch.compile`` (some seconds for the first call of a shape). float64 takes torch's.
 """
 
 from __future__ import annotations
@@ -42,10 +40,9 @@ def norm_act(x: Tensor, norm: nn.Module, scale: Tensor | None = None, shift: Ten
     x: (B, C, H, W), any float dtype; scale and shift: (B, C), both or none. Returns x's shape and dtype.
     """
     assert isinstance(norm, nn.GroupNorm)
-    if x.dtype in (torch.bfloat16, torch.float16):
-        y: Tensor = _NormSiLU.apply(x, norm.weight, norm.bias, scale, shift)  # type: ignore[no-untyped-call]
-        return y
-    h = plain_norm(x, norm)
+    if x.dtype != torch.float64:
+        return _fused(x, norm, scale, shift, True)
+    h = _plain(x, norm)
     if scale is not None and shift is not None:
         h = h * (1 + scale[..., None, None]) + shift[..., None, None]
     return F.silu(h)
@@ -53,50 +50,47 @@ def norm_act(x: Tensor, norm: nn.Module, scale: Tensor | None = None, shift: Ten
 
 def plain_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """group_norm(x) with at least float32 statistics, in x's dtype. x: (B, C, H, W)."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    h = F.group_norm(x.to(wide), norm.num_groups, norm.weight.to(wide), norm.bias.to(wide), norm.eps)
-    return h.to(x.dtype)
+    return _plain(x, norm) if x.dtype == torch.float64 else _fused(x, norm, None, None, False)
 
 
-class _NormSiLU(torch.autograd.Function):
-    """y = SiLU(a x + b), a and b of (B, C) from the group statistics, the weights and the scale and shift."""
+def _plain(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    return F.group_norm(x, norm.num_groups, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+
+
+def _fused(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
+    y: Tensor = _Norm.apply(x, norm.weight, norm.bias, scale, shift, silu)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Norm(torch.autograd.Function):
+    """y = f(a x + b), a and b of (B, C) from group statistics, weights, scale and shift; f is SiLU or nothing."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool
     ) -> Tensor:
         tokens = _tokens(x)
-        total, squares = _run(_moments)(tokens)
-        count = tokens.shape[1] * (x.shape[1] // GROUPS)
-        mean = _group_sum(total) / count
-        rstd = torch.rsqrt((_group_sum(squares) / count - mean * mean).clamp(min=0) + EPS)
-        factor = torch.ones_like(total) if scale is None else 1 + scale.float()
-        a = rstd * weight.float() * factor
-        b = bias.float() * factor - mean * a
-        if shift is not None:
-            b = b + shift.float()
-        ctx.save_for_backward(tokens, a, b, mean, rstd, factor, weight, bias)
-        ctx.has_scale, ctx.count, ctx.size = scale is not None, count, x.shape[2:]
-        return _image(_run(_affine_silu)(tokens, a, b), x.shape[2:])
+        y, a, b, mean, rstd = _run(_normalise)(tokens, weight, bias, scale, shift, silu)
+        ctx.save_for_backward(tokens, a, b, mean, rstd, weight, bias, scale)
+        ctx.silu = silu
+        return _image(y, x.shape[2:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, a, b, mean, rstd, factor, weight, bias = ctx.saved_tensors
-        grad = _tokens(grads[0])
-        sum_du, sum_du_x = _run(_grad_moments)(tokens, grad, a, b)
-        sum_du_xhat = (sum_du_x - mean * sum_du) * rstd
-        gain = weight.float() * factor
-        mean_d = _group_sum(sum_du * gain) / ctx.count
-        mean_d_xhat = _group_sum(sum_du_xhat * gain) / ctx.count
-        slope = -rstd * rstd * mean_d_xhat
-        offset = -rstd * mean_d - slope * mean
-        grad_x = _image(_run(_grad_input)(tokens, grad, a, b, offset, slope), ctx.size)
-        grad_weight = (sum_du_xhat * factor).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        grad_bias = (sum_du * factor).sum(0).to(bias.dtype) if ctx.needs_input_grad[2] else None
-        if not ctx.has_scale:
-            return grad_x, grad_weight, grad_bias, None, None
-        grad_scale = (sum_du_xhat * weight.float() + sum_du * bias.float()).to(grads[0].dtype)
-        return grad_x, grad_weight, grad_bias, grad_scale, sum_du.to(grads[0].dtype)
+        tokens, a, b, mean, rstd, weight, bias, scale = ctx.saved_tensors
+        grad, count = _tokens(grads[0]), tokens.shape[1]
+        mean_du, mean_du_xhat, offset, slope = _run(_grad_means)(tokens, grad, a, b, mean, rstd, ctx.silu)
+        grad_x = _image(_run(_grad_input)(tokens, grad, a, b, offset, slope, ctx.silu), grads[0].shape[2:])
+        if not any(ctx.needs_input_grad[1:5]):
+            return grad_x, None, None, None, None, None
+        sum_du, sum_du_xhat = count * mean_du, count * mean_du_xhat
+        factor = torch.ones_like(a) if scale is None else 1 + scale.float()
+        grad_weight = (sum_du_xhat * factor).sum(0).to(weight.dtype)
+        grad_bias = (sum_du * factor).sum(0).to(bias.dtype)
+        if scale is None:
+            return grad_x, grad_weight, grad_bias, None, None, None
+        grad_scale = sum_du_xhat * weight.float() + sum_du * bias.float()
+        return grad_x, grad_weight, grad_bias, grad_scale.to(scale.dtype), sum_du.to(scale.dtype), None
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -109,37 +103,62 @@ def _image(tokens: Tensor, size: torch.Size) -> Tensor:
     return image.permute(0, 3, 1, 2)
 
 
-def _group_sum(values: Tensor) -> Tensor:
-    """(B, C) -> (B, C): each channel gets the sum over its group."""
+def _token_mean(values: Tensor) -> Tensor:
+    """(B, N, C) -> (B, C). Eager, a matrix product sums several times as fast as ``mean`` over an inner axis."""
+    if torch.compiler.is_compiling():
+        return values.mean(1)
+    batch, count, _ = values.shape
+    return torch.bmm(values.new_full((1, 1, count), 1 / count).expand(batch, 1, count), values)[:, 0]
+
+
+def _group_mean(values: Tensor) -> Tensor:
+    """(B, C) -> (B, C): each channel gets the mean over its group."""
     grouped: Tensor = values.unflatten(1, (GROUPS, -1))
-    return grouped.sum(-1, keepdim=True).expand_as(grouped).flatten(1)
+    return grouped.mean(-1, keepdim=True).expand_as(grouped).flatten(1)
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def _normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x: (B, N, C) -> y like x, and a, b, mean, 1 / deviation of (B, C) float32."""
     values = x.float()
-    return values.sum(1), (values * values).sum(1)
+    centre = _token_mean(values)
+    mean = _group_mean(centre)
+    variance = _group_mean(_token_mean((values - centre[:, None]).square_()) + (centre - mean).square())
+    rstd = torch.rsqrt(variance + EPS)
+    a = rstd * weight.float()
+    b = bias.float() - mean * a
+    if scale is not None and shift is not None:
+        factor = 1 + scale.float()
+        a, b = a * factor, b * factor + shift.float()
+    u = torch.addcmul(b[:, None], values, a[:, None])
+    return (F.silu(u, inplace=True) if silu else u).to(x.dtype), a, b, mean, rstd
 
 
-def _affine_silu(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    u = x.float() * a[:, None] + b[:, None]
-    return (u * torch.sigmoid(u)).to(x.dtype)
+def _grad_u(values: Tensor, grad: Tensor, a: Tensor, b: Tensor, silu: bool) -> Tensor:
+    """Gradient before f, at u = a x + b."""
+    if not silu:
+        return grad.float()
+    gradient: Tensor = torch.ops.aten.silu_backward(grad.float(), torch.addcmul(b[:, None], values, a[:, None]))
+    return gradient
 
 
-def _grad_u(x: Tensor, grad: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    u = x * a[:, None] + b[:, None]
-    s = torch.sigmoid(u)
-    return grad.float() * s * (1 + u * (1 - s))
-
-
-def _grad_moments(x: Tensor, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _grad_means(
+    x: Tensor, grad: Tensor, a: Tensor, b: Tensor, mean: Tensor, rstd: Tensor, silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means over the tokens of du and du * x_hat, and the offset and slope that the statistics' share of grad_x has."""
     values = x.float()
-    du = _grad_u(values, grad, a, b)
-    return du.sum(1), (du * values).sum(1)
+    du = _grad_u(values, grad, a, b, silu)
+    mean_du, mean_du_xhat = _token_mean(du), _token_mean((values - mean[:, None]).mul_(du)) * rstd
+    gain = a / rstd
+    slope = -rstd * rstd * _group_mean(mean_du_xhat * gain)
+    return mean_du, mean_du_xhat, -rstd * _group_mean(mean_du * gain) - slope * mean, slope
 
 
-def _grad_input(x: Tensor, grad: Tensor, a: Tensor, b: Tensor, offset: Tensor, slope: Tensor) -> Tensor:
+def _grad_input(x: Tensor, grad: Tensor, a: Tensor, b: Tensor, offset: Tensor, slope: Tensor, silu: bool) -> Tensor:
     values = x.float()
-    return (_grad_u(values, grad, a, b) * a[:, None] + offset[:, None] + values * slope[:, None]).to(x.dtype)
+    du = _grad_u(values, grad, a, b, silu)
+    return torch.addcmul(offset[:, None], values, slope[:, None]).addcmul_(du, a[:, None]).to(x.dtype)
 
 
 def _run(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,5 +167,6 @@ def _run(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    # A variant a shape, with and without scale: ADM-64 with its classifier has more than 64 of them.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     return torch.compile(function, dynamic=False)

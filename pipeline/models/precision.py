@@ -1,24 +1,155 @@
-"""Numerical modes of a frozen network: ``exact`` float32 and ``fast`` bfloat16."""
+"""How a frozen network computes: ``exact`` float32 or ``fast`` bfloat16, and what ``torch.compile`` takes part in.
+
+The choice follows from what a device can do, in one function (:func:`choose`) that needs no device itself. The
+normalisation's switch and cuDNN's are the process's: the last :func:`set_process` holds for every network in it.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
-from typing import TypeVar
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.errors import ManifestError, bad
+from pipeline.errors import DeviceError, ManifestError, bad
 from pipeline.models import norm
-from pipeline.models.adm import ADM
+from pipeline.models.adm import ADM, Classifier
 
 Network = TypeVar("Network", bound=nn.Module)
 
 PRECISIONS = ("exact", "fast")
+COMPILES = ("auto", "off", "full")
+TRITON_GPU = (7, 0)  # least compute capability that torch.compile builds for
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a device can do. device: "cpu" or "cuda"; present: torch finds it; compiler: torch.compile works for it."""
+
+    device: str
+    present: bool
+    bfloat16: bool
+    compiler: bool
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How networks are run.
+
+    norm_compiled: the small functions of the normalisation under torch.compile; network_mode: torch.compile's mode for
+    whole networks, None for eager; tf32: cuDNN may round the float32 convolutions of a GPU to 10 bits.
+    """
+
+    norm_compiled: bool
+    network_mode: str | None
+    tf32: bool
+
+
+def capability(device: torch.device) -> Capability:
+    """Look at a device of this machine and at the tools to compile for it."""
+    if device.type == "cpu":
+        return Capability("cpu", True, True, has_compiler())
+    if not torch.cuda.is_available():
+        return Capability("cuda", False, False, False)
+    with torch.cuda.device(device):
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    triton = importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= TRITON_GPU
+    return Capability("cuda", True, bfloat16, triton and has_compiler())
+
+
+def choose(found: Capability, precision: str, compile: str) -> Execution:
+    """What runs how on such a device. Raises DeviceError where it cannot carry out what was asked for.
+
+    compile: ``auto`` puts the normalisation under torch.compile in ``fast`` where that is possible; ``off`` is eager;
+    ``full`` is for the whole networks, as CUDA graphs on a GPU.
+    """
+    if compile not in COMPILES:
+        raise DeviceError(bad("compile", compile, f"one of {', '.join(COMPILES)}"))
+    if not found.present:
+        raise DeviceError(bad("device", found.device, "possible here: torch finds no GPU on this machine"))
+    if precision == "fast" and not found.bfloat16:
+        raise DeviceError(bad("sampler.precision", precision, "possible on this GPU, which has no bfloat16: exact is"))
+    if compile == "full" and not found.compiler:
+        needed = "g++ (or $CXX) and Python's headers" + (", and Triton for a GPU" if found.device == "cuda" else "")
+        raise DeviceError(bad("compile", compile, f"possible here: torch.compile needs {needed}; auto and off do not"))
+    graphs = "reduce-overhead" if found.device == "cuda" else "default"
+    return Execution(
+        norm_compiled=compile == "auto" and precision == "fast" and found.compiler,
+        network_mode=graphs if compile == "full" else None,
+        tf32=found.device == "cuda" and precision == "fast",
+    )
+
+
+def set_process(execution: Execution) -> None:
+    """Set this process up so that equal work gives equal bytes.
+
+    cuDNN never times its algorithms against each other: another winner would round differently.
+    """
+    norm.set_compiled(execution.norm_compiled)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = execution.tf32
+
+
+def compile_networks(networks: Iterable[ADM], execution: Execution, batch: int) -> None:
+    """Put whole networks under torch.compile, in place, or take them out of it again.
+
+    Compiled are the calls that a sampler repeats: ``batch`` images, for a classifier with their gradient. Any other
+    call stays eager, since each new shape would cost minutes; results agree within rounding.
+    """
+    for network in networks:
+        network.__dict__.pop("forward", None)
+        if execution.network_mode is not None:
+            # A module calls its own attribute of that name before its class's.
+            network.__dict__["forward"] = _compiled(network, execution.network_mode, batch)
+
+
+def _compiled(network: ADM, mode: str, batch: int) -> Callable[..., Tensor]:
+    eager: Callable[..., Tensor] = network.forward
+    fast: Callable[..., Tensor] = torch.compile(eager, dynamic=False, mode=mode)
+    with_gradient = isinstance(network, Classifier)
+
+    def forward(x: Tensor, *rest: Tensor | None) -> Tensor:
+        if len(x) != batch or x.requires_grad != with_gradient:
+            return eager(x, *rest)
+        return _own(fast(_own(x), *rest))
+
+    return forward
+
+
+class _Own(torch.autograd.Function):
+    """A copy, of the gradient too: CUDA graphs write the next call's results over those that they gave out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].clone()
+
+
+def _own(x: Tensor) -> Tensor:
+    copy: Tensor = _Own.apply(x)  # type: ignore[no-untyped-call]
+    return copy
+
+
+def has_compiler() -> bool:
+    """Whether what torch.compile builds with is here: the C++ compiler that it looks for, and Python's headers."""
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return shutil.which(name) is not None and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 def set_precision(network: ADM, precision: str) -> None:
-    """Cast a network in place.
+    """Cast a network in place; ``fast`` also compiles the process's normalisation where that is possible, as ``auto``.
 
     fast: convolutions, attention and embedding layers of the blocks in bfloat16; the time embedding, the normalisation
     statistics and the output layer stay float32, so that eps and logits are not rounded to 8 bits at the end.
@@ -27,7 +158,7 @@ def set_precision(network: ADM, precision: str) -> None:
         raise ManifestError(bad("sampler.precision", precision, f"one of {', '.join(PRECISIONS)}"))
     if precision == "exact":
         return
-    norm.set_compiled(shutil.which("c++") is not None or shutil.which("g++") is not None)
+    norm.set_compiled(has_compiler())
     for block in network.blocks():
         for module in block.modules():
             if not isinstance(module, nn.GroupNorm):

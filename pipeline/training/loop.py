@@ -178,7 +178,7 @@ def train(
     window, saved_at = _Window(), time.monotonic()
     with _interrupt_noted() as interrupts:
         while state.step < settings.steps:
-            window.add(_step(state, loss_function, data, settings))
+            window.add(train_step(state, loss_function, data, settings))
             now = time.monotonic()
             last = state.step == settings.steps or bool(interrupts)
             if now - window.started < REPORT_EVERY_S and not last:
@@ -220,7 +220,7 @@ def _interrupt_noted() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _step(
+def train_step(
     state: TrainState, loss_function: LossFunction, data: LabelledImages, settings: TrainSettings
 ) -> dict[str, Tensor]:
     """One optimiser step; returns its losses and gradient norm."""

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.diffusion.sampler import ImageNoise, SamplerSettings, denoiser, reverse_chain, to_uint8
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import DeviceError, ManifestError, OutputError, bad
@@ -95,6 +96,7 @@ def run_training(kind: str, recipe_path: str, out: str, device: str, threads: in
     data = load_images(recipe.data, recipe.preset.image_size, recipe.preset.channels, "train")
     torch.manual_seed(recipe.train.seed)
     norm.set_compiled(recipe.train.precision == "bfloat16")
+    keep_freed_memory()
     network, loss = _network(kind, recipe, target)
     state = start(network, recipe.train, target, folder / "state.pt")
     for report in train(state, loss, data, recipe.train, folder / "state.pt"):
@@ -179,13 +181,13 @@ def _log(report: Report, settings: TrainSettings, folder: Path) -> None:
 
 @torch.no_grad()
 def save_grid(state: TrainState, preset: Preset, path: Path, columns: int = 10, rows: int = 4) -> None:
-    """Draw ``rows`` images of the first ``columns`` classes with the EMA weights, 20 DDIM steps, fixed seeds."""
+    """Draw ``rows`` images of the first ``columns`` classes: EMA weights, 20 deterministic steps, fixed seeds."""
     device = next(state.model.parameters()).device
     ema = to_device(UNet(preset.unet), device).eval()
     ema.load_state_dict(state.ema)
     y = torch.arange(columns * rows, device=device) % columns % preset.classifier_classes
     noise = ImageNoise(range(len(y)), (preset.channels, preset.image_size, preset.image_size), device)
-    chain = SamplerSettings("ddim", "ddim20").chain(preset)
+    chain = SamplerSettings("dpm-solver++", "logsnr20").chain(preset)
     *_, last = reverse_chain(denoiser(ema), None, chain, noise(-1), y, noise)
     pixels = to_uint8(last.x).unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     Image.fromarray(np.ascontiguousarray(pixels.squeeze(-1).cpu().numpy())).save(path)

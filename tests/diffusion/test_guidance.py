@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,13 +13,14 @@ from torch import Tensor, nn
 
 from pipeline.diffusion.guidance import (
     ClassifierGuidance,
+    Classify,
+    Guide,
     LowConfidence,
     PredictedRealImage,
     StepState,
     Term,
     at,
     entropy,
-    guidance,
     other_log_prob,
     parse_term,
     target_log_prob,
@@ -53,6 +56,11 @@ def state(seed: int = 0) -> StepState:
     x, eps = torch.randn(4, *SHAPE, generator=g), torch.randn(4, *SHAPE, generator=g)
     pred = ((x - math.sqrt(0.6) * eps) / math.sqrt(0.4)).clamp(-1, 1)
     return StepState(7, T, 0.4, x, torch.tensor([0, 3, 4, 3]), eps, pred)
+
+
+def guidance(terms: Sequence[Term], s: StepState, classify: Classify | None) -> Tensor | None:
+    """G at one step by itself."""
+    return Guide(terms, classify)(s)
 
 
 def finite_difference(term: Any, s: StepState, classify: nn.Module, factor: Tensor | None = None) -> Tensor:
@@ -148,6 +156,67 @@ def test_outside_its_window_a_term_is_absent_and_costs_no_pass() -> None:
     assert guidance(terms, state(), never) is None
     edge = [PredictedRealImage(gamma=1.0, window=(T, T))]
     assert guidance(edge, state(), never) is not None
+
+
+def passes(terms: Sequence[Term], times: Sequence[int], classifier_every: int) -> tuple[list[int], list[Tensor | None]]:
+    """The time steps at which a chain over ``times`` calls the classifier, and G at each step."""
+    classify, called = SmallClassifier(), []
+
+    def counted(x: Tensor, t: Tensor) -> Tensor:
+        called.append(int(t[0]))
+        logits: Tensor = classify(x, t)
+        return logits
+
+    guide = Guide(terms, counted, classifier_every)
+    gradients = [guide(replace(state(seed), t=t)) for seed, t in enumerate(times)]
+    return called, gradients
+
+
+TIMES = [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
+
+
+@pytest.mark.parametrize(
+    ("classifier_every", "window", "called"),
+    [
+        (1, (250, 750), [700, 600, 500, 400, 300]),
+        (2, (250, 750), [700, 500, 300]),
+        (3, None, [900, 600, 300, 0]),
+        (99, (250, 750), [700]),
+        (4, (-2, -1), []),
+    ],
+)
+def test_classifier_passes_are_counted_from_the_first_step_inside_the_window(
+    classifier_every: int, window: tuple[float, float] | None, called: list[int]
+) -> None:
+    found, gradients = passes([ClassifierGuidance(window=window)], TIMES, classifier_every)
+    assert found == called
+    low, high = window or (0, 999)
+    assert [g is not None for g in gradients] == [low <= t <= high for t in TIMES]
+
+
+def test_steps_between_take_the_last_pass_as_it_is_and_score_terms_stay_fresh() -> None:
+    ramp = ((0, 1.0), (1000, 9.0))
+    _, every = passes([ClassifierGuidance(scale=ramp)], TIMES[:4], 1)
+    _, second = passes([ClassifierGuidance(scale=ramp)], TIMES[:4], 2)
+    for k, kept in enumerate((0, 0, 2, 2)):
+        torch.testing.assert_close(second[k], every[kept], rtol=0, atol=0)
+    assert not torch.equal(every[0], every[1])  # type: ignore[arg-type] # or the loop above shows nothing
+    both = passes([ClassifierGuidance(scale=ramp), PredictedRealImage(gamma=0.1)], TIMES[:4], 2)[1]
+    for k, total in enumerate(both):
+        assert total is not None and second[k] is not None
+        wanted = guidance([PredictedRealImage(gamma=0.1)], replace(state(k), t=TIMES[k]), None)
+        torch.testing.assert_close(total - second[k], wanted)  # type: ignore[operator]
+
+
+def test_a_window_that_opens_or_closes_makes_a_pass_so_that_no_term_outlives_it() -> None:
+    early, late = ClassifierGuidance(scale=2.0, window=(650, 1000)), LowConfidence(window=(0, 450))
+    called, gradients = passes([early, late], TIMES, 4)
+    assert called == [900, 400, 0]
+    assert [g is None for g in gradients] == [650 > t > 450 for t in TIMES]
+    alone = guidance([late], replace(state(5), t=400), SmallClassifier())
+    torch.testing.assert_close(gradients[6], alone)
+    overlapping = passes([early, ClassifierGuidance(window=(0, 750))], TIMES, 3)[0]
+    assert overlapping == [900, 700, 600, 300, 0], "at 700 the second opens, at 600 the first has closed"
 
 
 def test_log_of_one_minus_p_stays_exact_where_p_is_one_in_floating_point() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import PredictedRealImage, StepState, guidance
+from pipeline.diffusion.guidance import ClassifierGuidance, Guide, PredictedRealImage, StepState
 from pipeline.diffusion.sampler import Chain, ImageNoise, reverse_chain, to_uint8
 from pipeline.diffusion.schedule import Schedule, make_schedule
 from pipeline.errors import ManifestError
@@ -30,7 +31,10 @@ class GaussianScore:
         return math.sqrt(1 - abar) * (x - math.sqrt(abar) * MEAN) / variance
 
 
-@pytest.mark.parametrize(("method", "eta"), [("ancestral", 0.0), ("ddim", 0.0), ("ddim", 1.0)])
+SOLVERS = [(method, eta) for method in ("ddim", "dpm-solver++") for eta in (0.0, 0.5, 1.0)]
+
+
+@pytest.mark.parametrize(("method", "eta"), [("ancestral", 0.0), *SOLVERS])
 def test_chain_recovers_a_gaussian(method: str, eta: float) -> None:
     schedule = make_schedule("cosine", 1000)
     chain = Chain(schedule, method, eta)
@@ -44,14 +48,146 @@ def test_chain_recovers_a_gaussian(method: str, eta: float) -> None:
 
 
 def test_ddim_follows_the_probability_flow_of_a_gaussian_pixel_by_pixel() -> None:
-    """The flow maps x_T to MEAN + (x_T - sqrt(abar) MEAN) STD / sqrt(abar STD^2 + 1 - abar)."""
     schedule = make_schedule("cosine", 1000)
     x_T = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     chain, y = Chain(schedule, "ddim"), torch.zeros(8, dtype=torch.int64)
     *_, last = reverse_chain(GaussianScore(schedule), None, chain, x_T, y, lambda _: torch.zeros_like(x_T))
-    abar = schedule.alphas_cumprod[-1].item()
-    wanted = MEAN + (x_T - math.sqrt(abar) * MEAN) * STD / math.sqrt(abar * STD**2 + 1 - abar)
-    assert (last.x - wanted).abs().max() < 5e-3
+    assert (last.x - flow(x_T, schedule.alphas_cumprod[-1].item())).abs().max() < 5e-3
+
+
+def even_schedule(count: int) -> Schedule:
+    """``count`` equal steps of half log-SNR from -3 to 9, where the step to the clean image is as good as exact."""
+    abar = torch.sigmoid(2 * torch.linspace(9, -3, count, dtype=torch.float64))
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    return Schedule(torch.arange(count), 1 - abar / previous)
+
+
+def flow(x_T: Tensor, abar: float, mean: float | Tensor = MEAN) -> Tensor:
+    """Where the probability flow of N(mean, STD^2) takes x_T."""
+    return mean + (x_T - math.sqrt(abar) * mean) * STD / math.sqrt(abar * STD**2 + 1 - abar)
+
+
+def ratios(errors: list[float]) -> list[float]:
+    """By what each doubling of the steps divides the error."""
+    return [coarse / fine for coarse, fine in itertools.pairwise(errors)]
+
+
+@pytest.mark.parametrize(("method", "order"), [("ddim", 1), ("dpm-solver++", 2)])
+def test_order_of_convergence_to_the_probability_flow(method: str, order: int) -> None:
+    """Twice the steps divide the error by 2 to the order."""
+    x_T = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
+    y, errors = torch.zeros(9, dtype=torch.int64), []
+    for count in (40, 80, 160):
+        s = even_schedule(count)
+        *_, last = reverse_chain(GaussianScore(s), None, Chain(s, method), x_T, y, lambda _: torch.zeros_like(x_T))
+        errors.append((last.x - flow(x_T, s.alphas_cumprod[-1].item())).abs().max().item())
+    assert ratios(errors) == pytest.approx([2**order] * 2, rel=0.2)
+
+
+def response(schedule: Schedule, method: str, eta: float) -> Tensor:
+    """What each unit draw (x_T first, then one a step) adds to the image, (steps + 1,): the chain is affine here."""
+    size = len(schedule) + 1
+    unit = 1e-3 * torch.eye(size, size + 1, dtype=torch.float64)[..., None, None, None]  # small: nothing is clipped
+    y = torch.zeros(size + 1, dtype=torch.int64)
+    chain = Chain(schedule, method, eta)
+    *_, last = reverse_chain(GaussianScore(schedule), None, chain, unit[0], y, lambda step: unit[step + 1])
+    return (last.x[:-1] - last.x[-1]).flatten() * 1e3
+
+
+@pytest.mark.parametrize(("method", "order"), [("ddim", 1), ("dpm-solver++", 2)])
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_order_of_convergence_of_the_variance_with_noise(method: str, eta: float, order: int) -> None:
+    """The draws are independent, so the image's variance is the sum of their squared responses: exact, no sampling."""
+    errors = []
+    for count in (80, 160, 320):
+        s = even_schedule(count)
+        abar = s.alphas_cumprod[-1].item()
+        weights = response(s, method, eta)
+        weights[0] *= math.sqrt(abar * STD**2 + 1 - abar)  # x_T as the forward process leaves it
+        errors.append(abs(weights.square().sum().item() - STD**2))
+    assert ratios(errors) == pytest.approx([2**order] * 2, rel=0.25)
+
+
+def test_dpm_solver_is_the_papers_formula() -> None:
+    """Lu et al. 2022: x' = sigma'/sigma x + alpha' (1 - e^-h) D, and with noise the SDE's, one step from its states."""
+    schedule = make_schedule("cosine", 1000, "ddim10")
+    x_T = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    z, y = torch.randn(x_T.shape, generator=torch.Generator().manual_seed(6), dtype=x_T.dtype), torch.zeros(4).long()
+    for eta in (0.0, 1.0):
+        chain = Chain(schedule, "dpm-solver++", eta)
+        states = list(reverse_chain(GaussianScore(make_schedule("cosine", 1000)), None, chain, x_T, y, lambda _: z))
+        now, after = states[3:5]  # each with the prediction that led to it
+        abar = schedule.alphas_cumprod[[now.step, after.step, after.step - 1]]
+        alpha, sigma = abar.sqrt().tolist(), (1 - abar).sqrt().tolist()
+        lam = [math.log(a / s) for a, s in zip(alpha, sigma, strict=True)]
+        h, r = lam[2] - lam[1], (lam[1] - lam[0]) / (lam[2] - lam[1])
+        d = (1 + 1 / (2 * r)) * after.pred_xstart - 1 / (2 * r) * now.pred_xstart
+        decay = math.exp(-eta * h)
+        wanted = sigma[2] / sigma[1] * decay * now.x + alpha[2] * (1 - math.exp(-h) * decay) * d
+        wanted = wanted + sigma[2] * math.sqrt(1 - decay**2) * z
+        torch.testing.assert_close(after.x, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_dpm_solver_takes_a_first_and_last_step_of_first_order() -> None:
+    schedule = make_schedule("cosine", 1000, "logsnr8")
+    x_T = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    y, score = torch.zeros(4, dtype=torch.int64), GaussianScore(make_schedule("cosine", 1000))
+    first, second = (
+        list(reverse_chain(score, None, Chain(schedule, method), x_T, y, torch.zeros_like(x_T).mul))
+        for method in ("ddim", "dpm-solver++")
+    )
+    assert torch.equal(first[0].x, second[0].x) and not torch.equal(first[1].x, second[1].x)
+    torch.testing.assert_close(second[-1].x, second[-1].pred_xstart)
+
+
+class TwoGaussians:
+    """Exact eps of a mixture of N(MEAN, STD^2) and N(-MEAN, STD^2), each a whole image, and its exact classifier."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.abar = schedule.alphas_cumprod.tolist()
+
+    def classify(self, x: Tensor, t: Tensor) -> Tensor:
+        abar = self.abar[int(t[0])]
+        logit = 2 * math.sqrt(abar) * MEAN * x.flatten(1).sum(1) / (abar * STD**2 + 1 - abar)
+        return torch.stack([logit, torch.zeros_like(logit)], dim=1)
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        abar = self.abar[int(t[0])]
+        share = self.classify(x, t).softmax(1)[:, 0].view(-1, 1, 1, 1)
+        mean = math.sqrt(abar) * MEAN * (2 * share - 1)
+        return math.sqrt(1 - abar) * (x - mean) / (abar * STD**2 + 1 - abar)
+
+
+@pytest.mark.parametrize(("method", "order"), [("ddim", 1), ("dpm-solver++", 2)])
+def test_classifier_guidance_of_scale_one_leads_to_the_class_at_the_solvers_order(method: str, order: int) -> None:
+    """The mixture's score plus grad log p(y | x) is the class's own score, whose flow is known."""
+    x_T = torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    y = torch.arange(16) % 2
+    target = torch.where(y == 0, MEAN, -MEAN).view(16, 1, 1, 1)
+    errors = []
+    for count in (40, 80, 160):
+        s = even_schedule(count)
+        exact, chain = TwoGaussians(s), Chain(s, method, terms=(ClassifierGuidance(),))
+        *_, last = reverse_chain(exact, exact.classify, chain, x_T, y, lambda _: torch.zeros_like(x_T))
+        errors.append((last.x - flow(x_T, s.alphas_cumprod[-1].item(), target)).abs().max().item())
+    assert errors[-1] < 1e-2
+    assert ratios(errors) == pytest.approx([2**order] * 2, rel=0.2)
+
+
+@pytest.mark.parametrize("method", ["ancestral", "ddim", "dpm-solver++"])
+def test_a_chain_makes_the_classifier_passes_that_it_is_asked_for(method: str) -> None:
+    schedule, called = make_schedule("cosine", 1000, "logsnr10"), []
+    exact = TwoGaussians(make_schedule("cosine", 1000))
+
+    def classify(x: Tensor, t: Tensor) -> Tensor:
+        called.append(int(t[0]))
+        return exact.classify(x, t)
+
+    times = schedule.timesteps.tolist()[::-1]
+    terms = (ClassifierGuidance(window=(times[8], times[2])),)
+    chain, x = Chain(schedule, method, terms=terms, classifier_every=3), torch.zeros(2, 1, 2, 2)
+    assert len(list(reverse_chain(exact, classify, chain, x, torch.tensor([0, 1]), lambda _: x))) == 10
+    assert called == [times[2], times[5], times[8]]
 
 
 def test_ddim_with_predicted_real_image_scales_eps_by_one_plus_gamma() -> None:
@@ -62,7 +198,7 @@ def test_ddim_with_predicted_real_image_scales_eps_by_one_plus_gamma() -> None:
     pred = ((x - math.sqrt(1 - c.alpha_cumprod) * eps) / math.sqrt(c.alpha_cumprod)).clamp(-1, 1)
     consistent = (x - math.sqrt(c.alpha_cumprod) * pred) / math.sqrt(1 - c.alpha_cumprod)
     state = StepState(5, c.t, c.alpha_cumprod, x, torch.zeros(2, dtype=torch.int64), eps, pred)
-    gradient = guidance([PredictedRealImage(gamma=gamma)], state, None)
+    gradient = Guide([PredictedRealImage(gamma=gamma)], None)(state)
     assert gradient is not None
     guided = consistent - math.sqrt(1 - c.alpha_cumprod) * gradient
     torch.testing.assert_close(guided, (1 + gamma) * consistent)
@@ -81,18 +217,19 @@ def small_unet() -> UNet:
     return unet
 
 
-def draw(seeds: list[int], classes: list[int]) -> Tensor:
+def draw(seeds: list[int], classes: list[int], method: str = "ancestral", eta: float = 0.0) -> Tensor:
     noise = ImageNoise(seeds, (1, 8, 8), torch.device("cpu"))
-    chain = Chain(make_schedule("cosine", 1000, "8"), terms=(PredictedRealImage(gamma=0.05),))
+    chain = Chain(make_schedule("cosine", 1000, "logsnr8"), method, eta, (PredictedRealImage(gamma=0.05),))
     *_, last = reverse_chain(small_unet(), None, chain, noise(-1), torch.tensor(classes), noise)
     return last.x
 
 
-def test_an_image_depends_on_its_seed_alone_whatever_the_batch() -> None:
+@pytest.mark.parametrize(("method", "eta"), [("ancestral", 0.0), ("dpm-solver++", 0.0), ("dpm-solver++", 1.0)])
+def test_an_image_depends_on_its_seed_alone_whatever_the_batch(method: str, eta: float) -> None:
     """Tolerance 1e-4 in [-1, 1]: other batch sizes take other float32 summation orders."""
-    together = draw([11, 22, 33, 44, 55], [0, 1, 2, 0, 1])
-    reordered = draw([44, 11], [0, 0])
-    alone = draw([33], [2])
+    together = draw([11, 22, 33, 44, 55], [0, 1, 2, 0, 1], method, eta)
+    reordered = draw([44, 11], [0, 0], method, eta)
+    alone = draw([33], [2], method, eta)
     assert (together[[3, 0]] - reordered).abs().max() < 1e-4
     assert (together[2:3] - alone).abs().max() < 1e-4
     assert (together[0] - together[3]).abs().max() > 0.1, "different seeds must give different images"
@@ -118,7 +255,7 @@ def test_pixels_are_truncated_as_the_reference_does() -> None:
 @pytest.mark.parametrize(
     ("method", "eta", "message"),
     [
-        ("euler", 0.0, "sampler.method: 'euler' is not one of ancestral, ddim"),
+        ("euler", 0.0, r"sampler.method: 'euler' is not one of ancestral, ddim, dpm-solver\+\+"),
         ("ddim", 1.5, "sampler.eta: 1.5 is not within 0 and 1"),
         ("ancestral", 0.5, "sampler.eta: 0.5 is not 0, for method 'ancestral'"),
     ],
@@ -126,3 +263,8 @@ def test_pixels_are_truncated_as_the_reference_does() -> None:
 def test_impossible_chains_are_refused(method: str, eta: float, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         Chain(make_schedule("cosine", 10), method, eta)
+
+
+def test_a_classifier_pass_cannot_serve_no_step() -> None:
+    with pytest.raises(ManifestError, match=r"sampler\.classifier_every: 0 is not at least 1"):
+        Chain(make_schedule("cosine", 10), classifier_every=0)

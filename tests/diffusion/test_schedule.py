@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.diffusion.schedule import kept_timesteps, make_betas, make_schedule
+from pipeline.diffusion.schedule import LOGSNR_START, Schedule, kept_timesteps, make_betas, make_schedule
 from pipeline.errors import ManifestError
+
+COSINE = make_schedule("cosine", 1000)
+LINEAR = make_schedule("linear", 1000)
 
 
 def test_linear_betas_are_the_papers() -> None:
@@ -28,7 +32,9 @@ def test_cosine_alphas_cumprod_is_the_squared_cosine_until_betas_clip() -> None:
         assert bar[k].item() == pytest.approx(wanted, rel=1e-9)
 
 
-@pytest.mark.parametrize(("name", "respacing"), [("linear", "25"), ("cosine", "10,10,5"), ("cosine", "ddim50")])
+@pytest.mark.parametrize(
+    ("name", "respacing"), [("linear", "25"), ("cosine", "10,10,5"), ("cosine", "ddim50"), ("cosine", "logsnr15")]
+)
 def test_respacing_keeps_alphas_cumprod_of_the_kept_steps(name: str, respacing: str) -> None:
     full, short = make_schedule(name, 1000), make_schedule(name, 1000, respacing)
     torch.testing.assert_close(short.alphas_cumprod, full.alphas_cumprod[short.timesteps], rtol=1e-8, atol=0)
@@ -36,14 +42,47 @@ def test_respacing_keeps_alphas_cumprod_of_the_kept_steps(name: str, respacing: 
 
 @given(st.integers(1, 1000))
 def test_a_step_count_spans_the_chain(count: int) -> None:
-    steps = kept_timesteps(1000, str(count))
+    steps = kept_timesteps(LINEAR.alphas_cumprod, str(count))
     assert len(set(steps)) == count == len(steps) and steps == sorted(steps)
     assert steps[0] == 0 and (count == 1 or steps[-1] == 999)
 
 
 def test_section_counts_keep_their_share_of_each_section() -> None:
-    steps = kept_timesteps(1000, "10,20,5")
+    steps = kept_timesteps(LINEAR.alphas_cumprod, "10,20,5")
     assert [sum(low <= s < high for s in steps) for low, high in ((0, 334), (334, 667), (667, 1000))] == [10, 20, 5]
+
+
+@pytest.mark.parametrize("schedule", [COSINE, LINEAR], ids=["cosine", "linear"])
+@given(st.integers(1, 990))
+def test_logsnr_keeps_any_count_of_steps_up_to_its_start(schedule: Schedule, count: int) -> None:
+    steps = kept_timesteps(schedule.alphas_cumprod, f"logsnr{count}")
+    lam = schedule.half_log_snr
+    assert len(steps) == count and all(a < b for a, b in itertools.pairwise(steps))
+    assert lam[steps[-1]] >= LOGSNR_START and (steps[-1] == 999 or lam[steps[-1] + 1] < LOGSNR_START)
+    assert count == 1 or steps[0] == 0
+
+
+def test_logsnr_steps_are_the_nearest_to_equal_parts_of_half_log_snr() -> None:
+    """Each kept step lies no further from its part than half the chain's own gap there."""
+    lam = COSINE.half_log_snr
+    steps = kept_timesteps(COSINE.alphas_cumprod, "logsnr10")
+    parts = torch.linspace(lam[0].item(), lam[steps[-1]].item(), 10, dtype=torch.float64)
+    for step, part in zip(steps, parts.tolist(), strict=True):
+        assert abs(lam[step].item() - part) == (lam - part).abs().min().item()
+
+
+def test_half_log_snr_and_multistep_weights_by_hand() -> None:
+    abar = torch.tensor([0.9, 0.6, 0.3, 0.1], dtype=torch.float64)
+    schedule = Schedule(torch.arange(4), 1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]]))
+    lam = [math.log(math.sqrt(a) / math.sqrt(1 - a)) for a in abar.tolist()]
+    assert schedule.half_log_snr.tolist() == pytest.approx(lam)
+    wanted = [0, (lam[0] - lam[1]) / (lam[1] - lam[2]) / 2, (lam[1] - lam[2]) / (lam[2] - lam[3]) / 2, 0]
+    assert schedule.multistep_weight.tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_chain_of_ends_alone_has_no_second_order_step(count: int) -> None:
+    assert make_schedule("cosine", 1000, f"logsnr{count}").multistep_weight.tolist() == [0] * count
 
 
 def test_posterior_is_bayes_rule() -> None:
@@ -57,10 +96,12 @@ def test_posterior_is_bayes_rule() -> None:
     assert s.posterior_variance[0] == 0 and len(bar) == len(s) == 50
 
 
-@pytest.mark.parametrize("respacing", ["0", "1001", "abc", "-5", "600,600", "ddim999", "10,,5"])
+@pytest.mark.parametrize(
+    "respacing", ["0", "1001", "abc", "-5", "600,600", "ddim999", "10,,5", "logsnr", "logsnr0", "logsnr997"]
+)
 def test_impossible_respacing_is_refused_by_name(respacing: str) -> None:
-    with pytest.raises(ManifestError, match="steps"):
-        kept_timesteps(1000, respacing)
+    with pytest.raises(ManifestError, match=r"steps: .* is not"):
+        kept_timesteps(COSINE.alphas_cumprod, respacing)
 
 
 def test_unknown_schedule_is_refused() -> None:

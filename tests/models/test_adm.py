@@ -101,25 +101,36 @@ def reference_norm_act(x: torch.Tensor, layer: nn.GroupNorm, scale: torch.Tensor
     return nn.functional.silu(layer(x) * (1 + scale[..., None, None]) + shift[..., None, None])
 
 
-def test_written_out_normalisation_has_torchs_values_and_gradients() -> None:
-    """The reduced-precision form, run in float32, against autograd through torch's own operations."""
+@pytest.mark.parametrize("offset", [0.0, 100.0], ids=["centred", "far-from-zero"])
+def test_written_out_normalisation_has_torchs_values_and_gradients(offset: float) -> None:
+    """Against autograd through torch's own operations in float64; a mean far beyond the deviation costs no digits."""
     torch.manual_seed(0)
     layer = norm.group_norm(64)
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
-    x = torch.randn(3, 64, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
+    x = (torch.randn(3, 64, 6, 6) + offset).to(memory_format=torch.channels_last).requires_grad_()
     scale, shift = torch.randn(2, 3, 64).unbind()
     leaves = [x, scale.requires_grad_(), shift.requires_grad_(), layer.weight, layer.bias]
     weights = torch.randn(3, 64, 6, 6)
-    found = norm._NormSiLU.apply(x, layer.weight, layer.bias, scale, shift)
-    wanted = reference_norm_act(x, layer, scale, shift)
+    found = norm.norm_act(x, layer, scale, shift)
+    ours = torch.autograd.grad((found * weights).sum(), leaves)
+    wanted = reference_norm_act(x.double(), layer.double(), scale, shift)
+    theirs = torch.autograd.grad((wanted * weights).sum(), [x, scale, shift, layer.weight, layer.bias])
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-4)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_normalisation_without_silu_has_torchs_values_and_gradient() -> None:
+    torch.manual_seed(0)
+    layer = norm.group_norm(32)
+    nn.init.normal_(layer.weight)
+    x = torch.randn(2, 32, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(2, 32, 5, 5)
+    found, wanted = norm.plain_norm(x, layer), layer(x)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(
-        torch.autograd.grad((found * weights).sum(), leaves),
-        torch.autograd.grad((wanted * weights).sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    ours, theirs = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, wanted))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_fast_precision_stays_near_exact() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.assets import weights
 from pipeline.diffusion.sampler import sample, to_uint8
-from pipeline.errors import CheckpointError, ShardError
+from pipeline.errors import CheckpointError, DeviceError, ShardError
 from pipeline.generate.actor import ShardGenerator, Snapshot
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.models.catalog import Models, load_models
@@ -126,3 +126,12 @@ def test_a_wrong_hash_is_refused_before_anything_is_written(runs: Any, tmp_path:
     with pytest.raises(CheckpointError, match="sha256"):
         runs.undisturbed(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_networks_that_cannot_be_compiled_here_are_refused_while_loading(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    generator = ShardGenerator(load_manifest(runs.manifest()), str(tmp_path / "out"), "cpu", 1, "full")
+    with pytest.raises(DeviceError, match="compile: 'full'"):
+        generator.load()

@@ -109,6 +109,7 @@ def test_a_gpu_where_there_is_none(runs: Any, tmp_path: Path, capsys: pytest.Cap
         (["--max-attempts", "0"], ["max_attempts", "0"]),
         (["--shard-timeout", "nan"], ["shard_timeout", "nan"]),
         (["--steps", "3"], ["--steps"]),
+        (["--compile", "all"], ["--compile", "all", "full"]),
     ],
 )
 def test_bad_flags(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.diffusion.sampler import SamplerSettings
 from pipeline.errors import ManifestError
 from pipeline.manifest import Manifest, load_manifest, parse_manifest
 
@@ -60,6 +61,15 @@ def test_counts_by_each_way(classes: str, counts: dict[int, int]) -> None:
     assert parse(BASE.replace("per_class = 4", classes)).counts == counts
 
 
+def test_sampler_keys_reach_the_chain() -> None:
+    plain = parse(BASE)
+    assert plain.settings == SamplerSettings("ancestral", "25", 0.0, 1)
+    keys = 'method = "dpm-solver++"\neta = 1\nclassifier_every = 4\nsteps = "logsnr15"'
+    chain = parse(BASE.replace("steps = 25", keys)).settings.chain(plain.preset, plain.terms)
+    assert (chain.method, chain.eta, chain.classifier_every) == ("dpm-solver++", 1.0, 4)
+    assert len(chain.schedule) == 15 and chain.terms == plain.terms
+
+
 def test_digest_does_not_depend_on_how_it_is_written() -> None:
     lines = BASE.strip().splitlines()
     reordered = "\n".join([*lines[7:], "# a comment", *lines[2:7]])
@@ -77,6 +87,9 @@ def test_digest_does_not_depend_on_how_it_is_written() -> None:
         ("batch = 8", "batch = 9"),
         ("batch = 8", 'batch = 8\nprecision = "fast"'),
         ("batch = 8", 'batch = 8\nmethod = "ddim"'),
+        ("batch = 8", 'batch = 8\nmethod = "dpm-solver++"'),
+        ("batch = 8", "batch = 8\nclassifier_every = 2"),
+        ("steps = 25", 'steps = "logsnr25"'),
         ("tau = 0.5", "tau = 0.6"),
         ("tau = 0.5", "tau = 0.5\nwindow = [0, 500]"),
         ('term = "low-confidence"\nscale = 1.0\ntau = 0.5', 'term = "classifier"\nscale = 1.0'),
@@ -132,6 +145,12 @@ def test_relative_weights_start_at_the_manifest(tmp_path: Path) -> None:
         ("batch = 8", 'batch = 8\nmethod = "euler"', ["euler", "ancestral"]),
         ("batch = 8", 'batch = 8\nprecision = "half"', ["sampler.precision", "half", "exact"]),
         ("batch = 8", "batch = 8\neta = nan", ["sampler.eta", "nan"]),
+        ("batch = 8", "batch = 8\neta = 0.5", ["sampler.eta", "0.5", "ancestral"]),
+        ("batch = 8", "batch = 8\nclassifier_every = 0", ["sampler.classifier_every", "0", "from 1"]),
+        ("batch = 8", "batch = 8\nclassifier_every = 1.5", ["sampler.classifier_every", "1.5", "integer"]),
+        ("batch = 8", "batch = 8\nclassifyer_every = 2", ["sampler.classifyer_every", "classifier_every"]),
+        ("steps = 25", 'steps = "logsnr2.5"', ["'logsnr2.5'", '"logsnrN"']),
+        ("steps = 25", 'steps = "logsnr999"', ["'logsnr999'", "996 steps"]),
         ("fashion-mnist-28", "fashion-mnist-29", ["model.preset", "fashion-mnist-29"]),
         ('preset = "fashion-mnist-28"', "", ["model.preset", "None"]),
         ("seed = 3", "seed = true", ["seed", "True"]),

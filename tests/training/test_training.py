@@ -131,9 +131,9 @@ def weights_after(folder: Path, stops: list[int], settings: TrainSettings) -> di
 
 
 def recipes_step(state: object, loss: object, data: LabelledImages, settings: TrainSettings) -> None:
-    from pipeline.training.loop import _step
+    from pipeline.training.loop import train_step
 
-    _step(state, loss, data, settings)  # type: ignore[arg-type]
+    train_step(state, loss, data, settings)  # type: ignore[arg-type]
 
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:

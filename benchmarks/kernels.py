@@ -1,0 +1,129 @@
+"""The small choices behind the step's speed, each beside its alternative: ``python benchmarks/kernels.py --threads 1``.
+
+Normalisation (torch's own against ours, eager and compiled), attention (torch's fused kernel against plain products)
+and the C allocator (a float32 step with and without ``keep_freed_memory``, each in a process of its own).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.step import Inputs, ours
+from pipeline.allocator import keep_freed_memory
+from pipeline.bench.measure import interleave, machine, spread
+from pipeline.models import norm
+from pipeline.models.catalog import get_preset
+
+NORM_SHAPES = ((64, 32, 28), (64, 64, 14), (64, 96, 7), (4, 192, 64))  # batch, channels, side
+ATTENTION_SHAPES = ((64, 3, 49, 32), (4, 12, 64, 64), (4, 9, 256, 64), (4, 6, 1024, 64))  # batch, heads, tokens, width
+CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def norm_times(batch: int, channels: int, side: int, dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    """Milliseconds of normalisation, scale, shift and SiLU, and of its gradient with respect to the image."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, channels, side, side).to(dtype).to(memory_format=torch.channels_last)
+    scale, shift, weights = torch.randn(batch, channels).to(dtype), torch.randn(batch, channels).to(dtype), x.clone()
+    layer = norm.group_norm(channels).to(dtype).requires_grad_(False)
+
+    def torchs(h: Tensor) -> Tensor:
+        return F.silu(layer(h) * (1 + scale[..., None, None]) + shift[..., None, None])
+
+    def written(compiled: bool) -> Callable[[Tensor], Tensor]:
+        def run(h: Tensor) -> Tensor:
+            norm.set_compiled(compiled)
+            return norm.norm_act(h, layer, scale, shift)
+
+        return run
+
+    forms = {"torch": torchs, "eager": written(False), "compiled": written(True)}
+    cases: dict[str, Callable[[], object]] = {}
+    for name, form in forms.items():
+        cases[name] = functools.partial(_without_gradient, form, x)
+        cases[f"{name} + backward"] = functools.partial(_with_gradient, form, x, weights)
+    return _milliseconds(cases, repeats)
+
+
+def attention_times(shape: tuple[int, int, int, int], dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    """Milliseconds of attention without gradients."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(shape).to(dtype) for _ in range(3))
+
+    def products() -> Tensor:
+        logits = (q @ k.transpose(-2, -1)).float().mul_(shape[-1] ** -0.5)
+        return logits.softmax(dim=-1).to(v.dtype) @ v
+
+    return _milliseconds({"fused": lambda: F.scaled_dot_product_attention(q, k, v), "products": products}, repeats)
+
+
+def step_seconds(keep: bool, threads: int, repeats: int) -> float:
+    """Median CPU seconds of an exact guided step of the embedded model, batch 64, in a fresh process."""
+    command = [sys.executable, __file__, "--one-step", str(int(keep)), "--threads", str(threads)]
+    done = subprocess.run([*command, "--repeats", str(repeats)], check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def _one_step(keep: bool, repeats: int) -> float:
+    if keep and not keep_freed_memory():
+        raise SystemExit("this C library has no mallopt")
+    form = ours(get_preset("fashion-mnist-28"), "exact", Inputs(torch.randn(64, 1, 28, 28), torch.arange(64) % 10))
+    return spread(interleave({"step": form.step}, repeats, CPU)["step"]).median
+
+
+def _without_gradient(form: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return form(x)
+
+
+def _with_gradient(form: Callable[[Tensor], Tensor], x: Tensor, weights: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(form(x), x, weights)[0]
+
+
+def _milliseconds(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    return {name: round(spread(s).median * 1e3, 3) for name, s in interleave(cases, repeats, CPU).items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=15, help="measured runs a case")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    parser.add_argument("--one-step", type=int, choices=(0, 1), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.one_step is not None:
+        print(_one_step(bool(arguments.one_step), arguments.repeats))
+        return 0
+    result: dict[str, object] = {"norm_ms": {}, "attention_ms": {}}
+    for dtype in DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        for shape in NORM_SHAPES:
+            times = norm_times(*shape, dtype, arguments.repeats)
+            print(f"norm {shape} {name}: {times}", flush=True)
+            result["norm_ms"] |= {f"{shape} {name}": times}  # type: ignore[operator]
+        for sizes in ATTENTION_SHAPES:
+            times = attention_times(sizes, dtype, arguments.repeats)
+            print(f"attention {sizes} {name}: {times}", flush=True)
+            result["attention_ms"] |= {f"{sizes} {name}": times}  # type: ignore[operator]
+    seconds = {name: step_seconds(keep, arguments.threads, arguments.repeats) for name, keep in _KEEP.items()}
+    print(f"exact step, seconds by allocator: {seconds}")
+    if arguments.json:
+        print(json.dumps({**result, "allocator_s": seconds, "machine": machine(CPU)}))
+    return 0
+
+
+_KEEP = {"default": False, "kept": True}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The two forms that benchmarks/overhead.py compares: one run of the pipeline, one of the bare loop."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import queue
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.allocator import keep_freed_memory
+from pipeline.bench.processes import family
+from pipeline.diffusion.sampler import sample, to_uint8
+from pipeline.generate.driver import GenerateOptions, generate
+from pipeline.generate.progress import Status
+from pipeline.manifest import Manifest, parse_manifest
+from pipeline.models.catalog import Models, load_models
+from pipeline.models.precision import capability, choose, compile_networks, set_process
+from pipeline.plan import Slot, make_plan, sample_seed, shard_name
+from pipeline.shards.reader import read_samples
+from pipeline.shards.store import Store
+from pipeline.stages import seal_run
+
+PATIENCE_S = 600.0
+RAY_NICENESS = 15  # what Ray gives its workers: a loop of higher priority would win where other work runs beside
+
+
+@dataclass(frozen=True)
+class Load:
+    """text: the manifest; threads: batches at once in an actor; device: cpu or cuda (a GPU an actor); compile: what."""
+
+    text: str
+    actors: int
+    threads: int
+    device: str = "cpu"
+    compile: str = "auto"
+
+    @property
+    def manifest(self) -> Manifest:
+        return parse_manifest(self.text, "benchmark.toml")
+
+    @property
+    def concurrent(self) -> int:
+        """Batches under way at once."""
+        return self.actors * self.threads if self.device == "cpu" else self.actors
+
+
+@dataclass(frozen=True)
+class Seconds:
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class BareShare:
+    """One process's part: monotonic times, CPU seconds, pixels by number of the batch."""
+
+    start: float
+    end: float
+    cpu: float
+    pixels: dict[int, bytes]
+
+
+@dataclass(frozen=True)
+class BareRun:
+    seconds: Seconds
+    images_sha256: str
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """startup: to the first actor's models; generating: from there to the last commit; end: Ray's, wall only."""
+
+    startup: Seconds
+    generating: Seconds
+    seal: Seconds
+    end_s: float
+    images_sha256: str
+
+    @property
+    def work(self) -> Seconds:
+        return Seconds(self.generating.wall + self.seal.wall, self.generating.cpu + self.seal.cpu)
+
+    @property
+    def total(self) -> Seconds:
+        return Seconds(self.startup.wall + self.work.wall + self.end_s, self.startup.cpu + self.work.cpu)
+
+
+class Watch:
+    """A progress sink that notes wall time and the whole family's CPU time when models are there and at the end."""
+
+    def __init__(self) -> None:
+        self.begin = self._now()
+        self.ready: Seconds | None = None
+        self.last = self.begin
+
+    def __call__(self, status: Status) -> None:
+        if self.ready is None and status.actors_alive:
+            self.ready = self._now()
+        if status.done >= status.total:
+            self.last = self._now()
+
+    @staticmethod
+    def _now() -> Seconds:
+        return Seconds(time.monotonic(), sum(process.cpu_s for process in family(os.getpid())))
+
+
+def run_pipeline(load: Load, out: str) -> PipelineRun:
+    """Generate and seal into ``out``; meant for a process of its own."""
+    gpus = 1.0 if load.device == "cuda" else 0.0
+    threads = load.threads if load.device == "cpu" else None
+    options = GenerateOptions(
+        out=out, actors=load.actors, gpus_per_actor=gpus, cpus_per_actor=threads, compile=load.compile
+    )
+    watch = Watch()
+    generate(load.manifest, options, watch)
+    ended, cpu = time.monotonic(), time.process_time()
+    store = Store(out)
+    seal_run(store)
+    seal = Seconds(time.monotonic() - ended, time.process_time() - cpu)
+    assert watch.ready is not None
+    return PipelineRun(
+        startup=_between(watch.begin, watch.ready),
+        generating=_between(watch.ready, watch.last),
+        seal=seal,
+        end_s=ended - watch.last.wall,
+        images_sha256=_stored_sha256(store, load.manifest),
+    )
+
+
+def run_bare(load: Load) -> BareRun:
+    """Make the manifest's images and keep none, in ``load.concurrent`` fresh processes."""
+    count = load.concurrent
+    batches = len(plan_batches(load.manifest))
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(count, mp_context=context) as pool:
+        tasks: queue.Queue[int] = manager.Queue()
+        for number in range(batches):
+            tasks.put(number)
+        # Each process holds its one call until all have loaded.
+        loaded = manager.Barrier(count, timeout=PATIENCE_S)
+        shares = [future.result() for future in [pool.submit(bare_share, load, tasks, loaded) for _ in range(count)]]
+    pixels = {number: data for share in shares for number, data in share.pixels.items()}
+    digest = hashlib.sha256(b"".join(pixels[number] for number in sorted(pixels))).hexdigest()
+    wall = max(share.end for share in shares) - min(share.start for share in shares)
+    return BareRun(Seconds(wall, sum(share.cpu for share in shares)), digest)
+
+
+def bare_share(load: Load, tasks: queue.Queue[int], loaded: Any) -> BareShare:
+    """Take batches until none is left."""
+    os.nice(max(0, RAY_NICENESS - os.nice(0)))
+    manifest, device = load.manifest, torch.device(load.device)
+    models = load_as_actor(load)
+    chain = manifest.settings.chain(manifest.preset, manifest.terms)
+    batches, pixels = plan_batches(manifest), {}
+    loaded.wait()
+    start, cpu = time.monotonic(), time.process_time()
+    while (number := _next(tasks)) is not None:
+        slots = batches[number]
+        seeds = [sample_seed(manifest.seed, slot.class_id, slot.class_index, 0) for slot in slots]
+        y = torch.tensor([slot.class_id for slot in slots], device=device)
+        for state in sample(models, y, seeds, chain):
+            x = state.x
+        pixels[number] = to_uint8(x).cpu().numpy().tobytes()
+    return BareShare(start, time.monotonic(), time.process_time() - cpu, pixels)
+
+
+def load_as_actor(load: Load) -> Models:
+    """The models in a process set up as an actor's, so that equal steps take equal time."""
+    torch.set_num_threads(1)
+    if load.device == "cpu":
+        keep_freed_memory()
+    manifest, device = load.manifest, torch.device(load.device)
+    models = load_models(manifest.preset, None, None, (None, None), device, manifest.precision)
+    execution = choose(capability(device), manifest.precision, load.compile)
+    set_process(execution)
+    compile_networks((models.unet, models.classifier), execution, len(plan_batches(manifest)[0]))
+    return models
+
+
+def plan_batches(manifest: Manifest) -> list[Sequence[Slot]]:
+    """Every batch of the run, as an actor cuts it: within a shard, in slot order."""
+    plan, size = make_plan(manifest), manifest.batch
+    shards = [plan.shard(number).slots for number in range(plan.num_shards)]
+    return [slots[start : start + size] for slots in shards for start in range(0, len(slots), size)]
+
+
+def _next(tasks: queue.Queue[int]) -> int | None:
+    try:
+        return tasks.get_nowait()
+    except queue.Empty:
+        return None
+
+
+def _between(first: Seconds, second: Seconds) -> Seconds:
+    return Seconds(second.wall - first.wall, second.cpu - first.cpu)
+
+
+def _stored_sha256(store: Store, manifest: Manifest) -> str:
+    digest = hashlib.sha256()
+    for number in range(make_plan(manifest).num_shards):
+        for stored in read_samples(store, shard_name(manifest.prefix, number)):
+            digest.update(stored.image.tobytes())
+    return digest.hexdigest()

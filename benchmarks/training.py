@@ -1,0 +1,108 @@
+"""One training step of the embedded U-Net beside the reference's: ``python benchmarks/training.py --threads 1 --json``.
+
+The reference trains in float32 with its attention blocks recomputed, averages the weights parameter by parameter and
+sums the norms of weights and gradients for its log; the loss is the same code for both. Both take the same batches of
+the package's real images, in turn; times are CPU seconds (GPU: wall seconds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baseline import unet_forward
+from pipeline import assets
+from pipeline.bench.measure import interleave, machine, ratios, spread
+from pipeline.diffusion.schedule import make_schedule
+from pipeline.models import norm
+from pipeline.models.adm import UNet
+from pipeline.models.catalog import get_preset
+from pipeline.training.diffusion import HybridLoss
+from pipeline.training.loop import TrainSettings, make_batch, start, train_step
+
+PRESET = "fashion-mnist-28"
+NEVER = Path("never-written")  # no checkpoint is read or due within a benchmark
+
+
+class BaselineUNet(nn.Module):
+    """The embedded U-Net with the baseline's forward pass."""
+
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network, self.config = network, network.config
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        return unet_forward(self.network, x, t, y)
+
+
+def baseline_step(settings: TrainSettings, device: torch.device) -> Callable[[], object]:
+    """A step as the reference's TrainLoop takes it."""
+    preset = get_preset(PRESET)
+    data = assets.reference(PRESET, "train")
+    loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
+    torch.manual_seed(0)
+    model = BaselineUNet(UNet(preset.unet)).to(device).train()
+    average = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
+    taken = [0]
+
+    def step() -> None:
+        batch = make_batch(data, taken[0], settings, device)
+        optimizer.zero_grad()
+        loss_function(model, batch)["loss"].backward()
+        sum(float(p.grad.norm() ** 2) + float(p.detach().norm() ** 2) for p in model.parameters() if p.grad is not None)
+        optimizer.step()
+        for target, source in zip(average, model.parameters(), strict=True):
+            target.mul_(settings.ema).add_(source.detach(), alpha=1 - settings.ema)
+        taken[0] += 1
+
+    return step
+
+
+def our_step(settings: TrainSettings, device: torch.device) -> Callable[[], object]:
+    """A step of ``rarefy train diffusion``."""
+    preset = get_preset(PRESET)
+    data = assets.reference(PRESET, "train")
+    loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
+    torch.manual_seed(0)
+    norm.set_compiled(True)
+    state = start(UNet(preset.unet), settings, device, NEVER)
+
+    def step() -> None:
+        train_step(state, loss_function, data, settings)
+
+    return step
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=9, help="measured steps a form")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    settings = TrainSettings(images=10**9, batch=arguments.batch)
+    cases = {"baseline": baseline_step(settings, device), "rarefy": our_step(settings, device)}
+    seconds = interleave(cases, arguments.repeats, device)
+    ratio = ratios(seconds["baseline"], seconds["rarefy"])
+    speeds = {name: round(arguments.batch / spread(values).median, 1) for name, values in seconds.items()}
+    print(f"images/s: baseline {speeds['baseline']}, rarefy {speeds['rarefy']}")
+    print(f"ratio {ratio.median:.2f}, quartiles {ratio.low:.2f} to {ratio.high:.2f}")
+    if arguments.json:
+        found = {"training_ratio": round(ratio.median, 3), "spread": [round(ratio.low, 3), round(ratio.high, 3)]}
+        about = {"batch": arguments.batch, "repeats": arguments.repeats, "machine": machine(device)}
+        print(json.dumps({**found, "images_per_s": speeds, **about}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What runs how on which device, and networks under torch.compile against the same ones eager."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.cli import main
+from pipeline.errors import DeviceError
+from pipeline.models import norm
+from pipeline.models.adm import Classifier
+from pipeline.models.blocks import NetworkConfig
+from pipeline.models.precision import (
+    Capability,
+    Execution,
+    capability,
+    choose,
+    compile_networks,
+    set_precision,
+    set_process,
+    to_device,
+)
+
+CPU = Capability("cpu", True, True, True)
+GPU = Capability("cuda", True, True, True)
+CONFIG = NetworkConfig(
+    image_size=8, in_channels=1, model_channels=32, out_channels=5, num_res_blocks=1, attention_resolutions=(),
+    channel_mult=(1,), num_head_channels=32,
+)  # fmt: skip
+FULL = Execution(norm_compiled=False, network_mode="default", tf32=False)
+EAGER = Execution(norm_compiled=False, network_mode=None, tf32=False)
+
+
+@pytest.fixture(autouse=True)
+def switches() -> Iterator[None]:
+    """Process-wide switches are put back."""
+    names = ("benchmark", "deterministic", "allow_tf32")
+    before = {name: getattr(torch.backends.cudnn, name) for name in names}
+    yield
+    norm.set_compiled(False)
+    for name, value in before.items():
+        setattr(torch.backends.cudnn, name, value)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("found", "precision", "compile", "wanted"),
+    [
+        (CPU, "exact", "auto", Execution(False, None, False)),
+        (CPU, "fast", "auto", Execution(True, None, False)),
+        (CPU, "fast", "off", Execution(False, None, False)),
+        (CPU, "fast", "full", Execution(False, "default", False)),
+        (replace(CPU, compiler=False), "fast", "auto", Execution(False, None, False)),
+        (GPU, "exact", "auto", Execution(False, None, False)),
+        (GPU, "fast", "auto", Execution(True, None, True)),
+        (GPU, "exact", "full", Execution(False, "reduce-overhead", False)),
+        (GPU, "fast", "full", Execution(False, "reduce-overhead", True)),
+        (replace(GPU, compiler=False), "fast", "auto", Execution(False, None, True)),
+        (replace(GPU, bfloat16=False), "exact", "auto", Execution(False, None, False)),
+    ],
+)
+def test_choice_by_capability(found: Capability, precision: str, compile: str, wanted: Execution) -> None:
+    assert choose(found, precision, compile) == wanted
+
+
+@pytest.mark.parametrize(
+    ("found", "precision", "compile", "message"),
+    [
+        (replace(GPU, bfloat16=False), "fast", "auto", r"sampler\.precision: 'fast' .* no bfloat16: exact is"),
+        (replace(GPU, compiler=False), "fast", "full", "compile: 'full' .* Triton"),
+        (replace(CPU, compiler=False), "exact", "full", r"compile: 'full' .* needs g\+\+"),
+        (replace(GPU, present=False), "exact", "off", "device: 'cuda' .* finds no GPU"),
+        (CPU, "exact", "some", "compile: 'some' is not one of auto, off, full"),
+    ],
+)
+def test_what_cannot_be_carried_out(found: Capability, precision: str, compile: str, message: str) -> None:
+    with pytest.raises(DeviceError, match=message):
+        choose(found, precision, compile)
+
+
+def test_this_processor_computes_in_bfloat16() -> None:
+    found = capability(torch.device("cpu"))
+    assert (found.device, found.present, found.bfloat16) == ("cpu", True, True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    assert not capability(torch.device("cuda")).present
+
+
+def test_set_process_reaches_every_switch() -> None:
+    set_process(Execution(norm_compiled=True, network_mode=None, tf32=True))
+    assert torch.backends.cudnn.allow_tf32
+    assert norm._state["compiled"]
+    set_process(EAGER)
+    cudnn = torch.backends.cudnn
+    assert (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic) == (False, False, True)
+    assert not norm._state["compiled"]
+
+
+def network() -> Classifier:
+    """A small classifier in fast, eager."""
+    torch.manual_seed(0)
+    made = Classifier(CONFIG)
+    for parameter in made.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    set_precision(made, "fast")
+    norm.set_compiled(False)
+    return to_device(made, torch.device("cpu")).eval().requires_grad_(False)
+
+
+def images(batch: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(batch, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return x, torch.full((batch,), 500.0)
+
+
+def logits(model: Classifier) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(*images(3))
+    return found
+
+
+def gradient(model: Classifier, batch: int = 3) -> Tensor:
+    x, t = images(batch)
+    log_probs = model(x.requires_grad_(), t).log_softmax(dim=-1)
+    return torch.autograd.grad(log_probs[:, 2].sum(), x)[0]
+
+
+@pytest.mark.skipif(not capability(torch.device("cpu")).compiler, reason="needs a C++ compiler")
+@pytest.mark.slow
+def test_a_compiled_classifier_gives_the_eager_gradient() -> None:
+    model = network()
+    wanted, other, scored = gradient(model), gradient(model, 2), logits(model)
+    compile_networks([model], FULL, 3)
+    found = gradient(model)
+    assert not torch.equal(found, wanted)  # else it ran eager, and the next line says nothing
+    # bfloat16 has 8 bits, and compiled code rounds in fewer places.
+    assert (found - wanted).norm() / wanted.norm() < 4e-2
+    assert torch.equal(gradient(model, 2), other)  # another batch size stays eager
+    assert torch.equal(logits(model), scored)  # so does scoring, which wants no gradient
+    compile_networks([model], EAGER, 3)
+    assert torch.equal(gradient(model), wanted)
+
+
+@pytest.mark.parametrize("command", ["run", "generate"])
+def test_full_without_a_compiler_is_said_before_anything_starts(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    manifest = Path(__file__).parents[2] / "manifests" / "smoke.toml"
+    assert main([command, str(manifest), "--out", str(tmp_path / "out"), "--compile", "full"]) == 2
+    captured = capsys.readouterr()
+    assert "compile: 'full'" in captured.err and captured.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
