@@ -24,12 +24,10 @@ import contextlib
 import io
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,10 +39,12 @@ from threadpoolctl import threadpool_limits
 from pipeline.audit.fidelity import precision_recall
 from pipeline.audit.neighbors import Crossing, build_manifold, compare
 from pipeline.bench.measure import interleave, machine, ratios
+from pipeline.bench.memory import peak_bytes, reset_peak
 
 Features = NDArray[np.float32]
 GROWTH = (5_000, 10_000, 20_000, 50_000)
 STREAM_PART = 10_000
+CPU = torch.device("cpu")
 LATENT = 24  # what real features look like: few directions, bent into many
 
 
@@ -67,7 +67,7 @@ def make_features(rows: int, dim: int, seed: int) -> Features:
     """(rows, dim) float32: a bent manifold of 24 dimensions with a little noise, neither sparse nor hard on purpose."""
     generator, shared = np.random.default_rng(seed), np.random.default_rng(0)
     weights = shared.standard_normal((LATENT, dim), dtype=np.float32)
-    found = np.tanh(generator.standard_normal((rows, LATENT), dtype=np.float32) @ weights / LATENT**0.5)
+    found: Features = np.tanh(generator.standard_normal((rows, LATENT), dtype=np.float32) @ weights / LATENT**0.5)
     found += np.float32(0.05) * generator.standard_normal((rows, dim), dtype=np.float32)
     return found
 
@@ -95,12 +95,12 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if not arguments.skip_prdc:
         cases["prdc"] = lambda: found.update(prdc=_prdc(generated, real, arguments.k))
-    seconds = interleave(cases, arguments.repeats, torch.device("cpu"))
+    seconds = interleave(cases, arguments.repeats, CPU)
     result: dict[str, Any] = {
         "n": arguments.n,
         "dim": arguments.dim,
         "k": arguments.k,
-        "machine": machine(torch.device("cpu")),
+        "machine": machine(CPU),
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "ratio_torch_fidelity": ratios(seconds["torch_fidelity"], seconds["ours"]).median,
         "ratio_prdc": None if arguments.skip_prdc else ratios(seconds["prdc"], seconds["ours"]).median,
@@ -155,24 +155,11 @@ def _stream(rows: int, arguments: argparse.Namespace) -> dict[str, Any]:
 @contextlib.contextmanager
 def _watched(n: int) -> Iterator[dict[str, Any]]:
     """Seconds of CPU time, and the most memory beyond what was held before."""
-    _reset_peak()
-    before, start = _peak_bytes(), time.process_time()
+    reset_peak(CPU)
+    before, start = peak_bytes(CPU), time.process_time()
     row: dict[str, Any] = {"n": n}
     yield row
-    row |= {"seconds": time.process_time() - start, "peak_bytes": _peak_bytes() - before}
-
-
-def _reset_peak() -> None:
-    """Linux starts the peak of resident memory anew from what is held now."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_bytes() -> int:
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    row |= {"seconds": time.process_time() - start, "peak_bytes": peak_bytes(CPU) - before}
 
 
 def _print_table(result: dict[str, Any]) -> None:

@@ -9,28 +9,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 
-from pipeline.audit.cache import array_digest, cached, recall
-from pipeline.audit.features import DEFAULT_BATCH, Extractor, extract_outputs
+from pipeline.audit.cache import cached, recall
+from pipeline.audit.features import DEFAULT_BATCH, Extractor, Images, cache_key, extract_outputs, kept_outputs
 from pipeline.audit.fidelity import Features
 from pipeline.errors import DeviceError, bad
 
-Images = NDArray[np.uint8]
 Step = Callable[[int, int], None]
-
-
-def keyed(extractor: Extractor, images: Images) -> tuple[str, ...]:
-    """Everything that an array of outputs depends on."""
-    return ("outputs", extractor.digest, extractor.preprocessing, extractor.layer, array_digest(images))
-
-
-def outputs_of(images: Images, extractor: Extractor, device: str, batch: int, step: Step) -> Features:
-    """``extract_outputs`` of one array, or what the cache holds of it."""
-    found = cached(
-        keyed(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, batch, step)}
-    )
-    return np.asarray(found["outputs"], np.float32)
 
 
 def outputs_of_parts(
@@ -45,7 +30,7 @@ def outputs_of_parts(
     found: dict[int, Features] = {}
     missing = []
     for place, part in enumerate(parts):
-        stored = recall(keyed(extractor, part))
+        stored = recall(cache_key(extractor, part))
         if stored is None:
             missing.append(place)
         else:
@@ -57,7 +42,7 @@ def outputs_of_parts(
             step(done, total)
         missing = []
     for place in missing:
-        found[place] = outputs_of(parts[place], extractor, device, DEFAULT_BATCH, _after(done, total, step))
+        found[place] = kept_outputs(parts[place], extractor, device, DEFAULT_BATCH, _after(done, total, step))
         done += len(parts[place])
     return np.concatenate([found[place] for place in range(len(parts))])
 
@@ -67,7 +52,7 @@ def _after(before: int, total: int, step: Step) -> Step:
 
 
 def _keep(extractor: Extractor, images: Images, outputs: Features) -> Features:
-    return np.asarray(cached(keyed(extractor, images), lambda: {"outputs": outputs})["outputs"], np.float32)
+    return np.asarray(cached(cache_key(extractor, images), lambda: {"outputs": outputs})["outputs"], np.float32)
 
 
 def _on_cluster(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.audit.cache import array_digest, cached
 from pipeline.audit.fidelity import Features, load_registered, registered_names
 from pipeline.errors import DataError, DeviceError, ManifestError, bad
 
@@ -104,6 +105,30 @@ def extract_outputs(
             if progress is not None:
                 progress(min(start + batch, len(images)), len(images))
     return features
+
+
+def kept_outputs(
+    images: Images,
+    extractor: Extractor,
+    device: str | torch.device = "cpu",
+    batch: int = DEFAULT_BATCH,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """As ``extract_outputs``, or what the cache holds of it."""
+    found = cached(
+        cache_key(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, batch, progress)}
+    )
+    return np.asarray(found["outputs"], np.float32)
+
+
+def kept_features(images: Images, extractor: Extractor, device: str | torch.device = "cpu") -> Features:
+    """As ``extract_features``, or what the cache holds of it."""
+    return np.ascontiguousarray(kept_outputs(images, extractor, device)[:, : extractor.dim])
+
+
+def cache_key(extractor: Extractor, images: Images) -> tuple[str, ...]:
+    """Everything that an array of outputs depends on."""
+    return ("outputs", extractor.digest, extractor.preprocessing, extractor.layer, array_digest(images))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pipeline.audit.bootstrap import Estimate, estimate_mean
 from pipeline.audit.copies import Twin, Twins, find_copies, find_duplicates, listed
 from pipeline.audit.dataset import Problem, RunData
-from pipeline.audit.extraction import outputs_of, outputs_of_parts
-from pipeline.audit.features import Extractor, resolve_device
+from pipeline.audit.extraction import outputs_of_parts
+from pipeline.audit.features import Extractor, kept_outputs, resolve_device
 from pipeline.audit.fidelity import Features, inception_scores
 from pipeline.audit.metrics import GENERATED, SUBSETS, Comparison, compare_manifolds
 from pipeline.audit.neighbors import Crossing, Manifold, build_manifold
@@ -68,9 +68,9 @@ class Measured:
     def other_image(self, twin: Twin) -> NDArray[np.uint8]:
         """The twin's image, of whichever side it is."""
         if twin.kind != "reference":
-            return self.run.images[twin.other]
+            return np.asarray(self.run.images[twin.other])
         side = self.held_out if twin.held_out else self.real_images
-        return side.images[twin.other]
+        return np.asarray(side.images[twin.other])
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _side(outputs: Features, images: NDArray[np.uint8], setting: Setting) -> _Si
 
 
 def _real_side(stage: str, images: LabelledImages, setting: Setting, progress: Progress) -> _Side:
-    outputs = outputs_of(
+    outputs = kept_outputs(
         images.images,
         setting.extractor,
         setting.device,
