@@ -112,7 +112,8 @@ def _add_audit(commands: Any) -> None:
         "--extractor", default="efficientnet-lite0", help="efficientnet-lite0, inception-v3, vgg16, dinov2-*, clip-*"
     )
     command.add_argument("--extractor-weights", "--inception-weights", help="path of the extractor's weights")
-    command.add_argument("--tail", default="avgknn", help="avgknn, confidence or a file of real images' numbers")
+    command.add_argument("--tail", default="avgknn", help="avgknn, confidence or a file of real images' keys")
+    command.add_argument("--limit", type=int, default=10_000, help="images measured at most (default 10,000)")
     command.add_argument("--gates", help="TOML file whose [gates] stand in for those of the run's manifest")
     command.add_argument("--ray-address", help="a Ray cluster for the features (default: this process)")
     command.add_argument("--device", default="cpu")
@@ -221,6 +222,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         reference=arguments.reference,
         tail=arguments.tail,
+        limit=arguments.limit,
         ray_address=arguments.ray_address,
         gates=load_gates(arguments.gates) if arguments.gates else None,
     )

@@ -12,15 +12,15 @@ OUT/audit/metrics.json holds
                 precision, recall, tail_recall, density, coverage, tail_coverage, rarity, outside, avg_knn, nearest,
                 lof, duplicates, copies, and on_class_rate (over all samples; its floor is the classifier's accuracy
                 on the real images). Without a reference only on_class_rate.
-    tail        {rule, share, count} of the real images of the tail; null without a reference
+    tail        {rule, share, count, sha256 of the membership} of the real images of the tail; null without a reference
     histograms  {confidence, entropy, rarity: {unit, edges, generated, reference, generated_mean, reference_mean}};
                 shares of the samples a bin; rarity: of images inside the real data, its reference the floor's images
     per_class   [{class_id, class_name, planned, count, on_class_rate, confidence, entropy, acceptance_rate,
                 confidence_w1, entropy_w1, reference_*, precision, recall, recall_floor, coverage, coverage_floor}];
                 null where a class has no image; *_w1: Wasserstein-1 distance to the real images' values;
                 acceptance_rate: accepted / drawn, null without a filter
-    copies      [{key, class_id, kind, distance, ratio, other}], at most 24; kind: reference (other: the real image's
-                place in the reference, or "held-out N" of the floor's), exact or near (other: the twin's key)
+    copies      [{key, class_id, kind, distance, ratio, other}], at most 24; kind: reference or held-out (other: key of
+                the real image of that part), exact or near (other: key of the twin)
     map         {method: "pca", explained, generated: [[x, y, class_id, key]], real: [[x, y, class_id]]} or null
     gates       [{metric, scope, bound, limit, value, passed}]; verdict: "passed", "failed" or "no gates"
     problems    [{where, what}] that were met and left out; partial: there are any, the audit is of a part
@@ -47,6 +47,7 @@ from pipeline.audit.result import build_result
 from pipeline.audit.schema import FORMAT, METRICS_PATH
 from pipeline.audit.scores import score_reference
 from pipeline.audit.tables import write_bootstrap, write_copies, write_rarest, write_samples
+from pipeline.errors import ManifestError, bad
 from pipeline.shards.store import Store
 
 __all__ = ["FORMAT", "METRICS_PATH", "AuditOptions", "Progress", "run_audit"]
@@ -82,6 +83,8 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     parts of the run is no error but ``problems`` of the result.
     """
     started = time.monotonic()
+    if options.limit < 1:
+        raise ManifestError(bad("limit", options.limit, "at least 1"))
     resolve_device(options.device)
     extractor = load_extractor(options.extractor, options.extractor_weights)
     progress("reading shards", 0, 1)

@@ -128,8 +128,8 @@ def _metric(name: str, entry: Row, results: Sequence[Row], replicates: Sequence[
         gap = _gap(values[0], value)
         row = None if gap is None else difference(replicates[0].get(name, {}), drawn.get(name, {}), gap)
         if row is not None:
-            better = row["difference"] > 0 if entry["better"] == "higher" else row["difference"] < 0
-            row |= {"improved": better if row["significant"] else None}
+            told = row["significant"] and entry["better"] != "neither"
+            row |= {"improved": (row["difference"] > 0) == (entry["better"] == "higher") if told else None}
         found.append(row)
     return {
         "metric": name,

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.neighbors import Floats, Manifold, Neighborhood
+from pipeline.audit.neighbors import Floats, Indices, Manifold, Neighborhood
 
 RATIO = 1 / 3  # of the real spacing; real images are this near to each other only where they are twins
 LISTED = 24
+REFERENCE, HELD_OUT = OF_REAL = ("reference", "held-out")  # kinds whose other image is a real one
 
 
 @dataclass(frozen=True)
 class Twin:
-    """One suspicion. row: generated; kind: reference, exact or near; other: row of the twin, or of the real image.
+    """One suspicion. row: generated; other: row of the twin (exact, near) or of the real image (reference, held-out).
 
-    distance: in feature units; ratio: over the real spacing there. held_out: the real image is one of the floor's.
+    kind: which of those; distance: in feature units; ratio: over the real spacing there.
     """
 
     row: int
@@ -30,7 +31,6 @@ class Twin:
     other: int
     distance: float
     ratio: float
-    held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,28 +42,33 @@ class Twins:
     listed: list[Twin]
 
 
-def spacing_ratio(hood: Neighborhood, real: Manifold) -> NDArray[np.float64]:
-    """(N,) distance to the nearest real row over that row's mean distance to its own k nearest."""
-    return _divide(hood.nearest, real.mean_distance[hood.nearest_index])
+def spacing_ratio(distance: Floats, places: Indices, real: Manifold) -> NDArray[np.float64]:
+    """(N,) distances over the spacing of the real rows at ``places``: their mean distance to their own k nearest."""
+    return _divide(distance, real.mean_distance[places])
 
 
-def find_copies(hood: Neighborhood, real: Manifold) -> tuple[NDArray[np.bool_], list[Twin]]:
-    """Which generated rows look copied from the real ones, and each as a suspicion, closest first."""
-    ratio = spacing_ratio(hood, real)
+def find_copies(hood: Neighborhood, real: Manifold, kind: str) -> tuple[NDArray[np.bool_], list[Twin]]:
+    """Which generated rows look copied from the real ones, and each as a suspicion of that kind, closest first."""
+    ratio = spacing_ratio(hood.nearest, hood.nearest_index, real)
     copied = ratio < RATIO
     rows = np.flatnonzero(copied)
     found = [
-        Twin(int(row), "reference", int(hood.nearest_index[row]), float(hood.nearest[row]), float(ratio[row]))
+        Twin(int(row), kind, int(hood.nearest_index[row]), float(hood.nearest[row]), float(ratio[row]))
         for row in rows[np.argsort(ratio[rows], kind="stable")]
     ]
     return np.asarray(copied), found
+
+
+def repeated(real: Manifold) -> NDArray[np.bool_]:
+    """Which real rows would look copied from another of their own: what ``find_copies`` must be read against."""
+    return np.asarray(spacing_ratio(real.nearest, real.nearest_index, real) < RATIO)
 
 
 def find_duplicates(
     images: NDArray[np.uint8], own: Manifold, hood: Neighborhood, real: Manifold
 ) -> tuple[NDArray[np.bool_], list[Twin]]:
     """Which rows have a twin in their own set: the same pixels, or features far nearer than real images lie there."""
-    ratio = _divide(own.nearest, real.mean_distance[hood.nearest_index])
+    ratio = spacing_ratio(own.nearest, hood.nearest_index, real)
     same = _same_pixels(images)
     near = np.asarray(ratio < RATIO)
     found = [Twin(row, "exact", other, 0.0, 0.0) for row, other in sorted(same.items())]
@@ -82,8 +87,8 @@ def listed(groups: list[list[Twin]]) -> list[Twin]:
         for queue in queues:
             if queue and len(shown) < LISTED:
                 twin = queue.pop(0)
-                pair = (twin.row, twin.other) if twin.kind == "reference" else tuple(sorted((twin.row, twin.other)))
-                mark = (f"{twin.kind}{twin.held_out}", pair[0], pair[1])
+                pair = (twin.row, twin.other) if twin.kind in OF_REAL else tuple(sorted((twin.row, twin.other)))
+                mark = (twin.kind, pair[0], pair[1])
                 if mark not in seen:
                     seen.add(mark)
                     shown.append(twin)

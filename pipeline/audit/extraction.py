@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import ray
 from pipeline.audit.cache import cached, recall
 from pipeline.audit.features import DEFAULT_BATCH, Extractor, Images, cache_key, extract_outputs, kept_outputs
 from pipeline.audit.fidelity import Features
-from pipeline.errors import DeviceError, bad
+from pipeline.generate.cluster import Request, connected
 
 Step = Callable[[int, int], None]
 
@@ -59,27 +57,11 @@ def _on_cluster(
     parts: Sequence[tuple[int, Images]], extractor: Extractor, device: str, address: str
 ) -> Iterator[tuple[int, Features]]:
     """(place, outputs) of each part as its task ends, in any order."""
-    with _connected(address):
-        task: Any = ray.remote(num_cpus=1, num_gpus=1 if device.startswith("cuda") else 0)(extract_outputs)
+    gpus = 1 if device.startswith("cuda") else 0
+    with connected(Request(1, gpus, 1, len(parts)), address):
+        task: Any = ray.remote(num_cpus=1, num_gpus=gpus)(extract_outputs)
         shared = ray.put(extractor)
         waiting = {task.remote(ray.put(images), shared, device): place for place, images in parts}
         while waiting:
             ready, _ = ray.wait(list(waiting))
             yield waiting.pop(ready[0]), ray.get(ready[0])
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[None]:
-    """A Ray that this process has connected to already is used and left."""
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as cause:
-        reason = " ".join(str(cause).split())[:200]
-        raise DeviceError(bad("ray_address", address, f"a Ray cluster that answers ({reason})")) from cause
-    try:
-        yield
-    finally:
-        ray.shutdown()

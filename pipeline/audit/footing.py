@@ -44,7 +44,7 @@ def _fields(results: Sequence[Row]) -> list[tuple[str, str, list[Hashable]]]:
     runs = [result["provenance"] for result in results]
     found: list[tuple[str, str, list[Hashable]]] = [(field, "", [run[field] for run in runs]) for field in SHARED]
     tails = [result["tail"] for result in results]
-    found.append(("tail", "", [f"{tail['rule']}, {tail['count']}" for tail in tails]))
+    found.append(("tail", "", [f"{tail['rule']}, {tail['count']}, {_short(tail['sha256'])}" for tail in tails]))
     shared = [name for name in results[0]["metrics"] if all(name in result["metrics"] for result in results)]
     for name in shared:
         entries = [result["metrics"][name] for result in results]

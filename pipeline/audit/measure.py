@@ -9,14 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.audit.bootstrap import Estimate, estimate_mean
-from pipeline.audit.copies import Twin, Twins, find_copies, find_duplicates, listed
+from pipeline.audit.copies import (
+    HELD_OUT,
+    OF_REAL,
+    REFERENCE,
+    Twin,
+    Twins,
+    find_copies,
+    find_duplicates,
+    listed,
+    repeated,
+)
 from pipeline.audit.dataset import Problem, RunData
 from pipeline.audit.extraction import outputs_of_parts
 from pipeline.audit.features import Extractor, kept_outputs, resolve_device
 from pipeline.audit.fidelity import Features, inception_scores
 from pipeline.audit.metrics import GENERATED, SUBSETS, Comparison, compare_manifolds
-from pipeline.audit.neighbors import Crossing, Manifold, build_manifold
-from pipeline.audit.reference import Reference, match_counts, rows_within
+from pipeline.audit.neighbors import Bools, Crossing, Manifold, build_manifold
+from pipeline.audit.reference import Reference, rows_within, take
 from pipeline.audit.tail import Tail, find_tail
 from pipeline.errors import DataError, bad
 from pipeline.training.data import LabelledImages
@@ -40,15 +50,16 @@ class Setting:
 class Measured:
     """Both comparisons, and everything that the tables and the page show of them.
 
-    run: with the measured images alone; places (M,): of the real images in the reference; generated, real: features
-    with their neighbours; estimates, floor_estimates: all metrics by kind; problems: classes that cannot be measured.
+    run: with the measured images alone; floor_images: those of the held-out images that the floor is made of;
+    generated, real: features with their neighbours; estimates, floor_estimates: all metrics by kind; problems: classes
+    that cannot be measured.
     """
 
     run: RunData
     extractor: Extractor
-    held_out: LabelledImages
     real_images: LabelledImages
-    places: NDArray[np.int64]
+    held_out: LabelledImages
+    floor_images: LabelledImages
     generated: Manifold
     real: Manifold
     found: Comparison
@@ -60,17 +71,18 @@ class Measured:
     problems: tuple[Problem, ...]
 
     def other_name(self, twin: Twin) -> str:
-        """Key of a twin in the set; place of a real image in the reference, or of one held out for the floor."""
-        if twin.kind != "reference":
+        """Key of the twin in the set, or of the real image."""
+        if twin.kind not in OF_REAL:
             return str(self.run.measured.key[twin.other])
-        return f"held-out {twin.other}" if twin.held_out else str(self.places[twin.other])
+        return self._side(twin).keys[twin.other]
 
     def other_image(self, twin: Twin) -> NDArray[np.uint8]:
         """The twin's image, of whichever side it is."""
-        if twin.kind != "reference":
-            return np.asarray(self.run.images[twin.other])
-        side = self.held_out if twin.held_out else self.real_images
-        return np.asarray(side.images[twin.other])
+        images = self._side(twin).images if twin.kind in OF_REAL else self.run.images
+        return np.asarray(images[twin.other])
+
+    def _side(self, twin: Twin) -> LabelledImages:
+        return self.held_out if twin.kind == HELD_OUT else self.real_images
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,11 @@ class _Side:
     manifold: Manifold
     logits: Features
     images: NDArray[np.uint8]
+
+    def part(self, rows: NDArray[np.int64], setting: Setting) -> _Side:
+        """These rows with the neighbours that they have among themselves."""
+        outputs = np.concatenate([self.manifold.features[rows], self.logits[rows]], axis=1)
+        return _side(outputs, self.images[rows], setting)
 
 
 def measure(
@@ -103,24 +120,25 @@ def measure(
     problems = _class_problems(run, reference)
     run = run.keep(rows)
     counts = {int(class_id): int((run.measured.class_id == class_id).sum()) for class_id in np.unique(class_ids)}
-    held_out = match_counts(reference.held_out, counts)
+    floor_rows = rows_within(reference.held_out.labels, counts)
     generated = _side(outputs[rows], run.images, setting)
     real = _real_side("features of the reference", reference.real, setting, progress)
-    floor = _real_side("features of the floor", held_out, setting, progress)
-    tail = find_tail(setting.tail, real.manifold, confidence, reference.places)
+    held_out = _real_side("features of the held-out images", reference.held_out, setting, progress)
+    floor = held_out.part(floor_rows, setting)
+    tail = find_tail(setting.tail, real.manifold, confidence, reference)
     device = str(resolve_device(setting.device))
     progress("comparing", 0, 2)
     found = compare_manifolds(generated.manifold, real.manifold, tail.members, device)
     progress("comparing", 1, 2)
     floor_found = compare_manifolds(floor.manifold, real.manifold, tail.members, device)
-    twins = _twins(generated, (found, real), floor, device)
-    floor_twins = _own_twins(floor, (floor_found, real))
+    twins = _twins(generated, (found, real), _copies_of_held_out(generated, held_out, device))
+    floor_twins = _twins(floor, (floor_found, real), (repeated(held_out.manifold)[floor_rows], []))
     return Measured(
         run=run,
         extractor=setting.extractor,
-        held_out=held_out,
         real_images=reference.real,
-        places=reference.places,
+        held_out=reference.held_out,
+        floor_images=take(reference.held_out, floor_rows),
         generated=generated.manifold,
         real=real.manifold,
         found=found,
@@ -178,22 +196,20 @@ def _real_side(stage: str, images: LabelledImages, setting: Setting, progress: P
     return _side(outputs, images.images, setting)
 
 
-def _twins(side: _Side, against: tuple[Comparison, _Side], floor: _Side, device: str) -> Twins:
-    """As ``_own_twins``; the floor's real images, which a model may have been trained on, are asked too."""
-    own = _own_twins(side, against)
-    crossing = Crossing(floor.manifold, device)
+def _copies_of_held_out(side: _Side, held_out: _Side, device: str) -> tuple[Bools, list[Twin]]:
+    """The held-out images are asked too: of the embedded ones, the model was trained on them."""
+    crossing = Crossing(held_out.manifold, device)
     crossing.add(side.manifold.features)
-    copied, suspects = find_copies(crossing.result(), floor.manifold)
-    held_out = [Twin(twin.row, twin.kind, twin.other, twin.distance, twin.ratio, True) for twin in suspects]
-    groups = [[twin for twin in own.listed if twin.kind == kind] for kind in ("reference", "exact", "near")]
-    return Twins(own.copied | copied, own.doubled, listed([*groups, held_out]))
+    return find_copies(crossing.result(), held_out.manifold, HELD_OUT)
 
 
-def _own_twins(side: _Side, against: tuple[Comparison, _Side]) -> Twins:
+def _twins(side: _Side, against: tuple[Comparison, _Side], of_held_out: tuple[Bools, list[Twin]]) -> Twins:
+    """Copies of the real images or of held-out ones, and twins within the side."""
     found, real = against
-    copied, copies = find_copies(found.neighborhood, real.manifold)
+    copied, copies = find_copies(found.neighborhood, real.manifold, REFERENCE)
     doubled, doubles = find_duplicates(side.images, side.manifold, found.neighborhood, real.manifold)
-    return Twins(copied, doubled, [*copies, *doubles])
+    groups = [[twin for twin in doubles if twin.kind == kind] for kind in ("exact", "near")]
+    return Twins(copied | of_held_out[0], doubled, listed([copies, *groups, of_held_out[1]]))
 
 
 def _estimates(found: Comparison, twins: Twins, side: _Side) -> dict[str, Estimate]:

@@ -23,7 +23,7 @@ GENERATED, REAL, BOTH, SUBSETS = "generated rows", "real rows", "both sides", "r
 
 @dataclass(frozen=True)
 class MetricKind:
-    """What a metric's name means. ``uses_k``: it depends on the neighbourhood size."""
+    """What a metric's name means. better: higher, lower or neither; uses_k: it depends on the neighbourhood size."""
 
     label: str
     better: str
@@ -58,9 +58,14 @@ METRIC_KINDS: dict[str, MetricKind] = {
     ),
     "outside": MetricKind("Outside", "lower", True, "share of the images outside every real neighbourhood"),
     "avg_knn": MetricKind(
-        "AvgkNN", "higher", True, "mean distance to the k nearest real images; large in sparse parts and off the data"
+        "AvgkNN", "neither", True, "mean distance to the k nearest real images; large in sparse parts and off the data"
     ),
-    "nearest": MetricKind("Nearest real", "lower", False, "mean distance to the nearest real image"),
+    "nearest": MetricKind(
+        "Nearest real",
+        "neither",
+        False,
+        "mean distance to the nearest real image; small is near to a copy, large is off the data",
+    ),
     "lof": MetricKind(
         "Local outlier factor", "lower", False, "how much sparser it is around an image than around its neighbours"
     ),

@@ -167,9 +167,9 @@ def _kind(name: str) -> str:
 
 
 def _reached(entry: Row) -> float | None:
-    """value / floor where higher is better, floor / value where lower is; at most 1 is drawn."""
+    """value / floor where higher is better, floor / value where lower is, None where neither; at most 1 is drawn."""
     value, floor = entry["value"], entry["floor"]
-    if value is None or floor is None or value <= 0 or floor <= 0:
+    if value is None or floor is None or value <= 0 or floor <= 0 or entry["better"] == "neither":
         return None
     return float(value / floor if entry["better"] == "higher" else floor / value)
 

@@ -13,7 +13,12 @@ from PIL import Image
 HEAVY, THUMBNAIL = 6_000, 128
 SHEET_CELL = 56
 SHEET_GAP = 28
-COPY_KINDS = {"reference": "real image", "exact": "the same pixels", "near": "nearly the same"}
+COPY_KINDS = {
+    "reference": "real image",
+    "held-out": "held-out real image",
+    "exact": "the same pixels as",
+    "near": "nearly the same as",
+}
 
 Row = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,12 @@ SEED = 0
 class Reference:
     """real: what the metrics compare with; held_out: other real images, for the floor; source: where they are from.
 
-    places (M,): where each of ``real`` stands in the source, counted from 0; resized: images that the source holds in
-    another size.
+    Both have keys, numbers from 0 where the source has no names. resized: images that the source holds in another size.
     """
 
     real: LabelledImages
     held_out: LabelledImages
     source: str
-    places: NDArray[np.int64]
     resized: int = 0
 
 
@@ -39,29 +37,25 @@ def load_reference(preset: Preset, folder: str | None) -> Reference | None:
     """
     if folder is not None:
         resized = check_reference(folder, preset.image_size, preset.channels)
-        images = load_images(folder, preset.image_size, preset.channels)
+        images = _named(load_images(folder, preset.image_size, preset.channels))
         real, held_out = _halves(images.labels)
         source = f"{folder} (random halves of each class)"
-        return Reference(_take(images, real), _take(images, held_out), source, real, resized)
+        return Reference(take(images, real), take(images, held_out), source, resized)
     if not preset.embedded:
         return None
     from pipeline.assets import reference
 
-    test = reference(preset.name, "test")
-    return Reference(test, reference(preset.name, "train"), "embedded test images", np.arange(len(test)))
+    test, train = (_named(reference(preset.name, part)) for part in ("test", "train"))
+    return Reference(test, train, "embedded test images")
 
 
 def match_counts(images: LabelledImages, counts: Mapping[int, int]) -> LabelledImages:
     """Random images with the given number of each class, or as many as there are: a floor with the set's own mix."""
-    generator = np.random.default_rng(SEED)
-    order = generator.permutation(len(images))
-    labels = images.labels[order]
-    chosen = [order[labels == class_id][:count] for class_id, count in sorted(counts.items())]
-    return _take(images, np.concatenate(chosen) if chosen else np.empty(0, np.int64))
+    return take(images, rows_within(images.labels, counts))
 
 
 def rows_within(class_ids: NDArray[np.int64], available: Mapping[int, int]) -> NDArray[np.int64]:
-    """Ascending rows of at most the available number of each class, random: so many the floor can match."""
+    """Ascending rows, at most the available number of each class, chosen at random with a fixed seed."""
     order = np.random.default_rng(SEED).permutation(len(class_ids))
     chosen = [order[class_ids[order] == class_id][:count] for class_id, count in sorted(available.items())]
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
@@ -79,5 +73,11 @@ def _halves(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     return np.flatnonzero(even), np.flatnonzero(~even)
 
 
-def _take(images: LabelledImages, rows: NDArray[np.int64]) -> LabelledImages:
-    return LabelledImages(images.images[rows], images.labels[rows], images.class_names)
+def take(images: LabelledImages, rows: NDArray[np.int64]) -> LabelledImages:
+    """These rows of images that have keys."""
+    keys = tuple(images.keys[row] for row in rows)
+    return LabelledImages(images.images[rows], images.labels[rows], images.class_names, keys)
+
+
+def _named(images: LabelledImages) -> LabelledImages:
+    return images if images.keys else replace(images, keys=tuple(str(row) for row in range(len(images))))

@@ -71,7 +71,7 @@ def build_result(
 
 def _metrics(measured: Measured) -> tuple[dict[str, Any], dict[str, Estimate]]:
     found, floor, extractor = measured.found, measured.floor, measured.extractor
-    counts = Counts(len(measured.run.measured), len(measured.real_images), len(measured.held_out))
+    counts = Counts(len(measured.run.measured), len(measured.real_images), len(measured.floor_images))
     entries = metric_entries(measured.estimates, measured.floor_estimates, extractor, measured.real.k, counts)
     entries[metric_name("kid", extractor.name)] |= {"std": found.kid_std, "floor_std": floor.kid_std}
     entries["lof"]["sample_count"] = found.lof_count

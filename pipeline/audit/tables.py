@@ -45,7 +45,7 @@ SAMPLES_SCHEMA = pa.schema(
         ),
         _field("nearest_distance", pa.float32(), "distance to the nearest real image", "feature distance"),
         _field("knn_distance", pa.float32(), "mean distance to the k nearest real images", "feature distance"),
-        _field("nearest_real", pa.int64(), "place of the nearest real image in the reference, from 0"),
+        _field("nearest_real", pa.string(), "key of the nearest real image"),
         _field("copy_ratio", pa.float64(), "nearest_distance over that real image's mean distance to its own k", "1"),
         _field("real_balls", pa.int32(), "real images whose k-NN ball holds this one; 0 is outside the real data"),
     ]
@@ -55,7 +55,7 @@ RAREST_SCHEMA = pa.schema(
         _field("side", pa.string(), "generated or real"),
         _field("class_id", pa.int32(), "class"),
         _field("rank", pa.int32(), "0 is the rarest of its class"),
-        _field("key", pa.string(), "sample key; empty for a real image"),
+        _field("key", pa.string(), "sample key, or the real image's"),
         _field("rarity", pa.float32(), "rarity as in samples.parquet", "feature distance"),
         _field("confidence", pa.float64(), "probability of class_id at t = 0; null for a real image", "1"),
         _field("predicted_id", pa.int32(), "most probable class; null for a real image"),
@@ -67,8 +67,8 @@ RAREST_SCHEMA = pa.schema(
 COPIES_SCHEMA = pa.schema(
     [
         _field("key", pa.string(), "sample key"),
-        _field("other", pa.string(), "key of the twin, or place of the real image in its part"),
-        _field("kind", pa.string(), "reference, exact or near"),
+        _field("other", pa.string(), "key of the twin or of the real image"),
+        _field("kind", pa.string(), "reference, held-out, exact or near"),
         _field("distance", pa.float64(), "distance between the two", "feature distance"),
         _field("ratio", pa.float64(), "distance over the real images' spacing there", "1"),
         _field("png", pa.binary(), "the image"),
@@ -98,19 +98,23 @@ def write_samples(store: Store, rows: Rows, preset: Preset, measured: Measured |
         "rarity": empty if hood is None else pa.array(hood.rarity, from_pandas=True),
         "nearest_distance": empty if hood is None else hood.nearest,
         "knn_distance": empty if hood is None else hood.mean_distance,
-        "nearest_real": empty if hood is None or measured is None else measured.places[hood.nearest_index],
-        "copy_ratio": empty if hood is None or measured is None else spacing_ratio(hood, measured.real),
+        "nearest_real": empty,
+        "copy_ratio": empty,
         "real_balls": empty if hood is None else hood.balls,
     }
+    if measured is not None and hood is not None:
+        columns["nearest_real"] = [measured.real_images.keys[place] for place in hood.nearest_index]
+        columns["copy_ratio"] = spacing_ratio(hood.nearest, hood.nearest_index, measured.real)
     arrays = [pa.array(columns[field.name], type=field.type) for field in SAMPLES_SCHEMA]
     _write(store, SAMPLES_PATH, pa.Table.from_arrays(arrays, schema=SAMPLES_SCHEMA))
 
 
 def write_rarest(store: Store, measured: Measured) -> None:
-    """Write rarest.parquet of the (at most 20) classes with the rarest generated images, by class id."""
-    run, held_out = measured.run, measured.held_out
-    generated = rarest(run.measured.class_id, measured.found.neighborhood.rarity, SHOWN_A_CLASS)
-    real = rarest(held_out.labels, measured.floor.neighborhood.rarity, SHOWN_A_CLASS)
+    """Write rarest.parquet of the (at most 20) classes with the rarest accepted images, by class id."""
+    rows_of, floor = measured.run.measured, measured.floor_images
+    accepted = np.where(rows_of.accepted, measured.found.neighborhood.rarity, np.nan)
+    generated = rarest(rows_of.class_id, accepted, SHOWN_A_CLASS)
+    real = rarest(floor.labels, measured.floor.neighborhood.rarity, SHOWN_A_CLASS)
     classes = sorted(list(generated)[:SHOWN_CLASSES])
     rows = [*_generated_rows(measured, generated, classes), *_real_rows(measured, real, classes)]
     _write(store, RAREST_PATH, pa.Table.from_pylist(rows, schema=RAREST_SCHEMA))
@@ -162,7 +166,8 @@ def _real_rows(measured: Measured, chosen: dict[int, list[int]], classes: list[i
     rarity = measured.floor.neighborhood.rarity
     for class_id in classes:
         for rank, row in enumerate(chosen.get(class_id, [])):
-            yield _row("real", class_id, rank, rarity[row], measured.held_out.images[row])
+            floor = measured.floor_images
+            yield _row("real", class_id, rank, rarity[row], floor.images[row]) | {"key": floor.keys[row]}
 
 
 def _row(side: str, class_id: int, rank: int, rarity: np.float32, image: NDArray[np.uint8]) -> dict[str, Any]:
@@ -170,7 +175,6 @@ def _row(side: str, class_id: int, rank: int, rarity: np.float32, image: NDArray
         "side": side,
         "class_id": class_id,
         "rank": rank,
-        "key": "",
         "rarity": float(rarity),
         "png": encode_png(image),
     }

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.audit.cache import array_digest
 from pipeline.audit.neighbors import Bools, Manifold
+from pipeline.audit.reference import Reference
 from pipeline.errors import DataError, ManifestError, bad
 
 TAIL_SHARE = 0.2
@@ -24,8 +26,13 @@ class Tail:
     members: Bools
 
     def summary(self) -> dict[str, Any]:
-        """The entry of metrics.json: rule, share of the real images, count."""
-        return {"rule": self.rule, "share": float(self.members.mean()), "count": int(self.members.sum())}
+        """The entry of metrics.json: rule, share of the real images, count, and a hash that tells tails apart."""
+        return {
+            "rule": self.rule,
+            "share": float(self.members.mean()),
+            "count": int(self.members.sum()),
+            "sha256": array_digest(self.members),
+        }
 
 
 def tail_members(real: Manifold) -> Bools:
@@ -33,12 +40,12 @@ def tail_members(real: Manifold) -> Bools:
     return np.asarray(real.mean_distance >= np.quantile(real.mean_distance, 1.0 - TAIL_SHARE))
 
 
-def find_tail(rule: str, real: Manifold, confidence: NDArray[np.float64] | None, places: NDArray[np.int64]) -> Tail:
-    """The tail of the real rows by ``rule``: ``avgknn``, ``confidence`` or the path of a list.
+def find_tail(rule: str, real: Manifold, confidence: NDArray[np.float64] | None, reference: Reference) -> Tail:
+    """The tail of the real rows by ``rule``: ``avgknn``, ``confidence`` or the path of a list of keys, one a line.
 
-    confidence: the classifier's p(own class) of each real row; places: where each row stands in the reference as the
-    user gave it, which is what a list names, one number a line from 0. Raises ManifestError for a rule that cannot be
-    followed, DataError for a list that names no image of the compared part.
+    confidence: the classifier's p(own class) of each real row; reference: what the rows are of. Raises ManifestError
+    for a rule that cannot be followed, DataError for a list with a key that the reference has not, or with none of the
+    part that is compared with.
     """
     if rule == "avgknn":
         return Tail(rule, tail_members(real))
@@ -46,18 +53,20 @@ def find_tail(rule: str, real: Manifold, confidence: NDArray[np.float64] | None,
         if confidence is None:
             raise ManifestError(bad("tail", rule, "possible here: the classifier's weights are not within reach"))
         return Tail(rule, np.asarray(confidence <= np.quantile(confidence, TAIL_SHARE)))
-    members = np.isin(places, _read_list(Path(rule)))
+    keys, own = _read_list(Path(rule)), reference.real.keys
+    unknown = sorted(keys - {*own, *reference.held_out.keys})
+    if unknown:
+        allowed = f"the key of an image of the reference, such as {own[0]!r}"
+        raise DataError(bad(f"tail {rule}", unknown[0], f"{allowed} ({len(unknown)} of {len(keys)} are not)"))
+    members = np.array([key in keys for key in own])
     if not members.any():
-        raise DataError(bad("tail", rule, f"a list that names any of the {len(places)} real images compared with"))
+        raise DataError(bad("tail", rule, f"a list that names any of the {len(own)} real images compared with"))
     return Tail("keys", members)
 
 
-def _read_list(path: Path) -> NDArray[np.int64]:
+def _read_list(path: Path) -> set[str]:
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise ManifestError(bad("tail", str(path), f"one of {', '.join(RULES)} or a readable list")) from None
-    wrong = [line for line in lines if not line.isdecimal()]
-    if wrong:
-        raise ManifestError(bad(f"tail {path}", wrong[0], "the number of a real image, counted from 0"))
-    return np.array([int(line) for line in lines], np.int64)
+    return {line.strip() for line in lines if line.strip()}

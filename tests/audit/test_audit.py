@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.stats import wasserstein_distance
 
 from pipeline.audit.audit import METRICS_PATH, AuditOptions, run_audit
@@ -85,13 +86,19 @@ def test_gates_copies_map_and_classes(
 ) -> None:
     shown = load_reference(get_preset("fashion-mnist-28"), str(real_folder))
     assert shown is not None
-    copied = shown.real.images[shown.real.labels == 1][3]
+    place = np.flatnonzero(shown.real.labels == 1)[3]
+    copied, copied_key = shown.real.images[place], shown.real.keys[place]
+    assert np.array_equal(np.asarray(Image.open(real_folder / copied_key)), copied[0])
 
     def source(class_id: int, ordinal: int) -> tuple[NDArray[np.uint8], int, float]:
-        """Trousers 2 and 3 are one image, trouser 5 is a real one."""
+        """Trousers 2 and 3 are one image, trouser 5 is a real one, coat 2 one that was held out."""
+        if (class_id, ordinal) == (4, 2):
+            return kept_back, 4, 0.9
         image, predicted, confidence = blob(class_id, 2 if (class_id, ordinal) == (1, 3) else ordinal)
         return (copied, 1, 0.9) if (class_id, ordinal) == (1, 5) else (image, predicted, confidence)
 
+    place = np.flatnonzero(shown.held_out.labels == 4)[-1]
+    kept_back, kept_back_key = shown.held_out.images[place], shown.held_out.keys[place]
     store = Store(str(tmp_path / "out"))
     gates = "[gates]\nprecision = { min = 0.0 }\ncopies = { max = 0.0 }\nrecall.per_class = { min = 0.0 }\n"
     accept = "[accept]\nmax_candidates = 2\n"
@@ -113,11 +120,12 @@ def test_gates_copies_map_and_classes(
     exact = next(row for (kind, _), row in worst.items() if kind == "exact")
     assert {exact["key"], exact["other"]} == {trousers[2]["key"], trousers[3]["key"]}
     of_real = worst["reference", trousers[5]["key"]]
-    place = int(of_real["other"])
-    assert place in shown.places
-    assert np.array_equal(shown.real.images[shown.places.tolist().index(place)], copied)
-    assert trousers[5]["nearest_real"] == place
+    assert of_real["other"] == copied_key
+    assert trousers[5]["nearest_real"] == copied_key
     assert trousers[5]["copy_ratio"] == of_real["ratio"]
+    coats = [row for row in keys if row["class_id"] == 4]
+    assert worst["held-out", coats[2]["key"]]["other"] == kept_back_key
+    assert result["metrics"]["copies"]["value"] >= 2 / 22
     pictures = pq.read_table(tmp_path / "out" / "audit" / "copies.parquet").to_pylist()
     assert len(pictures) == len(result["copies"])
     assert next(row for row in pictures if row["key"] == of_real["key"])["png"] == encode_png(copied)
@@ -224,8 +232,8 @@ def test_a_second_audit_takes_the_reference_from_the_cache(
         options = AuditOptions(reference=str(real_folder))
         results.append(run_audit(store, options, lambda stage, done, total, seen=seen: seen.add(stage)))
         stages.append(seen)
-    assert {"features of the reference", "features of the floor"} <= stages[0]
-    assert not {"features of the reference", "features of the floor"} & stages[1]
+    assert {"features of the reference", "features of the held-out images"} <= stages[0]
+    assert not {"features of the reference", "features of the held-out images"} & stages[1]
     assert results[0]["metrics"] == results[1]["metrics"]
 
 
@@ -254,6 +262,8 @@ def test_a_reference_that_cannot_be_used(tmp_path: Path, commit_run: CommitRun) 
     commit_run(store, MANIFEST)
     with pytest.raises(DataError, match="data: "):
         run_audit(store, AuditOptions(reference=str(tmp_path / "absent")), quiet)
+    with pytest.raises(RarefyError, match="limit: 0 is not at least 1"):
+        run_audit(store, AuditOptions(limit=0), quiet)
     with pytest.raises(RarefyError, match="device"):
         run_audit(store, AuditOptions(device="nowhere"), quiet)
     assert store.list("audit") == []

@@ -18,8 +18,10 @@ from pipeline.audit.fidelity import (
 from pipeline.audit.metrics import compare_features
 from pipeline.audit.neighbors import build_manifold
 from pipeline.audit.outliers import local_outlier_factors
+from pipeline.audit.reference import Reference
 from pipeline.audit.tail import find_tail, tail_members
 from pipeline.errors import DataError, ManifestError
+from pipeline.training.data import LabelledImages
 
 Floats = NDArray[np.float32]
 
@@ -88,24 +90,34 @@ def test_the_tail_is_the_sparsest_fifth() -> None:
     assert np.flatnonzero(members).tolist() == list(range(80, 100))
 
 
+def halves(real: list[str], held_out: list[str]) -> Reference:
+    """A reference of which only the keys matter."""
+    parts = (LabelledImages(np.empty(0, np.uint8), np.empty(0, np.int64), (), tuple(keys)) for keys in (real, held_out))
+    return Reference(*parts, "by hand")
+
+
 def test_tails_by_confidence_and_by_list(tmp_path: Path) -> None:
     real = build_manifold(gaussian(20, 0), 2)
-    confidence, places = np.linspace(1, 0, 20), np.arange(100, 120)
-    least = find_tail("confidence", real, confidence, places)
+    confidence, reference = np.linspace(1, 0, 20), halves([f"cat/{i} a.png" for i in range(20)], ["dog/7.png"])
+    least = find_tail("confidence", real, confidence, reference)
     assert (least.rule, np.flatnonzero(least.members).tolist()) == ("confidence", [16, 17, 18, 19])
     path = tmp_path / "tail.txt"
-    path.write_text("103\n7\n119\n")
-    own = find_tail(str(path), real, None, places)
+    path.write_text("cat/3 a.png\ndog/7.png\n\ncat/19 a.png\n")
+    own = find_tail(str(path), real, None, reference)
     assert np.flatnonzero(own.members).tolist() == [3, 19]
-    assert own.summary() == {"rule": "keys", "share": 0.1, "count": 2}
+    assert (own.rule, own.summary()["share"], own.summary()["count"]) == ("keys", 0.1, 2)
+    assert own.summary()["sha256"] != least.summary()["sha256"]
     with pytest.raises(ManifestError, match="not possible here"):
-        find_tail("confidence", real, None, places)
+        find_tail("confidence", real, None, reference)
     with pytest.raises(ManifestError, match="one of avgknn, confidence or a readable list"):
-        find_tail("densest", real, None, places)
-    for content, error in (("x1\n", ManifestError), ("7\n", DataError)):
+        find_tail("densest", real, None, reference)
+    for content, told in (
+        ("cat/3 a.png\ncat/20 a.png\n", r"tail .*: 'cat/20 a.png' is not .* such as 'cat/0 a.png' \(1 of 2 are not\)"),
+        ("dog/7.png\n", "a list that names any of the 20 real images"),
+    ):
         path.write_text(content)
-        with pytest.raises(error, match="tail"):
-            find_tail(str(path), real, None, places)
+        with pytest.raises(DataError, match=told):
+            find_tail(str(path), real, None, reference)
 
 
 def test_agrees_with_torch_fidelity_on_the_same_features() -> None:

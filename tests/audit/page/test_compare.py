@@ -75,6 +75,16 @@ def test_lower_is_better_where_the_metric_says_so(make_audit: MakeAudit, result:
     assert [row["improved"] for row in rows[name]["differences"][1:]] == [True, False]
 
 
+def test_what_is_no_better_either_way_is_never_called_improved(make_audit: MakeAudit, result: Result) -> None:
+    outs = [
+        make_audit(run, named(result, run, avg_knn=value), {"avg_knn": (value + NOISE).tolist()}).root
+        for run, value in (("a", 20.0), ("b", 30.0))
+    ]
+    rows = {row["metric"]: row for row in compare_runs(outs)["metrics"]}
+    found = rows["avg_knn"]["differences"][1]
+    assert (found["significant"], found["improved"]) == (True, None)
+
+
 def test_difference_against_a_normal_approximation() -> None:
     """Independent Gaussian replicates: the interval is the difference +- 1.96 sqrt(2) sigma, p that of a z test."""
     generator = np.random.default_rng(0)
@@ -113,7 +123,7 @@ def change_class(result: Result) -> None:
 
 
 def change_tail(result: Result) -> None:
-    result["tail"] = {"rule": "confidence", "share": 0.2, "count": 20}
+    result["tail"] = {"rule": "confidence", "share": 0.2, "count": 20, "sha256": "c" * 64}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +135,7 @@ def change_tail(result: Result) -> None:
         (change_metrics("generated_count", 40), "generated_count is 20 in a, 40 in b (fid_efficientnet_lite0, "
          "kid_efficientnet_lite0 and 14 more)"),
         (change_metrics("floor_count", 9), "floor_count is 20 in a, 9 in b"),
-        (change_tail, "tail is avgknn, 20 in a, confidence, 20 in b"),
+        (change_tail, "tail is avgknn, 20, bbbbbbbbbbbb in a, confidence, 20, cccccccccccc in b"),
         (change_class, "images of the class is 10 in a, 9 in b (coat & boot)"),
     ],
 )  # fmt: skip
