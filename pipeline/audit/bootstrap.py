@@ -2,7 +2,9 @@
 
 Neighbour sets and the classifier's answers stay fixed; what is drawn again are the rows that a metric averages over.
 So precision, density, outside, avg_knn, nearest, rarity, lof, duplicates and copies are drawn over the generated rows,
-recall, coverage and their tails over the real rows, FID over both (to first order), KID over its random subsets.
+recall, coverage, their tails and FID over both sides, KID over its random subsets. Drawn with repetition, a set reaches
+less than it did, so the generated side of recall and coverage moves by what each row alone adds (the jackknife), FID by
+its influence function.
 """
 
 from __future__ import annotations
@@ -61,6 +63,16 @@ def around(value: float, influences: tuple[Floats, ...], over: str) -> Estimate:
     # Both sides draw with the same seed; another order keeps them independent of each other.
     shifted = [np.roll(side, place) for place, side in enumerate(moves)]
     return Estimate(value, value + np.sum(shifted, axis=0) if moves else None, over)
+
+
+def moved_also(estimate: Estimate, influences: Floats, over: str) -> Estimate:
+    """A share in [0, 1] that also moves with the mean of another side's influences (N,)."""
+    if estimate.replicates is None:
+        return estimate
+    moves = around(0.0, (influences,), over).replicates
+    # Both sides draw with the same seed; another order keeps them independent of each other.
+    drawn = estimate.replicates + (0.0 if moves is None else np.roll(moves, 1))
+    return Estimate(estimate.value, np.clip(drawn, 0.0, 1.0), over)
 
 
 def _ratios(top: Floats, bottom: Floats) -> Floats:

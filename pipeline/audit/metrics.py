@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.audit.bootstrap import Estimate, around, estimate_mean, estimate_means
+from pipeline.audit.bootstrap import Estimate, around, estimate_mean, estimate_means, moved_also
 from pipeline.audit.fidelity import (
     Features,
     frechet_distance,
@@ -148,4 +148,15 @@ def _row_estimates(hood: Neighborhood, real: Manifold, tail: Bools) -> dict[str,
         "tail_recall": np.where(tail, hood.recalled, np.nan),
         "tail_coverage": np.where(tail, hood.covered, np.nan),
     }
-    return estimate_means(of_generated, GENERATED) | estimate_means(of_real, REAL)
+    sole = {
+        "recall": hood.sole_recall,
+        "coverage": hood.sole_cover,
+        "tail_recall": np.where(tail, hood.sole_recall, -1),
+        "tail_coverage": np.where(tail, hood.sole_cover, -1),
+    }
+    found, rows = estimate_means(of_real, REAL), len(hood.nearest)
+    for name, places in sole.items():
+        # What the share loses without a generated row; a resample's mean of this is its sum over the rows drawn.
+        lost = rows * np.bincount(places[places >= 0], minlength=rows) / np.isfinite(of_real[name]).sum()
+        found[name] = moved_also(found[name], lost, BOTH)
+    return estimate_means(of_generated, GENERATED) | found

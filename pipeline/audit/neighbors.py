@@ -48,6 +48,7 @@ class Neighborhood:
     rarity (N,): the smallest radius among those balls (Han et al., ICLR 2023), NaN outside the manifold.
     recalled (M,): real row lies in some generated ball; empty where the generated balls were not given.
     covered (M,): real ball holds some generated row.
+    sole_recall, sole_cover (M,): the generated row that alone makes it so; -1 where it takes none or several.
     """
 
     nearest: Floats
@@ -57,6 +58,8 @@ class Neighborhood:
     rarity: Floats
     recalled: Bools
     covered: Bools
+    sole_recall: Indices
+    sole_cover: Indices
 
     @property
     def precision(self) -> float:
@@ -124,6 +127,25 @@ class _Found:
     rarity: list[Tensor] = field(default_factory=list)
 
 
+class _Reached:
+    """Of each real row, how many generated rows have reached it, and which was the last."""
+
+    def __init__(self, real: int, device: torch.device) -> None:
+        self.count = torch.zeros(real, dtype=torch.int64, device=device)
+        self._last = torch.full((real,), -1, dtype=torch.int64, device=device)
+
+    def add(self, columns: Tensor, rows: Tensor) -> None:
+        """Generated rows that have reached the real rows ``columns``, pair by pair."""
+        self.count += torch.bincount(columns, minlength=len(self.count))
+        self._last[columns] = rows
+
+    def any(self) -> Bools:
+        return np.asarray((self.count > 0).cpu().numpy())
+
+    def sole(self) -> Indices:
+        return np.asarray(torch.where(self.count == 1, self._last, -1).cpu().numpy())
+
+
 class Crossing:
     """A cross pass that takes generated rows part by part, so that a set of any size streams against the real one.
 
@@ -135,9 +157,8 @@ class Crossing:
         self._k = min(real.k, len(rows))
         self._real = sketch(rows, rows.mean(dim=0), fast_dtype(rows.device))
         self._radius = torch.from_numpy(real.radius).to(device)
-        self._covered = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        self._recalled = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        self._found = _Found()
+        self._covered, self._recalled = (_Reached(len(rows), rows.device) for _ in range(2))
+        self._found, self._rows = _Found(), 0
         self._with_balls = True
 
     def add(self, features: Features, radius: Floats | None = None) -> None:
@@ -164,8 +185,10 @@ class Crossing:
             mean_distance=near.mean(dim=1).numpy(),
             balls=torch.cat(found.balls).numpy(),
             rarity=torch.cat(found.rarity).numpy(),
-            recalled=self._recalled.cpu().numpy() if self._with_balls else np.empty(0, np.bool_),
-            covered=self._covered.cpu().numpy(),
+            recalled=self._recalled.any() if self._with_balls else np.empty(0, np.bool_),
+            covered=self._covered.any(),
+            sole_recall=self._recalled.sole(),
+            sole_cover=self._covered.sole(),
         )
 
     def _cross(self, block: Sketch, own: Tensor) -> None:
@@ -191,13 +214,16 @@ class Crossing:
         """Sort pairs (i, j) into balls; low and high bound their squared distances, near may be among the k nearest."""
         (i, j), (low, high, near) = pairs, bounds
         ball, mine = self._radius[j].square(), torch.where(own >= 0, own.square(), -torch.inf)[i]
-        self._recalled[j[high <= mine]] = True
-        unsure = near | ((low <= ball) & (high > ball)) | ((low <= mine) & (high > mine) & ~self._recalled[j])
+        sure = high <= mine
+        self._recalled.add(j[sure], i[sure] + self._rows)
+        # Whether a third generated ball holds a real row changes nothing.
+        unsure = near | ((low <= ball) & (high > ball)) | ((low <= mine) & ~sure & (self._recalled.count[j] < 2))
         exact = torch.full_like(high, torch.inf)
         exact[unsure] = exact_distances(block.rows, self._real.rows, (i[unsure], j[unsure]))
         inside = (high <= ball) & ~unsure | (exact <= self._radius[j])
-        self._recalled[j[exact <= own[i]]] = True
-        self._covered[j[inside]] = True
+        late = ~sure & (exact <= own[i])
+        self._recalled.add(j[late], i[late] + self._rows)
+        self._covered.add(j[inside], i[inside] + self._rows)
         rarity = torch.full((len(block.rows),), torch.inf, device=own.device)
         rarity.scatter_reduce_(0, i[inside], self._radius[j[inside]], "amin")
         balls = torch.bincount(i[inside], minlength=len(block.rows))
@@ -206,6 +232,7 @@ class Crossing:
         self._found.index.append(columns[:, 0].cpu())
         self._found.balls.append(balls.cpu())
         self._found.rarity.append(rarity.masked_fill_(balls == 0, torch.nan).cpu())
+        self._rows += len(block.rows)
 
 
 def _upper(block: Sketch, part: slice, columns: Sketch, share: float) -> Tensor:

@@ -73,6 +73,7 @@ def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, co
             low, high = entry[f"{value_name}interval"] or (-np.inf, np.inf)
             assert low <= high
     assert result["metrics"]["lof"]["sample_count"] == 22
+    assert len(result["tail"].pop("sha256")) == 64
     assert result["tail"] == {"rule": "avgknn", "share": 0.2, "count": 20}
     drawn = pq.read_table(tmp_path / "out" / "audit" / "bootstrap.parquet").to_pandas().groupby("metric")["value"]
     assert set(drawn.count()) == {200}

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.audit.bootstrap import REPLICATES, Estimate, around, estimate_mean, estimate_means
+from pipeline.audit.bootstrap import REPLICATES, Estimate, around, estimate_mean, estimate_means, moved_also
+from pipeline.audit.metrics import compare_manifolds
+from pipeline.audit.neighbors import build_manifold, compare
 
 
 def test_the_spread_of_a_share_is_the_binomial_one() -> None:
@@ -60,3 +62,36 @@ def test_two_sides_add_their_variances() -> None:
     expected = np.sqrt(first.var() / 1000 + second.var() / 500)
     assert found.replicates.std() == pytest.approx(expected, rel=0.2)
     assert found.replicates.mean() == pytest.approx(7, abs=4 * expected / np.sqrt(REPLICATES))
+
+
+def test_a_share_moves_with_both_sides_and_stays_a_share() -> None:
+    share = estimate_mean(np.arange(1000) % 2 == 0, "real rows")
+    influences = np.random.default_rng(0).normal(size=400)
+    found = moved_also(share, influences, "both")
+    assert (found.value, found.over) == (0.5, "both")
+    assert found.replicates is not None
+    assert found.replicates.std() == pytest.approx(np.sqrt(0.25 / 1000 + influences.var() / 400), rel=0.2)
+    wild = moved_also(share, 100 * influences, "both").replicates
+    assert wild is not None
+    assert (wild.min(), wild.max()) == (0, 1)
+    assert moved_also(Estimate(1.0), influences, "both").interval is None
+
+
+def test_intervals_of_coverage_and_recall_hold_what_other_draws_give() -> None:
+    generator = np.random.default_rng(0)
+    spread: dict[str, list[float]] = {"recall": [], "coverage": []}
+    estimates = {}
+    for draw in range(30):
+        generated, real = (generator.normal(size=(size, 3)).astype(np.float32) for size in (150, 400))
+        sides = build_manifold(generated, 3), build_manifold(real, 3)
+        hood = compare(*sides)
+        spread["recall"].append(hood.recall)
+        spread["coverage"].append(hood.coverage)
+        if draw == 0:
+            estimates = compare_manifolds(*sides).estimates
+    for name, values in spread.items():
+        replicates = estimates[name].replicates
+        assert replicates is not None
+        # The jackknife errs to the safe side: with a row missing, what it alone reached may be reached by a neighbour's
+        # larger ball or by the row drawn in its place.
+        assert 0.8 < replicates.std() / np.std(values) < 2.0, name

@@ -104,6 +104,10 @@ def test_the_rounding_never_shows(dtype: str, monkeypatch: pytest.MonkeyPatch) -
     hood = hood_of(generated, real)
     assert hood.balls.tolist() == (cross <= radii[1]).sum(axis=1).tolist()
     assert hood.recalled.tolist() == (cross <= radii[0][:, None]).any(axis=0).tolist()
+    assert hood.covered.tolist() == (cross <= radii[1]).any(axis=0).tolist()
+    for found, holds in ((hood.sole_recall, cross <= radii[0][:, None]), (hood.sole_cover, cross <= radii[1])):
+        assert found.tolist() == np.where(holds.sum(axis=0) == 1, holds.argmax(axis=0), -1).tolist()
+        assert found.max() >= 0
     np.testing.assert_allclose(hood.nearest, cross.min(axis=1), rtol=1e-5, atol=1e-12)
 
 
@@ -128,7 +132,7 @@ def test_a_stream_of_parts_is_the_whole() -> None:
     for start in range(0, 300, 70):
         parts.add(generated[start : start + 70], own.radius[start : start + 70])
     found = parts.result()
-    for name in ("nearest", "nearest_index", "mean_distance", "balls", "rarity", "recalled", "covered"):
+    for name in Neighborhood.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
     without = Crossing(real)
     without.add(generated)
