@@ -2,9 +2,9 @@
 
 Neighbour sets and the classifier's answers stay fixed; what is drawn again are the rows that a metric averages over.
 So precision, density, outside, avg_knn, nearest, rarity, lof, duplicates and copies are drawn over the generated rows,
-recall, coverage, their tails and FID over both sides, KID over its random subsets. Drawn with repetition, a set reaches
-less than it did, so the generated side of recall and coverage moves by what each row alone adds (the jackknife), FID by
-its influence function.
+recall, coverage, their tails, FID and KID over both sides. Drawn with repetition, a set reaches less than it did, so
+the generated side of recall and coverage moves by what each row alone adds (the jackknife), FID and KID by their
+influence functions. The Inception Score is drawn over its ten parts.
 """
 
 from __future__ import annotations

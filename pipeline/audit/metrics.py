@@ -12,6 +12,7 @@ from pipeline.audit.fidelity import (
     frechet_distance,
     frechet_influences,
     kernel_distances,
+    kernel_influences,
 )
 from pipeline.audit.neighbors import Bools, Manifold, Neighborhood, build_manifold, compare
 from pipeline.audit.outliers import local_outlier_factors
@@ -116,15 +117,13 @@ def compare_manifolds(
     hood = compare(generated, real, device)
     subsets = kernel_distances(generated.features, real.features)
     factors = local_outlier_factors(generated.features, real.features)
-    # Sets no larger than a subset give the same subset 50 times over: that is no spread.
-    kid = estimate_mean(subsets, SUBSETS) if subsets.std() > 1e-12 else Estimate(float(subsets.mean()))
     estimates = {
         "fid": around(
             frechet_distance(generated.features, real.features),
             frechet_influences(generated.features, real.features),
             BOTH,
         ),
-        "kid": kid,
+        "kid": around(float(subsets.mean()), kernel_influences(generated.features, real.features), BOTH),
         **_row_estimates(hood, real, tail_members(real) if tail is None else tail),
         "lof": estimate_mean(factors, GENERATED),
     }

@@ -146,7 +146,8 @@ def _inline(svg: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", svg)
     svg = re.sub(r'\sid="[\w.]+_\d+"', "", svg)
-    svg = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), svg)
+    # Within the tags alone: a tick's own number stays as it is.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _shorter, tag[0]), svg)
     svg = re.sub(r' transform="rotate\(-?0 [^"]*"| ?font-family: [^;"]*;', "", svg)
     # An inline <style> would hold for the whole page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
@@ -154,3 +155,7 @@ def _inline(svg: str, label: str) -> str:
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, variable)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _shorter(coordinate: re.Match[str]) -> str:
+    return f"{float(coordinate[0]):.1f}".removesuffix(".0")

@@ -13,6 +13,7 @@ from pipeline.audit.fidelity import (
     frechet_influences,
     inception_scores,
     kernel_distance,
+    kernel_influences,
     load_module,
 )
 from pipeline.audit.metrics import compare_features
@@ -169,6 +170,23 @@ def test_frechet_influences_are_the_derivative() -> None:
         slope = (distance(nearer) - distance(equal)) / 1e-5
         assert influences[0][row] == pytest.approx(slope, rel=0.02, abs=0.02)
     assert influences[1].mean() == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_influences_are_what_is_lost_without_a_row() -> None:
+    first, second = gaussian(60, 0, 0.7, 1.5).astype(np.float64), gaussian(50, 1).astype(np.float64)
+    influences = kernel_influences(first.astype(np.float32), second.astype(np.float32))
+
+    def distance(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+        among, others, apart = ((a @ b.T / 4 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+        own = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (among, others))
+        return float(own - 2 * apart.mean())
+
+    whole = distance(first, second)
+    for row in (0, 7, 41):
+        lost = [distance(np.delete(first, row, axis=0), second), distance(first, np.delete(second, row, axis=0))]
+        for side, rows in enumerate((60, 50)):
+            expected = (influences[side].mean() - influences[side][row]) / (rows - 1)
+            assert lost[side] - whole == pytest.approx(expected, rel=0.05, abs=1e-3)
 
 
 def test_outlier_factors_are_scikit_learns_and_call_out_the_far() -> None:

@@ -47,6 +47,9 @@ def test_plots_follow_the_pages_colours_and_have_no_addresses(drawn: list[str]) 
 def test_texts_stay_texts(drawn: list[str]) -> None:
     texts = [text.text for text in parse(drawn[2]).iter("text")]
     assert {"FID (lower is better)", "Recall (higher is better)", "1", "real"} <= set(texts)
+    narrow = [PlanePoint("1", 0.5, 0.801, None, None), PlanePoint("2", 0.6, 0.806, None, None)]
+    ticks = [text.text or "" for text in parse(plane_plot(narrow, None)).iter("text")]
+    assert "0.802" in ticks
 
 
 def test_plots_are_the_same_every_time(result: Result, drawn: list[str]) -> None:
