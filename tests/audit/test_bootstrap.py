@@ -90,5 +90,5 @@ def test_intervals_hold_what_other_draws_give() -> None:
             values[name].append(found[name].value)
             spreads[name].append(float(replicates.std()))
     for name, given in values.items():
-        # Recall and coverage err to the safe side: what a row alone reached may be reached by the one drawn in its place.
+        # Recall and coverage err to the safe side: what a row alone reached may be reached by another one drawn.
         assert 0.8 < np.mean(spreads[name]) / np.std(given) < (1.3 if name == "kid" else 1.8), name
