@@ -111,12 +111,14 @@ def _add_audit(commands: Any) -> None:
     command.add_argument(
         "--extractor", default="efficientnet-lite0", help="efficientnet-lite0, inception-v3, vgg16, dinov2-*, clip-*"
     )
-    command.add_argument("--extractor-weights", "--inception-weights", help="path of the extractor's weights")
-    command.add_argument("--tail", default="avgknn", help="avgknn, confidence or a file of real images' keys")
+    command.add_argument(
+        "--extractor-weights", "--inception-weights", help="its weights file (default: as torch-fidelity downloads it)"
+    )
+    command.add_argument("--tail", default="avgknn", help="avgknn, confidence or a file with a real image's key a line")
     command.add_argument("--limit", type=int, default=10_000, help="images measured at most (default 10,000)")
     command.add_argument("--gates", help="TOML file whose [gates] stand in for those of the run's manifest")
     command.add_argument("--ray-address", help="a Ray cluster for the features (default: this process)")
-    command.add_argument("--device", default="cpu")
+    command.add_argument("--device", default="cpu", help="of features and distances: cpu (default), cuda, cuda:1")
 
 
 def _add_train(commands: Any) -> None:
@@ -235,7 +237,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 def _audit_lines(result: dict[str, Any]) -> list[str]:
     failed = [check for check in result["gates"] if not check["passed"]]
-    lines = [f"left out: {problem['where']}: {problem['what']}" for problem in result["problems"]]
+    lines = [f"problem: {problem['where']}: {problem['what']}" for problem in result["problems"]]
     lines += [f"gate failed: {check['metric']} ({check['scope']}) is {_figure(check['value'])}, "
               f"{check['bound']} {check['limit']:g}" for check in failed]  # fmt: skip
     return lines

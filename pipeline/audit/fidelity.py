@@ -27,6 +27,7 @@ SEED = 2020
 PRC_BLOCK = 2048
 ISC_SPLITS = 10
 LOGITS_LAYER = "logits_unbiased"
+HUB = "dinov2-"  # code and weights both come from torch.hub
 TORCHSCRIPT = "clip-"  # published as TorchScript, which torch.load does not take
 CHUNK = 4096  # rows held in float64 at a time
 _NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -182,7 +183,8 @@ def load_registered(name: str, weights: str | None) -> Registered:
         raise CheckpointError(bad("extractor weights", weights, f"taken for {name}: it is downloaded only")) from None
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        wrong = f"{weights} is no weights file of {name}" if weights else f"{name} cannot be downloaded, give a path"
+        hint = "put torch.hub's copy into its cache" if name.startswith(HUB) else "give a path"
+        wrong = f"{weights} is no weights file of {name}" if weights else f"{name} cannot be downloaded, {hint}"
         raise CheckpointError(f"extractor weights: {wrong} ({cause})") from error
 
 

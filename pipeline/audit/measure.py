@@ -115,8 +115,8 @@ def measure(
     available = {class_id: int((reference.held_out.labels == class_id).sum()) for class_id in np.unique(class_ids)}
     rows = rows_within(class_ids, available)
     if len(rows) <= setting.k:
-        allowed = f"a reference with more than k = {setting.k} held-out images of the run's classes"
-        raise DataError(bad("reference", reference.source, allowed))
+        allowed = f"more than k = {setting.k} images of classes that the reference can hold out as many of"
+        raise DataError(bad("images measured", len(rows), allowed))
     problems = _class_problems(run, reference)
     run = run.keep(rows)
     counts = {int(class_id): int((run.measured.class_id == class_id).sum()) for class_id in np.unique(class_ids)}

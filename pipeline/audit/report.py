@@ -18,6 +18,7 @@ from pipeline.shards.store import Store
 
 REPORT_PATH = "audit/report.html"
 SHEET_PATH = "audit/rarest.png"
+SHOWN_GATES = 16  # the others are folded away: a gate a class may be a thousand
 HISTOGRAM_TITLES = {
     "rarity": ("Rarity", "radius of the tightest real neighbourhood that holds the image"),
     "confidence": ("Confidence", "probability of the class asked for, at t = 0"),
@@ -42,6 +43,7 @@ def write_report(store: Store) -> str:
             "run": result["provenance"],
             "verdict": verdict(result),
             "gates": gate_views(result["gates"]),
+            "shown_gates": SHOWN_GATES,
             "notes": notes(result),
             "metrics": metric_views(result["metrics"]),
             "histograms": _histograms(result["histograms"]),

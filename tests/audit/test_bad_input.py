@@ -149,5 +149,5 @@ def test_exit_codes(
     gates.write_text(f"[gates]\non_class_rate = {{ min = {gate} }}\n")
     assert main(["audit", str(tmp_path / "out"), "--gates", str(gates)]) == code
     told = capsys.readouterr().out
-    assert ("left out: state: 1 of 3 shards are not committed" in told) == partial
+    assert ("problem: state: 1 of 3 shards are not committed" in told) == partial
     assert ("gate failed: on_class_rate (all) is " in told) == (gate > 1)

@@ -55,9 +55,17 @@ def test_bad_arguments_are_one_line() -> None:
         load_extractor("vgg")
 
 
-@pytest.mark.parametrize("name", ["inception-v3", "vgg16", "dinov2-vit-s-14", "clip-vit-b-32"])
-def test_no_network_is_one_line_that_asks_for_a_path(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("inception-v3", "give a path"),
+        ("vgg16", "give a path"),
+        ("dinov2-vit-s-14", "put torch.hub's copy into its cache"),
+        ("clip-vit-b-32", "give a path"),
+    ],
+)
+def test_no_network_is_one_line_that_says_what_helps(
+    name: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no route")
@@ -65,7 +73,7 @@ def test_no_network_is_one_line_that_asks_for_a_path(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
     monkeypatch.setattr(torch.hub, "load", refuse)
-    with pytest.raises(CheckpointError, match=f"{name}.* cannot be downloaded, give a path .*no route"):
+    with pytest.raises(CheckpointError, match=f"{name}.* cannot be downloaded, {hint} .*no route"):
         load_extractor(name)
 
 

@@ -199,3 +199,12 @@ def test_numbers_for_people(value: float | None, text: str) -> None:
 def test_differences_and_intervals_for_people() -> None:
     assert [signed(value) for value in (0.25, -0.25, 0.0)] == ["+0.250", "\N{MINUS SIGN}0.250", "0.000"]
     assert (interval([0.1, 12.0]), interval(None)) == ("0.100 to 12.0", "")
+
+
+def test_a_thousand_gates_are_folded_and_each_is_named(make_audit: MakeAudit, result: Result) -> None:
+    gate = result["gates"][0]
+    result["gates"] = [gate | {"scope": f"class {place}", "passed": place > 19} for place in range(1000)]
+    page = written(make_audit("out", result))
+    assert "984 more gates, 4 of them failed" in page
+    assert all(f"of class {place}:" in page for place in range(1000))
+    assert page.index("of class 15:") < page.index("<details") < page.index("of class 16:")
