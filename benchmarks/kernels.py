@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.step import Inputs, ours
-from pipeline.allocator import keep_freed_memory
+from benchmarks.step import Case, timed
 from pipeline.bench.measure import interleave, machine, spread
 from pipeline.models import norm
-from pipeline.models.catalog import get_preset
+from pipeline.models.blocks import plain_attention
 
 NORM_SHAPES = ((64, 32, 28), (64, 64, 14), (64, 96, 7), (4, 192, 64))  # batch, channels, side
 ATTENTION_SHAPES = ((64, 3, 49, 32), (4, 12, 64, 64), (4, 9, 256, 64), (4, 6, 1024, 64))  # batch, heads, tokens, width
@@ -41,7 +41,7 @@ def norm_times(batch: int, channels: int, side: int, dtype: torch.dtype, repeats
 
     def written(compiled: bool) -> Callable[[Tensor], Tensor]:
         def run(h: Tensor) -> Tensor:
-            norm.set_compiled(compiled)
+            norm.set_compiled(batch if compiled else None)
             return norm.norm_act(h, layer, scale, shift)
 
         return run
@@ -55,15 +55,19 @@ def norm_times(batch: int, channels: int, side: int, dtype: torch.dtype, repeats
 
 
 def attention_times(shape: tuple[int, int, int, int], dtype: torch.dtype, repeats: int) -> dict[str, float]:
-    """Milliseconds of attention without gradients."""
+    """Milliseconds of attention, and of it with the gradient of all that goes in."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(shape).to(dtype) for _ in range(3))
+    x = torch.randn(3, *shape).to(dtype)
+    weights = torch.randn(shape).to(dtype)
+    cases: dict[str, Callable[[], object]] = {}
+    for name, kernel in (("fused", F.scaled_dot_product_attention), ("products", plain_attention)):
 
-    def products() -> Tensor:
-        logits = (q @ k.transpose(-2, -1)).float().mul_(shape[-1] ** -0.5)
-        return logits.softmax(dim=-1).to(v.dtype) @ v
+        def form(qkv: Tensor, kernel: Callable[..., Tensor] = kernel) -> Tensor:
+            return kernel(*qkv.unbind())
 
-    return _milliseconds({"fused": lambda: F.scaled_dot_product_attention(q, k, v), "products": products}, repeats)
+        cases[name] = functools.partial(_without_gradient, form, x)
+        cases[f"{name} + backward"] = functools.partial(_with_gradient, form, x, weights)
+    return _milliseconds(cases, repeats)
 
 
 def step_seconds(keep: bool, threads: int, repeats: int) -> float:
@@ -73,11 +77,9 @@ def step_seconds(keep: bool, threads: int, repeats: int) -> float:
     return float(done.stdout)
 
 
-def _one_step(keep: bool, repeats: int) -> float:
-    if keep and not keep_freed_memory():
-        raise SystemExit("this C library has no mallopt")
-    form = ours(get_preset("fashion-mnist-28"), "exact", Inputs(torch.randn(64, 1, 28, 28), torch.arange(64) % 10))
-    return spread(interleave({"step": form.step}, repeats, CPU)["step"]).median
+def _one_step(keep: bool, threads: int, repeats: int) -> float:
+    steps = [timed(Case("exact", "fashion-mnist-28", 64, "cpu", threads, keep)).step for _ in range(repeats + 1)]
+    return statistics.median(steps[1:])
 
 
 def _without_gradient(form: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.one_step is not None:
-        print(_one_step(bool(arguments.one_step), arguments.repeats))
+        print(_one_step(bool(arguments.one_step), arguments.threads, arguments.repeats))
         return 0
     result: dict[str, object] = {"norm_ms": {}, "attention_ms": {}}
     for dtype in DTYPES:

@@ -79,7 +79,7 @@ def measure(case: Case, folder: str) -> dict[str, int]:
     from pipeline.diffusion.guidance import ClassifierGuidance
     from pipeline.diffusion.sampler import SamplerSettings, sample
     from pipeline.models.catalog import get_preset, load_models
-    from pipeline.models.precision import capability, choose, compile_networks, set_process
+    from pipeline.models.precision import capability, choose, set_up
 
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -89,8 +89,7 @@ def measure(case: Case, folder: str) -> dict[str, int]:
     models = load_models(preset, paths[0], paths[1], (None, None), CPU, case.precision)
     loaded = resident()
     execution = choose(capability(models.device), case.precision, case.compile)
-    set_process(execution)
-    compile_networks((models.unet, models.classifier), execution, case.batch)
+    set_up((models.unet, models.classifier), execution, case.batch)
     gc.collect()
     reset_peak(CPU)
     chain = SamplerSettings(steps=str(max(2, case.steps))).chain(preset, [ClassifierGuidance()])

@@ -17,7 +17,6 @@ from pipeline.diffusion.guidance import ClassifierGuidance, Guide, StepState
 from pipeline.diffusion.sampler import denoiser
 from pipeline.models.adm import Classifier, UNet
 from pipeline.models.catalog import get_preset
-from pipeline.models.norm import set_compiled
 from pipeline.models.precision import set_precision
 
 
@@ -77,7 +76,6 @@ def activations(preset_name: str, batch: int, precision: str) -> dict[str, int]:
         for network in (unet, classifier):
             network.eval().requires_grad_(False)
             set_precision(network, precision)
-        set_compiled(False)
         x = torch.zeros(batch, preset.channels, preset.image_size, preset.image_size)
         y, t = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch)
         live = _live_step(unet, classifier, x, y)

@@ -21,7 +21,7 @@ from pipeline.generate.driver import GenerateOptions, generate
 from pipeline.generate.progress import Status
 from pipeline.manifest import Manifest, parse_manifest
 from pipeline.models.catalog import Models, load_models
-from pipeline.models.precision import capability, choose, compile_networks, set_process
+from pipeline.models.precision import capability, choose, set_up
 from pipeline.plan import Slot, make_plan, sample_seed, shard_name
 from pipeline.shards.reader import read_samples
 from pipeline.shards.store import Store
@@ -179,8 +179,7 @@ def load_as_actor(load: Load) -> Models:
     manifest, device = load.manifest, torch.device(load.device)
     models = load_models(manifest.preset, None, None, (None, None), device, manifest.precision)
     execution = choose(capability(device), manifest.precision, load.compile)
-    set_process(execution)
-    compile_networks((models.unet, models.classifier), execution, len(plan_batches(manifest)[0]))
+    set_up((models.unet, models.classifier), execution, len(plan_batches(manifest)[0]))
     return models
 
 

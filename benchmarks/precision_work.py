@@ -22,7 +22,7 @@ from pipeline.diffusion.schedule import make_schedule
 from pipeline.generate.score import score_images
 from pipeline.manifest import load_manifest
 from pipeline.models.catalog import Models, get_preset, load_models
-from pipeline.models.precision import capability, choose, set_process
+from pipeline.models.precision import capability, choose, set_up
 from pipeline.plan import sample_seed
 
 PRESET = "fashion-mnist-28"
@@ -84,7 +84,8 @@ def load(job: Job, precision: str) -> Models:
     """The embedded model in one mode, and this process set up for it, as an actor's is: call before each mode's use."""
     device = torch.device(job.device)
     models = load_models(get_preset(PRESET), None, None, (None, None), device, precision)
-    set_process(choose(capability(device), precision, "off" if job.eager else "auto"))
+    execution = choose(capability(device), precision, "off" if job.eager else "auto")
+    set_up((models.unet, models.classifier), execution, job.batch)
     return models
 
 

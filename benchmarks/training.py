@@ -71,7 +71,7 @@ def our_step(settings: TrainSettings, device: torch.device) -> Callable[[], obje
     data = assets.reference(PRESET, "train")
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
     torch.manual_seed(0)
-    norm.set_compiled(True)
+    norm.set_compiled(settings.batch)
     state = start(UNet(preset.unet), settings, device, NEVER)
 
     def step() -> None:

@@ -13,7 +13,7 @@ import torch
 from pipeline.bench.step import StepClock, endless_steps, full_steps
 from pipeline.bench.workload import load_workload
 from pipeline.manifest import Manifest
-from pipeline.models.precision import Execution, compile_networks, set_process
+from pipeline.models.precision import Execution, set_up
 
 PATIENCE_S = 1800.0  # for all to load and compile
 
@@ -46,8 +46,7 @@ def _run(share: Share, ready: Any) -> tuple[float, float]:
     device = torch.device(share.device)
     torch.set_num_threads(share.threads)
     models, _ = load_workload(share.manifest, device)
-    set_process(share.execution)
-    compile_networks((models.unet, models.classifier), share.execution, share.batch)
+    set_up((models.unet, models.classifier), share.execution, share.batch)
     chain = full_steps(share.manifest.settings.chain(share.manifest.preset, share.manifest.terms))
     steps = endless_steps(models, chain, share.batch, StepClock(device))
     next(steps)

@@ -10,14 +10,14 @@ import torch
 from pipeline.bench.actors import Share, image_steps_per_second
 from pipeline.bench.batch import BestBatch, find_batch
 from pipeline.bench.flops import Flops, count_flops
-from pipeline.bench.measure import machine, matmul_gflops
+from pipeline.bench.measure import ceiling_gflops, machine
 from pipeline.bench.memory import MARGIN, free_bytes, peak_bytes, reset_peak
 from pipeline.bench.step import ENOUGH_S, LEAST, MOST, Split, classifier_passes, full_steps, time_step
 from pipeline.bench.workload import enlarged, find_device, load_workload, random_models
 from pipeline.errors import DeviceError, bad
 from pipeline.manifest import Manifest
 from pipeline.models.catalog import Models
-from pipeline.models.precision import capability, choose, compile_networks, set_process
+from pipeline.models.precision import capability, choose, set_up
 
 AUTO = "auto"
 SIZES = (1, 2)
@@ -108,7 +108,6 @@ class Bench:
         torch.set_num_threads(options.threads)
         ceiling = self._ceiling()
         models, weights = load_workload(manifest, self.device)
-        set_process(self.execution)
         held = self._held()
         limit = held + int(MARGIN * free_bytes(self.device))
         points, best = self._batches(models, sizes, held, limit)
@@ -134,11 +133,10 @@ class Bench:
         )
 
     def _ceiling(self) -> float:
-        """GFLOP/s of a matrix product, as many times one thread's as there are threads."""
+        """GFLOP/s this device can reach: on a CPU as many times one thread's as there are threads."""
         dtype = torch.bfloat16 if self.manifest.precision == "fast" else torch.float32
-        if self.device.type == "cuda":
-            return matmul_gflops(dtype, self.device, size=8192)
-        return matmul_gflops(dtype, self.device) * self.options.threads
+        threads = 1 if self.device.type == "cuda" else self.options.threads
+        return ceiling_gflops(dtype, self.device) * threads
 
     def _held(self) -> int:
         reset_peak(self.device)
@@ -155,7 +153,7 @@ class Bench:
 
     def _point(self, models: Models, batch: int) -> Point:
         torch.compiler.reset()  # else torch.compile stops at so many shapes, and larger batches run eager
-        compile_networks((models.unet, models.classifier), self.execution, batch)
+        set_up((models.unet, models.classifier), self.execution, batch)
         try:
             split = time_step(models, full_steps(self.chain), batch)
         except torch.OutOfMemoryError as error:
@@ -183,7 +181,6 @@ class Bench:
         for factor in SIZES:
             preset = enlarged(self.manifest.preset, factor)
             models = random_models(preset, self.manifest.precision, self.device)
-            set_process(self.execution)
             found.append(self._point(models, chosen.batch))
         return tuple(found)
 

@@ -30,7 +30,7 @@ def _about(result: BenchResult) -> list[str]:
         f"{place['device']}, {place['cores']} cores, {place['threads']} threads used, torch {place['torch']}, "
         f"{place['date']}",
         f"GFLOP an image and step: U-Net {unet}, classifier forward {forward}, backward {backward}",
-        f"ceiling: {result.ceiling_gflops:,.0f} GFLOP/s, a matrix product in {dtype}",
+        f"ceiling: {result.ceiling_gflops:,.0f} GFLOP/s, a matrix product or 3x3 convolution in {dtype}",
         f"weights in memory: {_megabytes(result.weights_bytes)} MB",
     ]
 

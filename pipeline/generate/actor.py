@@ -21,7 +21,7 @@ from pipeline.errors import ShardError
 from pipeline.generate.score import Scores, accepted, score_images
 from pipeline.manifest import Manifest
 from pipeline.models.catalog import Models, load_models
-from pipeline.models.precision import capability, choose, compile_networks, set_process
+from pipeline.models.precision import capability, choose, set_up
 from pipeline.plan import Slot, make_plan, sample_seed, shard_name
 from pipeline.shards.marker import Marker
 from pipeline.shards.metadata import SampleRecord, sample_key
@@ -101,9 +101,8 @@ class ShardGenerator:
             torch.device(self.device),
             self.manifest.precision,
         )
-        set_process(execution)
         batch = min(self.manifest.batch, self.manifest.shard_size, self.manifest.total)
-        compile_networks((self._models.unet, self._models.classifier), execution, batch)
+        set_up((self._models.unet, self._models.classifier), execution, batch)
         self._chain: Chain = self.manifest.settings.chain(self.manifest.preset, self.manifest.terms)
         self._store = Store(self.root)
         return self._models.checkpoint_sha256, self._models.classifier_sha256

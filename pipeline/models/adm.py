@@ -15,6 +15,7 @@ from pipeline.models.blocks import (
     NetworkConfig,
     ResBlock,
     Upsample,
+    normal,
     timestep_embedding,
     weight_of,
     zero_,
@@ -31,7 +32,7 @@ class ADM(nn.Module):
         width = config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
         if config.num_classes is not None:
-            self.label_emb = nn.Embedding(config.num_classes, 4 * width)
+            self.label_emb = nn.Embedding(config.num_classes, 4 * width, _weight=normal(config.num_classes, 4 * width))
         self.input_blocks, self._skip_channels = _encoder(config)
         channels = self._skip_channels[-1]
         self.middle_block = nn.ModuleList(
@@ -44,8 +45,8 @@ class ADM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the convolutions; inputs are cast to it, outputs come back in float32."""
-        weight = next(self.input_blocks.parameters())
+        """The precision of the convolutions behind the first; outputs come back in float32."""
+        weight = weight_of(self.input_blocks[1][0].in_layers[2])  # type: ignore[index]
         return torch.get_autocast_dtype(weight.device.type) if _autocasting(weight) else weight.dtype
 
     def _to_head(self, h: Tensor) -> Tensor:
@@ -69,10 +70,12 @@ class ADM(nn.Module):
 
     def _encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run encoder and middle block. Returns its output and the skips, outermost first."""
+        first, *others = self.input_blocks
         # A copy, since one-channel images count as channels-last already and would leave every layer to guess.
-        h = x.to(self.dtype).clone(memory_format=torch.channels_last)
-        skips = []
-        for block in self.input_blocks:
+        h = x.to(next(first.parameters()).dtype).clone(memory_format=torch.channels_last)
+        h = _apply(first, h, emb).to(self.dtype)
+        skips = [h]
+        for block in others:
             h = _apply(block, h, emb)
             skips.append(h)
         return _apply(self.middle_block, h, emb), skips

@@ -61,7 +61,7 @@ class NetworkConfig:
 
 M = TypeVar("M", bound=nn.Module)
 
-FEW_TOKENS = 256  # up to where plain products beat the flash kernel on a CPU, in bfloat16 (benchmarks/kernels.py)
+FEW_TOKENS = 256  # up to where plain products beat the flash kernel on a CPU (benchmarks/kernels.py)
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 
@@ -161,7 +161,7 @@ class AttentionPool(nn.Module):
     def __init__(self, side: int, channels: int, num_head_channels: int, out_channels: int) -> None:
         super().__init__()
         self.num_heads = channels // num_head_channels
-        self.positional_embedding = nn.Parameter(torch.randn(channels, side**2 + 1) / channels**0.5)
+        self.positional_embedding = nn.Parameter(normal(channels, side**2 + 1, std=channels**-0.5))
         self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
         self.c_proj = nn.Conv1d(channels, out_channels, 1)
 
@@ -206,16 +206,20 @@ def split_heads(qkv: Tensor, num_heads: int, new_order: bool) -> tuple[Tensor, T
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over (B, heads, N, d).
 
-    On a CPU, plain matrix products where a gradient is wanted (the flash kernel's backward is slow there) and for few
-    tokens in reduced precision (so is its forward).
+    On a CPU, plain matrix products for few tokens where a gradient is wanted or in reduced precision: the flash kernel
+    is slow there. For more tokens it is faster, and keeps no weights of N x N for the backward pass.
     """
     wants_gradient = torch.is_grad_enabled() and q.requires_grad
-    few = q.dtype in (torch.bfloat16, torch.float16) and q.shape[-2] <= FEW_TOKENS
-    if q.device.type == "cpu" and (wants_gradient or few):
-        logits = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32))
-        weights: Tensor = logits.mul_(q.shape[-1] ** -0.5).softmax(dim=-1)
-        return weights.to(v.dtype) @ v
+    reduced = q.dtype in (torch.bfloat16, torch.float16)
+    if q.device.type == "cpu" and q.shape[-2] <= FEW_TOKENS and (wants_gradient or reduced):
+        return plain_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``attend`` by two matrix products."""
+    weights: Tensor = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+    return weights @ v
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -223,6 +227,12 @@ def weight_of(layer: nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight
+
+
+def normal(*shape: int, std: float = 1.0) -> Tensor:
+    """Normal random numbers. On the meta device none: to draw them there torch imports its compiler, for a second."""
+    values = torch.empty(shape)
+    return values if values.is_meta else values.normal_(std=std)
 
 
 def zero_(module: M) -> M:

@@ -194,10 +194,10 @@ def load_models(
     """
     unet_path = _path(preset, checkpoint, "model.checkpoint", "unet")
     classifier_path = _path(preset, classifier, "model.classifier", "classifier")
-    unet, unet_sha = load_network(lambda: UNet(preset.unet), unet_path, sha256s[0])
-    guide, guide_sha = load_network(lambda: Classifier(preset.classifier), classifier_path, sha256s[1])
-    for network in (unet, guide):
-        set_precision(network, precision)
+    unet, unet_sha = load_network(lambda: set_precision(UNet(preset.unet), precision), unet_path, sha256s[0])
+    guide, guide_sha = load_network(
+        lambda: set_precision(Classifier(preset.classifier), precision), classifier_path, sha256s[1]
+    )
     return Models(
         preset=preset,
         unet=to_device(unet, device),

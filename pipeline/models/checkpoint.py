@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from pipeline.errors import CheckpointError, bad
 
 Network = TypeVar("Network", bound=nn.Module)
 _SHOWN = 5
+_GROUP_VALUES = 2**24  # 64 MiB of float32
 
 
 def file_sha256(path: Path) -> str:
@@ -32,18 +33,39 @@ def file_sha256(path: Path) -> str:
 def load_network(build: Callable[[], Network], path: Path, expected_sha256: str | None = None) -> tuple[Network, str]:
     """Build a network without allocating it, fill it from ``path`` and return it with the file's sha256.
 
-    Parameters come back in float32 on the CPU, in eval mode, without gradients. Raises CheckpointError for a file that
-    is missing, no checkpoint, of another hash, or whose entries are not exactly the network's.
+    Parameters come back on the CPU in the types that ``build`` gives them, convolution weights channels-last, in eval
+    mode, without gradients. Beside them there is never more than a group of the file's entries in memory. Raises
+    CheckpointError for a file that is missing, no checkpoint, of another hash, or of other entries than the network's.
     """
     sha256 = file_sha256(path)
     if expected_sha256 and sha256 != expected_sha256.lower():
         raise CheckpointError(f"checkpoint: {str(path)!r} has sha256 {sha256}, the manifest allows {expected_sha256}")
-    state = read_state(path)
     with torch.device("meta"):
         network = build()
-    check_entries(state, network.state_dict(), path)
-    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    wanted = network.state_dict()
+    check_entries(read_state(path), wanted, path)
+    for names in _groups(wanted):
+        state = read_state(path)  # anew a group: what a mapping has shown of the file is resident while it stands
+        network.load_state_dict({n: _copy(state[n], wanted[n]) for n in names}, strict=False, assign=True)
     return network.eval().requires_grad_(False), sha256
+
+
+def _groups(state: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """The names in order, in groups of about as many values."""
+    group: list[str] = []
+    values = 0
+    for name, value in state.items():
+        group.append(name)
+        values += value.numel()
+        if values >= _GROUP_VALUES:
+            yield group
+            group, values = [], 0
+    yield group
+
+
+def _copy(value: Tensor, like: Tensor) -> Tensor:
+    layout = torch.channels_last if like.ndim == 4 else torch.contiguous_format
+    return torch.empty(like.shape, dtype=like.dtype, memory_format=layout).copy_(value)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -19,12 +19,15 @@ from torch import Tensor, nn
 GROUPS = 32
 EPS = 1e-5
 
-_state = {"compiled": False}
+_state: dict[str, int | None] = {"compiled_batch": None}
 
 
-def set_compiled(enabled: bool) -> None:
-    """Choose whether the reduced-precision passes run under ``torch.compile`` (process-wide; off by default)."""
-    _state["compiled"] = enabled
+def set_compiled(batch: int | None) -> None:
+    """Put the passes over ``batch`` images under ``torch.compile``, None none of them (process-wide; None at first).
+
+    Each shape compiles anew, so that any other batch, such as a run's last one, is faster eager.
+    """
+    _state["compiled_batch"] = batch
 
 
 def group_norm(num_channels: int) -> nn.GroupNorm:
@@ -70,7 +73,7 @@ class _Norm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool
     ) -> Tensor:
         tokens = _tokens(x)
-        y, a, b, mean, rstd = _run(_normalise)(tokens, weight, bias, scale, shift, silu)
+        y, a, b, mean, rstd = _run(_normalise, tokens)(tokens, weight, bias, scale, shift, silu)
         ctx.save_for_backward(tokens, a, b, mean, rstd, weight, bias, scale)
         ctx.silu = silu
         return _image(y, x.shape[2:])
@@ -79,8 +82,8 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tokens, a, b, mean, rstd, weight, bias, scale = ctx.saved_tensors
         grad, count = _tokens(grads[0]), tokens.shape[1]
-        mean_du, mean_du_xhat, offset, slope = _run(_grad_means)(tokens, grad, a, b, mean, rstd, ctx.silu)
-        grad_x = _image(_run(_grad_input)(tokens, grad, a, b, offset, slope, ctx.silu), grads[0].shape[2:])
+        mean_du, mean_du_xhat, offset, slope = _run(_grad_means, tokens)(tokens, grad, a, b, mean, rstd, ctx.silu)
+        grad_x = _image(_run(_grad_input, tokens)(tokens, grad, a, b, offset, slope, ctx.silu), grads[0].shape[2:])
         if not any(ctx.needs_input_grad[1:5]):
             return grad_x, None, None, None, None, None
         sum_du, sum_du_xhat = count * mean_du, count * mean_du_xhat
@@ -161,8 +164,8 @@ def _grad_input(x: Tensor, grad: Tensor, a: Tensor, b: Tensor, offset: Tensor, s
     return torch.addcmul(offset[:, None], values, slope[:, None]).addcmul_(du, a[:, None]).to(x.dtype)
 
 
-def _run(function: Callable[..., Any]) -> Callable[..., Any]:
-    return _compiled(function) if _state["compiled"] else function
+def _run(function: Callable[..., Any], tokens: Tensor) -> Callable[..., Any]:
+    return _compiled(function) if len(tokens) == _state["compiled_batch"] else function
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """How a frozen network computes: ``exact`` float32 or ``fast`` bfloat16, and what ``torch.compile`` takes part in.
 
 The choice follows from what a device can do, in one function (:func:`choose`) that needs no device itself. The
-normalisation's switch and cuDNN's are the process's: the last :func:`set_process` holds for every network in it.
+normalisation's switch and cuDNN's are the process's: the last :func:`set_up` holds for every network in it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipeline.models import norm
 from pipeline.models.adm import ADM, Classifier
 
 Network = TypeVar("Network", bound=nn.Module)
+Model = TypeVar("Model", bound=ADM)
 
 PRECISIONS = ("exact", "fast")
 COMPILES = ("auto", "off", "full")
@@ -88,23 +89,17 @@ def choose(found: Capability, precision: str, compile: str) -> Execution:
     )
 
 
-def set_process(execution: Execution) -> None:
-    """Set this process up so that equal work gives equal bytes.
+def set_up(networks: Iterable[ADM], execution: Execution, batch: int) -> None:
+    """Set this process and its networks up for batches of ``batch`` images, so that equal work gives equal bytes.
 
+    Compiled are only the calls that a sampler repeats: ``batch`` images, for a whole classifier with their gradient.
+    Any other call stays eager, since each new shape would cost seconds to minutes; results agree within rounding.
     cuDNN never times its algorithms against each other: another winner would round differently.
     """
-    norm.set_compiled(execution.norm_compiled)
+    norm.set_compiled(batch if execution.norm_compiled else None)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = execution.tf32
-
-
-def compile_networks(networks: Iterable[ADM], execution: Execution, batch: int) -> None:
-    """Put whole networks under torch.compile, in place, or take them out of it again.
-
-    Compiled are the calls that a sampler repeats: ``batch`` images, for a classifier with their gradient. Any other
-    call stays eager, since each new shape would cost minutes; results agree within rounding.
-    """
     for network in networks:
         network.__dict__.pop("forward", None)
         if execution.network_mode is not None:
@@ -148,22 +143,23 @@ def has_compiler() -> bool:
     return shutil.which(name) is not None and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
-def set_precision(network: ADM, precision: str) -> None:
-    """Cast a network in place; ``fast`` also compiles the process's normalisation where that is possible, as ``auto``.
+def set_precision(network: Model, precision: str) -> Model:
+    """Cast a network in place, on any device with meta among them; returns it.
 
-    fast: convolutions, attention and embedding layers of the blocks in bfloat16; the time embedding, the normalisation
-    statistics and the output layer stay float32, so that eps and logits are not rounded to 8 bits at the end.
+    fast: convolutions, attention and embedding layers of the blocks in bfloat16. The first convolution, the time
+    embedding, the normalisation statistics and the output layer stay float32, so that neither x_t at the beginning nor
+    eps and logits at the end are rounded to 8 bits.
     """
     if precision not in PRECISIONS:
         raise ManifestError(bad("sampler.precision", precision, f"one of {', '.join(PRECISIONS)}"))
     if precision == "exact":
-        return
-    norm.set_compiled(has_compiler())
-    for block in network.blocks():
+        return network
+    for block in network.blocks()[1:]:
         for module in block.modules():
             if not isinstance(module, nn.GroupNorm):
                 for parameter in module.parameters(recurse=False):
                     parameter.data = parameter.data.to(torch.bfloat16)
+    return network
 
 
 def to_device(network: Network, device: torch.device) -> Network:

@@ -28,7 +28,7 @@ from pipeline.models import norm
 from pipeline.models.adm import ADM, Classifier, UNet
 from pipeline.models.catalog import Preset, get_preset
 from pipeline.models.checkpoint import check_entries, file_sha256, read_state
-from pipeline.models.precision import to_device
+from pipeline.models.precision import has_compiler, to_device
 from pipeline.training.classifier import ClassifierLoss, accuracy_at
 from pipeline.training.data import LabelledImages, load_images
 from pipeline.training.diffusion import HybridLoss
@@ -95,7 +95,8 @@ def run_training(kind: str, recipe_path: str, out: str, device: str, threads: in
     folder = _claim(Path(out), recipe)
     data = load_images(recipe.data, recipe.preset.image_size, recipe.preset.channels, "train")
     torch.manual_seed(recipe.train.seed)
-    norm.set_compiled(recipe.train.precision == "bfloat16")
+    if recipe.train.precision == "bfloat16" and has_compiler():
+        norm.set_compiled(recipe.train.batch // place()[1])
     keep_freed_memory()
     network, loss = _network(kind, recipe, target)
     state = start(network, recipe.train, target, folder / "state.pt")

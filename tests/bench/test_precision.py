@@ -20,9 +20,8 @@ from pipeline.models.precision import (
     Execution,
     capability,
     choose,
-    compile_networks,
     set_precision,
-    set_process,
+    set_up,
     to_device,
 )
 
@@ -42,7 +41,7 @@ def switches() -> Iterator[None]:
     names = ("benchmark", "deterministic", "allow_tf32")
     before = {name: getattr(torch.backends.cudnn, name) for name in names}
     yield
-    norm.set_compiled(False)
+    norm.set_compiled(None)
     for name, value in before.items():
         setattr(torch.backends.cudnn, name, value)
     torch.compiler.reset()
@@ -93,14 +92,14 @@ def test_a_gpu_that_is_not_there() -> None:
     assert not capability(torch.device("cuda")).present
 
 
-def test_set_process_reaches_every_switch() -> None:
-    set_process(Execution(norm_compiled=True, network_mode=None, tf32=True))
+def test_set_up_reaches_every_switch() -> None:
+    set_up([], Execution(norm_compiled=True, network_mode=None, tf32=True), 3)
     assert torch.backends.cudnn.allow_tf32
-    assert norm._state["compiled"]
-    set_process(EAGER)
+    assert norm._state["compiled_batch"] == 3
+    set_up([], EAGER, 3)
     cudnn = torch.backends.cudnn
     assert (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic) == (False, False, True)
-    assert not norm._state["compiled"]
+    assert norm._state["compiled_batch"] is None
 
 
 def network() -> Classifier:
@@ -111,7 +110,6 @@ def network() -> Classifier:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     set_precision(made, "fast")
-    norm.set_compiled(False)
     return to_device(made, torch.device("cpu")).eval().requires_grad_(False)
 
 
@@ -137,14 +135,14 @@ def gradient(model: Classifier, batch: int = 3) -> Tensor:
 def test_a_compiled_classifier_gives_the_eager_gradient() -> None:
     model = network()
     wanted, other, scored = gradient(model), gradient(model, 2), logits(model)
-    compile_networks([model], FULL, 3)
+    set_up([model], FULL, 3)
     found = gradient(model)
     assert not torch.equal(found, wanted)  # else it ran eager, and the next line says nothing
     # bfloat16 has 8 bits, and compiled code rounds in fewer places.
     assert (found - wanted).norm() / wanted.norm() < 4e-2
     assert torch.equal(gradient(model, 2), other)  # another batch size stays eager
     assert torch.equal(logits(model), scored)  # so does scoring, which wants no gradient
-    compile_networks([model], EAGER, 3)
+    set_up([model], EAGER, 3)
     assert torch.equal(gradient(model), wanted)
 
 

@@ -55,7 +55,6 @@ def test_every_layer_works_channels_last(channels: int, precision: str) -> None:
     """One layer that falls back to (B, C, H, W) order makes its neighbours reorder too: a third of the speed."""
     unet = randomised(UNet(replace(BASE, in_channels=channels, out_channels=2 * channels)))
     set_precision(unet, precision)  # type: ignore[arg-type]
-    norm.set_compiled(False)
     to_device(unet, torch.device("cpu"))
     strays = []
 
@@ -138,7 +137,6 @@ def test_fast_precision_stays_near_exact() -> None:
     exact, fast = (randomised(UNet(replace(BASE, num_head_channels=32))) for _ in range(2))
     fast.load_state_dict(exact.state_dict())
     set_precision(fast, "fast")  # type: ignore[arg-type]
-    norm.set_compiled(False)
     x, t = torch.randn(4, 3, 16, 16), torch.tensor([5.0, 200.0, 600.0, 990.0])
     wanted, found = exact(x, t), fast(x, t)
     assert found.dtype == torch.float32

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
+from pipeline.models import checkpoint
 from pipeline.models.adm import ADM, Classifier, UNet
 from pipeline.models.blocks import NetworkConfig
 from pipeline.models.catalog import PRESETS, get_preset, load_models
 from pipeline.models.checkpoint import file_sha256, load_network
+from pipeline.models.precision import set_precision
 
 KEYS = Path(__file__).parent.parent / "checkpoint-keys"
 SMALL = NetworkConfig(
@@ -76,13 +80,38 @@ def test_other_entries_are_refused_by_name(change: Any, message: str, suffix: st
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_values_arrive_as_they_are_stored(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", [1, 5000, 2**24])
+def test_values_arrive_as_they_are_stored(
+    group: int, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_GROUP_VALUES", group)
     state, path = small_state(), tmp_path / f"weights{suffix}"
     torch.save(state, path) if suffix == ".pt" else save_file(state, path)
     network, sha256 = load_network(lambda: UNet(SMALL), path, file_sha256(path).upper())
     assert sha256 == file_sha256(path)
     for name, value in network.state_dict().items():
         assert torch.equal(value, state[name])
+
+
+def test_values_arrive_in_the_networks_types_and_layout(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(small_state(), path)
+    network, _ = load_network(lambda: set_precision(UNet(SMALL), "fast"), path)
+    inner, outer = network.get_parameter("input_blocks.1.0.in_layers.2.weight"), network.get_parameter("out.2.weight")
+    first = network.get_parameter("input_blocks.0.0.weight")
+    assert (first.dtype, inner.dtype, outer.dtype) == (torch.float32, torch.bfloat16, torch.float32)
+    assert inner.is_contiguous(memory_format=torch.channels_last) and not inner.is_contiguous()
+    assert torch.equal(inner, small_state()["input_blocks.1.0.in_layers.2.weight"].bfloat16())
+
+
+def test_loading_leaves_the_compiler_alone() -> None:
+    """Drawing initial weights on the meta device would import it: a second and 70 MB in each actor."""
+    code = (
+        "import sys, torch; from pipeline.models.catalog import get_preset, load_models; "
+        "load_models(get_preset('fashion-mnist-28'), None, None, (None, None), torch.device('cpu'), 'fast'); "
+        "sys.exit('sympy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
