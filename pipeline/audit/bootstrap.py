@@ -75,6 +75,11 @@ def moved_also(estimate: Estimate, influences: Floats, over: str) -> Estimate:
     return Estimate(estimate.value, np.clip(drawn, 0.0, 1.0), over)
 
 
+def chosen_rows(rows: int, count: int) -> NDArray[np.int64]:
+    """Ascending numbers of at most ``count`` of ``rows`` rows, random with a fixed seed."""
+    return np.sort(np.random.default_rng(SEED).permutation(rows)[:count])
+
+
 def _ratios(top: Floats, bottom: Floats) -> Floats:
     """(200, m) sums of top over sums of bottom, (N, m) each, of rows drawn with replacement; 0 where bottom is 0."""
     generator, rows = np.random.default_rng(SEED), len(top)

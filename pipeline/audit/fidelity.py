@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.audit.bootstrap import chosen_rows
 from pipeline.errors import CheckpointError, bad
 
 Features = NDArray[np.float32]
@@ -84,7 +85,7 @@ def frechet_influences(generated: Features, real: Features) -> tuple[Doubles, Do
 
 
 def kernel_distances(generated: Features, real: Features) -> Doubles:
-    """The unbiased cubic-kernel MMD^2 of each random subset, drawn as torch-fidelity draws them: (50,)."""
+    """KID (Binkowski et al. 2018) of each random subset, drawn as torch-fidelity draws them: (50,)."""
     kid = load_module("metric_kid")
     generator, size = np.random.RandomState(SEED), min(KID_SUBSET_SIZE, len(generated), len(real))
     options = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None}
@@ -95,21 +96,14 @@ def kernel_distances(generated: Features, real: Features) -> Doubles:
     return found
 
 
-def kernel_distance(generated: Features, real: Features) -> tuple[float, float]:
-    """KID (Binkowski et al. 2018): mean and standard deviation of ``kernel_distances``."""
-    found = kernel_distances(generated, real)
-    return float(found.mean()), float(found.std())
-
-
 def kernel_influences(generated: Features, real: Features) -> tuple[Doubles, Doubles]:
     """How much each row of either side moves KID, to first order, per share of its weight: (N,), (M,).
 
     Twice the mean kernel with its own side less that with the other's; of a side of more than 2,000 rows, with so many
     of them.
     """
-    sides, generator = (generated, real), np.random.default_rng(SEED)
-    chosen = [np.sort(generator.permutation(len(side))[:KERNEL_ROWS]) for side in sides]
-    found = []
+    sides, found = (generated, real), []
+    chosen = [chosen_rows(len(side), KERNEL_ROWS) for side in sides]
     for own, other in ((0, 1), (1, 0)):
         apart = _kernel_sums(sides[own], sides[other][chosen[other]]) / len(chosen[other])
         among = _kernel_sums(sides[own], sides[own][chosen[own]])

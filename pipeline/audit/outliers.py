@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import LocalOutlierFactor
 
+from pipeline.audit.bootstrap import chosen_rows
 from pipeline.audit.fidelity import Features
 
 SAMPLE = 2000  # scikit-learn's search compares every pair on its own, in float64
 NEIGHBORS = 20
-SEED = 0
 
 
 def local_outlier_factors(generated: Features, real: Features) -> NDArray[np.float64]:
@@ -18,19 +18,7 @@ def local_outlier_factors(generated: Features, real: Features) -> NDArray[np.flo
 
     1 is as dense as the real neighbours, far above 1 an outlier. 20 neighbours, or all where there are fewer.
     """
-    held, asked = sampled(real, SAMPLE), sampled(generated, SAMPLE)
+    held, asked = (side[chosen_rows(len(side), SAMPLE)] for side in (real, generated))
     neighbors = min(NEIGHBORS, len(held) - 1)
     model = LocalOutlierFactor(n_neighbors=neighbors, novelty=True, algorithm="brute").fit(held)
     return np.asarray(-model.score_samples(asked), np.float64)
-
-
-def sampled(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """At most ``count`` random rows with a fixed seed, in their order."""
-    if len(rows) <= count:
-        return rows
-    return rows[chosen_rows(len(rows), count)]
-
-
-def chosen_rows(rows: int, count: int) -> NDArray[np.int64]:
-    """Ascending numbers of at most ``count`` of ``rows`` rows, random with a fixed seed."""
-    return np.sort(np.random.default_rng(SEED).permutation(rows)[:count])

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from sklearn.decomposition import PCA
 
+from pipeline.audit.bootstrap import chosen_rows
 from pipeline.audit.measure import Measured
-from pipeline.audit.outliers import chosen_rows
 
 POINTS = 2000
 DIGITS = 4
