@@ -10,7 +10,7 @@ on the machine counts less. The last line is a JSON object:
     peak_bytes             most memory that our pass held beyond its inputs, measured in a process of its own
     feature_bytes          of the two feature matrices
     metrics                {ours, torch_fidelity, prdc}: precision, recall, density, coverage: they must agree
-    growth                 with --growth: [{n, seconds, peak_bytes}] from 5,000 to 50,000, ours alone
+    growth                 unless --no-growth: [{n, seconds, peak_bytes}] from 5,000 to 50,000, ours alone
     stream                 with --stream N: N generated rows against --n real ones, part by part, ours alone
 
 prdc holds whole N x N matrices of float64: beyond 20,000 rows it needs --skip-prdc or a large machine. Its distances
@@ -80,7 +80,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--skip-prdc", action="store_true", help="where its matrices do not fit")
-    parser.add_argument("--growth", action="store_true", help="also time ours from 5,000 to 50,000 rows")
+    parser.add_argument(
+        "--growth", action=argparse.BooleanOptionalAction, default=True, help="time ours from 5,000 to 50,000 rows"
+    )
     parser.add_argument("--stream", type=int, help="also stream this many generated rows against --n real ones")
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     return parser.parse_args()

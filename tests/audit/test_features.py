@@ -197,3 +197,34 @@ def test_digest_knows_type_and_shape() -> None:
     others = [np.zeros((3, 2), np.uint8), np.zeros((2, 3), np.int8), np.ones((2, 3), np.uint8)]
     digests = {array_digest(array) for array in [zeros, zeros.copy(), *others]}
     assert len(digests) == 4
+
+
+class Held(torch.nn.Module):
+    """Parameters under the names of a state dict, in a form that TorchScript takes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_clip_by_path_takes_the_published_form(tmp_path: Path) -> None:
+    # CLIP is published as TorchScript in half precision; a network of one small layer stands in.
+    module = load_module("feature_extractor_clip")
+    torch.manual_seed(0)
+    visual = module.CLIPVisual(8, 64, 1, 64, 32)
+    root = Held()
+    for name, value in {**visual.state_dict(), "text_projection": torch.zeros(3, 8)}.items():
+        *folders, last = name.split(".")
+        inner: torch.nn.Module = root
+        for folder in folders:
+            if folder not in dict(inner.named_children()):
+                inner.add_module(folder, Held())
+            inner = inner.get_submodule(folder)
+        inner.register_buffer(last, torch.randn(value.shape).half())
+    path = tmp_path / "clip.pt"
+    torch.jit.script(root).save(str(path))
+    extractor = load_extractor("clip-vit-b-32", str(path))
+    assert (extractor.layer, extractor.dim, extractor.logits) == ("clip", 8, 0)
+    found = extract_features(images(3, 1, 28), extractor)
+    assert found.std(axis=0).min() > 0
+    np.testing.assert_allclose(found[:1], extract_features(images(3, 1, 28)[:1], extractor), rtol=1e-4)
