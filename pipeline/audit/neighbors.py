@@ -229,7 +229,7 @@ class Crossing:
         balls = torch.bincount(i[inside], minlength=len(block.rows))
         distances, columns = smallest((i[near], j[near]), exact[near], len(block.rows), self._k)
         self._found.near.append(distances.cpu())
-        self._found.index.append(columns[:, 0].cpu())
+        self._found.index.append(columns[:, 0].contiguous().cpu())
         self._found.balls.append(balls.cpu())
         self._found.rarity.append(rarity.masked_fill_(balls == 0, torch.nan).cpu())
         self._rows += len(block.rows)
