@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.assets import reference
 from pipeline.audit.features import Images, extract_features, kept_features, load_extractor
 from pipeline.audit.metrics import DEFAULT_K, compare_manifolds
@@ -71,6 +72,7 @@ def term_set(name: str) -> tuple[Term, ...]:
 def run_job(job: Job) -> dict[str, Any]:
     """The row's figures."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     if job.kind == "errors":
         return step_errors(job)
     exact, against = make_images(job, "exact"), make_images(job, job.against)

@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -152,7 +152,7 @@ def _median(splits: list[Split]) -> dict[str, float]:
     return {part: round(statistics.median(row[part] for row in rows), 5) for part in rows[0]}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="embedded")
     parser.add_argument("--threads", type=int, default=1)
@@ -160,7 +160,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=9, help="measured steps a form")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     batch, device = arguments.batch or BATCHES[arguments.model], torch.device(arguments.device)
     base = Case("baseline", MODELS[arguments.model], batch, arguments.device, arguments.threads)

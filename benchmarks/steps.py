@@ -105,7 +105,7 @@ def parse() -> argparse.Namespace:
     add(
         "--out", type=Path, required=True, help="folder of rows.jsonl, steps.md and steps.svg; made where it is missing"
     )
-    add("--manifest", default=str(REPO / "manifests/plain.toml"), help="its [model] and [[guidance]] are used")
+    add("--manifest", default=str(REPO / "manifests/adm-g.toml"), help="its [model] and [[guidance]] are used")
     add("--images", type=number, default=2000, help="images a row, spread evenly over the classes (default 2000)")
     add("--solvers", type=solvers, default=list(SOLVERS)[:4], help=f"of {', '.join(SOLVERS)} (default: the first four)")
     add("--steps", type=numbers, default=[10, 15, 25, 50, 100, 250], help="default 10,15,25,50,100,250")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.audit.features import Extractor, extract_features, kept_features, load_extractor, resolve_device
 from pipeline.audit.fidelity import Features, frechet_distance
 from pipeline.audit.metrics import DEFAULT_K, metric_name
@@ -105,6 +106,7 @@ def loaded(model: ModelSpec, precision: str, device: str) -> tuple[Models, Extra
 def start_worker(model: ModelSpec, common: Common, device: str) -> None:
     """One thread a process; two guided steps of a full batch, so that no measured one compiles."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     models, _ = loaded(model, common.precision, device)
     execution = choose(capability(models.device), common.precision, "auto")
     set_up((models.unet, models.classifier), execution, common.batch)

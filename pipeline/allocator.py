@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's M_ constants, man 3 mallopt
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's M_ constants, man 3 mallopt
 
 
 def keep_freed_memory() -> bool:
@@ -17,5 +17,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    wanted = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_THRESHOLD: 2**25, _TOP_PAD: 2**28}
+    # No mapping of its own for a large block: it would go back to the kernel as soon as it is freed.
+    wanted = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0, _TOP_PAD: 2**28}
     return all(mallopt(key, value) == 1 for key, value in wanted.items())

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import manifests, memory, memory_row, overhead, overhead_work, precision, precision_work, startup
+from benchmarks import manifests, memory, memory_row, overhead, overhead_work, precision, precision_work, startup, step
 from pipeline.bench.processes import family
 from pipeline.models.adm import Classifier, UNet
 from pipeline.models.catalog import get_preset
@@ -124,6 +124,18 @@ def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["live"] > found["saved"] > 0
     assert found["peak"] >= found["loaded"] > found["weights"]
     assert found["ratio"] == pytest.approx(found["peak"] / (1.2 * found["weights"] + found["row"]))
+
+
+@pytest.mark.slow
+def test_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert step.main(["--model", "embedded", "--batch", "2", "--repeats", "2", "--json"]) == 0
+    found = last_json(capsys)
+    for form, parts in found["split"].items():
+        assert min(parts.values()) >= 0
+        assert sum(parts.values()) == pytest.approx(found["seconds_a_step"][form], rel=0.5)  # medians of two, a part
+    for form in ("exact", "fast"):
+        low, high = found[f"{form}_spread"]
+        assert 0 < low <= found[f"{form}_ratio"] <= high
 
 
 @pytest.mark.slow
