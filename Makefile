@@ -38,7 +38,8 @@ format: setup ## rewrite the code in the project's format
 weights: setup ## train the embedded networks again (hours; the recipes in manifests/train name the images)
 	$(BIN)/rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion
 	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-classifier.toml --out out/weights/classifier
-	$(BIN)/python jobs/embed_assets.py --diffusion out/weights/diffusion --classifier out/weights/classifier
+	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-classifier-ect.toml --out out/weights/classifier-ect
+	$(BIN)/python jobs/embed_assets.py --diffusion out/weights/diffusion --classifier out/weights/classifier --classifier-ect out/weights/classifier-ect
 
 bench: setup ## speed of the embedded model here: a step's parts, the best batch, growth
 	$(BIN)/rarefy bench manifests/demo.toml --batch auto --growth --actors 1,2

@@ -18,10 +18,11 @@ from pipeline.allocator import keep_freed_memory
 from pipeline.bench.processes import family
 from pipeline.diffusion.sampler import sample, to_uint8
 from pipeline.generate.driver import GenerateOptions, generate
+from pipeline.generate.execution import execution_of, full_batch
 from pipeline.generate.progress import Status
 from pipeline.manifest import Manifest, parse_manifest
 from pipeline.models.catalog import Models, load_models
-from pipeline.models.precision import capability, choose, set_up
+from pipeline.models.precision import set_up
 from pipeline.plan import Slot, make_plan, sample_seed, shard_name
 from pipeline.shards.reader import read_samples
 from pipeline.shards.store import Store
@@ -178,8 +179,8 @@ def load_as_actor(load: Load) -> Models:
         keep_freed_memory()
     manifest, device = load.manifest, torch.device(load.device)
     models = load_models(manifest.preset, None, None, (None, None), device, manifest.precision)
-    execution = choose(capability(device), manifest.precision, load.compile)
-    set_up((models.unet, models.classifier), execution, len(plan_batches(manifest)[0]))
+    execution = execution_of(manifest, device, load.compile)
+    set_up((models.unet, models.classifier), execution, full_batch(manifest))
     return models
 
 

@@ -1,6 +1,6 @@
 """Put trained networks and reference images into the package: the last step of ``make weights``.
 
-python jobs/embed_assets.py --diffusion DIR --classifier DIR [--data FOLDER] [--note TEXT]
+python jobs/embed_assets.py --diffusion DIR --classifier DIR --classifier-ect DIR [--data FOLDER] [--note TEXT]
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from pipeline import assets
 from pipeline.models.catalog import FASHION_MNIST_CLASSES
 from pipeline.training.data import LabelledImages, load_images
 
-PRESET = "fashion-mnist-28"
+FOLDER = "fashion-mnist-28"
 TRAIN_IMAGES_A_CLASS = 1000
 
 
 def main() -> None:
-    """Copy both networks' EMA weights and provenance, and write the two reference sets."""
+    """Copy the networks' EMA weights and provenance, and write the two reference sets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--diffusion", type=Path, required=True, help="output folder of `rarefy train diffusion`")
     parser.add_argument("--classifier", type=Path, required=True, help="output folder of `rarefy train classifier`")
+    parser.add_argument("--classifier-ect", type=Path, required=True, help="the same, of the recipe with ECT")
     parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist", help="folder of the IDX files")
     parser.add_argument("--note", help="what the diffusion model's provenance does not say by itself")
     args = parser.parse_args()
-    folder = assets.weights(PRESET, "unet").parent
+    folder = assets.weights(FOLDER, "unet").parent
     folder.mkdir(parents=True, exist_ok=True)
     provenance = {}
-    for name, source in (("unet", args.diffusion), ("classifier", args.classifier)):
-        shutil.copyfile(source / "weights.safetensors", assets.weights(PRESET, name))
+    sources = {"unet": args.diffusion, "classifier": args.classifier, "classifier-ect": args.classifier_ect}
+    for name, source in sources.items():
+        shutil.copyfile(source / "weights.safetensors", assets.weights(FOLDER, name))
         provenance[name] = json.loads((source / "provenance.json").read_text())
     if args.note:
         provenance["unet"]["note"] = args.note

@@ -99,7 +99,7 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_compile(group: Any) -> None:
-    text = "torch.compile: some functions of fast (auto, default), none (off), whole networks, for long jobs (full)"
+    text = "torch.compile: in long runs some functions of fast (auto, default); nothing (off); whole networks (full)"
     # The literal saves --help an import; pipeline.models.precision has the same.
     group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
 

@@ -1,4 +1,4 @@
-"""What ships inside the package: weights and reference images of the embedded presets, with their provenance."""
+"""What ships inside the package, a folder a data set: weights and reference images, with their provenance."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pipeline.training.data import LabelledImages
 _ROOT = Path(__file__).parent
 
 
-def weights(preset: str, network: str) -> Path:
-    """Path of an embedded preset's EMA weights; network: ``unet`` or ``classifier``."""
-    return _ROOT / preset / f"{network}.safetensors"
+def weights(folder: str, network: str) -> Path:
+    """Path of the EMA weights of that name: ``unet``, ``classifier`` or ``classifier-ect``."""
+    return _ROOT / folder / f"{network}.safetensors"
 
 
-def provenance(preset: str) -> dict[str, Any]:
-    """Where an embedded preset's files come from: commands, data hashes, steps, curves, measured quality."""
-    loaded: dict[str, Any] = json.loads((_ROOT / preset / "provenance.json").read_text())
+def provenance(folder: str) -> dict[str, Any]:
+    """Where the folder's files come from: commands, data hashes, steps, curves, measured quality."""
+    loaded: dict[str, Any] = json.loads((_ROOT / folder / "provenance.json").read_text())
     return loaded
 
 
-def reference(preset: str, split: str) -> LabelledImages:
-    """Real images of an embedded preset: ``test`` (the audit's reference) or ``train`` (for the real-real floor)."""
-    with np.load(_ROOT / preset / f"reference-{split}.npz", allow_pickle=False) as arrays:
+def reference(folder: str, split: str) -> LabelledImages:
+    """The data set's real images: ``test`` (the audit's reference) or ``train`` (for the real-real floor)."""
+    with np.load(_ROOT / folder / f"reference-{split}.npz", allow_pickle=False) as arrays:
         return LabelledImages(arrays["images"], arrays["labels"], tuple(arrays["class_names"].tolist()))

@@ -41,11 +41,11 @@ def load_reference(preset: Preset, folder: str | None) -> Reference | None:
         real, held_out = _halves(images.labels)
         source = f"{folder} (random halves of each class)"
         return Reference(take(images, real), take(images, held_out), source, resized)
-    if not preset.embedded:
+    if preset.assets is None:
         return None
     from pipeline.assets import reference
 
-    test, train = (_named(reference(preset.name, part)) for part in ("test", "train"))
+    test, train = (_named(reference(preset.assets.folder, part)) for part in ("test", "train"))
     return Reference(test, train, "embedded test images")
 
 

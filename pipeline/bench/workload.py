@@ -79,4 +79,4 @@ def enlarged(preset: Preset, factor: int) -> Preset:
     unet, classifier = (
         replace(network, image_size=factor * network.image_size) for network in (preset.unet, preset.classifier)
     )
-    return replace(preset, unet=unet, classifier=classifier, embedded=False)
+    return replace(preset, unet=unet, classifier=classifier, assets=None)

@@ -16,12 +16,21 @@ from pipeline.models.precision import set_precision, to_device
 
 
 @dataclass(frozen=True)
+class Assets:
+    """A preset's files in the package. folder: its data set's; unet, classifier: the weights' names in it."""
+
+    folder: str
+    unet: str = "unet"
+    classifier: str = "classifier"
+
+
+@dataclass(frozen=True)
 class Preset:
     """A diffusion model with its noise-aware classifier.
 
     num_classes: classes that the U-Net is conditioned on, None where it is unconditional; classifier_classes: classes
     that guidance and labels can name; schedule and diffusion_steps: the chain it was trained on; recommended_scale:
-    classifier guidance in the published samples; embedded: its weights ship with the package.
+    classifier guidance in the published samples; assets: its files where they ship with the package.
     """
 
     name: str
@@ -32,7 +41,12 @@ class Preset:
     recommended_scale: float
     diffusion_steps: int = 1000
     class_names: tuple[str, ...] = ()
-    embedded: bool = False
+    assets: Assets | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether its weights and reference images ship with the package."""
+        return self.assets is not None
 
     @property
     def image_size(self) -> int:
@@ -148,7 +162,13 @@ def _presets() -> list[Preset]:
         schedule="cosine",
         recommended_scale=1.0,
         class_names=FASHION_MNIST_CLASSES,
-        embedded=True,
+        assets=Assets("fashion-mnist-28"),
+    )
+    fashion_ect = replace(
+        fashion,
+        name="fashion-mnist-28-ect",
+        description="embedded: the same ADM with a classifier of entropy-constraint training (ED-DPM)",
+        assets=Assets("fashion-mnist-28", classifier="classifier-ect"),
     )
     unet_64 = replace(_imagenet_unet(64, 192, 3), dropout=0.1, use_new_attention_order=True)
     unet_128 = replace(_imagenet_unet(128, 256, 2), num_head_channels=-1, num_heads=4)
@@ -156,6 +176,7 @@ def _presets() -> list[Preset]:
     conditional_256 = _imagenet(256, unet_256, 1.0, "256x256_diffusion.pt with 256x256_classifier.pt")
     return [
         fashion,
+        fashion_ect,
         _imagenet(64, unet_64, 1.0, "64x64_diffusion.pt with 64x64_classifier.pt"),
         _imagenet(128, unet_128, 0.5, "128x128_diffusion.pt with 128x128_classifier.pt"),
         conditional_256,
@@ -192,8 +213,8 @@ def load_models(
 
     precision: ``exact`` (float32) or ``fast`` (bfloat16 where it helps). Raises CheckpointError.
     """
-    unet_path = _path(preset, checkpoint, "model.checkpoint", "unet")
-    classifier_path = _path(preset, classifier, "model.classifier", "classifier")
+    unet_path = _path(preset, checkpoint, "checkpoint")
+    classifier_path = _path(preset, classifier, "classifier")
     unet, unet_sha = load_network(lambda: set_precision(UNet(preset.unet), precision), unet_path, sha256s[0])
     guide, guide_sha = load_network(
         lambda: set_precision(Classifier(preset.classifier), precision), classifier_path, sha256s[1]
@@ -207,11 +228,12 @@ def load_models(
     )
 
 
-def _path(preset: Preset, given: str | None, field: str, asset: str) -> Path:
+def _path(preset: Preset, given: str | None, key: str) -> Path:
     if given:
         return Path(given)
-    if not preset.embedded:
+    if preset.assets is None:
         raise CheckpointError(
-            bad(field, given, f"the path of a file for {preset.name}, whose weights do not ship here")
+            bad(f"model.{key}", given, f"the path of a file for {preset.name}, whose weights do not ship here")
         )
-    return assets.weights(preset.name, asset)
+    name = preset.assets.unet if key == "checkpoint" else preset.assets.classifier
+    return assets.weights(preset.assets.folder, name)
