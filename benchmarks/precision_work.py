@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.allocator import keep_freed_memory
 from pipeline.assets import reference
-from pipeline.audit.cache import array_digest, cached
-from pipeline.audit.features import Extractor, Images, extract_features, load_extractor
-from pipeline.audit.fidelity import Features
+from pipeline.audit.features import Images, extract_features, kept_features, load_extractor
 from pipeline.audit.metrics import DEFAULT_K, compare_manifolds
 from pipeline.audit.neighbors import build_manifold
 from pipeline.diffusion.guidance import ClassifierGuidance, Guide, LowConfidence, PredictedRealImage, StepState, Term
@@ -175,7 +172,8 @@ def distribution_metrics(job: Job, sets: Sequence[Images]) -> list[dict[str, flo
     own_confidence and own_entropy are what a run in that mode writes into its metadata.
     """
     extractor = load_extractor()
-    real = build_manifold(_real_features(job, extractor), DEFAULT_K)
+    tests = reference(PRESET, "test").images[: job.reference]
+    real = build_manifold(kept_features(tests, extractor, job.device), DEFAULT_K)
     exact = load(job, "exact")
     found = []
     for images in sets:
@@ -195,11 +193,3 @@ def _scores(job: Job, models: Models, images: Images) -> dict[str, float]:
         columns.append(torch.stack([scores.confidence, scores.entropy, (scores.predicted_id == wanted).float()]))
     confidence, entropy, on_class = torch.cat(columns, dim=1).double().mean(dim=1).tolist()
     return {"confidence": confidence, "entropy": entropy, "on_class_rate": on_class}
-
-
-def _real_features(job: Job, extractor: Extractor) -> Features:
-    """Features of the first ``job.reference`` test images, kept where the audit keeps them."""
-    images: NDArray[np.uint8] = reference(PRESET, "test").images[: job.reference]
-    parts = ("features", extractor.digest, extractor.preprocessing, extractor.layer, array_digest(images))
-    found = cached(parts, lambda: {"features": extract_features(images, extractor, job.device)})
-    return np.asarray(found["features"], dtype=np.float32)

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.allocator import keep_freed_memory
-from pipeline.audit.cache import array_digest, cached
-from pipeline.audit.features import Extractor, extract_features, load_extractor, resolve_device
+from pipeline.audit.features import Extractor, extract_features, kept_features, load_extractor, resolve_device
 from pipeline.audit.fidelity import Features, frechet_distance
-from pipeline.audit.metrics import DEFAULT_K, metric_name, tail_members
+from pipeline.audit.metrics import DEFAULT_K, metric_name
 from pipeline.audit.neighbors import Manifold, build_manifold, compare
 from pipeline.audit.reference import load_reference, match_counts
+from pipeline.audit.tail import tail_members
 from pipeline.bench.measure import clock
 from pipeline.diffusion.guidance import ClassifierGuidance, Term
 from pipeline.diffusion.sampler import SamplerSettings, sample, to_uint8
@@ -167,7 +167,7 @@ class Bench:
             options.precision,
         )
         self.reference = reference
-        self.real = build_manifold(self._kept(reference.real.images), DEFAULT_K)
+        self.real = build_manifold(kept_features(reference.real.images, self.extractor, self.device), DEFAULT_K)
 
     @property
     def counts(self) -> dict[int, int]:
@@ -181,7 +181,8 @@ class Bench:
         held_out = match_counts(self.reference.held_out, self.counts)
         y = torch.tensor(held_out.labels, device=self.models.device)
         scores = score_images(self.models.classifier, torch.tensor(held_out.images, device=self.models.device), y)
-        return metrics(self._kept(held_out.images), self.real, self.extractor.name) | _means(*_arrays(scores, y))
+        features = kept_features(held_out.images, self.extractor, self.device)
+        return metrics(features, self.real, self.extractor.name) | _means(*_arrays(scores, y))
 
     def rows(self, settings: Sequence[Setting]) -> Iterator[dict[str, Any]]:
         """Make each setting's row in turn, its batches spread over the workers."""
@@ -208,13 +209,6 @@ class Bench:
         seconds = statistics.median(batch.seconds for batch in batches)
         found = metrics(features, self.real, self.extractor.name)
         return found | _means(*scores) | {"cpu_seconds_an_image": round(seconds, 5)}
-
-    def _kept(self, images: NDArray[np.uint8]) -> Features:
-        """Features of real images, kept on disk where the audit keeps them."""
-        extractor = self.extractor
-        parts = ("features", extractor.digest, extractor.preprocessing, extractor.layer, array_digest(images))
-        found = cached(parts, lambda: {"features": extract_features(images, extractor, self.device)})
-        return np.asarray(found["features"], dtype=np.float32)
 
 
 def metrics(features: Features, real: Manifold, extractor: str) -> dict[str, float]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.generate.driver import GenerateOptions
 
 OK, USER_ERROR, PROBLEMS, INTERRUPTED = 0, 2, 1, 130
+GATES_FAILED, INCOMPLETE_AUDIT = 3, 5
 Handler = Callable[[argparse.Namespace], int]
 
 
@@ -31,7 +32,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0, 2 for a user's error (one line on stderr), 1 for problems found, 130 for Ctrl-C."""
+    """Run a command. Returns 0, 2 for a user's error (one line on stderr), 1 for problems found, 130 for Ctrl-C.
+
+    run and audit: 3 where a gate failed, 5 where the audit had to leave something out.
+    """
     try:
         arguments = make_parser().parse_args(argv)
         handler: Handler = arguments.handler
@@ -65,6 +69,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_audit(commands)
     command = _command(commands, "report", _report, "write audit/report.html from what audit found")
     command.add_argument("out", metavar="OUT")
+    command = _command(commands, "compare", _compare, "set audits beside each other, on equal footing")
+    command.add_argument("runs", metavar="OUT", nargs="+", help="audited runs; the others are held against the first")
+    command.add_argument("--page", default="compare.html", help="the page to write (default compare.html)")
     _add_train(commands)
     _add_bench(commands)
     _command(commands, "models", _models, "list the models known by name")
@@ -101,9 +108,17 @@ def _add_audit(commands: Any) -> None:
     command = _command(commands, "audit", _audit, "measure a run against real images")
     command.add_argument("out", metavar="OUT")
     command.add_argument("--reference", help="folder of real images (default: the preset's embedded ones)")
-    command.add_argument("--extractor", default="efficientnet-lite0", help="efficientnet-lite0 or inception-v3")
-    command.add_argument("--inception-weights", help="path of torch-fidelity's InceptionV3 weights")
-    command.add_argument("--device", default="cpu")
+    command.add_argument(
+        "--extractor", default="efficientnet-lite0", help="efficientnet-lite0, inception-v3, vgg16, dinov2-*, clip-*"
+    )
+    command.add_argument(
+        "--extractor-weights", "--inception-weights", help="its weights file (default: as torch-fidelity downloads it)"
+    )
+    command.add_argument("--tail", default="avgknn", help="avgknn, confidence or a file with a real image's key a line")
+    command.add_argument("--limit", type=int, default=10_000, help="images measured at most (default 10,000)")
+    command.add_argument("--gates", help="TOML file whose [gates] stand in for those of the run's manifest")
+    command.add_argument("--ray-address", help="a Ray cluster for the features (default: this process)")
+    command.add_argument("--device", default="cpu", help="of features and distances: cpu (default), cuda, cuda:1")
 
 
 def _add_train(commands: Any) -> None:
@@ -155,7 +170,8 @@ def _run(arguments: argparse.Namespace) -> int:
         result = run(manifest, _options(arguments), progress, stage_line)
     page = f"{arguments.out.rstrip('/')}/{result.report}"
     text = f"{result.generated.text()}\nsealed {result.sealed.samples:,} images\nreport: {page}"
-    return _print(arguments, dataclasses.asdict(result), text)
+    _print(arguments, dataclasses.asdict(result), "\n".join([text, *_audit_lines(result.metrics)]))
+    return _audit_code(result.metrics)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -198,19 +214,39 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _audit(arguments: argparse.Namespace) -> int:
     from pipeline.audit.audit import AuditOptions, run_audit
+    from pipeline.audit.gates import load_gates
     from pipeline.generate.progress import stage_line
     from pipeline.shards.store import Store
 
     options = AuditOptions(
         extractor=arguments.extractor,
-        inception_weights=arguments.inception_weights,
+        extractor_weights=arguments.extractor_weights,
         device=arguments.device,
         reference=arguments.reference,
+        tail=arguments.tail,
+        limit=arguments.limit,
+        ray_address=arguments.ray_address,
+        gates=load_gates(arguments.gates) if arguments.gates else None,
     )
     result = run_audit(Store(arguments.out), options, stage_line)
     lines = [f"{name}: {_figure(entry['value'])} (real images: {_figure(entry['floor'])})"
              for name, entry in result["metrics"].items()]  # fmt: skip
-    return _print(arguments, result, "\n".join(lines))
+    _print(arguments, result, "\n".join([*lines, *_audit_lines(result)]))
+    return _audit_code(result)
+
+
+def _audit_lines(result: dict[str, Any]) -> list[str]:
+    failed = [check for check in result["gates"] if not check["passed"]]
+    lines = [f"problem: {problem['where']}: {problem['what']}" for problem in result["problems"]]
+    lines += [f"gate failed: {check['metric']} ({check['scope']}) is {_figure(check['value'])}, "
+              f"{check['bound']} {check['limit']:g}" for check in failed]  # fmt: skip
+    return lines
+
+
+def _audit_code(result: dict[str, Any]) -> int:
+    if result["verdict"] == "failed":
+        return GATES_FAILED
+    return INCOMPLETE_AUDIT if result["partial"] else OK
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -219,6 +255,15 @@ def _report(arguments: argparse.Namespace) -> int:
 
     path = f"{arguments.out.rstrip('/')}/{write_report(Store(arguments.out))}"
     return _print(arguments, {"report": path}, path)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from pipeline.audit.compare import compare_runs, table_text
+    from pipeline.audit.compare_page import write_page
+
+    result = compare_runs(arguments.runs)
+    write_page(result, arguments.page)
+    return _print(arguments, result | {"page": arguments.page}, f"{table_text(result)}\npage: {arguments.page}")
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.audit.gates import Gate, parse_gates
 from pipeline.diffusion.guidance import Term, parse_term
 from pipeline.diffusion.sampler import SamplerSettings
 from pipeline.diffusion.schedule import RESPACINGS
@@ -73,7 +74,8 @@ class Accept:
 class Manifest:
     """A checked manifest. counts: images wanted a class id, ascending ids, zero counts left out.
 
-    digest: sha256 over everything that changes an image or a file; text: the TOML source, verbatim.
+    digest: sha256 over everything that changes an image or a file, which the gates do not; text: the TOML source,
+    verbatim.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Manifest:
     prefix: str
     digest: str
     text: str
+    gates: tuple[Gate, ...] = ()
 
     @property
     def preset(self) -> Preset:
@@ -116,7 +119,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
         root = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ManifestError(f"{source}: not TOML: {error}") from None
-    known_keys(root, "", ("name", "seed", "model", "sampler", "guidance", "classes", "accept", "output"))
+    known_keys(root, "", ("name", "seed", "model", "sampler", "guidance", "classes", "accept", "output", "gates"))
     model = _model(get_table(root, "model"), Path(source).parent)
     preset = get_preset(model.preset)
     sampler, output = get_table(root, "sampler"), get_table(root, "output")
@@ -136,6 +139,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
         prefix=get_match(output, "output.prefix", "[a-z0-9-]+", _NAME, "rare"),
         digest="",
         text=text,
+        gates=parse_gates(get_table(root, "gates")),
     )
     if manifest.total > MAX_SHARDS * manifest.shard_size:
         raise ManifestError(bad("classes", manifest.total, f"at most {MAX_SHARDS} shards of output.shard_size images"))
@@ -243,6 +247,7 @@ def _digest(manifest: Manifest, written: Table) -> str:
     content = _plain(manifest)
     assert isinstance(content, dict)
     content |= {"text": "", "format": 1}
+    del content["gates"]
     content["model"] = [
         model.preset,
         model.checkpoint_sha256 or written.get("checkpoint", ""),

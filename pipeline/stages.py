@@ -41,7 +41,8 @@ def run(manifest: Manifest, options: GenerateOptions, progress: ProgressSink, st
         generated = generate(manifest, options, progress)
         sealed = seal_run(store)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
-    metrics = run_audit(store, AuditOptions(device=device), stage)
+    # A resumed run keeps the manifest it was first given; its gates may have changed since.
+    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates), stage)
     return RunResult(generated, sealed, metrics, write_report(store))
 
 

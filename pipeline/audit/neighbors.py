@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.audit.fidelity import Features
+from pipeline.audit.search import Sketch, error_share, exact_distances, fast_dtype, kth_bound, sketch, smallest
 from pipeline.errors import DataError, bad
 
-BLOCK_ELEMENTS = 1 << 24  # distances held at a time: 64 MiB of float32
+BLOCK_ELEMENTS = 1 << 23  # distances held at a time: 32 MiB of float32
+MAX_BLOCK_ROWS = 4096
 
 Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
@@ -24,31 +27,39 @@ class Manifold:
     """A feature matrix with the balls that its k-NN distances draw around each row.
 
     features (N, D); radius (N,): distance to the k-th nearest other row; mean_distance (N,): mean distance to the k
-    nearest other rows (AvgkNN, Sehwag et al. 2022), large where the data are sparse.
+    nearest other rows (AvgkNN, Sehwag et al. 2022), large where the data are sparse; nearest, nearest_index (N,):
+    the nearest other row.
     """
 
     features: Features
     k: int
     radius: Floats
     mean_distance: Floats
+    nearest: Floats
+    nearest_index: Indices
 
 
 @dataclass(frozen=True)
 class Neighborhood:
     """How a generated set (N rows) lies in a real one (M rows); distances in feature units.
 
-    nearest, mean_distance (N,): distance to the nearest and mean distance to the k nearest real rows.
+    nearest, nearest_index, mean_distance (N,): the nearest real row, and the mean distance to the k nearest.
     balls (N,): number of real balls that hold the row; 0 means outside the real manifold.
     rarity (N,): the smallest radius among those balls (Han et al., ICLR 2023), NaN outside the manifold.
-    recalled (M,): real row lies in some generated ball. covered (M,): real ball holds some generated row.
+    recalled (M,): real row lies in some generated ball; empty where the generated balls were not given.
+    covered (M,): real ball holds some generated row.
+    sole_recall, sole_cover (M,): the generated row that alone makes it so; -1 where it takes none or several.
     """
 
     nearest: Floats
+    nearest_index: Indices
     mean_distance: Floats
-    balls: NDArray[np.int64]
+    balls: Indices
     rarity: Floats
     recalled: Bools
     covered: Bools
+    sole_recall: Indices
+    sole_cover: Indices
 
     @property
     def precision(self) -> float:
@@ -70,50 +81,181 @@ class Neighborhood:
         return float(self.covered.mean())
 
 
-def build_manifold(features: Features, k: int) -> Manifold:
-    """Radii and mean distances of each row's k nearest other rows. Raises DataError unless 1 <= k < N."""
+def build_manifold(features: Features, k: int, device: str = "cpu") -> Manifold:
+    """Radii and mean distances of each row's k nearest other rows.
+
+    Raises DataError unless 1 <= k < N and all features are finite.
+    """
     if not 1 <= k < len(features):
         raise DataError(bad("k", k, f"between 1 and {len(features) - 1}, one less than the images compared"))
-    rows = _rows(features)
-    radius, mean_distance = torch.empty(len(rows)), torch.empty(len(rows))
-    for part, distances in _distance_blocks(rows, rows):
-        inner = torch.arange(len(distances))
-        distances[inner, inner + part.start] = torch.inf  # a row is not its own neighbour, duplicates are
-        nearest = distances.topk(k, dim=1, largest=False).values
-        radius[part], mean_distance[part] = nearest[:, -1], nearest.mean(dim=1)
-    return Manifold(features, k, radius.numpy(), mean_distance.numpy())
+    rows = _rows(features, device)
+    whole = sketch(rows, rows.mean(dim=0), fast_dtype(rows.device))
+    near, index = torch.empty(len(rows), k), torch.empty(len(rows), k, dtype=torch.int64)
+    share = error_share(whole, whole)
+    for part in _blocks(len(rows), len(rows)):
+        upper = _upper(whole, part, whole, share)
+        inner = torch.arange(len(upper), device=rows.device)
+        upper[inner, inner + part.start] = torch.inf  # a row is not its own neighbour, duplicates are
+        reach = kth_bound(upper, k) + 2 * share * whole.norms[part]
+        pairs = _pairs(upper.sub_(2 * share * whole.norms) <= reach[:, None])
+        distances = exact_distances(rows[part], rows, pairs)
+        near[part], index[part] = (found.cpu() for found in smallest(pairs, distances, len(upper), k))
+    return Manifold(
+        features,
+        k,
+        near[:, -1].contiguous().numpy(),
+        near.mean(dim=1).numpy(),
+        near[:, 0].contiguous().numpy(),
+        index[:, 0].contiguous().numpy(),
+    )
 
 
-def compare(generated: Manifold, real: Manifold) -> Neighborhood:
+def compare(generated: Manifold, real: Manifold, device: str = "cpu") -> Neighborhood:
     """The cross pass between two manifolds of the same k and feature length."""
-    rows, columns = _rows(generated.features), _rows(real.features)
-    own_radius, real_radius = torch.from_numpy(generated.radius), torch.from_numpy(real.radius)
-    nearest, mean_distance, rarity = (torch.empty(len(rows)) for _ in range(3))
-    balls = torch.empty(len(rows), dtype=torch.int64)
-    recalled = torch.zeros(len(columns), dtype=torch.bool)
-    covered = torch.zeros(len(columns), dtype=torch.bool)
-    for part, distances in _distance_blocks(rows, columns):
-        inside = distances <= real_radius
-        balls[part], covered = inside.sum(dim=1), covered | inside.any(dim=0)
-        recalled |= (distances <= own_radius[part, None]).any(dim=0)
-        rarity[part] = torch.where(inside, real_radius, torch.inf).amin(dim=1)
-        closest = distances.topk(min(real.k, len(columns)), dim=1, largest=False).values
-        nearest[part], mean_distance[part] = closest.amin(dim=1), closest.mean(dim=1)
-    rarity[balls == 0] = torch.nan
-    arrays = (nearest, mean_distance, balls, rarity, recalled, covered)
-    return Neighborhood(*(array.numpy() for array in arrays))
+    crossing = Crossing(real, device)
+    crossing.add(generated.features, generated.radius)
+    return crossing.result()
 
 
-def _rows(features: Features) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
+@dataclass
+class _Found:
+    """What is known of the rows added so far."""
+
+    near: list[Tensor] = field(default_factory=list)
+    index: list[Tensor] = field(default_factory=list)
+    balls: list[Tensor] = field(default_factory=list)
+    rarity: list[Tensor] = field(default_factory=list)
 
 
-def _distance_blocks(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Euclidean distances (block, M) of a block of rows to all columns, with the block's place."""
-    # Distances do not move with the origin, and the rounding of |a|^2 - 2ab + |b|^2 is smallest around the mean.
-    center = columns.mean(dim=0)
-    rows, columns = rows - center, columns - center
-    block = max(1, BLOCK_ELEMENTS // len(columns))
-    for start in range(0, len(rows), block):
-        part = slice(start, min(start + block, len(rows)))
-        yield part, torch.cdist(rows[part], columns)
+class _Reached:
+    """Of each real row, how many generated rows have reached it, and which was the last."""
+
+    def __init__(self, real: int, device: torch.device) -> None:
+        self.count = torch.zeros(real, dtype=torch.int64, device=device)
+        self._last = torch.full((real,), -1, dtype=torch.int64, device=device)
+
+    def add(self, columns: Tensor, rows: Tensor) -> None:
+        """Generated rows that have reached the real rows ``columns``, pair by pair."""
+        self.count += torch.bincount(columns, minlength=len(self.count))
+        self._last[columns] = rows
+
+    def any(self) -> Bools:
+        return np.asarray((self.count > 0).cpu().numpy())
+
+    def sole(self) -> Indices:
+        return np.asarray(torch.where(self.count == 1, self._last, -1).cpu().numpy())
+
+
+class Crossing:
+    """A cross pass that takes generated rows part by part, so that a set of any size streams against the real one.
+
+    Memory: the real rows twice, one block of distances, and some 30 bytes a generated row.
+    """
+
+    def __init__(self, real: Manifold, device: str = "cpu") -> None:
+        rows = _rows(real.features, device)
+        self._k = min(real.k, len(rows))
+        self._real = sketch(rows, rows.mean(dim=0), fast_dtype(rows.device))
+        self._radius = torch.from_numpy(real.radius).to(device)
+        self._covered, self._recalled = (_Reached(len(rows), rows.device) for _ in range(2))
+        self._found, self._rows = _Found(), 0
+        self._with_balls = True
+
+    def add(self, features: Features, radius: Floats | None = None) -> None:
+        """Take rows (N, D) and, where recall is wanted, the radii of their own balls (N,).
+
+        Raises DataError for features of another length than the real ones' or that are not finite.
+        """
+        device = self._radius.device
+        rows = _rows(features, str(device))
+        if rows.shape[1] != self._real.rows.shape[1]:
+            raise DataError(bad("features", rows.shape[1], f"{self._real.rows.shape[1]} long, as the real ones are"))
+        self._with_balls &= radius is not None
+        own = torch.full((len(rows),), -1.0) if radius is None else torch.from_numpy(radius)
+        for part in _blocks(len(rows), len(self._radius)):
+            block = sketch(rows[part], self._real.center, self._real.rounded.dtype)
+            self._cross(block, own[part].to(device))
+
+    def result(self) -> Neighborhood:
+        """What all rows added so far amount to, in the order they were added."""
+        near, found = torch.cat(self._found.near), self._found
+        return Neighborhood(
+            nearest=near[:, 0].contiguous().numpy(),
+            nearest_index=torch.cat(found.index).numpy(),
+            mean_distance=near.mean(dim=1).numpy(),
+            balls=torch.cat(found.balls).numpy(),
+            rarity=torch.cat(found.rarity).numpy(),
+            recalled=self._recalled.any() if self._with_balls else np.empty(0, np.bool_),
+            covered=self._covered.any(),
+            sole_recall=self._recalled.sole(),
+            sole_cover=self._covered.sole(),
+        )
+
+    def _cross(self, block: Sketch, own: Tensor) -> None:
+        """One block against all real rows: pairs that any threshold may hold, then those alone."""
+        real, share = self._real, error_share(block, self._real)
+        spread = 2 * share * real.norms
+        lower = _upper(block, slice(None), real, share)
+        base = (1 - share) * block.norms
+        reach = kth_bound(lower, self._k) + 2 * share * block.norms  # of what is near, less |a|^2 (1 - share)
+        outer = torch.maximum(reach, torch.where(own >= 0, own.square() - base, -torch.inf))
+        lower.sub_(spread)
+        mask = lower <= outer[:, None]
+        mask |= lower <= self._radius.square() - base[:, None]
+        pairs = _pairs(mask)
+        low = lower[pairs] + base[pairs[0]]
+        high = low + 2 * share * (block.norms[pairs[0]] + real.norms[pairs[1]])
+        near = low <= (reach + base)[pairs[0]]
+        self._decide(block, own, pairs, (low, high, near))
+
+    def _decide(
+        self, block: Sketch, own: Tensor, pairs: tuple[Tensor, Tensor], bounds: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """Sort pairs (i, j) into balls; low and high bound their squared distances, near may be among the k nearest."""
+        (i, j), (low, high, near) = pairs, bounds
+        ball, mine = self._radius[j].square(), torch.where(own >= 0, own.square(), -torch.inf)[i]
+        sure = high <= mine
+        self._recalled.add(j[sure], i[sure] + self._rows)
+        # Whether a third generated ball holds a real row changes nothing.
+        unsure = near | ((low <= ball) & (high > ball)) | ((low <= mine) & ~sure & (self._recalled.count[j] < 2))
+        exact = torch.full_like(high, torch.inf)
+        exact[unsure] = exact_distances(block.rows, self._real.rows, (i[unsure], j[unsure]))
+        inside = (high <= ball) & ~unsure | (exact <= self._radius[j])
+        late = ~sure & (exact <= own[i])
+        self._recalled.add(j[late], i[late] + self._rows)
+        self._covered.add(j[inside], i[inside] + self._rows)
+        rarity = torch.full((len(block.rows),), torch.inf, device=own.device)
+        rarity.scatter_reduce_(0, i[inside], self._radius[j[inside]], "amin")
+        balls = torch.bincount(i[inside], minlength=len(block.rows))
+        distances, columns = smallest((i[near], j[near]), exact[near], len(block.rows), self._k)
+        self._found.near.append(distances.cpu())
+        self._found.index.append(columns[:, 0].contiguous().cpu())
+        self._found.balls.append(balls.cpu())
+        self._found.rarity.append(rarity.masked_fill_(balls == 0, torch.nan).cpu())
+        self._rows += len(block.rows)
+
+
+def _upper(block: Sketch, part: slice, columns: Sketch, share: float) -> Tensor:
+    """Upper bounds (R, M) of the squared distances, each less its row's own |a|^2 (1 + share)."""
+    products = block.rounded[part] @ columns.rounded.T
+    return torch.add((1 + share) * columns.norms, products, alpha=-2)
+
+
+def _pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
+    i, j = mask.nonzero(as_tuple=True)
+    return i, j
+
+
+def _rows(features: Features, device: str) -> Tensor:
+    rows = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
+    sums = rows.sum(dim=1)  # NaN and infinity reach the sum: no second matrix is made to look for them
+    if not torch.isfinite(sums).all():
+        first = int((~torch.isfinite(sums)).nonzero()[0])
+        raise DataError(bad("features", f"row {first}", "finite numbers"))
+    return rows.to(device)
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    step = min(MAX_BLOCK_ROWS, max(1, BLOCK_ELEMENTS // columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.audit.reference_check import check_reference
 from pipeline.errors import DataError, bad
 from pipeline.models.catalog import Preset
 from pipeline.training.data import LabelledImages, load_images
@@ -17,11 +18,15 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Reference:
-    """real: what the metrics compare with; held_out: other real images, for the floor; source: where they are from."""
+    """real: what the metrics compare with; held_out: other real images, for the floor; source: where they are from.
+
+    Both have keys, numbers from 0 where the source has no names. resized: images that the source holds in another size.
+    """
 
     real: LabelledImages
     held_out: LabelledImages
     source: str
+    resized: int = 0
 
 
 def load_reference(preset: Preset, folder: str | None) -> Reference | None:
@@ -31,25 +36,29 @@ def load_reference(preset: Preset, folder: str | None) -> Reference | None:
     Raises DataError.
     """
     if folder is not None:
-        images = load_images(folder, preset.image_size, preset.channels)
+        resized = check_reference(folder, preset.image_size, preset.channels)
+        images = _named(load_images(folder, preset.image_size, preset.channels))
         real, held_out = _halves(images.labels)
-        return Reference(_take(images, real), _take(images, held_out), f"{folder} (random halves of each class)")
+        source = f"{folder} (random halves of each class)"
+        return Reference(take(images, real), take(images, held_out), source, resized)
     if preset.assets is None:
         return None
     from pipeline.assets import reference
 
-    return Reference(
-        reference(preset.assets.folder, "test"), reference(preset.assets.folder, "train"), "embedded test images"
-    )
+    test, train = (_named(reference(preset.assets.folder, part)) for part in ("test", "train"))
+    return Reference(test, train, "embedded test images")
 
 
 def match_counts(images: LabelledImages, counts: Mapping[int, int]) -> LabelledImages:
     """Random images with the given number of each class, or as many as there are: a floor with the set's own mix."""
-    generator = np.random.default_rng(SEED)
-    order = generator.permutation(len(images))
-    labels = images.labels[order]
-    chosen = [order[labels == class_id][:count] for class_id, count in sorted(counts.items())]
-    return _take(images, np.concatenate(chosen) if chosen else np.empty(0, np.int64))
+    return take(images, rows_within(images.labels, counts))
+
+
+def rows_within(class_ids: NDArray[np.int64], available: Mapping[int, int]) -> NDArray[np.int64]:
+    """Ascending rows, at most the available number of each class, chosen at random with a fixed seed."""
+    order = np.random.default_rng(SEED).permutation(len(class_ids))
+    chosen = [order[class_ids[order] == class_id][:count] for class_id, count in sorted(available.items())]
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
 
 
 def _halves(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -64,5 +73,11 @@ def _halves(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     return np.flatnonzero(even), np.flatnonzero(~even)
 
 
-def _take(images: LabelledImages, rows: NDArray[np.int64]) -> LabelledImages:
-    return LabelledImages(images.images[rows], images.labels[rows], images.class_names)
+def take(images: LabelledImages, rows: NDArray[np.int64]) -> LabelledImages:
+    """These rows of images that have keys."""
+    keys = tuple(images.keys[row] for row in rows)
+    return LabelledImages(images.images[rows], images.labels[rows], images.class_names, keys)
+
+
+def _named(images: LabelledImages) -> LabelledImages:
+    return images if images.keys else replace(images, keys=tuple(str(row) for row in range(len(images))))

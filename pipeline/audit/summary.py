@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.audit.bootstrap import Estimate, estimate_mean
 from pipeline.audit.dataset import Rows
 from pipeline.audit.features import Extractor
-from pipeline.audit.metrics import METRIC_KINDS, Comparison, metric_name
+from pipeline.audit.metrics import GENERATED, METRIC_KINDS, REAL, metric_name
 from pipeline.audit.neighbors import Neighborhood
+from pipeline.audit.scores import ReferenceScores
 
 BINS = 25
 Array = NDArray[np.generic]
@@ -27,24 +29,13 @@ class Counts:
     floor: int
 
 
-@dataclass(frozen=True)
-class ReferenceScores:
-    """The classifier's view of the real images at t = 0: p(own class), entropy in nats, most probable class."""
-
-    confidence: NDArray[np.float64]
-    entropy: NDArray[np.float64]
-    predicted_id: NDArray[np.int64]
-
-
 def metric_entries(
-    found: Comparison, floor: Comparison, extractor: Extractor, k: int, counts: Counts
+    found: Mapping[str, Estimate], floor: Mapping[str, Estimate], extractor: Extractor, k: int, counts: Counts
 ) -> dict[str, Any]:
     """One entry a metric; see audit.py for the keys."""
-    entries: dict[str, Any] = {}
-    for kind, value in found.values.items():
-        entries[metric_name(kind, extractor.name)] = {
-            "value": value,
-            "floor": floor.values[kind],
+    return {
+        metric_name(kind, extractor.name): {
+            **_numbers(estimate, floor[kind]),
             "better": METRIC_KINDS[kind].better,
             "extractor": extractor.name,
             "layer": extractor.layer,
@@ -53,16 +44,18 @@ def metric_entries(
             "real_count": counts.real,
             "floor_count": counts.floor,
         }
-    entries[metric_name("kid", extractor.name)] |= {"std": found.kid_std, "floor_std": floor.kid_std}
-    return entries
+        for kind, estimate in found.items()
+    }
 
 
-def on_class_entry(rows: Rows, scores: ReferenceScores | None, labels: NDArray[np.int64] | None) -> dict[str, Any]:
+def on_class_entry(
+    rows: Rows, scores: ReferenceScores | None, labels: NDArray[np.int64] | None
+) -> tuple[Estimate, dict[str, Any]]:
     """How often the classifier sees the class that was asked for; the floor is its accuracy on the real images."""
-    floor = None if scores is None or labels is None else float((scores.predicted_id == labels).mean())
-    return {
-        "value": float((rows.predicted_id == rows.class_id).mean()),
-        "floor": floor,
+    found = estimate_mean(rows.predicted_id == rows.class_id, GENERATED)
+    floor = None if scores is None or labels is None else estimate_mean(scores.predicted_id == labels, REAL)
+    return found, {
+        **_numbers(found, floor),
         "better": "higher",
         "extractor": "guiding classifier",
         "layer": "softmax at t = 0",
@@ -70,6 +63,16 @@ def on_class_entry(rows: Rows, scores: ReferenceScores | None, labels: NDArray[n
         "generated_count": len(rows),
         "real_count": 0 if labels is None else len(labels),
         "floor_count": 0 if labels is None else len(labels),
+    }
+
+
+def _numbers(found: Estimate, floor: Estimate | None) -> dict[str, Any]:
+    return {
+        "value": found.value,
+        "interval": found.interval,
+        "interval_over": found.over if found.interval else None,
+        "floor": None if floor is None else floor.value,
+        "floor_interval": None if floor is None else floor.interval,
     }
 
 
@@ -89,13 +92,15 @@ def histogram(unit: str, generated: Array, real: Array | None, upper: float | No
     return table
 
 
-def class_table(
-    names: tuple[str, ...], planned: Mapping[int, int], rows: Rows, scores: ReferenceScores | None, labels: Array | None
-) -> list[dict[str, Any]]:
-    """One row a class that was planned: counts, on-class rate, mean confidence and entropy, theirs on real images."""
+def class_table(names: tuple[str, ...], planned: Mapping[int, int], rows: Rows, filtered: bool) -> list[dict[str, Any]]:
+    """One row a class that was planned: counts, on-class rate, mean confidence and entropy, acceptance rate.
+
+    filtered: the manifest asks for a filter; without one there is no acceptance rate.
+    """
     table = []
     for class_id, count in sorted(planned.items()):
         own = rows.class_id == class_id
+        drawn = int((rows.candidate[own] + 1).sum())
         row: dict[str, Any] = {
             "class_id": class_id,
             "class_name": names[class_id] if names else str(class_id),
@@ -104,26 +109,48 @@ def class_table(
             "on_class_rate": _mean(rows.predicted_id[own] == class_id),
             "confidence": _mean(rows.confidence[own]),
             "entropy": _mean(rows.entropy[own]),
+            "acceptance_rate": int(rows.accepted[own].sum()) / drawn if filtered and drawn else None,
+            "confidence_w1": None,
+            "entropy_w1": None,
         }
-        if scores is not None and labels is not None:
-            real = labels == class_id
-            row["reference_on_class_rate"] = _mean(scores.predicted_id[real] == class_id)
-            row["reference_confidence"] = _mean(scores.confidence[real])
-            row["reference_entropy"] = _mean(scores.entropy[real])
         table.append(row)
     return table
+
+
+def add_score_columns(
+    table: list[dict[str, Any]], rows: Rows, scores: ReferenceScores, labels: NDArray[np.int64]
+) -> None:
+    """Add the classifier's view of each class's real images, and how far the generated ones' is from it."""
+    for row in table:
+        own, real = rows.class_id == row["class_id"], labels == row["class_id"]
+        row["reference_on_class_rate"] = _mean(scores.predicted_id[real] == row["class_id"])
+        row["reference_confidence"] = _mean(scores.confidence[real])
+        row["reference_entropy"] = _mean(scores.entropy[real])
+        row["confidence_w1"] = wasserstein_1(rows.confidence[own], scores.confidence[real])
+        row["entropy_w1"] = wasserstein_1(rows.entropy[own], scores.entropy[real])
 
 
 def add_neighbor_columns(
     table: list[dict[str, Any]], class_ids: Array, labels: Array, hoods: tuple[Neighborhood, Neighborhood]
 ) -> None:
-    """Add precision and recall of each class, and the recall that the floor's images reach."""
+    """Add precision, recall and coverage of each class, and the recall and coverage of the floor's images."""
     found, floor = hoods
     for row in table:
         own, real = class_ids == row["class_id"], labels == row["class_id"]
         row["precision"] = _mean(found.balls[own] > 0)
         row["recall"] = _mean(found.recalled[real])
         row["recall_floor"] = _mean(floor.recalled[real])
+        row["coverage"] = _mean(found.covered[real])
+        row["coverage_floor"] = _mean(floor.covered[real])
+
+
+def wasserstein_1(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
+    """Area between the two distribution functions, in the values' unit; None where a side is empty."""
+    if not len(first) or not len(second):
+        return None
+    edges = np.sort(np.concatenate([first, second]))
+    shares = [np.searchsorted(np.sort(side), edges[:-1], side="right") / len(side) for side in (first, second)]
+    return float(np.sum(np.abs(shares[0] - shares[1]) * np.diff(edges)))
 
 
 def rarest(class_ids: Array, rarity: NDArray[np.float32], count: int) -> dict[int, list[int]]:

@@ -21,11 +21,16 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """images: (N, C, H, W) uint8; labels: (N,) int64; class_names: one name a class id."""
+    """images: (N, C, H, W) uint8; labels: (N,) int64; class_names: one name a class id.
+
+    keys: what each image is called: its file within the folder, or its key within the shards; empty where images have
+    no names.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
+    keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -105,7 +110,8 @@ def _load_folders(path: Path, size: int, channels: int) -> LabelledImages:
             images[row] = decode_image(file, size, channels)
         except OSError as error:
             raise DataError(f"data: {file} is no readable image ({error})") from error
-    return LabelledImages(images, np.array([k for _, k in files]), tuple(d.name for d in folders))
+    keys = tuple(file.relative_to(path).as_posix() for file, _ in files)
+    return LabelledImages(images, np.array([k for _, k in files]), tuple(d.name for d in folders), keys)
 
 
 def _load_shards(tars: list[Path], size: int, channels: int) -> LabelledImages:
@@ -113,12 +119,15 @@ def _load_shards(tars: list[Path], size: int, channels: int) -> LabelledImages:
 
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
+    keys: list[str] = []
     for sample in wds.WebDataset([str(t) for t in tars], shardshuffle=False, handler=wds.reraise_exception):
         suffix = next((s for s in IMAGE_SUFFIXES if s[1:] in sample), None)
         if suffix is None or "cls" not in sample:
             raise DataError(f"data: sample {sample['__key__']} of {sample['__url__']} has no image or no .cls")
         images.append(decode_image(io.BytesIO(sample[suffix[1:]]), size, channels))
         labels.append(int(sample["cls"]))
+        keys.append(sample["__key__"])
     if not images:
         raise DataError(bad("data", str(tars[0].parent), "shards with at least one sample"))
-    return LabelledImages(np.stack(images), np.array(labels), tuple(str(k) for k in range(max(labels) + 1)))
+    names = tuple(str(k) for k in range(max(labels) + 1))
+    return LabelledImages(np.stack(images), np.array(labels), names, tuple(keys))

@@ -37,7 +37,13 @@ def blob() -> Blob:
 @pytest.fixture
 def commit_run() -> Callable[[Store, str], Manifest]:
     """Commits every shard of a manifest (store, TOML text), its images from blob."""
-    return lambda store, text: commit_images(store, text, make_blob)
+    return lambda store, text: commit_every(store, text, make_blob)
+
+
+@pytest.fixture
+def commit_images() -> Callable[[Store, str, Blob], Manifest]:
+    """As commit_run, with images of the caller's own."""
+    return commit_every
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def real_folder(tmp_path: Path) -> Path:
     return tmp_path / "real"
 
 
-def commit_images(store: Store, text: str, source: Blob) -> Manifest:
+def commit_every(store: Store, text: str, source: Blob) -> Manifest:
     """Commit every shard of the manifest; source(class id, ordinal) -> image (C, H, W), predicted id, confidence."""
     manifest = parse_manifest(text, "test")
     plan = make_plan(manifest)
@@ -60,10 +66,18 @@ def commit_images(store: Store, text: str, source: Blob) -> Manifest:
         samples = []
         for slot in plan.shard(shard).slots:
             image, predicted, confidence = source(slot.class_id, slot.class_index)
+            image = fit(image, manifest.preset.channels, manifest.preset.image_size)
             samples.append(make_sample(manifest, (shard, slot.index, slot.class_id), image, (predicted, confidence)))
         header = ShardHeader(shard_name(manifest.prefix, shard), shard, text, manifest.digest, "test")
         commit_shard(store, header, samples, 1.0)
     return manifest
+
+
+def fit(image: NDArray[np.uint8], channels: int, size: int) -> NDArray[np.uint8]:
+    """The image in a black frame of the preset's size, grey as colour where it needs to be."""
+    edge = size - image.shape[1]
+    framed = np.pad(image, ((0, 0), (0, edge), (0, edge)))
+    return framed if channels == image.shape[0] else np.repeat(framed, channels, axis=0)
 
 
 def make_sample(

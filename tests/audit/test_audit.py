@@ -8,21 +8,27 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import wasserstein_distance
 
 from pipeline.audit.audit import METRICS_PATH, AuditOptions, run_audit
 from pipeline.audit.dataset import read_run
 from pipeline.audit.features import extract_features, load_extractor
 from pipeline.audit.metrics import compare_features
-from pipeline.audit.reference import load_reference, match_counts
-from pipeline.audit.summary import histogram, rarest
+from pipeline.audit.reference import load_reference, match_counts, rows_within
+from pipeline.audit.summary import histogram, rarest, wasserstein_1
 from pipeline.errors import DataError, OutputError, RarefyError, ShardError
 from pipeline.generate.score import score_images
 from pipeline.manifest import Manifest, parse_manifest
 from pipeline.models.adm import Classifier, UNet
 from pipeline.models.catalog import get_preset
 from pipeline.shards.store import Store
+from pipeline.shards.writer import encode_png
 
 CommitRun = Callable[[Store, str], Manifest]
+Blob = Callable[[int, int], tuple[NDArray[np.uint8], int, float]]
+CommitImages = Callable[[Store, str, Blob], Manifest]
 
 MANIFEST = """
 name = "small"
@@ -51,16 +57,92 @@ def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, co
     assert reference is not None
     extractor = load_extractor()
     real = extract_features(reference.real.images, extractor)
+    # The floor has ten images of class 0, the run twelve: ten of them are measured, so that the counts are equal.
+    run = run.keep(rows_within(run.measured.class_id, {0: 10, 1: 10, 4: 10}))
     expected = compare_features(extract_features(run.images, extractor), real)
-    held_out = match_counts(reference.held_out, {0: 12, 1: 8, 4: 4})
+    held_out = match_counts(reference.held_out, {0: 10, 1: 8, 4: 4})
     floor = compare_features(extract_features(held_out.images, extractor), real)
     for name, value in expected.items():
         entry = result["metrics"][name]
         assert entry["value"] == pytest.approx(value, rel=1e-4, abs=1e-4), name
         assert entry["floor"] == pytest.approx(floor[name], rel=1e-4, abs=1e-4), name
         assert (entry["extractor"], entry["layer"]) == ("efficientnet-lite0", "head_pooled")
-        assert (entry["generated_count"], entry["real_count"], entry["floor_count"]) == (24, 100, 10 + 8 + 4)
-        assert entry["k"] == (None if name.startswith(("fid", "kid")) else 3)
+        assert (entry["generated_count"], entry["real_count"], entry["floor_count"]) == (22, 100, 22)
+        assert entry["k"] == (None if name.startswith(("fid", "kid", "nearest", "lof")) else 3)
+        for value_name in ("", "floor_"):
+            low, high = entry[f"{value_name}interval"] or (-np.inf, np.inf)
+            assert low <= high
+    assert result["metrics"]["lof"]["sample_count"] == 22
+    assert len(result["tail"].pop("sha256")) == 64
+    assert result["tail"] == {"rule": "avgknn", "share": 0.2, "count": 20}
+    drawn = pq.read_table(tmp_path / "out" / "audit" / "bootstrap.parquet").to_pandas().groupby("metric")["value"]
+    assert set(drawn.count()) == {200}
+    for name, entry in result["metrics"].items():
+        if entry["interval"]:
+            assert entry["interval"] == pytest.approx(drawn.get_group(name).quantile([0.025, 0.975]).tolist()), name
+
+
+def test_gates_copies_map_and_classes(
+    tmp_path: Path, real_folder: Path, blob: Blob, commit_images: CommitImages
+) -> None:
+    shown = load_reference(get_preset("fashion-mnist-28"), str(real_folder))
+    assert shown is not None
+    place = np.flatnonzero(shown.real.labels == 1)[3]
+    copied, copied_key = shown.real.images[place], shown.real.keys[place]
+    assert np.array_equal(np.asarray(Image.open(real_folder / copied_key)), copied[0])
+
+    def source(class_id: int, ordinal: int) -> tuple[NDArray[np.uint8], int, float]:
+        """Trousers 2 and 3 are one image, trouser 5 is a real one, coat 2 one that was held out."""
+        if (class_id, ordinal) == (4, 2):
+            return kept_back, 4, 0.9
+        image, predicted, confidence = blob(class_id, 2 if (class_id, ordinal) == (1, 3) else ordinal)
+        return (copied, 1, 0.9) if (class_id, ordinal) == (1, 5) else (image, predicted, confidence)
+
+    place = np.flatnonzero(shown.held_out.labels == 4)[-1]
+    kept_back, kept_back_key = shown.held_out.images[place], shown.held_out.keys[place]
+    store = Store(str(tmp_path / "out"))
+    gates = "[gates]\nprecision = { min = 0.0 }\ncopies = { max = 0.0 }\nrecall.per_class = { min = 0.0 }\n"
+    accept = "[accept]\nmax_candidates = 2\n"
+    commit_images(store, MANIFEST + accept + gates, source)
+    result = run_audit(store, AuditOptions(reference=str(real_folder)), quiet)
+    told = {(check["metric"], check["scope"]): check["passed"] for check in result["gates"]}
+    assert told == {
+        ("precision", "all"): True,
+        ("copies", "all"): False,
+        ("recall", "t-shirt/top"): True,
+        ("recall", "trouser"): True,
+        ("recall", "coat"): True,
+    }
+    assert (result["verdict"], result["partial"], result["problems"]) == ("failed", False, [])
+
+    keys = pq.read_table(tmp_path / "out" / "audit" / "samples.parquet").to_pylist()
+    trousers = [row for row in keys if row["class_id"] == 1]
+    worst = {(row["kind"], row["key"]): row for row in result["copies"] if row["ratio"] < 1e-3}
+    exact = next(row for (kind, _), row in worst.items() if kind == "exact")
+    assert {exact["key"], exact["other"]} == {trousers[2]["key"], trousers[3]["key"]}
+    of_real = worst["reference", trousers[5]["key"]]
+    assert of_real["other"] == copied_key
+    assert trousers[5]["nearest_real"] == copied_key
+    assert trousers[5]["copy_ratio"] == of_real["ratio"]
+    coats = [row for row in keys if row["class_id"] == 4]
+    assert worst["held-out", coats[2]["key"]]["other"] == kept_back_key
+    assert result["metrics"]["copies"]["value"] >= 2 / 22
+    pictures = pq.read_table(tmp_path / "out" / "audit" / "copies.parquet").to_pylist()
+    assert len(pictures) == len(result["copies"])
+    assert next(row for row in pictures if row["key"] == of_real["key"])["png"] == encode_png(copied)
+    assert all(row["png"] == row["other_png"] for row in pictures if row["kind"] == "exact")
+    assert result["metrics"]["duplicates"]["value"] >= 2 / 22
+
+    assert [len(result["map"][side]) for side in ("generated", "real")] == [22, 100]
+    assert {point[3] for point in result["map"]["generated"]} == {row["key"] for row in keys}
+    for row in result["per_class"]:
+        assert row["acceptance_rate"] == 1
+        assert 0 <= row["coverage"] <= 1
+        assert 0 <= row["coverage_floor"] <= 1
+        assert row["confidence_w1"] >= abs(row["confidence"] - row["reference_confidence"]) - 1e-9
+    rarest_rows = pq.read_table(tmp_path / "out" / "audit" / "rarest.parquet").to_pylist()
+    for row in rarest_rows:
+        assert (row["nearest_png"] is None) == (row["side"] == "real")
 
 
 def test_counts_classes_and_samples(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:
@@ -78,7 +160,7 @@ def test_counts_classes_and_samples(tmp_path: Path, real_folder: Path, commit_ru
     assert result["provenance"]["manifest_digest"] == parse_manifest(MANIFEST, "x").digest
     assert result["provenance"]["sealed"] is False
     table = pq.read_table(tmp_path / "out" / "audit" / "samples.parquet")
-    assert table.num_rows == 24
+    assert table.num_rows == 22
     rows = table.to_pylist()
     assert all((row["rarity"] is None) == (row["real_balls"] == 0) for row in rows)
     assert all(0 <= row["nearest_distance"] <= row["knn_distance"] for row in rows)
@@ -133,6 +215,7 @@ def test_without_a_reference_the_run_is_still_described(tmp_path: Path, commit_r
     assert set(result["metrics"]) == {"on_class_rate"}
     assert result["metrics"]["on_class_rate"] | {"value": 0.75, "floor": None} == result["metrics"]["on_class_rate"]
     assert result["provenance"]["reference"] is None
+    assert (result["tail"], result["map"], result["copies"], result["verdict"]) == (None, None, [], "no gates")
     assert result["histograms"]["confidence"]["reference"] is None
     table = pq.read_table(tmp_path / "out" / "audit" / "samples.parquet")
     assert table["rarity"].null_count == 24
@@ -150,8 +233,8 @@ def test_a_second_audit_takes_the_reference_from_the_cache(
         options = AuditOptions(reference=str(real_folder))
         results.append(run_audit(store, options, lambda stage, done, total, seen=seen: seen.add(stage)))
         stages.append(seen)
-    assert {"features of the reference", "features of the floor"} <= stages[0]
-    assert not {"features of the reference", "features of the floor"} & stages[1]
+    assert {"features of the reference", "features of the held-out images"} <= stages[0]
+    assert not {"features of the reference", "features of the held-out images"} & stages[1]
     assert results[0]["metrics"] == results[1]["metrics"]
 
 
@@ -180,6 +263,8 @@ def test_a_reference_that_cannot_be_used(tmp_path: Path, commit_run: CommitRun) 
     commit_run(store, MANIFEST)
     with pytest.raises(DataError, match="data: "):
         run_audit(store, AuditOptions(reference=str(tmp_path / "absent")), quiet)
+    with pytest.raises(RarefyError, match="limit: 0 is not at least 1"):
+        run_audit(store, AuditOptions(limit=0), quiet)
     with pytest.raises(RarefyError, match="device"):
         run_audit(store, AuditOptions(device="nowhere"), quiet)
     assert store.list("audit") == []
@@ -206,3 +291,11 @@ def test_histogram_by_hand() -> None:
 def test_rarest_by_hand() -> None:
     rarity = np.array([1.0, 5.0, np.nan, 3.0, 4.0], np.float32)
     assert rarest(np.array([0, 0, 0, 0, 7]), rarity, 2) == {0: [1, 3], 7: [4]}
+
+
+def test_wasserstein_agrees_with_scipy_and_by_hand() -> None:
+    assert wasserstein_1(np.array([0.0, 1.0]), np.array([3.0])) == pytest.approx(2.5)
+    assert wasserstein_1(np.array([]), np.array([3.0])) is None
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(size=30), generator.normal(1, 2, size=41)
+    assert wasserstein_1(first, second) == pytest.approx(wasserstein_distance(first, second))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.audit.cache import array_digest, cache_folder, cached
-from pipeline.audit.features import extract_features, load_extractor, load_plain_efficientnet
+from pipeline.audit.features import extract_features, extract_outputs, load_extractor, load_plain_efficientnet
 from pipeline.audit.fidelity import load_module
 from pipeline.errors import CheckpointError, DataError, DeviceError, ManifestError
 
@@ -52,8 +53,59 @@ def test_bad_arguments_are_one_line() -> None:
         extract_features(images(1, 1, 8), extractor, "gpu0")
     with pytest.raises(ManifestError, match="extractor: 'vgg' is not one of efficientnet-lite0, inception-v3"):
         load_extractor("vgg")
-    with pytest.raises(ManifestError, match="inception weights"):
-        load_extractor("inception-v3")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("inception-v3", "give a path"),
+        ("vgg16", "give a path"),
+        ("dinov2-vit-s-14", "put torch.hub's copy into its cache"),
+        ("clip-vit-b-32", "give a path"),
+    ],
+)
+def test_no_network_is_one_line_that_says_what_helps(
+    name: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "load", refuse)
+    with pytest.raises(CheckpointError, match=f"{name}.* cannot be downloaded, {hint} .*no route"):
+        load_extractor(name)
+
+
+def test_dinov2_takes_no_path(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "dino.pth")
+    with pytest.raises(CheckpointError, match="dinov2-vit-s-14: it is downloaded only"):
+        load_extractor("dinov2-vit-s-14", str(tmp_path / "dino.pth"))
+
+
+def test_a_registered_extractor_is_found_by_name() -> None:
+    base = load_module("feature_extractor_base").FeatureExtractorBase
+
+    class Corners(base):  # type: ignore[misc,valid-type]  # untyped package
+        def __init__(self, name: str, layers: list[str], **_: object) -> None:
+            super().__init__(name, layers)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("corner",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "corner"
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
+            return (pixels[:, :, 0, 0].float(),)
+
+    load_module("registry").register_feature_extractor("corners", Corners)
+    extractor = load_extractor("corners")
+    pixels = images(3, 3, 8)
+    assert (extractor.layer, extractor.dim, extractor.logits) == ("corner", 3, 0)
+    np.testing.assert_array_equal(extract_features(pixels, extractor), pixels[:, :, 0, 0])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not weights"])
@@ -61,7 +113,7 @@ def test_a_file_that_is_no_inception(tmp_path: Path, content: bytes | None) -> N
     path = tmp_path / "inception.pth"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"inception\.pth is no FID InceptionV3 weights file") as caught:
+    with pytest.raises(CheckpointError, match=r"inception\.pth is no weights file of inception-v3-compat") as caught:
         load_extractor("inception-v3", str(path))
     assert "\n" not in str(caught.value)
 
@@ -71,7 +123,7 @@ def test_inception_refuses_other_weights_and_pickled_code(tmp_path: Path) -> Non
     torch.save({"weight": torch.zeros(3)}, other)
     torch.save({"call": subprocess.Popen}, code)
     for path in (other, code):
-        with pytest.raises(CheckpointError, match="is no FID InceptionV3"):
+        with pytest.raises(CheckpointError, match="is no weights file of inception-v3-compat"):
             load_extractor("inception-v3", str(path))
 
 
@@ -82,10 +134,10 @@ def test_inception_by_path_is_torch_fidelitys_pool_3(tmp_path: Path) -> None:
     extractor = load_extractor("inception-v3", str(path))
     pixels = images(2, 1, 28)
     with torch.inference_mode():
-        expected = blank(torch.from_numpy(pixels).expand(-1, 3, -1, -1))[0].numpy()
-    features = extract_features(pixels, extractor, batch=1)
-    assert (extractor.layer, features.shape) == ("pool_3", (2, 2048))
-    np.testing.assert_allclose(features, expected, atol=1e-4)
+        expected, logits = (part.numpy() for part in blank(torch.from_numpy(pixels).expand(-1, 3, -1, -1)))
+    outputs = extract_outputs(pixels, extractor, batch=1)
+    assert (extractor.layer, extractor.dim, extractor.logits) == ("pool_3", 2048, 1008)
+    np.testing.assert_allclose(outputs, np.concatenate([expected, logits], axis=1), atol=1e-4)
 
 
 def blank_inception(folder: Path) -> torch.nn.Module:
@@ -96,7 +148,9 @@ def blank_inception(folder: Path) -> torch.nn.Module:
             """Keep the initial values."""
 
     torch.save({}, folder / "empty.pth")
-    network: torch.nn.Module = Blank("blank", ["2048"], feature_extractor_weights_path=str(folder / "empty.pth"))
+    network: torch.nn.Module = Blank(
+        "blank", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(folder / "empty.pth")
+    )
     return network
 
 
@@ -143,3 +197,34 @@ def test_digest_knows_type_and_shape() -> None:
     others = [np.zeros((3, 2), np.uint8), np.zeros((2, 3), np.int8), np.ones((2, 3), np.uint8)]
     digests = {array_digest(array) for array in [zeros, zeros.copy(), *others]}
     assert len(digests) == 4
+
+
+class Held(torch.nn.Module):
+    """Parameters under the names of a state dict, in a form that TorchScript takes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_clip_by_path_takes_the_published_form(tmp_path: Path) -> None:
+    # CLIP is published as TorchScript in half precision; a network of one small layer stands in.
+    module = load_module("feature_extractor_clip")
+    torch.manual_seed(0)
+    visual = module.CLIPVisual(8, 64, 1, 64, 32)
+    root = Held()
+    for name, value in {**visual.state_dict(), "text_projection": torch.zeros(3, 8)}.items():
+        *folders, last = name.split(".")
+        inner: torch.nn.Module = root
+        for folder in folders:
+            if folder not in dict(inner.named_children()):
+                inner.add_module(folder, Held())
+            inner = inner.get_submodule(folder)
+        inner.register_buffer(last, torch.randn(value.shape).half())
+    path = tmp_path / "clip.pt"
+    torch.jit.script(root).save(str(path))
+    extractor = load_extractor("clip-vit-b-32", str(path))
+    assert (extractor.layer, extractor.dim, extractor.logits) == ("clip", 8, 0)
+    found = extract_features(images(3, 1, 28), extractor)
+    assert found.std(axis=0).min() > 0
+    np.testing.assert_allclose(found[:1], extract_features(images(3, 1, 28)[:1], extractor), rtol=1e-4)

@@ -1,12 +1,28 @@
 """Metrics of whole sets: closed forms, and what each must say of sets that are equal, narrow or shifted."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from sklearn.neighbors import LocalOutlierFactor
 
-from pipeline.audit.fidelity import frechet_distance, kernel_distance
-from pipeline.audit.metrics import compare_features, tail_members
+from pipeline.audit.fidelity import (
+    frechet_distance,
+    frechet_influences,
+    inception_scores,
+    kernel_distances,
+    kernel_influences,
+    load_module,
+)
+from pipeline.audit.metrics import compare_features
 from pipeline.audit.neighbors import build_manifold
+from pipeline.audit.outliers import local_outlier_factors
+from pipeline.audit.reference import Reference
+from pipeline.audit.tail import find_tail, tail_members
+from pipeline.errors import DataError, ManifestError
+from pipeline.training.data import LabelledImages
 
 Floats = NDArray[np.float32]
 
@@ -33,17 +49,19 @@ def test_kernel_distance_matches_the_estimator_written_out() -> None:
 
     own = sum((kernel(x, x).sum() - np.trace(kernel(x, x))) / (40 * 39) for x in (first, second))
     # 40 rows are less than a subset, so every subset is the whole set and there is no spread
-    mean, std = kernel_distance(first.astype(np.float32), second.astype(np.float32))
-    assert mean == pytest.approx(own - 2 * kernel(first, second).mean(), rel=1e-5)
-    assert std == pytest.approx(0.0, abs=1e-9)
+    found = kernel_distances(first.astype(np.float32), second.astype(np.float32))
+    assert found.mean() == pytest.approx(own - 2 * kernel(first, second).mean(), rel=1e-5)
+    assert found.std() == pytest.approx(0.0, abs=1e-9)
 
 
 def test_equal_distributions_score_like_real_ones() -> None:
     found = compare_features(gaussian(800, 0), gaussian(800, 1))
     assert set(found) == {
         "fid_efficientnet_lite0", "kid_efficientnet_lite0", "precision", "recall", "tail_recall", "density", "coverage",
-        "rarity",
+        "tail_coverage", "rarity", "outside", "avg_knn", "nearest", "lof",
     }  # fmt: skip
+    assert found["outside"] == pytest.approx(1 - found["precision"])
+    assert found["lof"] == pytest.approx(1.05, abs=0.15)
     assert found["density"] == pytest.approx(1.0, abs=0.1)
     assert found["coverage"] > 0.85
     assert found["fid_efficientnet_lite0"] < 0.1
@@ -60,8 +78,10 @@ def test_a_narrow_set_is_precise_and_misses_the_tail() -> None:
 
 def test_a_set_far_away_scores_zero_everywhere() -> None:
     found = compare_features(gaussian(60, 0, mean=100.0), gaussian(60, 1), extractor="inception-v3")
-    zeros = ("precision", "recall", "tail_recall", "density", "coverage", "rarity")
-    assert [found[name] for name in zeros] == [0.0] * 6
+    zeros = ("precision", "recall", "tail_recall", "density", "coverage", "tail_coverage", "rarity")
+    assert [found[name] for name in zeros] == [0.0] * 7
+    assert found["outside"] == 1
+    assert found["nearest"] == pytest.approx(200, abs=10)  # four axes, 100 each
     assert found["fid_inception_v3"] > 10_000
 
 
@@ -69,3 +89,112 @@ def test_the_tail_is_the_sparsest_fifth() -> None:
     dense, sparse = np.linspace(0, 1, 80), 10.0 + 5.0 * np.arange(20)
     members = tail_members(build_manifold(np.concatenate([dense, sparse]).astype(np.float32)[:, None], 2))
     assert np.flatnonzero(members).tolist() == list(range(80, 100))
+
+
+def halves(real: list[str], held_out: list[str]) -> Reference:
+    """A reference of which only the keys matter."""
+    parts = (LabelledImages(np.empty(0, np.uint8), np.empty(0, np.int64), (), tuple(keys)) for keys in (real, held_out))
+    return Reference(*parts, "by hand")
+
+
+def test_tails_by_confidence_and_by_list(tmp_path: Path) -> None:
+    real = build_manifold(gaussian(20, 0), 2)
+    confidence, reference = np.linspace(1, 0, 20), halves([f"cat/{i} a.png" for i in range(20)], ["dog/7.png"])
+    least = find_tail("confidence", real, confidence, reference)
+    assert (least.rule, np.flatnonzero(least.members).tolist()) == ("confidence", [16, 17, 18, 19])
+    path = tmp_path / "tail.txt"
+    path.write_text("cat/3 a.png\ndog/7.png\n\ncat/19 a.png\n")
+    own = find_tail(str(path), real, None, reference)
+    assert np.flatnonzero(own.members).tolist() == [3, 19]
+    assert (own.rule, own.summary()["share"], own.summary()["count"]) == ("keys", 0.1, 2)
+    assert own.summary()["sha256"] != least.summary()["sha256"]
+    with pytest.raises(ManifestError, match="not possible here"):
+        find_tail("confidence", real, None, reference)
+    with pytest.raises(ManifestError, match="one of avgknn, confidence or a readable list"):
+        find_tail("densest", real, None, reference)
+    for content, told in (
+        ("cat/3 a.png\ncat/20 a.png\n", r"tail .*: 'cat/20 a.png' is not .* such as 'cat/0 a.png' \(1 of 2 are not\)"),
+        ("dog/7.png\n", "a list that names any of the 20 real images"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=told):
+            find_tail(str(path), real, None, reference)
+
+
+def test_agrees_with_torch_fidelity_on_the_same_features() -> None:
+    first, second = gaussian(1500, 0, 0.3), gaussian(1200, 1)
+    fid, kid = load_module("metric_fid"), load_module("metric_kid")
+    wide = [torch.from_numpy(rows).double() for rows in (first, second)]
+    statistics = [fid.fid_features_to_statistics(rows) for rows in wide]
+    expected = fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
+    assert frechet_distance(first, second) == pytest.approx(expected, abs=1e-5)
+    options = {"kid_subsets": 50, "kid_subset_size": 1000, "kid_kernel": "poly", "kid_kernel_poly_degree": 3}
+    options |= {"kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1, "rng_seed": 2020, "verbose": False}
+    found = kid.kid_features_to_metric(*wide, **options)
+    names = (kid.KEY_METRIC_KID_MEAN, kid.KEY_METRIC_KID_STD)
+    subsets = kernel_distances(first, second)
+    assert (subsets.mean(), subsets.std()) == pytest.approx(tuple(found[name] for name in names), abs=1e-5)
+    isc = load_module("metric_isc")
+    score = isc.isc_features_to_metric(torch.from_numpy(first))
+    splits = inception_scores(first)
+    assert splits.mean() == pytest.approx(score[isc.KEY_METRIC_ISC_MEAN], abs=1e-5)
+    assert splits.std() == pytest.approx(score[isc.KEY_METRIC_ISC_STD], abs=1e-5)
+
+
+def test_fewer_rows_than_columns_keep_their_frechet_distance() -> None:
+    generator = np.random.default_rng(5)
+    first, second = (generator.normal(size=(9, 40)).astype(np.float32) for _ in range(2))
+    means = [rows.mean(axis=0, dtype=np.float64) for rows in (first, second)]
+    centred = [(rows - mean) / np.sqrt(8) for rows, mean in zip((first, second), means, strict=True)]
+    # tr (C1 C2)^1/2 is the sum of the singular values of X1 X2'
+    cross = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    expected = ((means[0] - means[1]) ** 2).sum() + sum((rows**2).sum() for rows in centred) - 2 * cross
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-5)
+    assert [len(side) for side in frechet_influences(first, second)] == [9, 9]
+
+
+def test_frechet_influences_are_the_derivative() -> None:
+    first, second = gaussian(300, 0, 0.5, 1.4).astype(np.float64), gaussian(200, 1).astype(np.float64)
+    influences = frechet_influences(first.astype(np.float32), second.astype(np.float32))
+
+    def distance(weights: NDArray[np.float64]) -> float:
+        mean = weights @ first
+        cov = (first - mean).T * weights @ (first - mean) * 300 / 299
+        root = np.linalg.eigvals(cov @ np.cov(second, rowvar=False))
+        gap = mean - second.mean(axis=0)
+        return float(gap @ gap + np.trace(cov) + np.trace(np.cov(second, rowvar=False)) - 2 * np.sqrt(root.real).sum())
+
+    equal = np.full(300, 1 / 300)
+    for row in (0, 7, 150):
+        nearer = equal * (1 - 1e-5)
+        nearer[row] += 1e-5
+        slope = (distance(nearer) - distance(equal)) / 1e-5
+        assert influences[0][row] == pytest.approx(slope, rel=0.02, abs=0.02)
+    assert influences[1].mean() == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_influences_are_what_is_lost_without_a_row() -> None:
+    first, second = gaussian(60, 0, 0.7, 1.5).astype(np.float64), gaussian(50, 1).astype(np.float64)
+    influences = kernel_influences(first.astype(np.float32), second.astype(np.float32))
+
+    def distance(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+        among, others, apart = ((a @ b.T / 4 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+        own = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (among, others))
+        return float(own - 2 * apart.mean())
+
+    whole = distance(first, second)
+    for row in (0, 7, 41):
+        lost = [distance(np.delete(first, row, axis=0), second), distance(first, np.delete(second, row, axis=0))]
+        for side, rows in enumerate((60, 50)):
+            expected = (influences[side].mean() - influences[side][row]) / (rows - 1)
+            assert lost[side] - whole == pytest.approx(expected, rel=0.05, abs=1e-3)
+
+
+def test_outlier_factors_are_scikit_learns_and_call_out_the_far() -> None:
+    real = gaussian(300, 0)
+    far = np.concatenate([gaussian(50, 1), gaussian(5, 2, mean=30.0)])
+    factors = local_outlier_factors(far, real)
+    expected = -LocalOutlierFactor(n_neighbors=20, novelty=True).fit(real).score_samples(far)
+    np.testing.assert_allclose(factors, expected, rtol=1e-5)
+    assert factors[50:].min() > 5 > factors[:50].max()
+    assert len(local_outlier_factors(gaussian(2500, 3), gaussian(2100, 4))) == 2000

@@ -47,6 +47,7 @@ def test_class_folders_name_their_classes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(png(PIXELS[row]))
     data = load_images(tmp_path, 8, 1)
+    assert data.keys == ("bag/a.png", "dress/a.png")
     assert data.class_names == ("bag", "dress") and data.labels.tolist() == [0, 1]
     assert np.array_equal(data.images[:, 0], PIXELS[:2])
 
@@ -69,6 +70,7 @@ def test_webdataset_shards(tmp_path: Path) -> None:
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     data = load_images(tmp_path, 8, 1)
+    assert data.keys == ("00000", "00001", "00002")
     assert np.array_equal(data.images[:, 0], PIXELS[:3]) and data.labels.tolist() == [0, 1, 2]
 
 
