@@ -37,6 +37,8 @@ from pipeline.bench.measure import machine
 from pipeline.models.checkpoint import file_sha256
 
 ALL_REFERENCE = 10_000
+HEADLINES = ("fid", "recall", "confidence", "entropy")
+FILES = {"checkpoint": "unet", "classifier": "classifier"}
 Row = dict[str, Any]
 
 
@@ -121,6 +123,22 @@ def differences(seeds: Sequence[Row]) -> dict[str, Any]:
     return found
 
 
+def headline(found: dict[str, Any]) -> dict[str, Any]:
+    """The worst over all terms: relative errors from least to most, pixels, and metrics beside their spread."""
+    errors = {
+        name: [error["batch"] for of_terms in found["errors"].values() for error in of_terms[name].values()]
+        for name in ("eps", "gradient")
+    }
+    metrics = {}
+    for name in HEADLINES:
+        entries = [of_terms[name] for of_terms in found["metrics"].values()]
+        worst = max(entries, key=lambda entry: abs(entry["difference"]))
+        metrics[name] = {"difference": worst["difference"], "std": worst["exact_std"]}
+    pixels = max(of_terms["above_1"] for of_terms in found["pixels"].values())
+    ranges = {name: [min(values), max(values)] for name, values in errors.items()}
+    return {**ranges, "pixels_above_1": pixels, "metrics": metrics}
+
+
 def table(found: dict[str, Any]) -> str:
     """All figures as lines."""
     rows = []
@@ -155,6 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--eager", action="store_true", help="fast without the compiler")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="processes at once, one thread each")
+    parser.add_argument("--save", type=Path, help="JSON of the worst, as the audit's page tells it of embedded models")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     return parser
 
@@ -163,10 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     found = summarize(collect(plan_jobs(options), Path(options.out) / "rows.jsonl", options.threads))
     print(table(found))
+    names = ("against", "images", "seeds", "steps", "pixel_images", "batch", "reference", "eager")
+    about = {name: getattr(options, name) for name in names} | {"machine": machine(torch.device(options.device))}
+    if options.save:
+        hashes = {f"{name}_sha256": file_sha256(weights(PRESET, file)) for name, file in FILES.items()}
+        options.save.write_text(json.dumps({**hashes, **about, **headline(found)}, indent=1) + "\n")
     if options.json:
-        names = ("against", "images", "seeds", "steps", "pixel_images", "batch", "reference", "eager")
-        settings = {name: getattr(options, name) for name in names}
-        print(json.dumps({**settings, **found, "machine": machine(torch.device(options.device))}))
+        print(json.dumps({**about, **found}))
     return 0
 
 

@@ -24,6 +24,15 @@ def provenance(folder: str) -> dict[str, Any]:
     return loaded
 
 
+def fast_errors(checkpoint_sha256: str, classifier_sha256: str) -> dict[str, Any] | None:
+    """What ``fast`` changes of the embedded model with these weights (benchmarks/precision.py); None of any other."""
+    for path in sorted(_ROOT.glob("*/fast.json")):
+        found: dict[str, Any] = json.loads(path.read_text())
+        if (found["checkpoint_sha256"], found["classifier_sha256"]) == (checkpoint_sha256, classifier_sha256):
+            return found
+    return None
+
+
 def reference(folder: str, split: str) -> LabelledImages:
     """The data set's real images: ``test`` (the audit's reference) or ``train`` (for the real-real floor)."""
     with np.load(_ROOT / folder / f"reference-{split}.npz", allow_pickle=False) as arrays:

@@ -18,6 +18,7 @@ HEADLINES = {
     "none": "No real images to compare with",
 }
 TILES = ("recall", "tail_recall", "precision", "coverage", "fid", "on_class_rate")
+FAST_LABELS = {"fid": "FID", "recall": "recall", "confidence": "confidence", "entropy": "entropy"}
 ON_CLASS = MetricKind("On class", "higher", False, "share that the guiding classifier sees as the class asked for")
 # In reading order; what a metric does not say of itself in metrics.json.
 KINDS = {name: (METRIC_KINDS | {"on_class_rate": ON_CLASS})[name] for name in (*TILES, *METRIC_KINDS)}
@@ -100,12 +101,30 @@ def notes(result: Row) -> list[str]:
         found.append(
             f"The floor has {entry['floor_count']:,} real images against {entry['generated_count']:,} generated ones."
         )
+    if run["precision"] == "fast":
+        found.append(_fast_words(run["fast_errors"]))
     if entry and entry["generated_count"] < 5000:
         found.append(
             "With few images FID is biased upward and coverage downward: read both beside the floor of the same count, "
             "never beside published numbers."
         )
     return found
+
+
+def _fast_words(errors: Row | None) -> str:
+    """What bfloat16 does to the model's images, as measured on an embedded one."""
+    if errors is None:
+        return "Sampled in fast (bfloat16), whose error against exact was not measured for this model."
+    (eps_low, eps_high), (low, high) = errors["eps"], errors["gradient"]
+    changes = ", ".join(
+        f"{FAST_LABELS[name]} {entry['difference']:+.2g} (deviation over seeds {number(entry['std'])})"
+        for name, entry in errors["metrics"].items()
+    )
+    return (
+        f"Sampled in fast (bfloat16). Against exact, at worst over all guidance terms on this model: eps off by "
+        f"{eps_low:.1%} to {eps_high:.1%} of its norm, the guidance by {low:.1%} to {high:.1%}, "
+        f"{errors['pixels_above_1']:.1%} of the pixels by more than one level; {changes}."
+    )
 
 
 def metric_views(metrics: dict[str, Row]) -> list[Row]:

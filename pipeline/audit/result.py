@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from pipeline.assets import fast_errors
 from pipeline.audit.bootstrap import Estimate
 from pipeline.audit.dataset import RunData
 from pipeline.audit.gates import Gate, check_gates, gate_verdict
@@ -118,6 +119,8 @@ def _provenance(run: RunData, reference: Reference | None) -> dict[str, Any]:
         "checkpoint_sha256": run.weights[0],
         "classifier_sha256": run.weights[1],
         "guidance": [term.name for term in run.manifest.terms],
+        "precision": run.manifest.precision,
+        "fast_errors": fast_errors(*run.weights) if run.manifest.precision == "fast" else None,
         "sampler": f"{run.manifest.settings.method}, {run.manifest.settings.steps} steps",
         "reference": None if reference is None else reference.source,
         "reference_count": 0 if reference is None else len(reference.real),

@@ -87,6 +87,23 @@ def test_differences_by_hand() -> None:
     assert precision.differences(seeds[:1])["fid"]["within"] is None
 
 
+def test_headline_is_the_worst_of_all_terms() -> None:
+    def metrics(difference: float) -> dict[str, Any]:
+        return {name: {"difference": difference, "exact_std": 2.0} for name in precision.HEADLINES}
+
+    found = {
+        "errors": {
+            "none": {"eps": {"2": {"batch": 0.5}}, "gradient": {}},
+            "demo": {"eps": {"2": {"batch": 0.1}}, "gradient": {"2": {"batch": 0.3}, "900": {"batch": 0.2}}},
+        },
+        "pixels": {"none": {"above_1": 0.01}, "demo": {"above_1": 0.03}},
+        "metrics": {"none": metrics(-3.0), "demo": metrics(1.0)},
+    }
+    worst = precision.headline(found)
+    assert (worst["eps"], worst["gradient"], worst["pixels_above_1"]) == ([0.1, 0.5], [0.2, 0.3], 0.03)
+    assert worst["metrics"]["fid"] == {"difference": -3.0, "std": 2.0}
+
+
 def test_errors_by_hand() -> None:
     wanted = torch.tensor([[3.0, 4.0], [0.0, 10.0]])
     found = precision_work.relative_error(wanted + torch.tensor([[0.0, 5.0], [0.0, 1.0]]), wanted)

@@ -138,6 +138,8 @@ def provenance() -> Result:
         "committed": 20,
         "measured": 20,
         "not_accepted": 0,
+        "precision": "exact",
+        "fast_errors": None,
         "checkpoint_sha256": "0" * 64,
         "classifier_sha256": "1" * 64,
         "guidance": ["low-confidence"],

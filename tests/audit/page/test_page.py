@@ -65,11 +65,33 @@ def test_failed_gates_come_first(result: Result) -> None:
 
 
 def test_notes_name_every_reservation() -> None:
-    run = {"sealed": False, "committed": 30, "planned": 40, "measured": 20, "not_accepted": 3}
+    run = {"sealed": False, "committed": 30, "planned": 40, "measured": 20, "not_accepted": 3, "precision": "exact"}
     few = {"provenance": run, "metrics": {"recall": entry(0.4, 0.8, count=20) | {"floor_count": 10}}}
     assert len(notes(few)) == 5
-    good = {"sealed": True, "committed": 9000, "planned": 9000, "measured": 9000, "not_accepted": 0}
+    good = {
+        "sealed": True,
+        "committed": 9000,
+        "planned": 9000,
+        "measured": 9000,
+        "not_accepted": 0,
+        "precision": "exact",
+    }
     assert notes({"provenance": good, "metrics": {"recall": entry(0.4, 0.8)}}) == []
+
+
+def test_notes_give_the_error_of_fast() -> None:
+    counts = dict.fromkeys(("committed", "planned", "measured"), 9000)
+    run: Result = {"sealed": True, **counts, "not_accepted": 0, "precision": "fast", "fast_errors": None}
+    result = {"provenance": run, "metrics": {"recall": entry(0.4, 0.8)}}
+    assert "was not measured for this model" in notes(result)[0]
+    changes = {name: {"difference": -0.25, "std": 12.5} for name in ("fid", "recall", "confidence", "entropy")}
+    run["fast_errors"] = {"eps": [0.01, 0.04], "gradient": [0.02, 0.05], "pixels_above_1": 0.021, "metrics": changes}
+    (note,) = notes(result)
+    assert "eps off by 1.0% to 4.0% of its norm, the guidance by 2.0% to 5.0%, 2.1% of the pixels" in note
+    assert note.endswith(
+        "FID -0.25 (deviation over seeds 12.5), recall -0.25 (deviation over seeds 12.5), "
+        "confidence -0.25 (deviation over seeds 12.5), entropy -0.25 (deviation over seeds 12.5)."
+    )
 
 
 def test_heat_of_a_class_by_hand(result: Result) -> None:
