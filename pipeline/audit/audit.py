@@ -18,7 +18,8 @@ OUT/audit/metrics.json holds
     per_class   [{class_id, class_name, planned, count, on_class_rate, confidence, entropy, acceptance_rate,
                 confidence_w1, entropy_w1, reference_*, precision, recall, recall_floor, coverage, coverage_floor}];
                 null where a class has no image; *_w1: Wasserstein-1 distance to the real images' values;
-                acceptance_rate: accepted / drawn, null without a filter
+                acceptance_rate: accepted / drawn, null without a filter; on_class_rate, precision, recall and coverage
+                have a NAME_interval beside them, 95% by bootstrap over the rows that each averages over
     copies      [{key, class_id, kind, distance, ratio, other}], at most 24; kind: reference or held-out (other: key of
                 the real image of that part), exact or near (other: key of the twin)
     map         {method: "pca", explained, generated: [[x, y, class_id, key]], real: [[x, y, class_id]]} or null

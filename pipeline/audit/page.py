@@ -171,7 +171,8 @@ def _cell(row: Row, column: ClassColumn, ranges: dict[str, float]) -> Row:
         heat = 1 - value / beside
     if column.key == "count" and beside == value:
         beside = None
-    return {"value": value, "beside": beside, "heat": round(55 * min(1.0, max(0.0, heat)))}
+    interval = row.get(f"{column.key}_interval")
+    return {"value": value, "beside": beside, "interval": interval, "heat": round(55 * min(1.0, max(0.0, heat)))}
 
 
 def _tail_words(tail: Row) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
-from pipeline.audit.bootstrap import Estimate, estimate_mean
+from pipeline.audit.bootstrap import LEVEL, Estimate, estimate_mean
 from pipeline.audit.dataset import Rows
 from pipeline.audit.features import Extractor
 from pipeline.audit.metrics import GENERATED, METRIC_KINDS, REAL, metric_name
@@ -106,7 +107,7 @@ def class_table(names: tuple[str, ...], planned: Mapping[int, int], rows: Rows, 
             "class_name": names[class_id] if names else str(class_id),
             "planned": count,
             "count": int(own.sum()),
-            "on_class_rate": _mean(rows.predicted_id[own] == class_id),
+            **share("on_class_rate", rows.predicted_id[own] == class_id),
             "confidence": _mean(rows.confidence[own]),
             "entropy": _mean(rows.entropy[own]),
             "acceptance_rate": int(rows.accepted[own].sum()) / drawn if filtered and drawn else None,
@@ -137,11 +138,20 @@ def add_neighbor_columns(
     found, floor = hoods
     for row in table:
         own, real = class_ids == row["class_id"], labels == row["class_id"]
-        row["precision"] = _mean(found.balls[own] > 0)
-        row["recall"] = _mean(found.recalled[real])
+        row |= share("precision", found.balls[own] > 0)
+        row |= share("recall", found.recalled[real])
         row["recall_floor"] = _mean(floor.recalled[real])
-        row["coverage"] = _mean(found.covered[real])
+        row |= share("coverage", found.covered[real])
         row["coverage_floor"] = _mean(floor.covered[real])
+
+
+def share(name: str, hits: NDArray[np.bool_]) -> dict[str, Any]:
+    """The share of hits under ``name``, and its 95% bootstrap interval over these rows: that of a binomial, exactly."""
+    value, count = _mean(hits), len(hits)
+    if value is None:
+        return {name: None, f"{name}_interval": None}
+    edges = binom.ppf(((1 - LEVEL) / 2, (1 + LEVEL) / 2), count, value) / count
+    return {name: value, f"{name}_interval": edges.tolist()}
 
 
 def wasserstein_1(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:

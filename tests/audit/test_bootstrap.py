@@ -6,6 +6,7 @@ import pytest
 from pipeline.audit.bootstrap import REPLICATES, Estimate, around, estimate_mean, estimate_means, moved_also
 from pipeline.audit.metrics import compare_manifolds
 from pipeline.audit.neighbors import build_manifold
+from pipeline.audit.summary import share
 
 
 def test_the_spread_of_a_share_is_the_binomial_one() -> None:
@@ -92,3 +93,17 @@ def test_intervals_hold_what_other_draws_give() -> None:
     for name, given in values.items():
         # Recall and coverage err to the safe side: what a row alone reached may be reached by another one drawn.
         assert 0.8 < np.mean(spreads[name]) / np.std(given) < (1.3 if name == "kid" else 1.8), name
+
+
+@pytest.mark.parametrize(("hits", "count"), [(30, 100), (0, 10), (10, 10), (3, 7)])
+def test_a_classs_interval_is_the_bootstraps_own(hits: int, count: int) -> None:
+    """Resampling a share is drawing from a binomial, whose quantiles need no resamples."""
+    values = np.arange(count) < hits
+    found = share("recall", values)
+    resampled = np.random.default_rng(0).choice(values, (40_000, count)).mean(axis=1)
+    assert found["recall"] == hits / count
+    np.testing.assert_allclose(found["recall_interval"], np.quantile(resampled, (0.025, 0.975)), atol=1.01 / count)
+
+
+def test_a_class_without_images_has_no_interval() -> None:
+    assert share("recall", np.zeros(0, np.bool_)) == {"recall": None, "recall_interval": None}

@@ -189,6 +189,7 @@ def class_row(class_id: int, name: str) -> Result:
         "entropy_w1": 0.2,
         "precision": 0.7,
         "recall": 0.6 - 0.2 * class_id,
+        "recall_interval": [0.5 - 0.2 * class_id, 0.7 - 0.2 * class_id],
         "recall_floor": 0.8,
         "coverage": 0.1,
         "coverage_floor": None if class_id else 0.2,

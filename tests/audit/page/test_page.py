@@ -95,18 +95,18 @@ def test_notes_give_the_error_of_fast() -> None:
 
 
 def test_heat_of_a_class_by_hand(result: Result) -> None:
-    result["per_class"][1] |= {"count": 5, "recall": None}
+    result["per_class"][1] |= {"count": 5, "recall": None, "recall_interval": None}
     table = class_table(result)
     keys = [column.key for column in table["columns"]]
     assert "acceptance_rate" not in keys  # no class was filtered
     first, second = (dict(zip(keys, row["cells"], strict=True)) for row in table["rows"])
     # Recall 0.6 of the real 0.8 is a quarter short; 55% is the full colour.
-    assert first["recall"] == {"value": 0.6, "beside": 0.8, "heat": round(55 * 0.25)}
+    assert first["recall"] == {"value": 0.6, "beside": 0.8, "interval": [0.5, 0.7], "heat": round(55 * 0.25)}
     # As many as planned: the plan is not repeated. Half as many: half the colour.
-    assert first["count"] == {"value": 10, "beside": None, "heat": 0}
-    assert second["count"] == {"value": 5, "beside": 10, "heat": round(55 * 0.5)}
+    assert first["count"] == {"value": 10, "beside": None, "interval": None, "heat": 0}
+    assert second["count"] == {"value": 5, "beside": 10, "interval": None, "heat": round(55 * 0.5)}
     # A distance of 0.1 of probabilities in 0 to 1 is a fifth of the half range; 0.2 nat of 2 likewise.
     assert (first["confidence_w1"]["heat"], first["entropy_w1"]["heat"]) == (11, 11)
-    assert second["recall"] == {"value": None, "beside": 0.8, "heat": 0}
+    assert second["recall"] == {"value": None, "beside": 0.8, "interval": None, "heat": 0}
     # Without a floor there is nothing to be short of.
-    assert second["coverage"] == {"value": 0.1, "beside": None, "heat": 0}
+    assert second["coverage"] == {"value": 0.1, "beside": None, "interval": None, "heat": 0}
