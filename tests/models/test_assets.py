@@ -38,6 +38,14 @@ def test_weights_are_those_of_their_provenance(network: str) -> None:
     assert file_sha256(assets.weights(PRESET, network)) == assets.provenance(PRESET)[network]["weights_sha256"]
 
 
+def test_the_error_of_fast_was_measured_on_the_weights_that_ship() -> None:
+    hashes = [file_sha256(assets.weights(PRESET, network)) for network in ("unet", "classifier")]
+    found = assets.fast_errors(hashes[0], hashes[1])
+    assert found is not None and 0 < found["eps"][0] < found["eps"][1] < 0.1
+    assert all(abs(entry["difference"]) < entry["std"] for entry in found["metrics"].values())
+    assert assets.fast_errors(hashes[1], hashes[0]) is None
+
+
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_reference_images_are_balanced_and_those_of_their_provenance(split: str) -> None:
     data = assets.reference(PRESET, split)
