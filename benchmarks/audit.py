@@ -53,7 +53,10 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     with threadpool_limits(arguments.threads):
-        result = _measure(arguments)
+        result: dict[str, Any] = {name: getattr(arguments, name) for name in ("n", "dim", "k")}
+        result["machine"] = machine(CPU)
+        if arguments.repeats:
+            result |= _measure(arguments)
         if arguments.growth:
             result["growth"] = [_own_process(_grow, (n, arguments)) for n in GROWTH]
         if arguments.stream:
@@ -78,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=1280, help="features a row")
     parser.add_argument("--k", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="0 leaves the comparison with the others out")
     parser.add_argument("--skip-prdc", action="store_true", help="where its matrices do not fit")
     parser.add_argument(
         "--growth", action=argparse.BooleanOptionalAction, default=True, help="time ours from 5,000 to 50,000 rows"
@@ -99,10 +102,6 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         cases["prdc"] = lambda: found.update(prdc=_prdc(generated, real, arguments.k))
     seconds = interleave(cases, arguments.repeats, CPU)
     result: dict[str, Any] = {
-        "n": arguments.n,
-        "dim": arguments.dim,
-        "k": arguments.k,
-        "machine": machine(CPU),
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "ratio_torch_fidelity": ratios(seconds["torch_fidelity"], seconds["ours"]).median,
         "ratio_prdc": None if arguments.skip_prdc else ratios(seconds["prdc"], seconds["ours"]).median,
@@ -166,7 +165,7 @@ def _watched(n: int) -> Iterator[dict[str, Any]]:
 
 def _print_table(result: dict[str, Any]) -> None:
     print(f"{result['n']:,} x {result['n']:,} x {result['dim']}, k = {result['k']}", file=sys.stderr)
-    for name, seconds in result["seconds"].items():
+    for name, seconds in result.get("seconds", {}).items():
         print(f"  {name:<16}{seconds:>9.2f} s  {result['metrics'][name]}", file=sys.stderr)
     for row in [*result.get("growth", []), *([result["stream"]] if "stream" in result else [])]:
         print(f"  ours {row['n']:>9,}{row['seconds']:>9.1f} s {row['peak_bytes'] / 2**20:>8.0f} MiB", file=sys.stderr)
