@@ -20,9 +20,10 @@ from pipeline.audit.features import Extractor, Images, extract_features, load_ex
 from pipeline.audit.fidelity import Features
 from pipeline.audit.metrics import DEFAULT_K, compare_manifolds
 from pipeline.audit.neighbors import build_manifold
-from pipeline.diffusion.guidance import ClassifierGuidance, Guide, LowConfidence, PredictedRealImage, StepState, Term
+from pipeline.diffusion.guidance import Guide, Networks, StepState, Term
 from pipeline.diffusion.sampler import SamplerSettings, denoiser, sample, to_uint8
 from pipeline.diffusion.schedule import make_schedule
+from pipeline.diffusion.terms import ClassifierGuidance, LowConfidence, PredictedRealImage
 from pipeline.generate.score import score_images
 from pipeline.manifest import load_manifest
 from pipeline.models.catalog import Models, get_preset, load_models
@@ -135,11 +136,12 @@ def _step(
 ) -> tuple[Tensor, Tensor | None]:
     t, alpha = time
     with torch.no_grad():
-        output = denoiser(models.unet)(x_t, torch.full((len(x_t),), float(t), device=x_t.device), y)
+        denoise = denoiser(models.unet)
+        output = denoise(x_t, torch.full((len(x_t),), float(t), device=x_t.device), y)
         eps = output[:, : x_t.shape[1]]
         pred_xstart = ((x_t - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)).clamp(-1, 1)
         state = StepState(t, t, alpha, x_t, y, eps, pred_xstart)
-        return eps, Guide(terms, models.classifier)(state)
+        return eps, Guide(terms, Networks(denoise, models.classifier))(state)
 
 
 def make_images(job: Job, precision: str) -> Images:

@@ -31,6 +31,13 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.betas)
 
+    def up_to(self, t: float) -> Schedule:
+        """This chain without the steps above original time step ``t``. Raises ManifestError where none is left."""
+        count = int((self.timesteps <= t).sum())
+        if not count:
+            raise ManifestError(bad("start", t, f"at least {int(self.timesteps[0])}, the chain's least noisy step"))
+        return self if count == len(self) else Schedule(self.timesteps[:count], self.betas[:count])
+
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """abar, (S,) float64."""

@@ -10,6 +10,7 @@ from itertools import islice
 
 import torch
 
+from pipeline.diffusion.guidance import NetworkTerm
 from pipeline.diffusion.sampler import Chain, sample
 from pipeline.errors import CheckpointError
 from pipeline.generate.progress import duration
@@ -71,7 +72,7 @@ def summarize(manifest: Manifest) -> PlanSummary:
         images=plan.total,
         shards=plan.num_shards,
         shard_size=plan.shard_size,
-        steps=len(manifest.settings.chain(preset).schedule),
+        steps=len(manifest.settings.chain(preset, manifest.terms).schedule),
         guidance=tuple(term.name for term in manifest.terms),
         classes=tuple((class_id, preset.class_name(class_id), n) for class_id, n in manifest.counts.items()),
         estimated_bytes=estimate_bytes(manifest),
@@ -88,12 +89,12 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
         models = load_models(preset, spec.checkpoint, spec.classifier, hashes, device, manifest.precision)
     except CheckpointError as error:
         return None, str(error)
-    steps = len(manifest.settings.chain(preset).schedule)
+    steps = len(manifest.settings.chain(preset, manifest.terms).schedule)
     # As actors do: on the CPU a batch has one thread, and every core a batch.
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
     torch.set_num_threads(1)
     try:
-        per_image = _image_step_seconds(models, manifest, min(steps, PROBE_STEPS)) * steps / cores
+        per_image = _image_step_seconds(models, manifest, min(steps, _probe_steps(manifest))) * steps / cores
     finally:
         torch.set_num_threads(threads)
     place = "one GPU" if device.type == "cuda" else f"{cores} CPU cores"
@@ -105,6 +106,7 @@ def _image_step_seconds(models: Models, manifest: Manifest, steps: int) -> float
     """Seconds a step an image. The probe's few steps spread over the whole chain, so windows weigh as in the run."""
     settings = dataclasses.replace(manifest.settings, steps=str(steps))
     chain = settings.chain(manifest.preset, manifest.terms)
+    steps = len(chain.schedule)  # a start term skips some
     _time_chain(models, chain, 1, 1)  # caches
     one = _time_chain(models, chain, 1, 1)
     if one > SLOW_STEP_S:
@@ -112,10 +114,16 @@ def _image_step_seconds(models: Models, manifest: Manifest, steps: int) -> float
     batch = min(manifest.batch, manifest.total, PROBE_BATCH)
     set_up((models.unet, models.classifier), choose(capability(models.device), manifest.precision, "auto"), batch)
     _time_chain(models, chain, batch, 1)  # compilation
-    return _time_chain(models, chain, batch) / (steps * batch)
+    return _time_chain(models, chain, batch, steps) / (steps * batch)
 
 
-def _time_chain(models: Models, chain: Chain, batch: int, steps: int = PROBE_STEPS) -> float:
+def _probe_steps(manifest: Manifest) -> int:
+    """Enough for a whole round of what is not done at every step."""
+    rounds = [term.every for term in manifest.terms if isinstance(term, NetworkTerm)]
+    return max(PROBE_STEPS, manifest.settings.classifier_every, *rounds)
+
+
+def _time_chain(models: Models, chain: Chain, batch: int, steps: int) -> float:
     """Seconds of the chain's first ``steps`` steps, or of all where it has fewer."""
     y = torch.zeros(batch, dtype=torch.int64, device=models.device)
     start = time.perf_counter()

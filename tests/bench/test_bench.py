@@ -15,8 +15,8 @@ from pipeline.bench.flops import count_flops
 from pipeline.bench.step import classifier_passes, full_steps, time_step
 from pipeline.bench.workload import bench_manifest, enlarged, load_workload, random_models
 from pipeline.cli import main
-from pipeline.diffusion.guidance import ClassifierGuidance, LowConfidence, PredictedRealImage
 from pipeline.diffusion.sampler import SamplerSettings
+from pipeline.diffusion.terms import ClassifierGuidance, LowConfidence, PredictedRealImage
 from pipeline.models.blocks import NetworkConfig
 from pipeline.models.catalog import get_preset
 
