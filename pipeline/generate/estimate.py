@@ -89,12 +89,12 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
         models = load_models(preset, spec.checkpoint, spec.classifier, hashes, device, manifest.precision)
     except CheckpointError as error:
         return None, str(error)
-    steps = len(manifest.settings.chain(preset, manifest.terms).schedule)
+    chain = manifest.settings.chain(preset, manifest.terms)
     # As actors do: on the CPU a batch has one thread, and every core a batch.
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
     torch.set_num_threads(1)
     try:
-        per_image = _image_step_seconds(models, manifest, min(steps, _probe_steps(manifest))) * steps / cores
+        per_image = _image_step_seconds(models, manifest, chain) * len(chain.schedule) / cores
     finally:
         torch.set_num_threads(threads)
     place = "one GPU" if device.type == "cuda" else f"{cores} CPU cores"
@@ -102,25 +102,23 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
     return per_image * manifest.total, f"from a few steps timed here on {place}, no start-up or writing{more}"
 
 
-def _image_step_seconds(models: Models, manifest: Manifest, steps: int) -> float:
+def _image_step_seconds(models: Models, manifest: Manifest, whole: Chain) -> float:
     """Seconds a step an image. The probe's few steps spread over the whole chain, so windows weigh as in the run."""
-    settings = dataclasses.replace(manifest.settings, steps=str(steps))
-    chain = settings.chain(manifest.preset, manifest.terms)
-    steps = len(chain.schedule)  # a start term skips some
+    steps = min(len(whole.schedule), max(PROBE_STEPS, _round(whole)))
+    chain = dataclasses.replace(whole, schedule=whole.schedule.thinned(steps))
     _time_chain(models, chain, 1, 1)  # caches
     one = _time_chain(models, chain, 1, 1)
     if one > SLOW_STEP_S:
-        return one
+        return one if _round(whole) == 1 else _time_chain(models, chain, 1, steps) / steps
     batch = min(manifest.batch, manifest.total, PROBE_BATCH)
     set_up((models.unet, models.classifier), choose(capability(models.device), manifest.precision, "auto"), batch)
     _time_chain(models, chain, batch, 1)  # compilation
     return _time_chain(models, chain, batch, steps) / (steps * batch)
 
 
-def _probe_steps(manifest: Manifest) -> int:
-    """Enough for a whole round of what is not done at every step."""
-    rounds = [term.every for term in manifest.terms if isinstance(term, NetworkTerm)]
-    return max(PROBE_STEPS, manifest.settings.classifier_every, *rounds)
+def _round(chain: Chain) -> int:
+    """The steps after which what is not done at every step has come round."""
+    return max([chain.classifier_every, *(term.every for term in chain.terms if isinstance(term, NetworkTerm))])
 
 
 def _time_chain(models: Models, chain: Chain, batch: int, steps: int) -> float:

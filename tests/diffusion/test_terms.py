@@ -122,9 +122,7 @@ class Smooth:
         return torch.sin(x.flatten(1) @ self.weight.T[:, :4])
 
     def networks(self) -> Networks:
-        return Networks(
-            self.denoise, features=self.features, fresh_noise=lambda: self.noise, alphas_cumprod=self.abar
-        )
+        return Networks(self.denoise, features=self.features, fresh_noise=lambda: self.noise, alphas_cumprod=self.abar)
 
     def predict(self, x: Tensor, t: int, y: Tensor) -> Tensor:
         eps = self.denoise(x, torch.full((len(x),), float(t), dtype=x.dtype), y)
