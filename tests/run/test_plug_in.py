@@ -41,6 +41,21 @@ def test_the_example_runs_on_ray_actors_that_find_it_on_the_python_path(tmp_path
     assert [record.guidance for record in records] == ["boundary_term:Boundary+predicted-real-image"] * 4
 
 
+def test_actors_that_cannot_import_it_end_the_run_with_the_modules_name(tmp_path: Path) -> None:
+    """Here the driver alone can: a path of its own is not the environment that actors inherit."""
+    program = (
+        f"import sys; sys.path.append({str(REPO / 'examples')!r}); from pipeline.cli import main; "
+        f"sys.exit(main(['generate', {str(tiny(tmp_path))!r}, '--out', {str(tmp_path / 'out')!r}, '--actors', '1']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert "no actor could be started in 3 attempts" in last and "No module named 'boundary_term'" in last
+
+
 def test_a_term_that_is_not_found_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tiny(tmp_path)
     path.write_text(path.read_text().replace("boundary_term:", "nowhere_term:"))
