@@ -20,6 +20,7 @@ from pipeline.models.precision import capability, choose, set_up
 from pipeline.plan import estimate_bytes, make_plan
 
 PROBE_STEPS = 4
+LONGEST_ROUND = 16
 PROBE_BATCH = 16
 SLOW_STEP_S = 2.0  # above this, one image's one step tells enough
 
@@ -117,8 +118,9 @@ def _image_step_seconds(models: Models, manifest: Manifest, whole: Chain) -> flo
 
 
 def _round(chain: Chain) -> int:
-    """The steps after which what is not done at every step has come round."""
-    return max([chain.classifier_every, *(term.every for term in chain.terms if isinstance(term, NetworkTerm))])
+    """The steps after which what is not done at every step has come round; of long rounds a part tells enough."""
+    every = [chain.classifier_every, *(term.every for term in chain.terms if isinstance(term, NetworkTerm))]
+    return min(max(every), LONGEST_ROUND)
 
 
 def _time_chain(models: Models, chain: Chain, batch: int, steps: int) -> float:
