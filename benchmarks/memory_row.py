@@ -13,7 +13,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from pipeline.diffusion.guidance import Guide, Networks, StepState
+from pipeline.diffusion.guidance import Networks, StepState
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.sampler import denoiser
 from pipeline.diffusion.terms import ClassifierGuidance
 from pipeline.models.adm import Classifier, UNet

@@ -20,7 +20,8 @@ from pipeline.audit.features import Extractor, Images, extract_features, load_ex
 from pipeline.audit.fidelity import Features
 from pipeline.audit.metrics import DEFAULT_K, compare_manifolds
 from pipeline.audit.neighbors import build_manifold
-from pipeline.diffusion.guidance import Guide, Networks, StepState, Term
+from pipeline.diffusion.guidance import Networks, StepState, Term
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.sampler import SamplerSettings, denoiser, sample, to_uint8
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.diffusion.terms import ClassifierGuidance, LowConfidence, PredictedRealImage

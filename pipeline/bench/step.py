@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline.bench.memory import reset_peak
-from pipeline.diffusion.guidance import ClassifierTerm, Guide, Networks, NetworkTerm, StepState
+from pipeline.diffusion.guidance import ClassifierTerm, Networks, NetworkTerm, StepState
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.sampler import Chain, Sample, image_noise, networks_of, reverse_chain
 from pipeline.models.catalog import Models
 

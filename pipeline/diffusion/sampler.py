@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import Denoise, Guide, Networks, StartTerm, StepState, Term, times
+from pipeline.diffusion.guidance import Denoise, Networks, StartTerm, StepState, Term, times
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.schedule import Schedule, make_schedule
 from pipeline.errors import ManifestError, bad
 

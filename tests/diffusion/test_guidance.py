@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from pipeline.diffusion.guidance import (
     Classify,
-    Guide,
     Networks,
     StepState,
     Term,
@@ -22,6 +21,7 @@ from pipeline.diffusion.guidance import (
     other_log_prob,
     target_log_prob,
 )
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.registry import parse_term
 from pipeline.diffusion.terms import ClassifierGuidance, EntropyAscent, LowConfidence, PredictedRealImage
 from pipeline.errors import ManifestError

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import Guide, Networks, StepState
+from pipeline.diffusion.guidance import Networks, StepState
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.sampler import Chain, ImageNoise, reverse_chain, to_uint8
 from pipeline.diffusion.schedule import Schedule, make_schedule
 from pipeline.diffusion.terms import ClassifierGuidance, PredictedRealImage

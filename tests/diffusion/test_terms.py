@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import Guide, Networks, StepState, Term
+from pipeline.diffusion.guidance import Networks, StepState, Term
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.sampler import Chain, ImageNoise, denoiser, networks_of, reverse_chain, sample
 from pipeline.diffusion.schedule import Schedule, make_schedule
 from pipeline.diffusion.terms import (
