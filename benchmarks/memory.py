@@ -76,8 +76,8 @@ def measure(case: Case, folder: str) -> dict[str, int]:
     """Bytes of one mode; meant for a process of its own."""
     before = resident()
     from pipeline.allocator import keep_freed_memory
-    from pipeline.diffusion.guidance import ClassifierGuidance
     from pipeline.diffusion.sampler import SamplerSettings, sample
+    from pipeline.diffusion.terms import ClassifierGuidance
     from pipeline.models.catalog import get_preset, load_models
     from pipeline.models.precision import capability, choose, set_up
 

@@ -13,8 +13,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from pipeline.diffusion.guidance import ClassifierGuidance, Guide, StepState
+from pipeline.diffusion.guidance import Networks, StepState
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.sampler import denoiser
+from pipeline.diffusion.terms import ClassifierGuidance
 from pipeline.models.adm import Classifier, UNet
 from pipeline.models.catalog import get_preset
 from pipeline.models.precision import set_precision
@@ -124,7 +126,8 @@ def _live_step(unet: UNet, classifier: Classifier, x: Tensor, y: Tensor) -> int:
 
     live = Live()
     with torch.no_grad(), live:
-        output = denoiser(unet)(x, torch.zeros(len(x)), y)
+        denoise = denoiser(unet)
+        output = denoise(x, torch.zeros(len(x)), y)
         state = StepState(0, 0, 0.5, x, y, output[:, : x.shape[1]], x)
-        Guide([ClassifierGuidance()], classifier)(state)
+        Guide([ClassifierGuidance()], Networks(denoise, classifier))(state)
     return live.peak

@@ -23,7 +23,7 @@ from pipeline.generate.progress import Status
 from pipeline.manifest import Manifest, parse_manifest
 from pipeline.models.catalog import Models, load_models
 from pipeline.models.precision import set_up
-from pipeline.plan import Slot, make_plan, sample_seed, shard_name
+from pipeline.plan import Slot, class_rank, make_plan, sample_seed, shard_name
 from pipeline.shards.reader import read_samples
 from pipeline.shards.store import Store
 from pipeline.stages import seal_run
@@ -166,7 +166,8 @@ def bare_share(load: Load, tasks: queue.Queue[int], loaded: Any) -> BareShare:
         slots = batches[number]
         seeds = [sample_seed(manifest.seed, slot.class_id, slot.class_index, 0) for slot in slots]
         y = torch.tensor([slot.class_id for slot in slots], device=device)
-        for state in sample(models, y, seeds, chain):
+        ranks = torch.tensor([class_rank(slot.class_index) for slot in slots], device=device)
+        for state in sample(models, y, seeds, chain, ranks):
             x = state.x
         pixels[number] = to_uint8(x).cpu().numpy().tobytes()
     return BareShare(start, time.monotonic(), time.process_time() - cpu, pixels)

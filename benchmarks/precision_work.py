@@ -17,9 +17,11 @@ from pipeline.assets import reference
 from pipeline.audit.features import Images, extract_features, kept_features, load_extractor
 from pipeline.audit.metrics import DEFAULT_K, compare_manifolds
 from pipeline.audit.neighbors import build_manifold
-from pipeline.diffusion.guidance import ClassifierGuidance, Guide, LowConfidence, PredictedRealImage, StepState, Term
+from pipeline.diffusion.guidance import Networks, StepState, Term
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.sampler import SamplerSettings, denoiser, sample, to_uint8
 from pipeline.diffusion.schedule import make_schedule
+from pipeline.diffusion.terms import ClassifierGuidance, LowConfidence, PredictedRealImage
 from pipeline.generate.score import score_images
 from pipeline.manifest import load_manifest
 from pipeline.models.catalog import Models, get_preset, load_models
@@ -132,11 +134,12 @@ def _step(
 ) -> tuple[Tensor, Tensor | None]:
     t, alpha = time
     with torch.no_grad():
-        output = denoiser(models.unet)(x_t, torch.full((len(x_t),), float(t), device=x_t.device), y)
+        denoise = denoiser(models.unet)
+        output = denoise(x_t, torch.full((len(x_t),), float(t), device=x_t.device), y)
         eps = output[:, : x_t.shape[1]]
         pred_xstart = ((x_t - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)).clamp(-1, 1)
         state = StepState(t, t, alpha, x_t, y, eps, pred_xstart)
-        return eps, Guide(terms, models.classifier)(state)
+        return eps, Guide(terms, Networks(denoise, models.classifier))(state)
 
 
 def make_images(job: Job, precision: str) -> Images:

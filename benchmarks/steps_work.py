@@ -23,14 +23,15 @@ from pipeline.audit.neighbors import Manifold, build_manifold, compare
 from pipeline.audit.reference import load_reference, match_counts
 from pipeline.audit.tail import tail_members
 from pipeline.bench.measure import clock
-from pipeline.diffusion.guidance import ClassifierGuidance, Term
+from pipeline.diffusion.guidance import Term
 from pipeline.diffusion.sampler import SamplerSettings, sample, to_uint8
+from pipeline.diffusion.terms import ClassifierGuidance
 from pipeline.errors import DataError, bad
 from pipeline.generate.score import Scores, score_images
 from pipeline.manifest import Manifest, ModelSpec
 from pipeline.models.catalog import Models, get_preset, load_models
 from pipeline.models.precision import capability, choose, set_up
-from pipeline.plan import Plan, Slot, sample_seed
+from pipeline.plan import Plan, Slot, class_rank, sample_seed
 
 REFERENCE = "ancestral"
 SOLVERS = {
@@ -121,8 +122,9 @@ def make_batch(job: Job) -> Batch:
     device, slots = models.device, job.slots
     y = torch.tensor([slot.class_id for slot in slots], device=device)
     seeds = [sample_seed(job.setting.seed, slot.class_id, slot.class_index, 0) for slot in slots]
+    ranks = torch.tensor([class_rank(slot.class_index) for slot in slots], device=device)
     start = clock(device)
-    for state in sample(models, y, seeds, job.setting.sampler.chain(models.preset, job.terms)):
+    for state in sample(models, y, seeds, job.setting.sampler.chain(models.preset, job.terms), ranks):
         x = state.x
     seconds = (clock(device) - start) / len(slots)
     images = to_uint8(x)

@@ -128,6 +128,11 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--out", required=True)
     command.add_argument("--device", default="auto")
     command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    command.add_argument(
+        "--ect",
+        type=float,
+        help="classifier: weight of the entropy constraint, e.g. 0.1 (default: the recipe's, or 0)",
+    )
 
 
 def _add_bench(commands: Any) -> None:
@@ -269,7 +274,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from pipeline.training.recipes import run_training
 
-    result = run_training(arguments.kind, arguments.recipe, arguments.out, arguments.device, arguments.threads)
+    a = arguments
+    result = run_training(a.kind, a.recipe, a.out, a.device, a.threads, a.ect)
     return _print(arguments, result, f"weights: {arguments.out.rstrip('/')}/weights.safetensors")
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.audit.gates import Gate, parse_gates
-from pipeline.diffusion.guidance import Term, parse_term
+from pipeline.diffusion.guidance import Term, import_path
+from pipeline.diffusion.registry import parse_term
 from pipeline.diffusion.sampler import SamplerSettings
 from pipeline.diffusion.schedule import RESPACINGS
 from pipeline.errors import ManifestError, bad
@@ -257,12 +258,19 @@ def _digest(manifest: Manifest, written: Table) -> str:
 
 
 def _plain(value: object) -> object:
-    """The value as JSON types; a dataclass takes its class name along, so that two kinds of term never look alike."""
+    """The value as JSON types; a dataclass takes its class along, so that two kinds of term never look alike."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"": type(value).__name__, **fields}
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        left_out = {f.name for f in dataclasses.fields(value) if f.metadata.get("later") and fields[f.name] is None}
+        kept = {name: _plain(item) for name, item in fields.items() if name not in left_out}
+        return {"": _class_name(type(value)), **kept}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def _class_name(kind: type) -> str:
+    """A class's own name, of a plug-in's its import path."""
+    return kind.__name__ if kind.__module__.startswith("pipeline.") else import_path(kind)

@@ -95,6 +95,16 @@ def sample_seed(seed: int, class_id: int, class_index: int, candidate: int) -> i
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+def class_rank(class_index: int) -> float:
+    """Place of a class's sample among those of its class, in [0, 1): the radical inverse of its ordinal in base 2.
+
+    The first n ordinals of a class spread evenly for any n (van der Corput's sequence: 0, 1/2, 1/4, 3/4, 1/8, ...), so
+    the rank depends on neither the class's count nor shard, batch or candidate.
+    """
+    bits = f"{class_index:b}"
+    return int(bits[::-1], 2) / (1 << len(bits))
+
+
 def estimate_bytes(manifest: Manifest) -> int:
     """About how large the run's tars will be. PNG at 0.65 of the raw pixels, as photographs and Fashion-MNIST have."""
     preset = manifest.preset

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from goldens import config, fill, read, relative_error
-from pipeline.diffusion.guidance import ClassifierGuidance, entropy
+from pipeline.diffusion.guidance import Networks, entropy
 from pipeline.diffusion.sampler import Chain, reverse_chain
 from pipeline.diffusion.schedule import make_schedule
+from pipeline.diffusion.terms import ClassifierGuidance
 from pipeline.models.adm import Classifier, UNet
 
 NETWORK_TOLERANCE = 1e-4
@@ -60,7 +61,7 @@ def test_trace(sampler_trace: Path) -> None:
     term = ClassifierGuidance(scale=golden["classifier_scale"], entropy_scaling=golden["entropy_scaling"])
     chain = Chain(schedule, "ddim" if golden["ddim"] else "ancestral", golden["eta"], (term,))
     y, x = arrays["y"], arrays["x_T"]
-    states = reverse_chain(unet, classifier, chain, x, y, lambda step: arrays["noise"][step])
+    states = reverse_chain(Networks(unet, classifier), chain, x, y, lambda step: arrays["noise"][step])
     for k, state in enumerate(states):
         log_probs = classifier(x, torch.full((len(x),), float(state.t))).log_softmax(-1)
         confidence = log_probs.gather(1, y[:, None])[:, 0].exp()

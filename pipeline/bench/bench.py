@@ -12,7 +12,16 @@ from pipeline.bench.batch import BestBatch, find_batch
 from pipeline.bench.flops import Flops, count_flops
 from pipeline.bench.measure import ceiling_gflops, machine
 from pipeline.bench.memory import MARGIN, free_bytes, peak_bytes, reset_peak
-from pipeline.bench.step import ENOUGH_S, LEAST, MOST, Split, classifier_passes, full_steps, time_step
+from pipeline.bench.step import (
+    ENOUGH_S,
+    LEAST,
+    MOST,
+    Split,
+    classifier_passes,
+    full_steps,
+    network_term_share,
+    time_step,
+)
 from pipeline.bench.workload import enlarged, find_device, load_workload, random_models
 from pipeline.errors import DeviceError, bad
 from pipeline.manifest import Manifest
@@ -160,7 +169,8 @@ class Bench:
             raise DeviceError(bad("batch", batch, f"small enough for the memory of {self.device}")) from error
         peak, flops = peak_bytes(self.device), count_flops(models.preset)
         classifier = split.classifier_forward + split.classifier_backward
-        chain_seconds = len(self.chain.schedule) * (split.unet + split.rest) + self.passes * classifier
+        every_step = split.unet + split.rest + network_term_share(self.chain) * split.terms
+        chain_seconds = len(self.chain.schedule) * every_step + self.passes * classifier
         operations = flops.classifier_forward + flops.classifier_backward
         size = models.preset.image_size
         self.say(f"batch {batch}, {size} px: {split.step:.4f} s a step")

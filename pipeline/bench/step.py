@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pipeline.bench.memory import reset_peak
-from pipeline.diffusion.guidance import Term
-from pipeline.diffusion.sampler import Chain, ImageNoise, Sample, denoiser, reverse_chain
+from pipeline.diffusion.guidance import ClassifierTerm, Networks, NetworkTerm, StepState
+from pipeline.diffusion.guide import Guide
+from pipeline.diffusion.sampler import Chain, Sample, image_noise, networks_of, reverse_chain
 from pipeline.models.catalog import Models
 
 LEAST, MOST, ENOUGH_S = 3, 20, 2.0  # steps measured: at least, at most, and seconds after which no more begins
@@ -21,17 +22,18 @@ WARM_UP = {"cpu": 1, "cuda": 3}  # a CUDA graph is recorded by the second call
 
 @dataclass(frozen=True)
 class Split:
-    """Seconds of one step. rest: guidance arithmetic, noise, update."""
+    """Seconds of one step. terms: of those that call networks themselves; rest: guidance arithmetic, noise, update."""
 
     unet: float
     classifier_forward: float
     classifier_backward: float
     rest: float
+    terms: float
 
     @property
     def step(self) -> float:
         """Seconds of the whole step."""
-        return self.unet + self.classifier_forward + self.classifier_backward + self.rest
+        return self.unet + self.classifier_forward + self.classifier_backward + self.terms + self.rest
 
 
 class StepClock:
@@ -59,9 +61,10 @@ class StepClock:
         """What the moments of the step that has ended say; begins the next."""
         unet = self._between("unet", "unet end")
         forward, backward = self._between("classifier", "classifier end"), self._between("backward", "backward end")
-        rest = self._between("step", "step end") - unet - forward - backward
+        terms = self._between("terms", "terms end")
+        rest = self._between("step", "step end") - unet - forward - backward - terms
         self._moments, self._events = {}, {}
-        return Split(unet, forward, backward, rest)
+        return Split(unet, forward, backward, rest, terms)
 
     def _between(self, first: str, second: str) -> float:
         """Seconds; 0 where the step has no such part."""
@@ -76,8 +79,11 @@ class StepClock:
 
 def full_steps(chain: Chain) -> Chain:
     """The chain with every term at every step and a classifier pass at each: what its dearest step does."""
-    terms: list[Term] = [replace(term, window=None) for term in chain.terms]
-    return replace(chain, terms=terms, classifier_every=1)
+    everywhere = [
+        replace(term, window=None, every=1) if isinstance(term, NetworkTerm) else replace(term, window=None)
+        for term in chain.terms
+    ]
+    return replace(chain, terms=everywhere, classifier_every=1)
 
 
 def classifier_passes(chain: Chain) -> int:
@@ -89,10 +95,42 @@ def classifier_passes(chain: Chain) -> int:
         calls += 1
         return x.flatten(1).repeat(1, 2)
 
-    x_T = torch.zeros(1, 1, 1, 1)
-    for _ in reverse_chain(lambda x, t, y: x, classify, chain, x_T, torch.zeros(1, dtype=torch.int64), lambda _: x_T):
+    x_T, y = torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64)
+    guided = replace(chain, terms=[term for term in chain.terms if isinstance(term, ClassifierTerm)])
+    for _ in reverse_chain(Networks(lambda x, t, y: x, classify), guided, x_T, y, lambda _: x_T):
         pass
     return calls
+
+
+def network_term_share(chain: Chain) -> float:
+    """The mean share of the chain's steps at which its network terms act; 0 where it has none."""
+    terms = [term for term in chain.terms if isinstance(term, NetworkTerm)]
+    steps = list(enumerate(chain.schedule.timesteps.tolist()))
+    acts = sum(term.due(step, t) for term in terms for step, t in steps)
+    return acts / (len(steps) * max(len(terms), 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Timed(NetworkTerm):
+    """Network terms as one, timed. networks: their own, whose calls are no part of the step's other times."""
+
+    inner: tuple[NetworkTerm, ...]
+    networks: Networks
+    clock: StepClock
+
+    def gradient(self, state: StepState, networks: Networks) -> Tensor:
+        self.clock.mark("terms")
+        gradient = Guide(self.inner, self.networks)(state)
+        self.clock.mark("terms end")
+        return torch.zeros_like(state.x_t) if gradient is None else gradient
+
+
+def _timed_terms(chain: Chain, networks: Networks, clock: StepClock) -> Chain:
+    inner = tuple(term for term in chain.terms if isinstance(term, NetworkTerm))
+    if not inner:
+        return chain
+    others = [term for term in chain.terms if not isinstance(term, NetworkTerm)]
+    return replace(chain, terms=[*others, _Timed(inner=inner, networks=networks, clock=clock)])
 
 
 def time_step(models: Models, chain: Chain, batch: int) -> Split:
@@ -119,12 +157,13 @@ def time_step(models: Models, chain: Chain, batch: int) -> Split:
 
 def endless_steps(models: Models, chain: Chain, batch: int, clock: StepClock) -> Iterator[Sample]:
     """Step after step, from chain to chain, each marked on ``clock``; its beginning and end are the caller's."""
-    preset, unet = models.preset, denoiser(models.unet)
-    y = torch.arange(batch, device=models.device) % preset.classifier_classes
+    plain = networks_of(models, range(batch))
+    chain = _timed_terms(chain, plain, clock)
+    y = torch.arange(batch, device=models.device) % models.preset.classifier_classes
 
     def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         clock.mark("unet")
-        output = unet(x, t, y)
+        output = plain.denoise(x, t, y)
         clock.mark("unet end")
         return output
 
@@ -137,6 +176,6 @@ def endless_steps(models: Models, chain: Chain, batch: int, clock: StepClock) ->
         logits.register_hook(lambda _: clock.mark("backward"))
         return logits
 
-    noise = ImageNoise(range(batch), (preset.channels, preset.image_size, preset.image_size), models.device)
+    noise = image_noise(models, range(batch))
     while True:
-        yield from reverse_chain(denoise, classify, chain, noise(-1), y, noise)
+        yield from reverse_chain(Networks(denoise, classify), chain, noise(-1), y, noise)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.bench.bench import BenchResult, Point
 from pipeline.bench.memory import MARGIN
 
-_PARTS = ("batch", "s/step", "U-Net", "cls forward", "cls backward", "rest")
+_PARTS = ("batch", "s/step", "U-Net", "cls forward", "cls backward", "terms", "rest")
 _SPEEDS = ("U-Net GFLOP/s", "of ceiling", "cls GFLOP/s", "of ceiling")
 
 
@@ -37,8 +37,8 @@ def _about(result: BenchResult) -> list[str]:
 
 def _row(point: Point, ceiling: float) -> tuple[str, ...]:
     split = point.split
-    parts = (point.seconds_a_step, split.unet, split.classifier_forward, split.classifier_backward, split.rest)
-    seconds = (f"{value:.4f}" for value in parts)
+    classifier = split.classifier_forward, split.classifier_backward
+    seconds = (f"{value:.4f}" for value in (point.seconds_a_step, split.unet, *classifier, split.terms, split.rest))
     speed = f"{point.images_per_second:.3f}"
     return (str(point.batch), *seconds, *_speeds(point, ceiling), speed, _megabytes(point.peak_bytes))
 

@@ -1,18 +1,18 @@
-"""Guidance terms: what each adds to the score at the noisy image.
+"""Guidance terms: what they are, what they see of a step and what they may call.
 
-A term is a frozen dataclass of its parameters. Classifier terms give an objective an image, from log p(. | x_t); one
-classifier forward and one backward serve their sum. Score terms give their gradient directly from the step's state.
-Formulas and sources: docs/METHODS.md.
+A term is a frozen dataclass of its parameters, in a file of its own (pipeline/diffusion/terms). Classifier terms give
+an objective an image, from log p(. | x_t); one classifier forward and one backward serve their sum. Score terms give
+their gradient from the step's state, network terms may call the networks for theirs, start terms change where the chain
+begins. Formulas and sources: docs/METHODS.md; how to write a term: docs/TERMS.md.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,13 +22,23 @@ from pipeline.errors import ManifestError, bad
 Ramp = float | tuple[tuple[float, float], ...]
 """A constant, or (time step, value) points in ascending time, linear between them and constant beyond the ends."""
 
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t (B, C, H, W), t (B,) original time steps, y (B,)) -> eps, with v behind it where sigma is learned."""
+
+Classify = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, C, H, W), t (B,)) -> logits (B, K)."""
+
+LATER = {"later": True}
+"""Metadata of a field that is left out of a manifest's digest while it is None: older digests stay as they are."""
+
 
 @dataclass(frozen=True, eq=False)
 class StepState:
     """One reverse step, before guidance.
 
-    step: index in the respaced chain; t: original time step; alpha_cumprod: abar_t; x_t, eps, pred_xstart:
-    (B, C, H, W) float32, pred_xstart clipped to [-1, 1] and detached; y: (B,) target class ids.
+    step: index in the respaced chain, 0 the last; t: original time step; alpha_cumprod: abar_t; x_t, eps, pred_xstart:
+    (B, C, H, W) float32, pred_xstart clipped to [-1, 1] and detached; y: (B,) target class ids; ranks: (B,) in [0, 1),
+    the images' places among those of their class, None where there are none.
     """
 
     step: int
@@ -38,30 +48,83 @@ class StepState:
     y: Tensor
     eps: Tensor
     pred_xstart: Tensor
+    ranks: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """What a chain and its terms may call.
+
+    features: (B, C, H, W) clean images -> (B, F), the classifier's encoder at t = 0; fresh_noise: () -> standard normal
+    (B, C, H, W) of one stream an image, apart from the sampler's; alphas_cumprod: abar of every original step, (T,).
+    A plain chain needs ``denoise`` alone, classifier terms ``classify``, network terms whatever they call.
+    """
+
+    denoise: Denoise
+    classify: Classify | None = None
+    features: Callable[[Tensor], Tensor] | None = None
+    fresh_noise: Callable[[], Tensor] | None = None
+    alphas_cumprod: Tensor | None = None
+
+    def predict(self, x_t: Tensor, t: int, y: Tensor) -> Tensor:
+        """The U-Net's prediction of the clean image at original step ``t``, not clipped; one pass, differentiable."""
+        abar = self._abar(t)
+        eps = self.denoise(x_t, times(x_t, t), y)[:, : x_t.shape[1]]
+        return (x_t - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
+
+    def renoise(self, x_0: Tensor, t: int) -> Tensor:
+        """A draw of q(x_t | x_0) at original step ``t``, with fresh noise."""
+        assert self.fresh_noise is not None
+        abar = self._abar(t)
+        return math.sqrt(abar) * x_0 + math.sqrt(1 - abar) * self.fresh_noise()
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the original chain's steps."""
+        assert self.alphas_cumprod is not None
+        return len(self.alphas_cumprod)
+
+    def _abar(self, t: int) -> float:
+        assert self.alphas_cumprod is not None
+        return float(self.alphas_cumprod[t])
+
+
+def import_path(kind: type) -> str:
+    """``package.module:Class``."""
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """Base of all terms. window: [low, high] in original time steps, outside which the term is zero; None is always."""
+    """Base of all terms. window: [low, high] in original time steps, outside which the term is zero; None is always.
 
+    ``name`` is what rows and reports call it; a term that has none goes by its import path. A term checks its own
+    fields in ``__post_init__``: a ValueError that begins with the field's name is shown behind the manifest's place.
+    """
+
+    name: ClassVar[str]
     window: tuple[float, float] | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = import_path(cls)
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window[0] > self.window[1]:
+            raise ManifestError(bad("window", list(self.window), "[low, high] in original time steps, low first"))
 
     def active(self, t: int) -> bool:
         """Whether the term acts at original time step ``t``."""
         return self.window is None or self.window[0] <= t <= self.window[1]
-
-    @property
-    def name(self) -> str:
-        """The term's name in a manifest."""
-        return next(name for name, kind in TERMS.items() if kind is type(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierTerm(Term):
     """A term whose gradient is that of an objective of the classifier's output."""
 
-    def objective(self, log_probs: Tensor, y: Tensor, t: int) -> Tensor:
-        """log_probs: (B, K) float32; y: (B,) -> (B,), to be differentiated with respect to x_t."""
+    def objective(self, log_probs: Tensor, state: StepState) -> Tensor:
+        """log_probs: (B, K) float32, of the classifier at x_t -> (B,), to be differentiated with respect to x_t."""
         raise NotImplementedError
 
 
@@ -75,108 +138,48 @@ class ScoreTerm(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierGuidance(ClassifierTerm):
-    """scale * grad log p(y | x_t) (Dhariwal & Nichol 2021), optionally with entropy-aware scaling (EDS).
+class NetworkTerm(Term):
+    """A term that calls networks for its gradient. every: it acts at every n-th step, counted from the chain's last."""
 
-    entropy_scaling: multiply an image's term by log K / H(p) (ED-DPM, ECCV 2022), at most by ``max_scale`` if given.
-    """
+    every: int = 1
 
-    scale: Ramp = 1.0
-    entropy_scaling: bool = False
-    max_scale: float | None = None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every < 1:
+            raise ManifestError(bad("every", self.every, "at least 1"))
 
-    def objective(self, log_probs: Tensor, y: Tensor, t: int) -> Tensor:
-        target = at(self.scale, t) * target_log_prob(log_probs, y)
-        return target * self._entropy_factor(log_probs.detach()) if self.entropy_scaling else target
+    def due(self, step: int, t: int) -> bool:
+        """Whether the term acts at step ``step`` of the respaced chain, original time step ``t``."""
+        return self.active(t) and step % self.every == 0
 
-    def _entropy_factor(self, log_probs: Tensor) -> Tensor:
-        factor = math.log(log_probs.shape[1]) / entropy(log_probs).clamp(min=torch.finfo(log_probs.dtype).tiny)
-        return factor if self.max_scale is None else factor.clamp(max=self.max_scale)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LowConfidence(ClassifierTerm):
-    """scale * grad [tau log p + (1 - tau) log(1 - p)], p = p(y | x_t): toward the confidence tau.
-
-    Our reconstruction of arXiv 2606.13347 from its abstract. tau = 1 is classifier guidance.
-    """
-
-    scale: Ramp = 1.0
-    tau: Ramp = 0.5
-
-    def objective(self, log_probs: Tensor, y: Tensor, t: int) -> Tensor:
-        tau = at(self.tau, t)
-        pull = tau * target_log_prob(log_probs, y)
-        if tau != 1:
-            pull = pull + (1 - tau) * other_log_prob(log_probs, y)
-        return at(self.scale, t) * pull
+    def gradient(self, state: StepState, networks: Networks) -> Tensor:
+        """The term's contribution to G, (B, C, H, W). Called without gradients: enable them where they are needed."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictedRealImage(ScoreTerm):
-    """gamma(t) * (sqrt(abar_t) pred_xstart - x_t) / (1 - abar_t): toward (gamma > 0) the model's predicted real image.
+class StartTerm(Term):
+    """A term without a gradient: it changes where the chain begins."""
 
-    Our reconstruction of arXiv 2606.13347 from its abstract. Costs no network pass; a negative gamma explores.
-    """
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            raise ManifestError(bad("window", list(self.window), f"a key of {self.name}, which acts before any step"))
 
-    gamma: Ramp = 0.0
+    def noisiest(self) -> float:
+        """The noisiest original time step that the chain takes; those above are skipped."""
+        return math.inf
 
-    def gradient(self, state: StepState) -> Tensor:
-        pull = math.sqrt(state.alpha_cumprod) * state.pred_xstart - state.x_t
-        return at(self.gamma, state.t) / (1 - state.alpha_cumprod) * pull
-
-
-TERMS: dict[str, type[Term]] = {
-    "classifier": ClassifierGuidance,
-    "low-confidence": LowConfidence,
-    "predicted-real-image": PredictedRealImage,
-}
-
-Classify = Callable[[Tensor, Tensor], Tensor]
+    def begin(self, x_T: Tensor) -> Tensor:
+        """The chain's first state from standard normal noise, both (B, C, H, W)."""
+        return x_T
 
 
-class Guide:
-    """The guidance of one reverse chain: call it with the state of each step, in order.
-
-    classify: (x_t, t (B,)) -> logits (B, K); one call serves all classifier terms, none is made where no such term is
-    active. classifier_every: the call is made at the first step at which the active classifier terms are these, and at
-    every n-th step from there; the steps between take its gradient as it is.
-    """
-
-    def __init__(self, terms: Sequence[Term], classify: Classify | None, classifier_every: int = 1) -> None:
-        self.terms, self.classify, self.classifier_every = terms, classify, classifier_every
-        self._active: list[ClassifierTerm] = []
-        self._age = 0
-        self._gradient: Tensor | None = None
-
-    def __call__(self, state: StepState) -> Tensor | None:
-        """G: the sum of the terms active at this step, (B, C, H, W) float32; None where none is."""
-        active = [term for term in self.terms if term.active(state.t)]
-        total = self._classifier_share([term for term in active if isinstance(term, ClassifierTerm)], state)
-        for term in active:
-            if isinstance(term, ScoreTerm):
-                gradient = term.gradient(state)
-                total = gradient if total is None else total + gradient
-        return total
-
-    def _classifier_share(self, active: list[ClassifierTerm], state: StepState) -> Tensor | None:
-        if active != self._active:  # a kept gradient would carry a term past its window
-            self._active, self._age, self._gradient = active, 0, None
-        if active and self._age % self.classifier_every == 0:
-            assert self.classify is not None
-            self._gradient = _classifier_gradient(active, state, self.classify)
-        self._age += 1
-        return self._gradient
+KINDS = (ClassifierTerm, ScoreTerm, NetworkTerm, StartTerm)
 
 
-def _classifier_gradient(terms: Sequence[ClassifierTerm], state: StepState, classify: Classify) -> Tensor:
-    with torch.enable_grad():
-        x_t = state.x_t.detach().requires_grad_()
-        times = torch.full((len(x_t),), float(state.t), device=x_t.device, dtype=x_t.dtype)
-        log_probs = classify(x_t, times).log_softmax(dim=-1)
-        objective = torch.stack([term.objective(log_probs, state.y, state.t) for term in terms]).sum()
-        (gradient,) = torch.autograd.grad(objective, x_t)
-    return gradient
+def times(x: Tensor, t: float) -> Tensor:
+    """Time step ``t`` for each image of ``x``, (B,), as networks take it."""
+    return torch.full((len(x),), float(t), device=x.device, dtype=x.dtype)
 
 
 def at(ramp: Ramp, t: float) -> float:
@@ -193,6 +196,11 @@ def at(ramp: Ramp, t: float) -> float:
     return low + (high - low) * (t - t_low) / (t_high - t_low)
 
 
+def ramp_values(ramp: Ramp) -> list[float]:
+    """The values that a ramp runs between."""
+    return [value for _, value in ramp] if isinstance(ramp, tuple) else [ramp]
+
+
 def target_log_prob(log_probs: Tensor, y: Tensor) -> Tensor:
     """log p(y), (B,)."""
     return log_probs.gather(1, y[:, None])[:, 0]
@@ -207,64 +215,3 @@ def other_log_prob(log_probs: Tensor, y: Tensor) -> Tensor:
 def entropy(log_probs: Tensor) -> Tensor:
     """H(p) in nats, (B,)."""
     return -(log_probs.exp() * log_probs).sum(dim=1)
-
-
-def parse_term(table: Mapping[str, object], field: str) -> Term:
-    """Make a term from a manifest's [[guidance]] table. Raises ManifestError naming the key and what is allowed."""
-    name = table.get("term")
-    if not isinstance(name, str) or name not in TERMS:
-        raise ManifestError(bad(f"{field}.term", name, f"one of {', '.join(TERMS)}"))
-    kind = TERMS[name]
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    values: dict[str, object] = {}
-    for key, value in table.items():
-        if key == "term":
-            continue
-        if key not in known:
-            raise ManifestError(bad(f"{field}.{key}", value, f"a key of {name}, which has {', '.join(sorted(known))}"))
-        values[key] = _parse_value(key, value, f"{field}.{key}")
-    return kind(**values)  # type: ignore[arg-type] # each value was checked for its key above
-
-
-def _parse_value(key: str, value: object, field: str) -> object:
-    if key == "window":
-        return _window(value, field)
-    if key == "entropy_scaling":
-        if not isinstance(value, bool):
-            raise ManifestError(bad(field, value, "true or false"))
-        return value
-    if key == "max_scale":
-        if not _is_number(value) or not float(value) >= 1:  # type: ignore[arg-type]
-            raise ManifestError(bad(field, value, "a number of at least 1"))
-        return float(value)  # type: ignore[arg-type]
-    ramp = _ramp(value, field)
-    points = [ramp] if isinstance(ramp, float) else [v for _, v in ramp]
-    if key == "tau" and not all(0 <= v <= 1 for v in points):
-        raise ManifestError(bad(field, value, "within 0 and 1"))
-    return ramp
-
-
-def _window(value: object, field: str) -> tuple[float, float]:
-    if isinstance(value, Sequence) and len(value) == 2 and all(_is_number(v) for v in value) and value[0] <= value[1]:
-        return float(value[0]), float(value[1])
-    raise ManifestError(bad(field, value, "[low, high] in original time steps, low first"))
-
-
-def _ramp(value: object, field: str) -> Ramp:
-    if _is_number(value):
-        return float(value)  # type: ignore[arg-type]
-    allowed = "a number or [[time step, value], ...] in ascending time"
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise ManifestError(bad(field, value, allowed))
-    points = []
-    for point in value:
-        if not isinstance(point, Sequence) or len(point) != 2 or not all(_is_number(v) for v in point):
-            raise ManifestError(bad(field, value, allowed))
-        points.append((float(point[0]), float(point[1])))
-    if any(a[0] >= b[0] for a, b in itertools.pairwise(points)):
-        raise ManifestError(bad(field, value, allowed))
-    return tuple(points)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

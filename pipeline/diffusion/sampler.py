@@ -5,16 +5,18 @@ Vocabulary and rounding are those of openai/guided-diffusion; the formulas are i
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import Classify, Guide, StepState, Term
+from pipeline.diffusion.guidance import Denoise, Networks, StartTerm, StepState, Term, times
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.schedule import Schedule, make_schedule
 from pipeline.errors import ManifestError, bad
 
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
 
 METHODS = ("ancestral", "ddim", "dpm-solver++")
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x_t (B, C, H, W), t (B,) original time steps, y (B,)) -> eps, with v behind it where sigma is learned."""
-
 NoiseSource = Callable[[int], Tensor]
 """Number of the reverse step (0 is the noisiest) -> z of x_t's shape."""
 
@@ -35,8 +34,9 @@ NoiseSource = Callable[[int], Tensor]
 class Chain:
     """What a reverse chain does at each step.
 
-    method: ancestral, ddim or dpm-solver++; eta: share of noise of the last two, 0 (deterministic) to 1; terms: their
-    gradients add up; classifier_every: steps that one classifier pass serves (see Guide).
+    schedule: its steps, without those that a start term skips; method: ancestral, ddim or dpm-solver++; eta: share of
+    noise of the last two, 0 (deterministic) to 1; terms: their gradients add up; classifier_every: steps that one
+    classifier pass serves (see Guide).
     """
 
     schedule: Schedule
@@ -54,6 +54,8 @@ class Chain:
             raise ManifestError(bad("sampler.eta", self.eta, "0, for method 'ancestral'"))
         if self.classifier_every < 1:
             raise ManifestError(bad("sampler.classifier_every", self.classifier_every, "at least 1"))
+        noisiest = min((term.noisiest() for term in self.terms if isinstance(term, StartTerm)), default=math.inf)
+        object.__setattr__(self, "schedule", self.schedule.up_to(noisiest))
 
     @cached_property
     def coefficients(self) -> list[Coefficients]:
@@ -113,23 +115,27 @@ class ImageNoise:
 
 @torch.no_grad()
 def reverse_chain(
-    denoise: Denoise, classify: Classify | None, chain: Chain, x_T: Tensor, y: Tensor, noise: NoiseSource
+    networks: Networks, chain: Chain, x_T: Tensor, y: Tensor, noise: NoiseSource, ranks: Tensor | None = None
 ) -> Iterator[Sample]:
     """Sample by walking the chain from its noisiest step; yields the state after each step.
 
-    x_T: (B, C, H, W) float32; y: (B,) class ids, the guidance's target. The last state's ``x`` is the image, about
-    [-1, 1]. ``noise`` is called once a step, also where the step adds none, as the reference draws it.
+    x_T: (B, C, H, W) float32, standard normal; y: (B,) class ids, the guidance's target; ranks: (B,) (see StepState).
+    The last state's ``x`` is the image, about [-1, 1]. ``noise`` is called once a step, also where the step adds none,
+    as the reference draws it.
     """
-    x = previous = x_T  # previous prediction: the first step has none, and the multistep weight zero
-    guide = Guide(chain.terms, classify, chain.classifier_every)
+    x = x_T
+    for term in chain.terms:
+        x = term.begin(x) if isinstance(term, StartTerm) else x
+    previous = x  # prediction of the step before: the first has none, and the multistep weight zero
+    guide = Guide(chain.terms, networks, chain.classifier_every)
     count = len(chain.schedule)
     for number in range(count):
         step = count - 1 - number
         c = chain.coefficients[step]
-        output = denoise(x, torch.full((len(x),), float(c.t), device=x.device, dtype=x.dtype), y)
+        output = networks.denoise(x, times(x, c.t), y)
         eps, log_variance = _split(output, x.shape[1], c)
         pred_xstart = ((x - math.sqrt(1 - c.alpha_cumprod) * eps) / math.sqrt(c.alpha_cumprod)).clamp(-1, 1)
-        state = StepState(step, c.t, c.alpha_cumprod, x, y, eps, pred_xstart)
+        state = StepState(step, c.t, c.alpha_cumprod, x, y, eps, pred_xstart, ranks)
         gradient = guide(state)
         z = noise(number)
         if chain.method == "ancestral":
@@ -158,14 +164,39 @@ class SamplerSettings:
         return Chain(schedule, self.method, self.eta, terms, self.classifier_every)
 
 
-def sample(models: Models, y: Tensor, seeds: Sequence[int], chain: Chain) -> Iterator[Sample]:
+def sample(
+    models: Models, y: Tensor, seeds: Sequence[int], chain: Chain, ranks: Tensor | None = None
+) -> Iterator[Sample]:
     """Sample one image a seed with loaded models; yields the state after each step.
 
-    y: (B,) int64 class ids on the models' device: the U-Net's class where it is conditional, the guidance's always.
+    y: (B,) int64 class ids on the models' device: the U-Net's class where it is conditional, the guidance's always;
+    ranks: (B,) in [0, 1), what a term that spreads over a class goes by (see plan.class_rank).
     """
-    preset, device = models.preset, models.device
-    noise = ImageNoise(seeds, (preset.channels, preset.image_size, preset.image_size), device)
-    return reverse_chain(denoiser(models.unet), models.classifier, chain, noise(-1), y, noise)
+    noise = image_noise(models, seeds)
+    return reverse_chain(networks_of(models, seeds), chain, noise(-1), y, noise, ranks)
+
+
+def image_noise(models: Models, seeds: Sequence[int]) -> ImageNoise:
+    """The noise of images of these models, one seed each."""
+    preset = models.preset
+    return ImageNoise(seeds, (preset.channels, preset.image_size, preset.image_size), models.device)
+
+
+def networks_of(models: Models, seeds: Sequence[int]) -> Networks:
+    """What a chain over loaded models and its terms may call. seeds: one an image, those of its sampling noise."""
+    preset = models.preset
+    return Networks(
+        denoise=denoiser(models.unet),
+        classify=models.classifier,
+        features=models.classifier.features,
+        fresh_noise=partial(image_noise(models, [_term_seed(seed) for seed in seeds]), 0),
+        alphas_cumprod=make_schedule(preset.schedule, preset.diffusion_steps).alphas_cumprod,
+    )
+
+
+def _term_seed(seed: int) -> int:
+    """Seed of an image's second stream, for terms: the sampler's draws stay what they are without these."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:terms".encode(), digest_size=8).digest(), "big") >> 1
 
 
 def denoiser(unet: UNet) -> Denoise:

@@ -31,6 +31,18 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.betas)
 
+    def up_to(self, t: float) -> Schedule:
+        """This chain without the steps above original time step ``t``. Raises ManifestError where none is left."""
+        count = int((self.timesteps <= t).sum())
+        if not count:
+            raise ManifestError(bad("start", t, f"at least {int(self.timesteps[0])}, the chain's least noisy step"))
+        return self if count == len(self) else Schedule(self.timesteps[:count], self.betas[:count])
+
+    def thinned(self, count: int) -> Schedule:
+        """``count`` of the chain's steps, evenly spread from the first to the last. count: from 1 to len(self)."""
+        chosen = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).round().long()
+        return _through(self.timesteps[chosen], self.alphas_cumprod[chosen])
+
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """abar, (S,) float64."""
@@ -128,9 +140,13 @@ def make_schedule(name: str, num_timesteps: int = 1000, respacing: str = "") -> 
     """The chain that keeps ``respacing`` of ``num_timesteps`` steps of the named schedule."""
     alphas_cumprod = torch.cumprod(1 - make_betas(name, num_timesteps), 0)
     steps = torch.tensor(kept_timesteps(alphas_cumprod, respacing))
-    kept = alphas_cumprod[steps]
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
-    return Schedule(timesteps=steps, betas=1 - kept / previous)
+    return _through(steps, alphas_cumprod[steps])
+
+
+def _through(timesteps: Tensor, alphas_cumprod: Tensor) -> Schedule:
+    """The chain that has these steps at these noise levels, (S,) each."""
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    return Schedule(timesteps=timesteps, betas=1 - alphas_cumprod / previous)
 
 
 def _ddim_steps(num_timesteps: int, count: int) -> list[int]:

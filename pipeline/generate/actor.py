@@ -23,7 +23,7 @@ from pipeline.generate.score import Scores, accepted, score_images
 from pipeline.manifest import Manifest
 from pipeline.models.catalog import Models, load_models
 from pipeline.models.precision import set_up
-from pipeline.plan import Slot, make_plan, sample_seed, shard_name
+from pipeline.plan import Slot, class_rank, make_plan, sample_seed, shard_name
 from pipeline.shards.marker import Marker
 from pipeline.shards.metadata import SampleRecord, sample_key
 from pipeline.shards.store import Store
@@ -159,8 +159,9 @@ class ShardGenerator:
         """Sample and score one batch; the draws to keep."""
         seeds = [sample_seed(self.manifest.seed, s.class_id, s.class_index, candidate) for s in slots]
         y = torch.tensor([slot.class_id for slot in slots], device=self.device)
+        ranks = torch.tensor([class_rank(slot.class_index) for slot in slots], device=self.device)
         self._count(tally, 0.0)
-        for state in sample(self._models, y, seeds, self._chain):
+        for state in sample(self._models, y, seeds, self._chain, ranks):
             x = state.x
             self._count(tally, len(slots) / len(self._chain.schedule))
         images = to_uint8(x)

@@ -10,6 +10,7 @@ from itertools import islice
 
 import torch
 
+from pipeline.diffusion.guidance import NetworkTerm
 from pipeline.diffusion.sampler import Chain, sample
 from pipeline.errors import CheckpointError
 from pipeline.generate.execution import execution_of
@@ -20,6 +21,7 @@ from pipeline.models.precision import set_up
 from pipeline.plan import estimate_bytes, make_plan
 
 PROBE_STEPS = 4
+LONGEST_ROUND = 16
 PROBE_BATCH = 16
 SLOW_STEP_S = 2.0  # above this, one image's one step tells enough
 
@@ -72,7 +74,7 @@ def summarize(manifest: Manifest) -> PlanSummary:
         images=plan.total,
         shards=plan.num_shards,
         shard_size=plan.shard_size,
-        steps=len(manifest.settings.chain(preset).schedule),
+        steps=len(manifest.settings.chain(preset, manifest.terms).schedule),
         guidance=tuple(term.name for term in manifest.terms),
         classes=tuple((class_id, preset.class_name(class_id), n) for class_id, n in manifest.counts.items()),
         estimated_bytes=estimate_bytes(manifest),
@@ -89,12 +91,12 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
         models = load_models(preset, spec.checkpoint, spec.classifier, hashes, device, manifest.precision)
     except CheckpointError as error:
         return None, str(error)
-    steps = len(manifest.settings.chain(preset).schedule)
+    chain = manifest.settings.chain(preset, manifest.terms)
     # As actors do: on the CPU a batch has one thread, and every core a batch.
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
     torch.set_num_threads(1)
     try:
-        per_image = _image_step_seconds(models, manifest, min(steps, PROBE_STEPS)) * steps / cores
+        per_image = _image_step_seconds(models, manifest, chain) * len(chain.schedule) / cores
     finally:
         torch.set_num_threads(threads)
     place = "one GPU" if device.type == "cuda" else f"{cores} CPU cores"
@@ -102,21 +104,27 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
     return per_image * manifest.total, f"from a few steps timed here on {place}, no start-up or writing{more}"
 
 
-def _image_step_seconds(models: Models, manifest: Manifest, steps: int) -> float:
+def _image_step_seconds(models: Models, manifest: Manifest, whole: Chain) -> float:
     """Seconds a step an image. The probe's few steps spread over the whole chain, so windows weigh as in the run."""
-    settings = dataclasses.replace(manifest.settings, steps=str(steps))
-    chain = settings.chain(manifest.preset, manifest.terms)
+    steps = min(len(whole.schedule), max(PROBE_STEPS, _round(whole)))
+    chain = dataclasses.replace(whole, schedule=whole.schedule.thinned(steps))
     _time_chain(models, chain, 1, 1)  # caches
     one = _time_chain(models, chain, 1, 1)
     if one > SLOW_STEP_S:
-        return one
+        return one if _round(whole) == 1 else _time_chain(models, chain, 1, steps) / steps
     batch = min(manifest.batch, manifest.total, PROBE_BATCH)
     set_up((models.unet, models.classifier), execution_of(manifest, models.device, "auto"), batch)
     _time_chain(models, chain, batch, 1)  # compilation
-    return _time_chain(models, chain, batch) / (steps * batch)
+    return _time_chain(models, chain, batch, steps) / (steps * batch)
 
 
-def _time_chain(models: Models, chain: Chain, batch: int, steps: int = PROBE_STEPS) -> float:
+def _round(chain: Chain) -> int:
+    """The steps after which what is not done at every step has come round; of long rounds a part tells enough."""
+    every = [chain.classifier_every, *(term.every for term in chain.terms if isinstance(term, NetworkTerm))]
+    return min(max(every), LONGEST_ROUND)
+
+
+def _time_chain(models: Models, chain: Chain, batch: int, steps: int) -> float:
     """Seconds of the chain's first ``steps`` steps, or of all where it has fewer."""
     y = torch.zeros(batch, dtype=torch.int64, device=models.device)
     start = time.perf_counter()

@@ -28,6 +28,7 @@ TICK_S = 0.5
 START_S = 900.0  # least time for a machine to be found and models to load
 IN_FLIGHT = 2  # one shard being sampled, one being written or waiting its turn
 NAMES_SHOWN = 8
+SHOWN = 200  # letters of a message's beginning and of its end
 
 
 @dataclass(frozen=True)
@@ -250,4 +251,6 @@ class Fleet:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    """A message's beginning and end, where Ray puts what went wrong, without the carets of tracebacks."""
+    text = " ".join(word for word in str(error).split() if word.strip("^~"))
+    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}"

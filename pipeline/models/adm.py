@@ -146,6 +146,11 @@ class Classifier(ADM):
         logits: Tensor = self.out(self._to_head(means))
         return logits.to(x.dtype)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Mean over pixels of the encoder's output at t = 0. x: (B, C, H, W) clean images -> (B, F) in x's dtype."""
+        h, _ = self._encode(x, self._embed(torch.zeros(len(x), device=x.device), None))
+        return self._to_head(h).mean(dim=(2, 3)).to(x.dtype)
+
 
 def _autocasting(weight: Tensor) -> bool:
     return torch.is_autocast_enabled(weight.device.type)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 import sys
 import time
 import tomllib
@@ -21,6 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.allocator import keep_freed_memory
+from pipeline.diffusion.guidance import Networks
 from pipeline.diffusion.sampler import ImageNoise, SamplerSettings, denoiser, reverse_chain, to_uint8
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import DeviceError, ManifestError, OutputError, bad
@@ -42,7 +45,7 @@ class Recipe:
     """A training recipe. preset: whose network and schedule; data: folder of images; train: the loop's settings.
 
     init: weights to begin from instead of random ones; ect: weight of the entropy constraint, classifier only; text:
-    the TOML it was read from.
+    the TOML it was read from, with the ect that was given instead.
     """
 
     preset: Preset
@@ -53,8 +56,11 @@ class Recipe:
     text: str
 
 
-def load_recipe(path: Path, kind: str) -> Recipe:
-    """Read and check a recipe. Raises ManifestError naming the key, its value and what is allowed."""
+def load_recipe(path: Path, kind: str, given_ect: float | None = None) -> Recipe:
+    """Read and check a recipe; ``given_ect`` takes the place of its ect.
+
+    Raises ManifestError naming the key, its value and what is allowed.
+    """
     try:
         text = path.read_text()
         table = tomllib.loads(text)
@@ -62,6 +68,9 @@ def load_recipe(path: Path, kind: str) -> Recipe:
         raise ManifestError(f"recipe: {str(path)!r} cannot be read ({error.strerror})") from error
     except tomllib.TOMLDecodeError as error:
         raise ManifestError(f"recipe: {str(path)!r} is not TOML ({error})") from error
+    if given_ect is not None:
+        text = text if table.get("ect", 0.0) == given_ect else _with_ect(text, given_ect)
+        table["ect"] = given_ect
     allowed = {"preset", "data", "init", "train"} | ({"ect"} if kind == "classifier" else set())
     for key in table:
         if key not in allowed:
@@ -72,21 +81,25 @@ def load_recipe(path: Path, kind: str) -> Recipe:
         if not isinstance(table.get(key, "" if key == "init" else None), str):
             raise ManifestError(bad(key, table.get(key), "a string"))
     ect = table.get("ect", 0.0)
-    if isinstance(ect, bool) or not isinstance(ect, int | float) or ect < 0:
+    if isinstance(ect, bool) or not isinstance(ect, int | float) or not 0 <= ect < math.inf:
         raise ManifestError(bad("ect", ect, "a number of at least 0"))
     init = Path(table["init"]) if table.get("init") else None
     settings = _settings(table.get("train", {}))
     return Recipe(get_preset(table["preset"]), Path(table["data"]), settings, init, float(ect), text)
 
 
-def run_training(kind: str, recipe_path: str, out: str, device: str, threads: int | None) -> dict[str, Any]:
+def run_training(
+    kind: str, recipe_path: str, out: str, device: str, threads: int | None, ect: float | None = None
+) -> dict[str, Any]:
     """Train a ``diffusion`` or ``classifier`` network to the recipe's end, resuming what ``out`` holds.
+
+    ect: for a classifier, instead of the recipe's; the copy that ``out`` gets has it.
 
     Leaves state.pt (to resume), log.jsonl, weights.safetensors (EMA) and provenance.json; sample grids for diffusion.
     Under ``torchrun`` every process trains on its share of each batch and the first one writes. Returns the provenance.
     Raises ManifestError, DataError, DeviceError or OutputError.
     """
-    recipe = load_recipe(Path(recipe_path), kind)
+    recipe = load_recipe(Path(recipe_path), kind, ect)
     target = _device(device)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if target.type == "cuda" else "gloo")
@@ -107,6 +120,12 @@ def run_training(kind: str, recipe_path: str, out: str, device: str, threads: in
         if report.saved and kind == "diffusion":
             save_grid(state, recipe.preset, folder / f"samples-{report.step * recipe.train.batch:09d}.png")
     return _finish(kind, recipe, state, data, folder) if place()[0] == 0 else {}
+
+
+def _with_ect(text: str, ect: float) -> str:
+    """A recipe's text with that ect in place of its own: what a resumed run is held against, a whole recipe again."""
+    rest = re.sub(r"""^[ \t]*["']?ect["']?[ \t]*=.*\n?""", "", text, flags=re.MULTILINE)
+    return f"ect = {ect!r}\n{rest}"
 
 
 def _settings(table: Mapping[str, object]) -> TrainSettings:
@@ -189,7 +208,7 @@ def save_grid(state: TrainState, preset: Preset, path: Path, columns: int = 10, 
     y = torch.arange(columns * rows, device=device) % columns % preset.classifier_classes
     noise = ImageNoise(range(len(y)), (preset.channels, preset.image_size, preset.image_size), device)
     chain = SamplerSettings("dpm-solver++", "logsnr20").chain(preset)
-    *_, last = reverse_chain(denoiser(ema), None, chain, noise(-1), y, noise)
+    *_, last = reverse_chain(Networks(denoiser(ema)), chain, noise(-1), y, noise)
     pixels = to_uint8(last.x).unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     Image.fromarray(np.ascontiguousarray(pixels.squeeze(-1).cpu().numpy())).save(path)
 

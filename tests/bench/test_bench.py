@@ -12,11 +12,11 @@ import torch
 
 from pipeline.bench.batch import GAIN, LARGEST, find_batch
 from pipeline.bench.flops import count_flops
-from pipeline.bench.step import classifier_passes, full_steps, time_step
+from pipeline.bench.step import classifier_passes, full_steps, network_term_share, time_step
 from pipeline.bench.workload import bench_manifest, enlarged, load_workload, random_models
 from pipeline.cli import main
-from pipeline.diffusion.guidance import ClassifierGuidance, LowConfidence, PredictedRealImage
 from pipeline.diffusion.sampler import SamplerSettings
+from pipeline.diffusion.terms import BoostAndSkip, ClassifierGuidance, LowConfidence, PredictedRealImage, SelfGuided
 from pipeline.models.blocks import NetworkConfig
 from pipeline.models.catalog import get_preset
 
@@ -81,6 +81,21 @@ def test_a_step_is_its_parts() -> None:
     plain = time_step(models, replace(guided, terms=()), 2)
     assert (plain.classifier_forward, plain.classifier_backward) == (0, 0)
     assert plain.step == pytest.approx(plain.unet + plain.rest)
+
+
+def test_network_terms_are_a_part_of_their_own_that_counts_where_they_act() -> None:
+    models = random_models(SMALL_PRESET, "exact", torch.device("cpu"))
+    settings = SamplerSettings(steps="10")  # t = 0, 111, ..., 999
+    terms = (LowConfidence(window=(0, 450)), SelfGuided(every=3, window=(0, 700)), BoostAndSkip(start=900))
+    chain = settings.chain(SMALL_PRESET, terms)
+    assert network_term_share(chain) == pytest.approx(3 / 9)  # steps 0, 3 and 6 of the nine below 900
+    assert network_term_share(replace(chain, terms=terms[:1])) == 0
+    assert classifier_passes(chain) == 5 and classifier_passes(full_steps(chain)) == 9
+    assert network_term_share(full_steps(chain)) == 1
+    split = time_step(models, full_steps(chain), 2)
+    parts = split.unet, split.classifier_forward, split.classifier_backward, split.terms, split.rest
+    assert min(parts) > 0
+    assert split.step == pytest.approx(sum(parts))
 
 
 def test_classifier_passes_follow_windows_and_every_nth_step() -> None:

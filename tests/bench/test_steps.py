@@ -17,7 +17,8 @@ from benchmarks.rows import read_rows
 from benchmarks.steps import wanted
 from benchmarks.steps_report import Sweep, conclusion, curves, fewest, limits, summary, table
 from benchmarks.steps_work import SOLVERS, Common, Job, Setting, make_batch
-from pipeline.diffusion.guidance import ClassifierGuidance, PredictedRealImage, Term
+from pipeline.diffusion.guidance import Term
+from pipeline.diffusion.terms import ClassifierGuidance, PredictedRealImage
 from pipeline.manifest import ModelSpec
 from pipeline.models.catalog import get_preset
 from pipeline.plan import Plan

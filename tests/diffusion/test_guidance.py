@@ -12,19 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.diffusion.guidance import (
-    ClassifierGuidance,
     Classify,
-    Guide,
-    LowConfidence,
-    PredictedRealImage,
+    Networks,
     StepState,
     Term,
     at,
     entropy,
     other_log_prob,
-    parse_term,
     target_log_prob,
 )
+from pipeline.diffusion.guide import Guide
+from pipeline.diffusion.registry import parse_term
+from pipeline.diffusion.terms import ClassifierGuidance, EntropyAscent, LowConfidence, PredictedRealImage
 from pipeline.errors import ManifestError
 
 K, SHAPE, T = 5, (2, 3, 3), 400
@@ -58,9 +57,13 @@ def state(seed: int = 0) -> StepState:
     return StepState(7, T, 0.4, x, torch.tensor([0, 3, 4, 3]), eps, pred)
 
 
+def never_denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    raise AssertionError("no term here calls the U-Net")
+
+
 def guidance(terms: Sequence[Term], s: StepState, classify: Classify | None) -> Tensor | None:
     """G at one step by itself."""
-    return Guide(terms, classify)(s)
+    return Guide(terms, Networks(never_denoise, classify))(s)
 
 
 def finite_difference(term: Any, s: StepState, classify: nn.Module, factor: Tensor | None = None) -> Tensor:
@@ -73,7 +76,7 @@ def finite_difference(term: Any, s: StepState, classify: nn.Module, factor: Tens
             h = torch.zeros(math.prod(SHAPE))
             h[i] = 1e-5
             up, down = (
-                term.objective(classify(s.x_t + sign * h.view(SHAPE), t).log_softmax(-1), s.y, T) for sign in (1, -1)
+                term.objective(classify(s.x_t + sign * h.view(SHAPE), t).log_softmax(-1), s) for sign in (1, -1)
             )
             flat[:, i] = (up - down) / 2e-5
     return gradient if factor is None else gradient * factor[:, None, None, None]
@@ -87,6 +90,8 @@ def finite_difference(term: Any, s: StepState, classify: nn.Module, factor: Tens
         LowConfidence(scale=2.0, tau=0.5),
         LowConfidence(scale=2.0, tau=0.0),
         LowConfidence(scale=1.5, tau=((0, 0.2), (800, 1.0))),
+        EntropyAscent(scale=1.5),
+        EntropyAscent(scale=((0, 1.0), (1000, 5.0))),
     ],
     ids=repr,
 )
@@ -167,7 +172,7 @@ def passes(terms: Sequence[Term], times: Sequence[int], classifier_every: int) -
         logits: Tensor = classify(x, t)
         return logits
 
-    guide = Guide(terms, counted, classifier_every)
+    guide = Guide(terms, Networks(never_denoise, counted), classifier_every)
     gradients = [guide(replace(state(seed), t=t)) for seed, t in enumerate(times)]
     return called, gradients
 
@@ -254,7 +259,7 @@ def test_a_table_becomes_its_term() -> None:
         ({"term": "classifier", "entropy_scaling": 1}, r"g\.entropy_scaling: 1 is not true or false"),
         ({"term": "classifier", "max_scale": 0.5}, r"g\.max_scale: 0\.5 is not a number of at least 1"),
         ({"term": "low-confidence", "tau": 1.5}, r"g\.tau: 1\.5 is not within 0 and 1"),
-        ({"term": "low-confidence", "window": [500, 300]}, r"g\.window: \[500, 300\] is not \[low, high\]"),
+        ({"term": "low-confidence", "window": [500, 300]}, r"g\.window: \[500\.0, 300\.0\] is not \[low, high\]"),
     ],
 )
 def test_bad_tables_name_key_value_and_what_is_allowed(table: dict[str, Any], message: str) -> None:

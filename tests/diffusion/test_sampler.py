@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import ClassifierGuidance, Guide, PredictedRealImage, StepState
+from pipeline.diffusion.guidance import Networks, StepState
+from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.sampler import Chain, ImageNoise, reverse_chain, to_uint8
 from pipeline.diffusion.schedule import Schedule, make_schedule
+from pipeline.diffusion.terms import ClassifierGuidance, PredictedRealImage
 from pipeline.errors import ManifestError
 from pipeline.models.adm import UNet
 from pipeline.models.blocks import NetworkConfig
@@ -41,7 +43,7 @@ def test_chain_recovers_a_gaussian(method: str, eta: float) -> None:
     g = torch.Generator().manual_seed(0)
     x_T, y = torch.randn(64, 1, 16, 16, generator=g), torch.zeros(64, dtype=torch.int64)
     *_, last = reverse_chain(
-        GaussianScore(schedule), None, chain, x_T, y, lambda _: torch.randn(x_T.shape, generator=g)
+        Networks(GaussianScore(schedule)), chain, x_T, y, lambda _: torch.randn(x_T.shape, generator=g)
     )
     assert last.x.mean().item() == pytest.approx(MEAN, abs=0.003)
     assert last.x.std().item() == pytest.approx(STD, rel=0.05)
@@ -51,7 +53,7 @@ def test_ddim_follows_the_probability_flow_of_a_gaussian_pixel_by_pixel() -> Non
     schedule = make_schedule("cosine", 1000)
     x_T = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     chain, y = Chain(schedule, "ddim"), torch.zeros(8, dtype=torch.int64)
-    *_, last = reverse_chain(GaussianScore(schedule), None, chain, x_T, y, lambda _: torch.zeros_like(x_T))
+    *_, last = reverse_chain(Networks(GaussianScore(schedule)), chain, x_T, y, lambda _: torch.zeros_like(x_T))
     assert (last.x - flow(x_T, schedule.alphas_cumprod[-1].item())).abs().max() < 5e-3
 
 
@@ -79,7 +81,7 @@ def test_order_of_convergence_to_the_probability_flow(method: str, order: int) -
     y, errors = torch.zeros(9, dtype=torch.int64), []
     for count in (40, 80, 160):
         s = even_schedule(count)
-        *_, last = reverse_chain(GaussianScore(s), None, Chain(s, method), x_T, y, lambda _: torch.zeros_like(x_T))
+        *_, last = reverse_chain(Networks(GaussianScore(s)), Chain(s, method), x_T, y, lambda _: torch.zeros_like(x_T))
         errors.append((last.x - flow(x_T, s.alphas_cumprod[-1].item())).abs().max().item())
     assert ratios(errors) == pytest.approx([2**order] * 2, rel=0.2)
 
@@ -90,7 +92,7 @@ def response(schedule: Schedule, method: str, eta: float) -> Tensor:
     unit = 1e-3 * torch.eye(size, size + 1, dtype=torch.float64)[..., None, None, None]  # small: nothing is clipped
     y = torch.zeros(size + 1, dtype=torch.int64)
     chain = Chain(schedule, method, eta)
-    *_, last = reverse_chain(GaussianScore(schedule), None, chain, unit[0], y, lambda step: unit[step + 1])
+    *_, last = reverse_chain(Networks(GaussianScore(schedule)), chain, unit[0], y, lambda step: unit[step + 1])
     return (last.x[:-1] - last.x[-1]).flatten() * 1e3
 
 
@@ -115,7 +117,7 @@ def test_dpm_solver_is_the_papers_formula() -> None:
     z, y = torch.randn(x_T.shape, generator=torch.Generator().manual_seed(6), dtype=x_T.dtype), torch.zeros(4).long()
     for eta in (0.0, 1.0):
         chain = Chain(schedule, "dpm-solver++", eta)
-        states = list(reverse_chain(GaussianScore(make_schedule("cosine", 1000)), None, chain, x_T, y, lambda _: z))
+        states = list(reverse_chain(Networks(GaussianScore(make_schedule("cosine", 1000))), chain, x_T, y, lambda _: z))
         now, after = states[3:5]  # each with the prediction that led to it
         abar = schedule.alphas_cumprod[[now.step, after.step, after.step - 1]]
         alpha, sigma = abar.sqrt().tolist(), (1 - abar).sqrt().tolist()
@@ -133,7 +135,7 @@ def test_dpm_solver_takes_a_first_and_last_step_of_first_order() -> None:
     x_T = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     y, score = torch.zeros(4, dtype=torch.int64), GaussianScore(make_schedule("cosine", 1000))
     first, second = (
-        list(reverse_chain(score, None, Chain(schedule, method), x_T, y, torch.zeros_like(x_T).mul))
+        list(reverse_chain(Networks(score), Chain(schedule, method), x_T, y, torch.zeros_like(x_T).mul))
         for method in ("ddim", "dpm-solver++")
     )
     assert torch.equal(first[0].x, second[0].x) and not torch.equal(first[1].x, second[1].x)
@@ -168,7 +170,7 @@ def test_classifier_guidance_of_scale_one_leads_to_the_class_at_the_solvers_orde
     for count in (40, 80, 160):
         s = even_schedule(count)
         exact, chain = TwoGaussians(s), Chain(s, method, terms=(ClassifierGuidance(),))
-        *_, last = reverse_chain(exact, exact.classify, chain, x_T, y, lambda _: torch.zeros_like(x_T))
+        *_, last = reverse_chain(Networks(exact, exact.classify), chain, x_T, y, lambda _: torch.zeros_like(x_T))
         errors.append((last.x - flow(x_T, s.alphas_cumprod[-1].item(), target)).abs().max().item())
     assert errors[-1] < 1e-2
     assert ratios(errors) == pytest.approx([2**order] * 2, rel=0.2)
@@ -186,7 +188,7 @@ def test_a_chain_makes_the_classifier_passes_that_it_is_asked_for(method: str) -
     times = schedule.timesteps.tolist()[::-1]
     terms = (ClassifierGuidance(window=(times[8], times[2])),)
     chain, x = Chain(schedule, method, terms=terms, classifier_every=3), torch.zeros(2, 1, 2, 2)
-    assert len(list(reverse_chain(exact, classify, chain, x, torch.tensor([0, 1]), lambda _: x))) == 10
+    assert len(list(reverse_chain(Networks(exact, classify), chain, x, torch.tensor([0, 1]), lambda _: x))) == 10
     assert called == [times[2], times[5], times[8]]
 
 
@@ -198,7 +200,7 @@ def test_ddim_with_predicted_real_image_scales_eps_by_one_plus_gamma() -> None:
     pred = ((x - math.sqrt(1 - c.alpha_cumprod) * eps) / math.sqrt(c.alpha_cumprod)).clamp(-1, 1)
     consistent = (x - math.sqrt(c.alpha_cumprod) * pred) / math.sqrt(1 - c.alpha_cumprod)
     state = StepState(5, c.t, c.alpha_cumprod, x, torch.zeros(2, dtype=torch.int64), eps, pred)
-    gradient = Guide([PredictedRealImage(gamma=gamma)], None)(state)
+    gradient = Guide([PredictedRealImage(gamma=gamma)], Networks(GaussianScore(make_schedule("linear", 10))))(state)
     assert gradient is not None
     guided = consistent - math.sqrt(1 - c.alpha_cumprod) * gradient
     torch.testing.assert_close(guided, (1 + gamma) * consistent)
@@ -220,7 +222,7 @@ def small_unet() -> UNet:
 def draw(seeds: list[int], classes: list[int], method: str = "ancestral", eta: float = 0.0) -> Tensor:
     noise = ImageNoise(seeds, (1, 8, 8), torch.device("cpu"))
     chain = Chain(make_schedule("cosine", 1000, "logsnr8"), method, eta, (PredictedRealImage(gamma=0.05),))
-    *_, last = reverse_chain(small_unet(), None, chain, noise(-1), torch.tensor(classes), noise)
+    *_, last = reverse_chain(Networks(small_unet()), chain, noise(-1), torch.tensor(classes), noise)
     return last.x
 
 
@@ -242,7 +244,7 @@ def test_the_same_batch_gives_the_same_bytes() -> None:
 def test_a_chain_yields_every_step_with_its_original_time() -> None:
     schedule = make_schedule("cosine", 1000, "5")
     x = torch.zeros(1, 1, 8, 8)
-    states = list(reverse_chain(small_unet(), None, Chain(schedule), x, torch.tensor([0]), lambda _: x))
+    states = list(reverse_chain(Networks(small_unet()), Chain(schedule), x, torch.tensor([0]), lambda _: x))
     assert [s.t for s in states] == schedule.timesteps.tolist()[::-1]
     assert [s.step for s in states] == [4, 3, 2, 1, 0]
 

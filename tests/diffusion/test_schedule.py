@@ -107,3 +107,13 @@ def test_impossible_respacing_is_refused_by_name(respacing: str) -> None:
 def test_unknown_schedule_is_refused() -> None:
     with pytest.raises(ManifestError, match="'sigmoid' is not one of linear, cosine"):
         make_betas("sigmoid", 1000)
+
+
+def test_a_thinned_chain_has_the_ends_of_the_whole_and_its_noise_levels() -> None:
+    whole = make_schedule("cosine", 1000, "logsnr20").up_to(600)
+    thin = whole.thinned(4)
+    assert len(thin) == 4
+    assert (thin.timesteps[0], thin.timesteps[-1]) == (whole.timesteps[0], whole.timesteps[-1])
+    places = [whole.timesteps.tolist().index(t) for t in thin.timesteps.tolist()]
+    torch.testing.assert_close(thin.alphas_cumprod, whole.alphas_cumprod[places])
+    assert max(b - a for a, b in itertools.pairwise(places)) - min(b - a for a, b in itertools.pairwise(places)) <= 1

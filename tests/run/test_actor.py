@@ -60,6 +60,26 @@ def test_each_image_can_be_made_again_from_its_row(runs: Any, tmp_path: Path) ->
         assert np.abs(to_uint8(x)[0].numpy().astype(int) - read.image.astype(int)).max() <= 1
 
 
+def test_a_stratified_slot_goes_by_its_place_in_its_class_alone(runs: Any, tmp_path: Path) -> None:
+    term = '[[guidance]]\nterm = "low-confidence"\nscale = 8.0\ntau_quantiles = [0.0, 0.0, 1.0]'
+    path = runs.manifest(term, classes='counts = { "bag" = 4 }', steps=4)
+    runs.undisturbed(path, tmp_path / "out")
+    manifest = load_manifest(path)
+    models, chain = models_of(manifest), manifest.settings.chain(manifest.preset, manifest.terms)
+    store = Store(str(tmp_path / "out"))
+    images = [read.image.astype(int) for k in range(2) for read in read_samples(store, f"rare-{k:06d}")]
+    y, seeds = torch.full((4,), 8), [sample_seed(0, 8, j, 0) for j in range(4)]
+    wanted = []
+    for ranks in ([0.0, 0.5, 0.25, 0.75], [0.0, 0.0, 0.0, 0.0]):
+        *_, last = sample(models, y, seeds, chain, torch.tensor(ranks))
+        wanted.append(to_uint8(last.x).numpy().astype(int))
+    differences = [
+        [np.abs(image - other).max() for image, other in zip(images, found, strict=True)] for found in wanted
+    ]
+    assert max(differences[0]) <= 1  # other batches may round differently: one grey level
+    assert differences[1][3] > 5, "the last image's rank counts"
+
+
 def test_rows_say_what_was_made(runs: Any, tmp_path: Path) -> None:
     path = runs.manifest(CLASSIFIER_GUIDANCE, steps=4)
     runs.undisturbed(path, tmp_path / "out")

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from pipeline.cli import main
+from pipeline.diffusion.guidance import Networks, StepState
+from pipeline.diffusion.terms import SelfGuided
 from pipeline.manifest import load_manifest
 
 REPO = Path(__file__).parents[2]
@@ -143,6 +145,26 @@ def test_plan(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "size (estimate)" in text
     assert "time (estimate)" in text
+
+
+def test_plan_counts_the_steps_that_are_taken_and_whole_rounds_of_a_term(
+    runs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acted: list[int] = []
+    gradient = SelfGuided.gradient
+
+    def counted(term: SelfGuided, state: StepState, networks: Networks) -> torch.Tensor:
+        acted.append(state.step)
+        return gradient(term, state, networks)
+
+    monkeypatch.setattr(SelfGuided, "gradient", counted)
+    terms = '[[guidance]]\nterm = "self-guided"\nevery = 6\n[[guidance]]\nterm = "boost-and-skip"\nstart = 500'
+    assert main(["plan", str(runs.manifest(terms, steps=40)), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == 20
+    assert found["guidance"] == ["self-guided", "boost-and-skip"]
+    assert found["estimated_seconds"] > 0
+    assert acted == [0], "once in the probe of six steps, whose warm-up takes others"
 
 
 def test_plan_of_a_model_whose_weights_are_not_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -92,6 +95,7 @@ def test_digest_does_not_depend_on_how_it_is_written() -> None:
         ("steps = 25", 'steps = "logsnr25"'),
         ("tau = 0.5", "tau = 0.6"),
         ("tau = 0.5", "tau = 0.5\nwindow = [0, 500]"),
+        ("tau = 0.5", "tau_quantiles = [0.2, 0.8]"),
         ('term = "low-confidence"\nscale = 1.0\ntau = 0.5', 'term = "classifier"\nscale = 1.0'),
         ("per_class = 4", "per_class = 5"),
         ("max = 0.9", "max = 0.8"),
@@ -103,6 +107,48 @@ def test_digest_does_not_depend_on_how_it_is_written() -> None:
 def test_digest_changes_with_whatever_changes_a_file(old: str, new: str) -> None:
     assert old in BASE
     assert parse(BASE.replace(old, new)).digest != parse(BASE).digest
+
+
+def test_digest_of_a_term_without_its_later_fields_is_what_it_was() -> None:
+    """By hand: what a reader of an older rarefy hashed; otherwise its runs could not be resumed."""
+    manifest = parse(BASE)
+    interval = {"": "Bounds", "min": -math.inf, "max": math.inf}
+    content = {
+        "": "Manifest", "format": 1, "name": "base", "seed": 3, "model": ["fashion-mnist-28", "", ""],
+        "settings": {"": "SamplerSettings", "method": "ancestral", "steps": "25", "eta": 0.0, "classifier_every": 1},
+        "precision": "exact", "batch": 8, "counts": {str(c): 4 for c in range(10)}, "shard_size": 10, "prefix": "rare",
+        "terms": [{"": "LowConfidence", "window": None, "scale": 1.0, "tau": 0.5}],
+        "accept": {"": "Accept", "confidence": interval | {"max": 0.9}, "entropy": interval, "on_class": False,
+                   "max_candidates": 8, "exhausted": "error"},
+        "digest": "", "text": "",
+    }  # fmt: skip
+    assert manifest.digest == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def test_digest_holds_a_plug_ins_path_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPO / "examples"))
+    (tmp_path / "other_term.py").write_text((REPO / "examples" / "boundary_term.py").read_text())
+    info = tmp_path / "boundary-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: boundary\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[rarefy.terms]\nboundary = boundary_term:Boundary\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def digest(name: str, margin: float = 0.5) -> str:
+        return parse(BASE.replace('"low-confidence"', f'"{name}"').replace("tau = 0.5", f"margin = {margin}")).digest
+
+    assert digest("boundary_term:Boundary") == digest("boundary")
+    assert digest("boundary_term:Boundary") != digest("other_term:Boundary")
+    assert digest("boundary") != digest("boundary", 0.6)
+
+
+def test_steps_that_a_term_skips_are_no_steps_of_the_chain() -> None:
+    manifest = parse(
+        BASE.replace('"low-confidence"', '"boost-and-skip"').replace("scale = 1.0\ntau = 0.5", "start = 500")
+    )
+    whole, chain = (manifest.settings.chain(manifest.preset, terms) for terms in ((), manifest.terms))
+    assert len(whole.schedule) == 25
+    assert chain.schedule.timesteps.tolist() == [t for t in whole.schedule.timesteps.tolist() if t <= 500]
 
 
 def test_digest_takes_a_weights_file_by_its_hash_and_else_by_its_path() -> None:
@@ -160,6 +206,7 @@ def test_relative_weights_start_at_the_manifest(tmp_path: Path) -> None:
         ("shard_size = 10", "shard_size = 100_001", ["output.shard_size", "100001", "100000"]),
         ("shard_size = 10", 'prefix = "a.b"', ["prefix", "a.b"]),
         ('term = "low-confidence"', 'term = "magic"', ["guidance[0].term", "magic", "classifier"]),
+        ('term = "low-confidence"', 'term = "no_module:Term"', ["guidance[0].term", "no_module:Term", "importable"]),
         ("[[guidance]]", "[guidance]", ["guidance", "[[guidance]]"]),
         ("seed = 3", "seed = ", ["test.toml", "not TOML"]),
     ],
@@ -183,6 +230,11 @@ def test_refuses_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | Non
         load_manifest(path)
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "manifests").glob("*.toml")), ids=lambda path: path.stem)
-def test_ready_manifests_load(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path",
+    sorted([*(REPO / "manifests").glob("*.toml"), *(REPO / "examples").glob("*.toml")]),
+    ids=lambda path: path.stem,
+)
+def test_ready_manifests_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPO / "examples"))
     assert load_manifest(path).total > 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import Plan, ShardPlan, Slot, sample_seed
+from pipeline.plan import Plan, ShardPlan, Slot, class_rank, sample_seed
 
 
 def brute_force(counts: dict[int, int]) -> list[tuple[int, int]]:
@@ -65,3 +65,13 @@ def test_seeds_differ_in_each_part_and_fit_a_generator() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     # Fixed for good: another value would change every image of every run.
     assert sample_seed(0, 1, 2, 3) == 5628492896039661565
+
+
+def test_ranks_spread_evenly_over_the_first_samples_of_a_class_for_any_count() -> None:
+    assert [class_rank(j) for j in range(8)] == [0, 1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
+    for count in (16, 1024):
+        assert sorted(class_rank(j) for j in range(count)) == [j / count for j in range(count)]
+    for count in (10, 60, 333):
+        ranks = sorted(class_rank(j) for j in range(count))
+        assert max(abs(rank - (j + 0.5) / count) for j, rank in enumerate(ranks)) < 4 / count
+    assert 0 <= class_rank(10**12) < 1

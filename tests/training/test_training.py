@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.cli import main
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import DataError, DeviceError, ManifestError, OutputError
 from pipeline.models.catalog import get_preset
@@ -213,6 +215,58 @@ def test_a_run_leaves_weights_that_load_and_their_provenance(kind: str, tmp_path
     other.write_text(recipe.read_text() + "lr = 1e-3\n")
     with pytest.raises(OutputError, match="another recipe"):
         recipes.run_training(kind, str(other), str(out), "cpu", None)
+
+
+def test_a_given_ect_takes_the_recipes_place_and_a_resumed_run_is_held_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folders(tmp_path / "data")
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    recipe.write_text(
+        f'preset = "fashion-mnist-28"\ndata = "{tmp_path / "data"}"\nect = 0.3  # theirs\n'
+        '[train]\nimages = 4\nbatch = 4\nprecision = "float32"\n'
+    )
+    command = ["train", "classifier", str(recipe), "--out", str(out), "--device", "cpu"]
+    assert main([*command, "--ect", "0.1"]) == 0
+    copy = out / "recipe.toml"
+    assert tomllib.loads(copy.read_text()) == tomllib.loads(recipe.read_text()) | {"ect": 0.1}
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert tomllib.loads(provenance["recipe"])["ect"] == 0.1
+    assert recipes.load_recipe(copy, "classifier") == recipes.load_recipe(recipe, "classifier", 0.1)
+    capsys.readouterr()
+    for other in ([], ["--ect", "0.2"]):
+        assert main([*command, *other]) == 2
+        assert "another recipe" in capsys.readouterr().err
+    assert main([*command, "--ect", "0.1"]) == 0
+
+
+def test_a_given_ect_that_is_the_recipes_own_changes_nothing(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('preset = "fashion-mnist-28"\ndata = "d"\nect = 0.1\n[train]\nimages = 4\n')
+    assert recipes.load_recipe(recipe, "classifier", 0.1) == recipes.load_recipe(recipe, "classifier")
+    recipe.write_text(recipe.read_text().replace("ect = 0.1\n", ""))
+    assert recipes.load_recipe(recipe, "classifier", 0.0).text == recipe.read_text()
+    assert recipes.load_recipe(recipe, "classifier", 0.1).ect == 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "ect", "message"),
+    [
+        ("diffusion", "0.1", "ect: 0.1 is not a key of a diffusion recipe"),
+        ("classifier", "-1", "ect: -1.0 is not a number of at least 0"),
+        ("classifier", "nan", "ect: nan is not a number of at least 0"),
+        ("classifier", "much", "--ect: invalid float value: 'much'"),
+    ],
+)
+def test_a_given_ect_that_cannot_be(
+    kind: str, ect: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('preset = "fashion-mnist-28"\ndata = "d"\n[train]\nimages = 4\n')
+    assert main(["train", kind, str(recipe), "--out", str(tmp_path / "out"), "--ect", ect]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
