@@ -18,6 +18,8 @@ _MANIFEST = """
 name = "bench"
 [model]
 preset = "{name}"
+[sampler]
+method = "ancestral"
 [[guidance]]
 term = "classifier"
 scale = {scale}

@@ -157,7 +157,7 @@ def test_weights_that_are_not_here_are_random_and_said_to_be(tmp_path: Path) -> 
     models, source = load_workload(manifest, torch.device("cpu"))
     assert (source, len(models.checkpoint_sha256)) == ("embedded", 64)
     path = tmp_path / "away.toml"
-    path.write_text(manifest.text.replace("[[guidance]]", 'checkpoint = "away.pt"\n[[guidance]]'))
+    path.write_text(manifest.text.replace("[sampler]", 'checkpoint = "away.pt"\n[sampler]'))
     models, source = load_workload(bench_manifest(str(path), None, None), torch.device("cpu"))
     assert source.startswith("random")
     assert models.preset.name == EMBEDDED.name
@@ -187,7 +187,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_table_of_auto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bench.toml"
-    path.write_text(bench_manifest(None, None, None).text.replace("[[guidance]]", "[sampler]\nsteps = 3\n[[guidance]]"))
+    path.write_text(bench_manifest(None, None, None).text.replace("[[guidance]]", "steps = 3\n[[guidance]]"))
     assert main(["bench", str(path), "--batch", "auto"]) == 0
     lines = capsys.readouterr().out.splitlines()
     header = next(line for line in lines if "images/s" in line)

@@ -20,6 +20,7 @@ seed = 3
 [model]
 preset = "fashion-mnist-28"
 [sampler]
+method = "ancestral"
 steps = 25
 batch = 8
 [[guidance]]
@@ -64,18 +65,33 @@ def test_counts_by_each_way(classes: str, counts: dict[int, int]) -> None:
     assert parse(BASE.replace("per_class = 4", classes)).counts == counts
 
 
+@pytest.mark.parametrize(
+    ("keys", "settings"),
+    [
+        ("", SamplerSettings("dpm-solver++", "logsnr50", 1.0)),
+        ("steps = 20", SamplerSettings("dpm-solver++", "logsnr20", 1.0)),
+        ('steps = "20"\neta = 0', SamplerSettings("dpm-solver++", "20", 0.0)),
+        ('method = "ddim"', SamplerSettings("ddim", "logsnr50", 0.0)),
+        ('method = "ancestral"', SamplerSettings("ancestral", "250", 0.0)),
+    ],
+)
+def test_defaults_of_each_method(keys: str, settings: SamplerSettings) -> None:
+    """A number of steps is spread as suits the method; a text says how."""
+    assert parse(BASE.replace('method = "ancestral"\nsteps = 25', keys)).settings == settings
+
+
 def test_sampler_keys_reach_the_chain() -> None:
     plain = parse(BASE)
     assert plain.settings == SamplerSettings("ancestral", "25", 0.0, 1)
     keys = 'method = "dpm-solver++"\neta = 1\nclassifier_every = 4\nsteps = "logsnr15"'
-    chain = parse(BASE.replace("steps = 25", keys)).settings.chain(plain.preset, plain.terms)
+    chain = parse(BASE.replace('method = "ancestral"\nsteps = 25', keys)).settings.chain(plain.preset, plain.terms)
     assert (chain.method, chain.eta, chain.classifier_every) == ("dpm-solver++", 1.0, 4)
     assert len(chain.schedule) == 15 and chain.terms == plain.terms
 
 
 def test_digest_does_not_depend_on_how_it_is_written() -> None:
     lines = BASE.strip().splitlines()
-    reordered = "\n".join([*lines[7:], "# a comment", *lines[2:7]])
+    reordered = "\n".join([*lines[8:], "# a comment", *lines[2:8]])
     top = "\n".join(lines[:2])
     other = top + "\n" + reordered.replace("steps = 25", 'steps = "25"').replace("per_class = 4", "total = 40")
     assert parse(other).digest == parse(BASE).digest
@@ -89,8 +105,8 @@ def test_digest_does_not_depend_on_how_it_is_written() -> None:
         ("steps = 25", "steps = 26"),
         ("batch = 8", "batch = 9"),
         ("batch = 8", 'batch = 8\nprecision = "fast"'),
-        ("batch = 8", 'batch = 8\nmethod = "ddim"'),
-        ("batch = 8", 'batch = 8\nmethod = "dpm-solver++"'),
+        ('method = "ancestral"', 'method = "ddim"'),
+        ('method = "ancestral"\n', ""),
         ("batch = 8", "batch = 8\nclassifier_every = 2"),
         ("steps = 25", 'steps = "logsnr25"'),
         ("tau = 0.5", "tau = 0.6"),
@@ -186,9 +202,10 @@ def test_relative_weights_start_at_the_manifest(tmp_path: Path) -> None:
         ("per_class = 4", "total = 99_999_999_999", ["99999999999", "1000000 shards"]),
         ("steps = 25", "steps = 1001", ["1001", "1000"]),
         ("steps = 25", "steps = 0", ["'0'"]),
+        ('method = "ancestral"\nsteps = 25', "steps = 0", ["sampler.steps", "0", "from 1 to 1000"]),
         ("steps = 25", "steps = 2.5", ["sampler.steps", "2.5"]),
         ("batch = 8", 'batch = "8"', ["sampler.batch", "'8'", "integer"]),
-        ("batch = 8", 'batch = 8\nmethod = "euler"', ["euler", "ancestral"]),
+        ('method = "ancestral"', 'method = "euler"', ["euler", "ancestral"]),
         ("batch = 8", 'batch = 8\nprecision = "half"', ["sampler.precision", "half", "exact"]),
         ("batch = 8", "batch = 8\neta = nan", ["sampler.eta", "nan"]),
         ("batch = 8", "batch = 8\neta = 0.5", ["sampler.eta", "0.5", "ancestral"]),
