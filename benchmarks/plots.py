@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
 
 
 def growth(results: Sequence[Row]) -> Figure:
-    """Images a second against batch and processes, seconds a step against image size; a line a precision."""
+    """Images a second against batch and processes, time of an image's step against its size; a line a precision."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     by_batch, by_size, by_actors = figure.subplots(1, 3)
     for result in results:
@@ -45,14 +45,14 @@ def growth(results: Sequence[Row]) -> Figure:
         batches = sorted(result["batches"], key=lambda point: point["batch"])
         by_batch.plot([p["batch"] for p in batches], [p["images_per_second"] for p in batches], **style)
         sizes = result["sizes"]
-        by_size.plot([p["image_size"] for p in sizes], [p["seconds_a_step"] for p in sizes], **style)
+        by_size.plot([p["image_size"] for p in sizes], [1e3 * p["seconds_a_step"] / p["batch"] for p in sizes], **style)
         by_size.set_xticks([p["image_size"] for p in sizes])
         actors = result["actors"]
         by_actors.plot([p["actors"] for p in actors], [p["images_per_second"] for p in actors], **style)
         by_actors.set_xticks([p["actors"] for p in actors])
     by_batch.set_xscale("log", base=2)
     _name(by_batch, "images/s of the whole chain", "batch")
-    _name(by_size, "seconds a step", "image height and width")
+    _name(by_size, "ms an image and step", "image height and width")
     _name(by_actors, "images/s of the whole chain", "processes of one thread")
     by_batch.legend(frameon=False)
     return figure

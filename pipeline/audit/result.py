@@ -121,7 +121,7 @@ def _provenance(run: RunData, reference: Reference | None) -> dict[str, Any]:
         "guidance": [term.name for term in run.manifest.terms],
         "precision": run.manifest.precision,
         "fast_errors": fast_errors(*run.weights) if run.manifest.precision == "fast" else None,
-        "sampler": f"{run.manifest.settings.method}, {run.manifest.settings.steps} steps",
+        "sampler": f"{run.manifest.settings.method}, steps {run.manifest.settings.steps}",
         "reference": None if reference is None else reference.source,
         "reference_count": 0 if reference is None else len(reference.real),
         "reference_resized": 0 if reference is None else reference.resized,

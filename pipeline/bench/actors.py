@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.bench.step import StepClock, endless_steps, full_steps
 from pipeline.bench.workload import load_workload
 from pipeline.manifest import Manifest
@@ -45,6 +46,8 @@ def _run(share: Share, ready: Any) -> tuple[float, float]:
     """Take the steps; returns when they began and ended, on the machine's monotonic clock."""
     device = torch.device(share.device)
     torch.set_num_threads(share.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     models, _ = load_workload(share.manifest, device)
     set_up((models.unet, models.classifier), share.execution, share.batch)
     chain = full_steps(share.manifest.settings.chain(share.manifest.preset, share.manifest.terms))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.bench.actors import Share, image_steps_per_second
 from pipeline.bench.batch import BestBatch, find_batch
 from pipeline.bench.flops import Flops, count_flops
@@ -115,6 +116,8 @@ class Bench:
         sizes = None if options.batch == AUTO else numbers("batch", options.batch or str(manifest.batch), 65_536)
         counts = numbers("actors", options.actors, 64) if options.actors else []
         torch.set_num_threads(options.threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         ceiling = self._ceiling()
         models, weights = load_workload(manifest, self.device)
         held = self._held()

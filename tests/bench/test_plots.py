@@ -16,7 +16,7 @@ def bench(precision: str, speed: float) -> dict[str, Any]:
     return {
         "precision": precision,
         "batches": [{"batch": 2 * n, "images_per_second": speed * n} for n in (4, 1, 2)],
-        "sizes": [{"image_size": 28 * n, "seconds_a_step": n / speed} for n in (1, 2)],
+        "sizes": [{"image_size": 28 * n, "seconds_a_step": n / speed, "batch": 4} for n in (1, 2)],
         "actors": [{"actors": n, "images_per_second": speed * n} for n in (1, 2)],
     }
 
@@ -25,7 +25,7 @@ def test_growth_has_a_line_a_precision_through_the_points_in_order() -> None:
     by_batch, by_size, by_actors = plots.growth([bench("exact", 1.0), bench("fast", 2.0)]).axes
     assert [line.get_label() for line in by_batch.lines] == ["exact", "fast"]
     assert by_batch.lines[1].get_xydata().tolist() == [[2, 2], [4, 4], [8, 8]]  # type: ignore[union-attr]
-    assert by_size.lines[1].get_xydata().tolist() == [[28, 0.5], [56, 1.0]]  # type: ignore[union-attr]
+    assert by_size.lines[1].get_xydata().tolist() == [[28, 125], [56, 250]]  # type: ignore[union-attr]
     assert by_actors.lines[0].get_xydata().tolist() == [[1, 1], [2, 2]]  # type: ignore[union-attr]
 
 
