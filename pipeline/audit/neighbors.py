@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -117,14 +117,13 @@ def compare(generated: Manifold, real: Manifold, device: str = "cpu") -> Neighbo
     return crossing.result()
 
 
-@dataclass
 class _Found:
-    """What is known of the rows added so far."""
+    """What is known of some rows, on the CPU. One array a column: pieces of a million rows would litter the memory."""
 
-    near: list[Tensor] = field(default_factory=list)
-    index: list[Tensor] = field(default_factory=list)
-    balls: list[Tensor] = field(default_factory=list)
-    rarity: list[Tensor] = field(default_factory=list)
+    def __init__(self, rows: int, k: int) -> None:
+        self.near = torch.empty(rows, k)
+        self.index, self.balls = (torch.empty(rows, dtype=torch.int64) for _ in range(2))
+        self.rarity = torch.empty(rows)
 
 
 class _Reached:
@@ -158,7 +157,8 @@ class Crossing:
         self._real = sketch(rows, rows.mean(dim=0), fast_dtype(rows.device))
         self._radius = torch.from_numpy(real.radius).to(device)
         self._covered, self._recalled = (_Reached(len(rows), rows.device) for _ in range(2))
-        self._found, self._rows = _Found(), 0
+        self._found: list[_Found] = []
+        self._rows = 0
         self._with_balls = True
 
     def add(self, features: Features, radius: Floats | None = None) -> None:
@@ -172,26 +172,30 @@ class Crossing:
             raise DataError(bad("features", rows.shape[1], f"{self._real.rows.shape[1]} long, as the real ones are"))
         self._with_balls &= radius is not None
         own = torch.full((len(rows),), -1.0) if radius is None else torch.from_numpy(radius)
+        self._found.append(_Found(len(rows), self._k))
         for part in _blocks(len(rows), len(self._radius)):
             block = sketch(rows[part], self._real.center, self._real.rounded.dtype)
-            self._cross(block, own[part].to(device))
+            self._cross(block, own[part].to(device), part)
+        self._rows += len(rows)
 
     def result(self) -> Neighborhood:
         """What all rows added so far amount to, in the order they were added."""
-        near, found = torch.cat(self._found.near), self._found
+        near, index, balls, rarity = (
+            torch.cat([getattr(part, name) for part in self._found]) for name in ("near", "index", "balls", "rarity")
+        )
         return Neighborhood(
             nearest=near[:, 0].contiguous().numpy(),
-            nearest_index=torch.cat(found.index).numpy(),
+            nearest_index=index.numpy(),
             mean_distance=near.mean(dim=1).numpy(),
-            balls=torch.cat(found.balls).numpy(),
-            rarity=torch.cat(found.rarity).numpy(),
+            balls=balls.numpy(),
+            rarity=rarity.numpy(),
             recalled=self._recalled.any() if self._with_balls else np.empty(0, np.bool_),
             covered=self._covered.any(),
             sole_recall=self._recalled.sole(),
             sole_cover=self._covered.sole(),
         )
 
-    def _cross(self, block: Sketch, own: Tensor) -> None:
+    def _cross(self, block: Sketch, own: Tensor, part: slice) -> None:
         """One block against all real rows: pairs that any threshold may hold, then those alone."""
         real, share = self._real, error_share(block, self._real)
         spread = 2 * share * real.norms
@@ -206,33 +210,39 @@ class Crossing:
         low = lower[pairs] + base[pairs[0]]
         high = low + 2 * share * (block.norms[pairs[0]] + real.norms[pairs[1]])
         near = low <= (reach + base)[pairs[0]]
-        self._decide(block, own, pairs, (low, high, near))
+        self._decide(block, own, pairs, (low, high, near), part)
 
     def _decide(
-        self, block: Sketch, own: Tensor, pairs: tuple[Tensor, Tensor], bounds: tuple[Tensor, Tensor, Tensor]
+        self,
+        block: Sketch,
+        own: Tensor,
+        pairs: tuple[Tensor, Tensor],
+        bounds: tuple[Tensor, Tensor, Tensor],
+        part: slice,
     ) -> None:
-        """Sort pairs (i, j) into balls; low and high bound their squared distances, near may be among the k nearest."""
+        """Sort pairs (i, j) into balls; low and high bound their squared distances, near may be among the k nearest.
+
+        part: the block's rows among those under way.
+        """
+        first, found = self._rows + part.start, self._found[-1]
         (i, j), (low, high, near) = pairs, bounds
         ball, mine = self._radius[j].square(), torch.where(own >= 0, own.square(), -torch.inf)[i]
         sure = high <= mine
-        self._recalled.add(j[sure], i[sure] + self._rows)
+        self._recalled.add(j[sure], i[sure] + first)
         # Whether a third generated ball holds a real row changes nothing.
         unsure = near | ((low <= ball) & (high > ball)) | ((low <= mine) & ~sure & (self._recalled.count[j] < 2))
         exact = torch.full_like(high, torch.inf)
         exact[unsure] = exact_distances(block.rows, self._real.rows, (i[unsure], j[unsure]))
         inside = (high <= ball) & ~unsure | (exact <= self._radius[j])
         late = ~sure & (exact <= own[i])
-        self._recalled.add(j[late], i[late] + self._rows)
-        self._covered.add(j[inside], i[inside] + self._rows)
+        self._recalled.add(j[late], i[late] + first)
+        self._covered.add(j[inside], i[inside] + first)
         rarity = torch.full((len(block.rows),), torch.inf, device=own.device)
         rarity.scatter_reduce_(0, i[inside], self._radius[j[inside]], "amin")
         balls = torch.bincount(i[inside], minlength=len(block.rows))
         distances, columns = smallest((i[near], j[near]), exact[near], len(block.rows), self._k)
-        self._found.near.append(distances.cpu())
-        self._found.index.append(columns[:, 0].contiguous().cpu())
-        self._found.balls.append(balls.cpu())
-        self._found.rarity.append(rarity.masked_fill_(balls == 0, torch.nan).cpu())
-        self._rows += len(block.rows)
+        found.near[part], found.index[part] = distances.cpu(), columns[:, 0].cpu()
+        found.balls[part], found.rarity[part] = balls.cpu(), rarity.masked_fill_(balls == 0, torch.nan).cpu()
 
 
 def _upper(block: Sketch, part: slice, columns: Sketch, share: float) -> Tensor:
