@@ -14,15 +14,12 @@ from typing import Any
 
 import torch
 
-from pipeline.allocator import keep_freed_memory
 from pipeline.bench.processes import family
 from pipeline.diffusion.sampler import sample, to_uint8
 from pipeline.generate.driver import GenerateOptions, generate
-from pipeline.generate.execution import execution_of, full_batch
+from pipeline.generate.execution import load_for_run
 from pipeline.generate.progress import Status
 from pipeline.manifest import Manifest, parse_manifest
-from pipeline.models.catalog import Models, load_models
-from pipeline.models.precision import set_up
 from pipeline.plan import Slot, class_rank, make_plan, sample_seed, shard_name
 from pipeline.shards.reader import read_samples
 from pipeline.shards.store import Store
@@ -157,7 +154,7 @@ def bare_share(load: Load, tasks: queue.Queue[int], loaded: Any) -> BareShare:
     """Take batches until none is left."""
     os.nice(max(0, RAY_NICENESS - os.nice(0)))
     manifest, device = load.manifest, torch.device(load.device)
-    models = load_as_actor(load)
+    models = load_for_run(load.manifest, torch.device(load.device), load.compile)
     chain = manifest.settings.chain(manifest.preset, manifest.terms)
     batches, pixels = plan_batches(manifest), {}
     loaded.wait()
@@ -171,18 +168,6 @@ def bare_share(load: Load, tasks: queue.Queue[int], loaded: Any) -> BareShare:
             x = state.x
         pixels[number] = to_uint8(x).cpu().numpy().tobytes()
     return BareShare(start, time.monotonic(), time.process_time() - cpu, pixels)
-
-
-def load_as_actor(load: Load) -> Models:
-    """The models in a process set up as an actor's, so that equal steps take equal time."""
-    torch.set_num_threads(1)
-    if load.device == "cpu":
-        keep_freed_memory()
-    manifest, device = load.manifest, torch.device(load.device)
-    models = load_models(manifest.preset, None, None, (None, None), device, manifest.precision)
-    execution = execution_of(manifest, device, load.compile)
-    set_up((models.unet, models.classifier), execution, full_batch(manifest))
-    return models
 
 
 def plan_batches(manifest: Manifest) -> list[Sequence[Slot]]:

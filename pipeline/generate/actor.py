@@ -15,14 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.allocator import keep_freed_memory
 from pipeline.diffusion.sampler import Chain, sample, to_uint8
 from pipeline.errors import ShardError
-from pipeline.generate.execution import execution_of, full_batch
+from pipeline.generate.execution import load_for_run
 from pipeline.generate.score import Scores, accepted, score_images
 from pipeline.manifest import Manifest
-from pipeline.models.catalog import Models, load_models
-from pipeline.models.precision import set_up
+from pipeline.models.catalog import Models
 from pipeline.plan import Slot, class_rank, make_plan, sample_seed, shard_name
 from pipeline.shards.marker import Marker
 from pipeline.shards.metadata import SampleRecord, sample_key
@@ -89,20 +87,7 @@ class ShardGenerator:
 
     def load(self) -> tuple[str, str]:
         """Load the models; returns the sha256 of checkpoint and classifier. Raises CheckpointError, DeviceError."""
-        execution = execution_of(self.manifest, torch.device(self.device), self.compile)
-        if self.device == "cpu":
-            torch.set_num_threads(1)
-            keep_freed_memory()
-        spec = self.manifest.model
-        self._models: Models = load_models(
-            self.manifest.preset,
-            spec.checkpoint,
-            spec.classifier,
-            (spec.checkpoint_sha256, spec.classifier_sha256),
-            torch.device(self.device),
-            self.manifest.precision,
-        )
-        set_up((self._models.unet, self._models.classifier), execution, full_batch(self.manifest))
+        self._models: Models = load_for_run(self.manifest, torch.device(self.device), self.compile)
         self._chain: Chain = self.manifest.settings.chain(self.manifest.preset, self.manifest.terms)
         self._store = Store(self.root)
         return self._models.checkpoint_sha256, self._models.classifier_sha256

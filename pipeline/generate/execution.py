@@ -1,4 +1,4 @@
-"""What of a run's networks is compiled, on a device."""
+"""How a run's networks are loaded and executed on a device."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 
 import torch
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.manifest import Manifest
-from pipeline.models.precision import Execution, capability, choose
+from pipeline.models.catalog import Models, load_models
+from pipeline.models.precision import Execution, capability, choose, set_up
 
 LONG_RUN = 10_000  # steps of a batch, in all: on two cores about where compiling has paid for itself
 
@@ -26,3 +28,16 @@ def execution_of(manifest: Manifest, device: torch.device, compile: str) -> Exec
     if compile == "auto" and math.ceil(manifest.total / full_batch(manifest)) * steps < LONG_RUN:
         compile = "off"
     return choose(capability(device), manifest.precision, compile)
+
+
+def load_for_run(manifest: Manifest, device: torch.device, compile: str) -> Models:
+    """A run's models, with this process set up for its batches. Raises CheckpointError, DeviceError."""
+    execution = execution_of(manifest, device, compile)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        keep_freed_memory()
+    spec = manifest.model
+    hashes = spec.checkpoint_sha256, spec.classifier_sha256
+    models = load_models(manifest.preset, spec.checkpoint, spec.classifier, hashes, device, manifest.precision)
+    set_up((models.unet, models.classifier), execution, full_batch(manifest))
+    return models

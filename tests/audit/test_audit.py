@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import wasserstein_distance
+from small_run import MANIFEST, quiet
 
 from pipeline.audit.audit import METRICS_PATH, AuditOptions, run_audit
 from pipeline.audit.dataset import read_run
@@ -29,21 +30,6 @@ from pipeline.shards.writer import encode_png
 CommitRun = Callable[[Store, str], Manifest]
 Blob = Callable[[int, int], tuple[NDArray[np.uint8], int, float]]
 CommitImages = Callable[[Store, str, Blob], Manifest]
-
-MANIFEST = """
-name = "small"
-[model]
-preset = "fashion-mnist-28"
-[classes]
-counts = { 0 = 12, 1 = 8, 4 = 4 }
-[output]
-shard_size = 9
-"""
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    assert stage
-    assert 0 <= done <= total
 
 
 def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:

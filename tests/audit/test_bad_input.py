@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_run import MANIFEST, quiet
 
 from pipeline.audit.audit import AuditOptions, run_audit
 from pipeline.audit.dataset import read_run
@@ -23,21 +24,6 @@ from pipeline.shards.store import Store
 from pipeline.shards.writer import encode_png
 
 CommitRun = Callable[[Store, str], Manifest]
-
-MANIFEST = """
-name = "small"
-[model]
-preset = "fashion-mnist-28"
-[classes]
-counts = { 0 = 12, 1 = 8, 4 = 4 }
-[output]
-shard_size = 9
-"""
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    assert stage
-    assert 0 <= done <= total
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_marked(

@@ -1,0 +1,16 @@
+"""The run that tests of the audit commit and measure."""
+
+MANIFEST = """
+name = "small"
+[model]
+preset = "fashion-mnist-28"
+[classes]
+counts = { 0 = 12, 1 = 8, 4 = 4 }
+[output]
+shard_size = 9
+"""
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    assert stage
+    assert 0 <= done <= total
