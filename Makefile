@@ -39,7 +39,10 @@ weights: setup ## train the embedded networks again (hours; the recipes in manif
 	$(BIN)/rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion
 	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-classifier.toml --out out/weights/classifier
 	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-classifier-ect.toml --out out/weights/classifier-ect
-	$(BIN)/python jobs/embed_assets.py --diffusion out/weights/diffusion --classifier out/weights/classifier --classifier-ect out/weights/classifier-ect
+	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-judge.toml --out out/weights/judge
+	$(BIN)/rarefy train diffusion manifests/train/fashion-mnist-28-uncond-diffusion.toml --out out/weights/diffusion-uncond
+	$(BIN)/python jobs/embed_assets.py --unet out/weights/diffusion --unet-uncond out/weights/diffusion-uncond \
+		--classifier out/weights/classifier --classifier-ect out/weights/classifier-ect --judge out/weights/judge
 
 bench: setup ## speed of the embedded model here: a step's parts, the best batch, growth
 	$(BIN)/rarefy bench manifests/demo.toml --batch auto --growth --actors 1,2

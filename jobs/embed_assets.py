@@ -1,6 +1,8 @@
 """Put trained networks and reference images into the package: the last step of ``make weights``.
 
-python jobs/embed_assets.py --diffusion DIR --classifier DIR --classifier-ect DIR [--data FOLDER] [--note TEXT]
+python jobs/embed_assets.py --unet DIR --classifier DIR ... [--data FOLDER] [--note TEXT]
+
+Networks that are not named stay as they are.
 """
 
 from __future__ import annotations
@@ -18,22 +20,30 @@ from pipeline.training.data import LabelledImages, load_images
 
 FOLDER = "fashion-mnist-28"
 TRAIN_IMAGES_A_CLASS = 1000
+RECIPES = {
+    "unet": "fashion-mnist-28-diffusion.toml",
+    "unet-uncond": "fashion-mnist-28-uncond-diffusion.toml",
+    "classifier": "fashion-mnist-28-classifier.toml",
+    "classifier-ect": "fashion-mnist-28-classifier-ect.toml",
+    "judge": "fashion-mnist-28-judge.toml",
+}
 
 
 def main() -> None:
     """Copy the networks' EMA weights and provenance, and write the two reference sets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diffusion", type=Path, required=True, help="output folder of `rarefy train diffusion`")
-    parser.add_argument("--classifier", type=Path, required=True, help="output folder of `rarefy train classifier`")
-    parser.add_argument("--classifier-ect", type=Path, required=True, help="the same, of the recipe with ECT")
+    for name, recipe in RECIPES.items():
+        parser.add_argument(f"--{name}", type=Path, help=f"output folder of `rarefy train` with {recipe}")
     parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist", help="folder of the IDX files")
-    parser.add_argument("--note", help="what the diffusion model's provenance does not say by itself")
+    parser.add_argument("--note", help="what the conditional U-Net's provenance does not say by itself")
     args = parser.parse_args()
     folder = assets.weights(FOLDER, "unet").parent
     folder.mkdir(parents=True, exist_ok=True)
-    provenance = {}
-    sources = {"unet": args.diffusion, "classifier": args.classifier, "classifier-ect": args.classifier_ect}
-    for name, source in sources.items():
+    provenance = assets.provenance(FOLDER) if (folder / "provenance.json").exists() else {}
+    for name in RECIPES:
+        source = getattr(args, name.replace("-", "_"))
+        if source is None:
+            continue
         shutil.copyfile(source / "weights.safetensors", assets.weights(FOLDER, name))
         provenance[name] = json.loads((source / "provenance.json").read_text())
     if args.note:

@@ -14,7 +14,7 @@ _ROOT = Path(__file__).parent
 
 
 def weights(folder: str, network: str) -> Path:
-    """Path of the EMA weights of that name: ``unet``, ``classifier`` or ``classifier-ect``."""
+    """Path of the EMA weights of that name: ``unet``, ``unet-uncond``, ``classifier``, ``classifier-ect``, ``judge``."""
     return _ROOT / folder / f"{network}.safetensors"
 
 

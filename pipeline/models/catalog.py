@@ -170,6 +170,19 @@ def _presets() -> list[Preset]:
         description="embedded: the same ADM with a classifier of entropy-constraint training (ED-DPM)",
         assets=Assets("fashion-mnist-28", classifier="classifier-ect"),
     )
+    fashion_uncond = replace(
+        fashion,
+        name="fashion-mnist-28-uncond",
+        description="embedded: unconditional ADM on Fashion-MNIST, 28 px grey",
+        unet=replace(FASHION_UNET, num_classes=None),
+        assets=Assets("fashion-mnist-28", unet="unet-uncond"),
+    )
+    fashion_uncond_ect = replace(
+        fashion_uncond,
+        name="fashion-mnist-28-uncond-ect",
+        description="embedded: the unconditional ADM with the classifier of entropy-constraint training",
+        assets=Assets("fashion-mnist-28", unet="unet-uncond", classifier="classifier-ect"),
+    )
     unet_64 = replace(_imagenet_unet(64, 192, 3), dropout=0.1, use_new_attention_order=True)
     unet_128 = replace(_imagenet_unet(128, 256, 2), num_head_channels=-1, num_heads=4)
     unet_256, unet_512 = _imagenet_unet(256, 256, 2), _imagenet_unet(512, 256, 2)
@@ -177,6 +190,8 @@ def _presets() -> list[Preset]:
     return [
         fashion,
         fashion_ect,
+        fashion_uncond,
+        fashion_uncond_ect,
         _imagenet(64, unet_64, 1.0, "64x64_diffusion.pt with 64x64_classifier.pt"),
         _imagenet(128, unet_128, 0.5, "128x128_diffusion.pt with 128x128_classifier.pt"),
         conditional_256,

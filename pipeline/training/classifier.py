@@ -16,14 +16,17 @@ from pipeline.training.loop import Batch, at_step
 class ClassifierLoss:
     """Cross entropy of p(y | x_t), t uniform, plus ``ect`` * (log K - H(p)) (ED-DPM, ECCV 2022; 0 is plain ADM).
 
-    flip: mirror half of the images, as the reference's data loader does.
+    flip: mirror half of the images, as the reference's data loader does; clean: images without noise, at t = 0, for a
+    classifier that judges images and guides nothing.
     """
 
-    def __init__(self, schedule: Schedule, device: torch.device, ect: float = 0.0, flip: bool = True) -> None:
+    def __init__(
+        self, schedule: Schedule, device: torch.device, ect: float = 0.0, flip: bool = True, clean: bool = False
+    ) -> None:
         self.timesteps = schedule.timesteps.to(device)
         self.sqrt_abar = schedule.alphas_cumprod.sqrt().float().to(device)
         self.sqrt_one_minus_abar = (1 - schedule.alphas_cumprod).sqrt().float().to(device)
-        self.ect, self.flip = ect, flip
+        self.ect, self.flip, self.clean = ect, flip, clean
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Losses of one batch: loss, cross_entropy, entropy (nats) and accuracy, each a scalar."""
@@ -34,6 +37,8 @@ class ClassifierLoss:
             mirrored = torch.rand(count, generator=batch.generator, device=device) < 0.5
             x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(-1), x_0)
         x_t = at_step(self.sqrt_abar, k) * x_0 + at_step(self.sqrt_one_minus_abar, k) * noise
+        if self.clean:
+            k, x_t = torch.zeros_like(k), x_0
         logits = model(x_t, self.timesteps[k])
         with torch.autocast(device.type, enabled=False):
             log_probs = logits.float().log_softmax(-1)

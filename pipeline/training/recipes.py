@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.allocator import keep_freed_memory
 from pipeline.diffusion.guidance import Networks
@@ -44,8 +44,9 @@ KINDS = ("diffusion", "classifier")
 class Recipe:
     """A training recipe. preset: whose network and schedule; data: folder of images; train: the loop's settings.
 
-    init: weights to begin from instead of random ones; ect: weight of the entropy constraint, classifier only; text:
-    the TOML it was read from, with the ect that was given instead.
+    init: weights to begin from instead of random ones, a class-conditional model's for an unconditional one too; ect:
+    weight of the entropy constraint, clean: images without noise, both for classifiers only; text: the TOML it was read
+    from, with the ect that was given instead.
     """
 
     preset: Preset
@@ -53,6 +54,7 @@ class Recipe:
     train: TrainSettings
     init: Path | None
     ect: float
+    clean: bool
     text: str
 
 
@@ -71,7 +73,7 @@ def load_recipe(path: Path, kind: str, given_ect: float | None = None) -> Recipe
     if given_ect is not None:
         text = text if table.get("ect", 0.0) == given_ect else _with_ect(text, given_ect)
         table["ect"] = given_ect
-    allowed = {"preset", "data", "init", "train"} | ({"ect"} if kind == "classifier" else set())
+    allowed = {"preset", "data", "init", "train"} | ({"ect", "clean"} if kind == "classifier" else set())
     for key in table:
         if key not in allowed:
             raise ManifestError(
@@ -83,9 +85,12 @@ def load_recipe(path: Path, kind: str, given_ect: float | None = None) -> Recipe
     ect = table.get("ect", 0.0)
     if isinstance(ect, bool) or not isinstance(ect, int | float) or not 0 <= ect < math.inf:
         raise ManifestError(bad("ect", ect, "a number of at least 0"))
+    clean = table.get("clean", False)
+    if not isinstance(clean, bool):
+        raise ManifestError(bad("clean", clean, "true or false"))
     init = Path(table["init"]) if table.get("init") else None
     settings = _settings(table.get("train", {}))
-    return Recipe(get_preset(table["preset"]), Path(table["data"]), settings, init, float(ect), text)
+    return Recipe(get_preset(table["preset"]), Path(table["data"]), settings, init, float(ect), clean, text)
 
 
 def run_training(
@@ -180,12 +185,26 @@ def _network(kind: str, recipe: Recipe, device: torch.device) -> tuple[ADM, Loss
     if kind == "diffusion":
         network, loss = UNet(recipe.preset.unet), HybridLoss(schedule, device)
     else:
-        network, loss = Classifier(recipe.preset.classifier), ClassifierLoss(schedule, device, recipe.ect)
+        network, loss = (
+            Classifier(recipe.preset.classifier),
+            ClassifierLoss(schedule, device, recipe.ect, clean=recipe.clean),
+        )
     if recipe.init is not None:
         state = read_state(recipe.init)
+        if isinstance(network, UNet) and recipe.preset.num_classes is None:
+            state = without_classes(state)
         check_entries(state, network.state_dict(), recipe.init)
         network.load_state_dict(state)
     return network, loss
+
+
+def without_classes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A U-Net's entries for an unconditional network to begin from: the time embedding takes in the mean class."""
+    if "label_emb.weight" not in state:
+        return state
+    rest = {name: value for name, value in state.items() if name != "label_emb.weight"}
+    bias = "time_embed.2.bias"
+    return rest | {bias: rest[bias] + state["label_emb.weight"].mean(0)}
 
 
 def _log(report: Report, settings: TrainSettings, folder: Path) -> None:
@@ -248,4 +267,5 @@ def _accuracies(recipe: Recipe, state: TrainState) -> dict[str, float]:
     model.load_state_dict(state.ema)
     schedule = make_schedule(preset.schedule, preset.diffusion_steps)
     test = load_images(recipe.data, preset.image_size, preset.channels, "test")
-    return {f"t={step}": round(accuracy_at(model.eval(), test, schedule, step), 4) for step in (0, 300, 500, 700)}
+    steps = (0,) if recipe.clean else (0, 300, 500, 700)
+    return {f"t={step}": round(accuracy_at(model.eval(), test, schedule, step), 4) for step in steps}
