@@ -14,7 +14,7 @@ _ROOT = Path(__file__).parent
 
 
 def weights(folder: str, network: str) -> Path:
-    """Path of the EMA weights of that name: ``unet``, ``unet-uncond``, ``classifier``, ``classifier-ect``, ``judge``."""
+    """Path of a network's EMA weights: ``unet``, ``unet-uncond``, ``classifier``, ``classifier-ect`` or ``judge``."""
     return _ROOT / folder / f"{network}.safetensors"
 
 
