@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: help setup demo smoke test lint format weights bench bench-gpu quality clean
+.PHONY: help setup demo smoke test lint format weights bench bench-gpu quality reproduce clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench-gpu: setup ## the same on a GPU, in fast
 
 quality: setup ## measure the embedded model: 10,000 unguided images against the test images (half an hour to an hour)
 	$(BIN)/rarefy run manifests/quality.toml --out out/quality
+
+reproduce: setup ## the papers' experiment: sweep, every sampler's images, docs/results.json (hours; a second run goes on)
+	$(BIN)/python -m jobs.reproduce --stages sweep,final
 
 clean: ## remove the environment and caches (never data sets)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -11,8 +11,9 @@ import torch
 from pipeline import assets
 from pipeline.diffusion.guidance import entropy
 from pipeline.diffusion.schedule import make_schedule
+from pipeline.models.adm import Classifier
 from pipeline.models.catalog import PRESETS, Models, load_models
-from pipeline.models.checkpoint import file_sha256
+from pipeline.models.checkpoint import file_sha256, load_network
 from pipeline.training.classifier import accuracy_at
 from pipeline.training.data import LabelledImages
 
@@ -28,12 +29,12 @@ def models() -> Models:
     return load(PRESET)
 
 
-def test_all_assets_stay_under_25_megabytes() -> None:
+def test_all_assets_stay_under_40_megabytes() -> None:
     folder = Path(assets.__file__).parent
-    assert sum(file.stat().st_size for file in folder.rglob("*") if "__pycache__" not in file.parts) < 25e6
+    assert sum(file.stat().st_size for file in folder.rglob("*") if "__pycache__" not in file.parts) < 40e6
 
 
-@pytest.mark.parametrize("network", ["unet", "classifier", "classifier-ect"])
+@pytest.mark.parametrize("network", ["unet", "unet-uncond", "classifier", "classifier-ect", "judge"])
 def test_weights_are_those_of_their_provenance(network: str) -> None:
     assert file_sha256(assets.weights(PRESET, network)) == assets.provenance(PRESET)[network]["weights_sha256"]
 
@@ -81,3 +82,19 @@ def test_unet_predicts_the_noise_of_unseen_images_and_uses_their_class(models: M
     x_t, t = abar**0.5 * x_0 + (1 - abar) ** 0.5 * noise, torch.full((64,), 500.0)
     right, wrong = ((models.unet(x_t, t, labels)[:, :1] - noise).square().mean() for labels in (y, (y + 5) % 10))
     assert right < 0.1 and right < wrong
+
+
+def test_the_unconditional_unet_predicts_noise_about_as_well_without_a_class(models: Models) -> None:
+    test, schedule = assets.reference(PRESET, "test"), make_schedule("cosine", 1000)
+    x_0 = torch.from_numpy(test.images[:64]).float() / 127.5 - 1
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    abar = float(schedule.alphas_cumprod[500])
+    x_t, t = abar**0.5 * x_0 + (1 - abar) ** 0.5 * noise, torch.full((64,), 500.0)
+    right = (models.unet(x_t, t, torch.from_numpy(test.labels[:64]))[:, :1] - noise).square().mean()
+    without = (load("fashion-mnist-28-uncond").unet(x_t, t)[:, :1] - noise).square().mean()
+    assert right < without < 1.1 * right
+
+
+def test_the_judge_is_right_on_nine_of_ten_test_images() -> None:
+    judge, _ = load_network(lambda: Classifier(PRESETS[PRESET].classifier), assets.weights(PRESET, "judge"))
+    assert accuracy_at(judge, assets.reference(PRESET, "test"), make_schedule("cosine", 1000), 0) >= 0.92

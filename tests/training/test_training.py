@@ -287,6 +287,11 @@ def test_a_given_ect_that_cannot_be(
         ('preset = "fashion-mnist-28"\ndata = "d"\n[train]\nimages = 5\nlr = -1', ManifestError, "train.lr: -1 is not"),
         ('preset = "fashion-mnist-28"\ndata = "d"\n[train]\nsteps = 5', ManifestError, "train.steps: 5 is not one of"),
         ("not toml", ManifestError, "is not TOML"),
+        (
+            'preset = "fashion-mnist-28"\ndata = "d"\nclean = true\n[train]\nimages = 5',
+            ManifestError,
+            "clean: True is not a",
+        ),
         ('preset = "fashion-mnist-28"\ndata = "/nowhere"\n[train]\nimages = 5', DataError, "data: '/nowhere' is not"),
     ],
 )
@@ -304,3 +309,34 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(tmp_path:
     with pytest.raises(DeviceError, match="device: 'cuda' is not available here"):
         recipes.run_training("diffusion", str(tmp_path / "r.toml"), str(tmp_path / "out"), "cuda", None)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unconditional_network_begins_as_the_mean_class() -> None:
+    preset = get_preset("fashion-mnist-28")
+    conditional = recipes.UNet(preset.unet)
+    weight = conditional.label_emb.weight
+    with torch.no_grad():
+        for parameter in conditional.parameters():
+            parameter.normal_(std=0.05)
+        weight[:] = weight.mean(0)
+    unconditional = recipes.UNet(get_preset("fashion-mnist-28-uncond").unet)
+    unconditional.load_state_dict(recipes.without_classes(conditional.state_dict()))
+    x, t = torch.randn(3, 1, 28, 28), torch.tensor([0.0, 400.0, 999.0])
+    expected = conditional.eval()(x, t, torch.tensor([0, 4, 9]))
+    torch.testing.assert_close(unconditional.eval()(x, t), expected, rtol=1e-4, atol=1e-5)
+    state = unconditional.state_dict()
+    assert recipes.without_classes(state) is state
+
+
+def test_a_judge_learns_from_images_without_noise() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        seen.append((x, t))
+        return torch.zeros(len(x), 4)
+
+    b = batch()
+    ClassifierLoss(SCHEDULE, CPU, flip=False, clean=True)(model, b)  # type: ignore[arg-type]
+    ClassifierLoss(SCHEDULE, CPU, flip=False)(model, b)  # type: ignore[arg-type]
+    (clean, t), (noisy, _) = seen
+    assert torch.equal(clean, b.x_0) and not t.any() and not torch.allclose(noisy, b.x_0)
