@@ -1,0 +1,236 @@
+"""docs/RESULTS.md and its figures, from docs/results.json alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jobs.reproduction.claims import RULE, answer, claims
+from jobs.reproduction.figures import NAMES, STAGE, write_figures
+from jobs.reproduction.spread import HEADINGS, SEEDS, UNCONDITIONAL, Group, Row, groups, number
+from jobs.reproduction.texts import DESCRIPTIONS, FINAL, LIMITS, REPRODUCE
+
+NOTES = Path(__file__).with_name("notes.md")
+HEAD = ("method", "seeds", *HEADINGS.values())
+
+
+def write_report(results: Mapping[str, Any], folder: Path, notes: Path = NOTES) -> None:
+    """Write RESULTS.md and the figures that results have the numbers of into the folder, which exists.
+
+    results: the content of docs/results.json; notes: Markdown of a person's, inserted where there is such a file.
+    """
+    figures = write_figures(results, folder)
+    discussion = notes.read_text(encoding="utf-8") if notes.is_file() else ""
+    (folder / "RESULTS.md").write_text(markdown(results, figures, discussion), encoding="utf-8")
+
+
+def markdown(results: Mapping[str, Any], figures: Sequence[str], discussion: str = "") -> str:
+    """The page. figures: names of those that were drawn; discussion: Markdown without a heading of its own."""
+    found = groups(results)
+    parts = [
+        "# Results",
+        " ".join(answer(results)),
+        *_under_way(found),
+        *_setting(results),
+        "## Claims",
+        _claims(results),
+        f"{RULE} Means and standard deviations are over a method's seeds.",
+        *_figure(figures, "results-plane.svg", "Recall against FID, a point a sampler"),
+        "## Every sampler",
+        *_final(found, results["floor"]),
+        *_methods(found, results.get("chosen", {})),
+        *_discussion(discussion),
+        *_sweep(results["sweep"], figures, {row["seed"] for row in results["final"]}),
+        *_traces(results.get("traces"), figures),
+        "## How to reproduce",
+        f"{REPRODUCE} This page: `{results['command']}`, {results['date']}, {_pairs(results['machine'])}.",
+        "## Limits",
+        LIMITS,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _under_way(found: Mapping[str, Group]) -> list[str]:
+    """What is missing of SEEDS seeds a method."""
+    counts = [(len(group.rows), method) for method, group in found.items() if len(group.rows) < SEEDS]
+    if not counts:
+        return []
+    named = (
+        f"{count} of {SEEDS} seeds of {', '.join(f'`{method}`' for _, method in entries)}"
+        for count, entries in groupby(sorted(counts, key=lambda entry: entry[0]), key=lambda entry: entry[0])
+    )
+    return [f"**Under way**: so far there are {'; '.join(named)}. A number without ± is of one seed."]
+
+
+def _setting(results: Mapping[str, Any]) -> list[str]:
+    return [f"Setting: {_pairs(results['setting'])}. The terms are in [METHODS.md](METHODS.md)."]
+
+
+def _claims(results: Mapping[str, Any]) -> str:
+    rows = [(claim.text, claim.numbers, claim.verdict) for claim in claims(results)]
+    return _table(("claim", "measured", ""), rows, text=3)
+
+
+def _final(found: Mapping[str, Group], floor: Mapping[str, Any]) -> list[str]:
+    real = ("real images", "", *(number(floor.get(name)) for name in HEADINGS))
+    parts = [FINAL]
+    for name, unconditional in (("Class-conditional ADM", False), ("Unconditional ADM", True)):
+        own = [group for group in found.values() if group.unconditional is unconditional]
+        if own:
+            rows = [(f"`{g.method}`", str(len(g.rows)), *_values(g)) for g in own]
+            parts += [f"**{name}**", _table(HEAD, [real, *rows], text=1)]
+    rows = [_single(row) for group in found.values() for row in group.rows]
+    head = ("method", "seed", *HEADINGS.values(), "images", "preset", "sampler", "digest")
+    return [*parts, _details("Every seed's row", _table(head, rows, text=1))]
+
+
+def _values(group: Group) -> list[str]:
+    return [str(group.values.get(name, "")) for name in HEADINGS]
+
+
+def _single(row: Row) -> tuple[str, ...]:
+    values = (number(row.get(name)) for name in HEADINGS)
+    rest = (str(row.get(name, "")) for name in ("count", "preset", "sampler", "digest"))
+    return (f"`{row['method']}`", str(row["seed"]), *values, *rest)
+
+
+def _methods(found: Mapping[str, Group], chosen: Mapping[str, Sequence[Row]]) -> list[str]:
+    """What each method is and its guidance: of its rows where it has any, else as chosen."""
+    guidance = {method: tables for method, tables in chosen.items() if method not in found}
+    guidance = {method: group.rows[0]["guidance"] for method, group in found.items()} | guidance
+    rows = [(f"`{method}`", _described(method), _guidance(tables)) for method, tables in guidance.items()]
+    return ["## Settings of the samplers", _table(("method", "what it is", "guidance"), rows, text=3)] if rows else []
+
+
+def _described(method: str) -> str:
+    return DESCRIPTIONS.get(method.removeprefix(UNCONDITIONAL), "")
+
+
+def _guidance(tables: Sequence[Row]) -> str:
+    """[[guidance]] tables as code, one a term."""
+    return (
+        " + ".join(f"`{', '.join(_entry(key, value) for key, value in table.items())}`" for table in tables) or "none"
+    )
+
+
+def _entry(key: str, value: object) -> str:
+    return str(value) if key == "term" else f"{key} = {_plain(value)}"
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _discussion(text: str) -> list[str]:
+    return ["## What was found on the way", text.strip()] if text.strip() else []
+
+
+def _sweep(rows: Sequence[Row], figures: Sequence[str], final_seeds: set[int]) -> list[str]:
+    """The sweep's rows, a folded table a stage, and the heat maps."""
+    if not rows:
+        return []
+    stages: dict[str, list[Row]] = {}
+    for row in rows:
+        stages.setdefault(row["stage"], []).append(row)
+    seeds = sorted({row["seed"] for row in rows})
+    parts = [
+        "## The sweep",
+        f"Scales, tau, gamma and windows come from {len(rows)} rows, {_on_seeds(seeds, final_seeds)}.",
+        *_figure(figures, "results-sweep.svg", f"Recall and FID, {STAGE}"),
+    ]
+    return [*parts, *(_details(f"{stage} ({len(own)})", _stage(own)) for stage, own in stages.items())]
+
+
+def _on_seeds(seeds: Sequence[int], final_seeds: set[int]) -> str:
+    """Which seeds, and whether the final table has them too."""
+    named, shared = ", ".join(map(str, seeds)), sorted(final_seeds & set(seeds))
+    apart = (
+        f"of which the final table uses {', '.join(map(str, shared))} too"
+        if shared
+        else "none of which the final table uses"
+    )
+    return f"on seeds {named}, {apart}"
+
+
+def _stage(rows: Sequence[Row]) -> str:
+    keys = list(dict.fromkeys(key for row in rows for key in row["values"]))
+    names = [name for name in HEADINGS if any(name in row for row in rows)]
+    head = ("name", *keys, *(HEADINGS[name] for name in names), "images", "seed", "preset", "guidance")
+    cells = [
+        (
+            row["name"],
+            *(_plain(row["values"][key]) if key in row["values"] else "" for key in keys),
+            *(number(row.get(name)) for name in names),
+            *(str(row.get(key, "")) for key in ("count", "seed", "preset")),
+            _guidance(row["guidance"]),
+        )
+        for row in rows
+    ]
+    return _table(head, cells, text=1)
+
+
+def _traces(traces: Mapping[str, Any] | None, figures: Sequence[str]) -> list[str]:
+    """The figures of ECT and EDS, each with what its numbers say."""
+    if not traces:
+        return []
+    chains = traces["chains"].items()
+    places = [("at noised real images", traces["noised"])]
+    places += [(f"in ADM-G's chain on the {name} model", chain) for name, chain in chains]
+    entropies = "; ".join(f"{_entropies(found)} {place}" for place, found in places)
+    norms = "; ".join(f"{_shares(chain['gradient'])} on the {name} model" for name, chain in chains)
+    return [
+        "## What ECT and EDS do along t",
+        f"{traces['images']} images a chain, guidance of scale {number(traces['scale'])}, {traces['sampler']}; lines "
+        "are means, bands reach from the 10% to the 90% quantile of the images.",
+        *_figure(figures, "results-entropy.svg", "Entropy of p(y|x_t) along t"),
+        "Mean entropy over the less noisy half of the steps, of at most "
+        f"{number(math.log(traces['classes']), 3)} nats: {entropies}.",
+        *_figure(figures, "results-gradient.svg", "Norm of the guidance along t"),
+        f"Mean norm over the less noisy half of the steps, as a share of that over the noisier half: {norms}.",
+    ]
+
+
+def _entropies(found: Row) -> str:
+    """Mean entropies of the less noisy half, and whether ECT raises them."""
+    plain, ect = (_halves(found["entropy"][name]["mean"])[0] for name in ("plain", "ect"))
+    return f"ECT {'raises' if ect > plain else 'does not raise'} it, {number(plain, 3)} to {number(ect, 3)},"
+
+
+def _shares(gradient: Mapping[str, Row]) -> str:
+    """By sampler, the late norm over the early one, and whether EDS keeps more of it."""
+    shares = {}
+    for name, curve in gradient.items():
+        late, early = _halves(curve["mean"])
+        shares[name] = late / early
+    kept = "keeps more of it" if shares["eds"] > shares["adm-g"] else "does not keep more of it"
+    return f"EDS {kept}, {', '.join(f'{NAMES[name]} {number(share, 3)}' for name, share in shares.items())},"
+
+
+def _halves(values: Sequence[float]) -> tuple[float, float]:
+    """Means of the less noisy and of the noisier half; values are in ascending t."""
+    middle = len(values) // 2
+    return statistics.fmean(values[:middle]), statistics.fmean(values[middle:])
+
+
+def _figure(figures: Sequence[str], name: str, text: str) -> list[str]:
+    return [f"![{text}]({name})"] if name in figures else []
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in values.items())
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> str:
+    """A Markdown table; the first ``text`` columns are aligned left, the others right."""
+    marks = ["---"] * text + ["---:"] * (len(head) - text)
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, marks, *cells])
