@@ -3,7 +3,8 @@
 Makes every sampler's images as ordinary runs (OUT/final/METHOD-SEED-IMAGES, OUT/tau-x-gamma/..., each a data set that
 ``rarefy audit`` and ``rarefy compare`` take), measures the finished ones side by side on Ray and keeps one row each in
 the results file. A row that is there with the same manifest, weights and judge is not made again, nor is a committed
-shard: a second run goes on where the first one stopped, on another machine too.
+shard: a second run goes on where the first one stopped, on another machine too. With rows of the final table it ends
+with RESULTS.md and the figures, beside the results.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from typing import Any
 import ray
 import torch
 
-from jobs.reproduction.measure import measure_floor, measure_set
-from jobs.reproduction.methods import METHODS, ImageSet, final_sets, sweep_sets
+from jobs.reproduction.measure import TAIL_SHARE, measure_floor, measure_set
+from jobs.reproduction.methods import METHODS, SAMPLER, ImageSet, final_sets, sweep_sets
+from jobs.reproduction.report import write_report
+from jobs.reproduction.traces import TraceSettings, load_pairs, traces
 from pipeline import assets
+from pipeline.audit.features import DEFAULT_EXTRACTOR
+from pipeline.audit.metrics import DEFAULT_K
 from pipeline.bench.measure import machine
 from pipeline.errors import DataError, ManifestError, RarefyError, bad
 from pipeline.generate.cluster import Request, connected
@@ -54,7 +59,7 @@ def identity(image_set: ImageSet) -> dict[str, str]:
     assert files is not None  # the experiment's presets are embedded
     networks = {"unet": files.unet, "classifier": files.classifier, "judge": "judge"}
     hashes = {role: file_sha256(assets.weights(files.folder, name)) for role, name in networks.items()}
-    return {"digest": image_set.manifest.digest} | hashes
+    return {"manifest": image_set.manifest.digest} | hashes
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -93,6 +98,8 @@ def row_of(image_set: ImageSet, metrics: dict[str, Any]) -> dict[str, Any]:
         "preset": image_set.preset,
         "guidance": list(image_set.guidance),
         "values": dict(image_set.values),
+        "sampler": SAMPLER,
+        "digest": image_set.manifest.digest,
         **{name: round(value, 6) for name, value in metrics.items()},
         "identity": identity(image_set),
     }
@@ -117,20 +124,34 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     results = read_results(arguments.results)
     sets = missing(results, wanted(arguments))
     print(f"{len(sets)} sets to make", file=sys.stderr)
-    if not sets:
-        return results
+    if sets:
+        results |= make_and_measure(sets, results, arguments)
+    if results["final"]:
+        if "traces" not in results:
+            settings = TraceSettings(images=min(TraceSettings.images, arguments.images))
+            results["traces"] = traces(load_pairs(torch.device("cpu"), "fast"), settings)
+            write_results(arguments.results, results)
+        write_report(results, arguments.results.parent)
+    return results
+
+
+def make_and_measure(
+    sets: Sequence[ImageSet], results: dict[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The results with a row more for each set that there was time for; each row is on disk when it is measured."""
     deadline = time.monotonic() + arguments.minutes * 60
     with connected(Request(None, 0.0, 1, MANY), arguments.ray_address):
         made = list(make(sets, arguments.out, deadline))
         for image_set, metrics in measured(made, arguments.out):
             row = row_of(image_set, metrics)
             results["final" if image_set.stage == "final" else "sweep"].append(row)
-            write_results(arguments.results, results | provenance())
+            results |= provenance(arguments)
+            write_results(arguments.results, results)
             print(line(row), file=sys.stderr)
     if final := [image_set for image_set in made if image_set.stage == "final"]:
         floor = measure_floor(final[0].manifest)
         results["floor"] = {name: round(value, 6) for name, value in floor.items()}
-        write_results(arguments.results, results | provenance())
+        write_results(arguments.results, results)
     return results
 
 
@@ -143,9 +164,22 @@ def measured(sets: Sequence[ImageSet], out: Path) -> Iterator[tuple[ImageSet, di
         yield pending.pop(done), ray.get(done)
 
 
-def provenance() -> dict[str, Any]:
-    """Command, day and machine of the latest rows."""
-    return {"command": "make reproduce", "machine": machine(torch.device("cpu"))}
+def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Command, day, machine and setting of the latest rows."""
+    found = machine(torch.device("cpu"))
+    return {
+        "command": "make reproduce",
+        "date": found.pop("date"),
+        "machine": found,
+        "setting": {
+            "images": arguments.images,
+            "sampler": SAMPLER,
+            "extractor": DEFAULT_EXTRACTOR,
+            "k": DEFAULT_K,
+            "reference": "10,000 test images",
+            "tail": TAIL_SHARE,
+        },
+    }
 
 
 def line(row: dict[str, Any]) -> str:

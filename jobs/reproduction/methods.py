@@ -16,6 +16,7 @@ CONDITIONAL, UNCONDITIONAL = "fashion-mnist-28", "fashion-mnist-28-uncond"
 SWEEP_SEEDS = (100,)  # never those of the final table
 GAMMA_LATE, GAMMA_EARLY = 300, 500  # time steps at or below and above which gamma has its two values
 SHARD_SIZE, BATCH = 250, 50
+SAMPLER = "dpm-solver++, 50 steps, eta 1, fast"  # as every manifest here says it
 
 
 @dataclass(frozen=True)

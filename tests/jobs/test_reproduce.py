@@ -55,7 +55,7 @@ def test_rows_are_made_once_and_hold_every_number(tmp_path: Path, capsys: pytest
     command += ["--images", "20", "--methods", "adm,uncond-eds-ect"]
     assert reproduce.main([*command, "--minutes", "0"]) == 0
     assert "2 sets are left for the next run" in capsys.readouterr().err
-    assert not json.loads((tmp_path / "results.json").read_text())["final"]
+    assert not (tmp_path / "results.json").exists()
     assert reproduce.main(command) == 0
     assert "2 sets to make" in capsys.readouterr().err
     results = json.loads((tmp_path / "results.json").read_text())
@@ -65,6 +65,10 @@ def test_rows_are_made_once_and_hold_every_number(tmp_path: Path, capsys: pytest
         assert row["count"] == 20 and row.keys() >= METRICS
         assert 0 <= row["tail_recall"] <= row["recall"] <= 1 and row["fid"] > 0
     assert all(row["images_per_s"] > 0 for row in rows)
+    assert results["traces"]["chains"].keys() == {"conditional", "unconditional"}
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "`uncond-eds-ect`" in page and "not measured: `low-density`" in page
+    assert (tmp_path / "results-plane.svg").is_file()
     before = (tmp_path / "results.json").read_bytes()
     assert reproduce.main(command) == 0
     assert "0 sets to make" in capsys.readouterr().err
