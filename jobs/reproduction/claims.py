@@ -45,7 +45,7 @@ def claims(results: Mapping[str, Any]) -> list[Claim]:
             for other in ("adm", "adm-g")
         ),
         fid_within(found),
-        on_class(found, results["floor"]),
+        on_class(found, results.get("floor", {})),
         compared(found, "predicted-real", "adm-g", "precision", no_worse=True),
         compared(found, "predicted-real", "adm-g", "fid", no_worse=True),
         compared(found, "eds", "adm-g", "fid", no_worse=True),
@@ -107,7 +107,7 @@ def answer(results: Mapping[str, Any]) -> list[str]:
         first + (f"; what does not is {failed}." if failed else "."),
         *_of_low_density(found, judged),
         *_of_eds(found),
-        *_extremes(found, results["floor"]),
+        *_extremes(found, results.get("floor")),
     ]
 
 
@@ -144,16 +144,16 @@ def _of_eds(found: Mapping[str, Group]) -> Iterator[str]:
         )
 
 
-def _extremes(found: Mapping[str, Group], floor: Mapping[str, Any]) -> Iterator[str]:
+def _extremes(found: Mapping[str, Group], floor: Mapping[str, Any] | None) -> Iterator[str]:
     measured = [group for group in found.values() if {"fid", "recall"} <= group.values.keys()]
     if measured:
         fid = min(measured, key=lambda group: group.values["fid"].mean)
         recall = max(measured, key=lambda group: group.values["recall"].mean)
         second = "" if fid is recall else f"`{fid.method}` "
+        real = f"; as many real images have {number(floor['recall'])} and {number(floor['fid'])}" if floor else ""
         yield (
             f"Of all samplers `{recall.method}` has the highest recall ({recall.values['recall']}) and {second}"
-            f"the lowest FID ({fid.values['fid']}); as many real images have {number(floor['recall'])} and "
-            f"{number(floor['fid'])}."
+            f"the lowest FID ({fid.values['fid']}){real}."
         )
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jobs.reproduction.labels import Label, place
-from jobs.reproduction.spread import HEADINGS, UNCONDITIONAL, Group, Row, groups, is_number, number
+from jobs.reproduction.spread import HEADINGS, UNCONDITIONAL, Group, Row, groups, in_order, is_number, number
 
 STAGE = "tau x gamma"
 CONDITIONAL_STYLE: dict[str, Any] = {"color": "#2b6fd6", "marker": "o"}
@@ -82,7 +82,9 @@ def plane(results: Mapping[str, Any]) -> Figure | None:
     axes.set_xlabel("recall  (better →)")
     axes.set_ylabel("FID, log scale  (better ↑)")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    place(axes, [*labels, _real_images(axes, results["floor"])])
+    if floor := results.get("floor"):
+        labels.append(_real_images(axes, floor))
+    place(axes, labels)
     return figure
 
 
@@ -136,7 +138,7 @@ def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _heat_map(axes: Axes, rows: Sequence[Row], name: str, colors: str) -> None:
     """A cell a (tau, gamma), the mean over seeds; white where there is no row."""
-    taus, gammas = (sorted({json.dumps(row["values"][key]) for row in rows}, key=_order) for key in ("tau", "gamma"))
+    taus, gammas = (sorted({json.dumps(row["values"][key]) for row in rows}, key=_value) for key in ("tau", "gamma"))
     values = np.full((len(gammas), len(taus)), np.nan)
     for i, j in np.ndindex(values.shape):
         own = [
@@ -160,10 +162,8 @@ def _heat_map(axes: Axes, rows: Sequence[Row], name: str, colors: str) -> None:
     axes.figure.colorbar(image, ax=axes)
 
 
-def _order(text: str) -> tuple[bool, float, str]:
-    """Numbers by size, anything else behind them."""
-    value = json.loads(text)
-    return (False, float(value), "") if is_number(value) else (True, 0.0, text)
+def _value(text: str) -> tuple[bool, float, str]:
+    return in_order(json.loads(text))
 
 
 def entropies(results: Mapping[str, Any]) -> Figure:
@@ -182,7 +182,7 @@ def gradients(results: Mapping[str, Any]) -> Figure:
 
 def _panels(titled: Mapping[str, Row], key: str, y: str) -> Figure:
     figure = Figure(figsize=(max(3.1 * len(titled), 8), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(titled), squeeze=False, sharey=True)[0]
+    panels = figure.subplots(1, len(titled), squeeze=False, sharey=key == "entropy")[0]
     for axes, (title, found) in zip(panels, titled.items(), strict=True):
         for name, curve in found[key].items():
             axes.plot(found["t"], curve["mean"], color=CURVES[name], label=NAMES[name])
@@ -190,6 +190,7 @@ def _panels(titled: Mapping[str, Row], key: str, y: str) -> Figure:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("t (sampling goes to the right)")
         axes.invert_xaxis()
+    for axes in panels:  # all curves are there: a limit set ends the scaling of every panel that shares it
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel(y)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)

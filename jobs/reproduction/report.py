@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.reproduction.claims import RULE, answer, claims
-from jobs.reproduction.figures import NAMES, STAGE, write_figures
-from jobs.reproduction.spread import HEADINGS, SEEDS, UNCONDITIONAL, Group, Row, groups, number
+from jobs.reproduction.figures import STAGE, write_figures
+from jobs.reproduction.spread import HEADINGS, SEEDS, UNCONDITIONAL, Group, Row, groups, in_order, number
 from jobs.reproduction.texts import DESCRIPTIONS, FINAL, LIMITS, REPRODUCE
 
 NOTES = Path(__file__).with_name("notes.md")
+DIGEST = 16  # characters of a digest that are shown
 HEAD = ("method", "seeds", *HEADINGS.values())
 
 
@@ -42,13 +43,13 @@ def markdown(results: Mapping[str, Any], figures: Sequence[str], discussion: str
         f"{RULE} Means and standard deviations are over a method's seeds.",
         *_figure(figures, "results-plane.svg", "Recall against FID, a point a sampler"),
         "## Every sampler",
-        *_final(found, results["floor"]),
+        *_final(found, results.get("floor", {})),
         *_methods(found, results.get("chosen", {})),
         *_discussion(discussion),
         *_sweep(results["sweep"], figures, {row["seed"] for row in results["final"]}),
         *_traces(results.get("traces"), figures),
         "## How to reproduce",
-        f"{REPRODUCE} This page: `{results['command']}`, {results['date']}, {_pairs(results['machine'])}.",
+        " ".join([REPRODUCE, *_provenance(results)]),
         "## Limits",
         LIMITS,
     ]
@@ -68,7 +69,14 @@ def _under_way(found: Mapping[str, Group]) -> list[str]:
 
 
 def _setting(results: Mapping[str, Any]) -> list[str]:
-    return [f"Setting: {_pairs(results['setting'])}. The terms are in [METHODS.md](METHODS.md)."]
+    terms = "The terms are in [METHODS.md](METHODS.md)."
+    return [f"Setting: {_pairs(results['setting'])}. {terms}" if results.get("setting") else terms]
+
+
+def _provenance(results: Mapping[str, Any]) -> list[str]:
+    """Which command made the rows, where and when, as far as results say so."""
+    said = {key: results[key] for key in ("command", "date") if key in results} | {**results.get("machine", {})}
+    return [f"These rows: {_pairs(said)}."] if said else []
 
 
 def _claims(results: Mapping[str, Any]) -> str:
@@ -85,7 +93,7 @@ def _final(found: Mapping[str, Group], floor: Mapping[str, Any]) -> list[str]:
             rows = [(f"`{g.method}`", str(len(g.rows)), *_values(g)) for g in own]
             parts += [f"**{name}**", _table(HEAD, [real, *rows], text=1)]
     rows = [_single(row) for group in found.values() for row in group.rows]
-    head = ("method", "seed", *HEADINGS.values(), "images", "preset", "sampler", "digest")
+    head = ("method", "seed", *HEADINGS.values(), "images", "preset", "sampler", "manifest's digest")
     return [*parts, _details("Every seed's row", _table(head, rows, text=1))]
 
 
@@ -95,8 +103,9 @@ def _values(group: Group) -> list[str]:
 
 def _single(row: Row) -> tuple[str, ...]:
     values = (number(row.get(name)) for name in HEADINGS)
-    rest = (str(row.get(name, "")) for name in ("count", "preset", "sampler", "digest"))
-    return (f"`{row['method']}`", str(row["seed"]), *values, *rest)
+    rest = (str(row.get(name, "")) for name in ("count", "preset", "sampler"))
+    digest = row.get("digest") or row.get("identity", {}).get("digest", "")
+    return (f"`{row['method']}`", str(row["seed"]), *values, *rest, digest[:DIGEST])
 
 
 def _methods(found: Mapping[str, Group], chosen: Mapping[str, Sequence[Row]]) -> list[str]:
@@ -169,9 +178,13 @@ def _stage(rows: Sequence[Row]) -> str:
             *(str(row.get(key, "")) for key in ("count", "seed", "preset")),
             _guidance(row["guidance"]),
         )
-        for row in rows
+        for row in sorted(rows, key=_sweep_place)
     ]
     return _table(head, cells, text=1)
+
+
+def _sweep_place(row: Row) -> tuple[Any, ...]:
+    return row["preset"], [in_order(value) for value in row["values"].values()], row["seed"]
 
 
 def _traces(traces: Mapping[str, Any] | None, figures: Sequence[str]) -> list[str]:
@@ -182,7 +195,7 @@ def _traces(traces: Mapping[str, Any] | None, figures: Sequence[str]) -> list[st
     places = [("at noised real images", traces["noised"])]
     places += [(f"in ADM-G's chain on the {name} model", chain) for name, chain in chains]
     entropies = "; ".join(f"{_entropies(found)} {place}" for place, found in places)
-    norms = "; ".join(f"{_shares(chain['gradient'])} on the {name} model" for name, chain in chains)
+    norms = "; ".join(f"{_norms(chain['gradient'])} on the {name} model" for name, chain in chains)
     return [
         "## What ECT and EDS do along t",
         f"{traces['images']} images a chain, guidance of scale {number(traces['scale'])}, {traces['sampler']}; lines "
@@ -191,30 +204,29 @@ def _traces(traces: Mapping[str, Any] | None, figures: Sequence[str]) -> list[st
         "Mean entropy over the less noisy half of the steps, of at most "
         f"{number(math.log(traces['classes']), 3)} nats: {entropies}.",
         *_figure(figures, "results-gradient.svg", "Norm of the guidance along t"),
-        f"Mean norm over the less noisy half of the steps, as a share of that over the noisier half: {norms}.",
+        f"Norm over the less noisy half of the steps, mean of the images: {norms}.",
     ]
 
 
 def _entropies(found: Row) -> str:
-    """Mean entropies of the less noisy half, and whether ECT raises them."""
-    plain, ect = (_halves(found["entropy"][name]["mean"])[0] for name in ("plain", "ect"))
+    """Mean entropies late in the chain, and whether ECT raises them."""
+    plain, ect = (_late(found["entropy"][name]["mean"]) for name in ("plain", "ect"))
     return f"ECT {'raises' if ect > plain else 'does not raise'} it, {number(plain, 3)} to {number(ect, 3)},"
 
 
-def _shares(gradient: Mapping[str, Row]) -> str:
-    """By sampler, the late norm over the early one, and whether EDS keeps more of it."""
-    shares = {}
-    for name, curve in gradient.items():
-        late, early = _halves(curve["mean"])
-        shares[name] = late / early
-    kept = "keeps more of it" if shares["eds"] > shares["adm-g"] else "does not keep more of it"
-    return f"EDS {kept}, {', '.join(f'{NAMES[name]} {number(share, 3)}' for name, share in shares.items())},"
+def _norms(gradient: Mapping[str, Row]) -> str:
+    """Norms late in the chain, mean and low, and whether EDS raises them."""
+    mean, low = ([_late(gradient[name][key]) for name in ("adm-g", "eds", "eds-ect")] for key in ("mean", "low"))
+    means, lows = ([number(value, 2) for value in values] for values in (mean, low))
+    return (
+        f"EDS {'raises' if mean[1] > mean[0] else 'does not raise'} it, {means[0]} to {means[1]} and with the ECT "
+        f"classifier {means[2]}, and the 10% quantile from {lows[0]} to {lows[1]} and {lows[2]},"
+    )
 
 
-def _halves(values: Sequence[float]) -> tuple[float, float]:
-    """Means of the less noisy and of the noisier half; values are in ascending t."""
-    middle = len(values) // 2
-    return statistics.fmean(values[:middle]), statistics.fmean(values[middle:])
+def _late(values: Sequence[float]) -> float:
+    """Mean over the less noisy half of the steps; values are in ascending t."""
+    return statistics.fmean(values[: len(values) // 2])
 
 
 def _figure(figures: Sequence[str], name: str, text: str) -> list[str]:

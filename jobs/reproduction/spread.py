@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from jobs.reproduction.texts import DESCRIPTIONS
 
 Row = Mapping[str, Any]
 
@@ -56,12 +59,20 @@ class Group:
 
 
 def groups(results: Mapping[str, Any]) -> dict[str, Group]:
-    """The final rows by method, in the order of first appearance, the conditional methods first."""
+    """The final rows by method, the conditional ones first, in the order of DESCRIPTIONS, others behind them."""
     found: dict[str, list[Row]] = {}
     for row in results["final"]:
         found.setdefault(row["method"], []).append(row)
-    ordered = sorted(found, key=lambda method: method.startswith(UNCONDITIONAL))
-    return {method: _group(method, sorted(found[method], key=lambda row: int(row["seed"]))) for method in ordered}
+    return {method: _group(method, sorted(found[method], key=_seed)) for method in sorted(found, key=_place)}
+
+
+def _seed(row: Row) -> int:
+    return int(row["seed"])
+
+
+def _place(method: str) -> tuple[bool, int, str]:
+    known, name = list(DESCRIPTIONS), method.removeprefix(UNCONDITIONAL)
+    return method.startswith(UNCONDITIONAL), known.index(name) if name in known else len(known), name
 
 
 def _group(method: str, rows: Sequence[Row]) -> Group:
@@ -83,6 +94,14 @@ def pooled_std(a: Spread, b: Spread) -> float | None:
 def is_number(value: object) -> bool:
     """Whether a metric is there: not None, not NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def in_order(value: object) -> tuple[bool, float, str]:
+    """Key to sort by: numbers by size, anything else behind them."""
+    if is_number(value):
+        assert isinstance(value, int | float)
+        return False, float(value), ""
+    return True, 0.0, json.dumps(value)
 
 
 def number(value: object, digits: int = 4) -> str:

@@ -18,7 +18,8 @@ DESCRIPTIONS = {
 
 FINAL = (
     "Mean ± standard deviation over seeds. Tail recall and tail coverage are those of the rarest reference images; on "
-    "class, confidence and entropy (nats) are means; real images: as many of them, held out from the reference."
+    "class (by the judge; guide: by the guiding classifier), confidence and entropy (nats) are means. Real images: as "
+    "many of them, held out from the reference; their confidence, entropy and on-class rate are the reference's."
 )
 REPRODUCE = (
     "`make reproduce` makes every image, takes up where it was stopped, and writes this page, its figures and "
