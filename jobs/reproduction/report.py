@@ -104,8 +104,7 @@ def _values(group: Group) -> list[str]:
 def _single(row: Row) -> tuple[str, ...]:
     values = (number(row.get(name)) for name in HEADINGS)
     rest = (str(row.get(name, "")) for name in ("count", "preset", "sampler"))
-    digest = row.get("digest") or row.get("identity", {}).get("digest", "")
-    return (f"`{row['method']}`", str(row["seed"]), *values, *rest, digest[:DIGEST])
+    return (f"`{row['method']}`", str(row["seed"]), *values, *rest, row.get("digest", "")[:DIGEST])
 
 
 def _methods(found: Mapping[str, Group], chosen: Mapping[str, Sequence[Row]]) -> list[str]:

@@ -112,7 +112,7 @@ def test_the_page_has_every_row_and_number(tmp_path: Path) -> None:
     page = (tmp_path / "RESULTS.md").read_text()
     lines = page.splitlines()
     for found in data["final"]:
-        (line,) = (line for line in lines if line.endswith(f"| {found['identity']['digest'][:16]} |"))
+        (line,) = (line for line in lines if line.endswith(f"| {found['digest'][:16]} |"))
         assert all(f" {number(found[name])} " in line for name in HEADINGS)
     for found in data["sweep"]:
         (line,) = (line for line in lines if line.startswith(f"| {found['name']} |"))
