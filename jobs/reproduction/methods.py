@@ -10,13 +10,14 @@ from typing import Any
 
 from pipeline.manifest import Manifest, parse_manifest
 
-Tables = tuple[Mapping[str, Any], ...]
+Table = Mapping[str, Any]
+Tables = tuple[Table, ...]
 
 CONDITIONAL, UNCONDITIONAL = "fashion-mnist-28", "fashion-mnist-28-uncond"
 SWEEP_SEEDS = (100,)  # never those of the final table
 GAMMA_LATE, GAMMA_EARLY = 300, 500  # time steps at or below and above which gamma has its two values
 SHARD_SIZE, BATCH = 250, 50
-SAMPLER = "dpm-solver++, 50 steps, eta 1, fast"  # as every manifest here says it
+SAMPLER = "dpm-solver++, 25 steps, eta 1, fast"  # as every manifest here says it
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ImageSet:
             f"name = {json.dumps(self.name)}",
             f"seed = {self.seed}",
             f"[model]\npreset = {json.dumps(self.preset)}",
-            f'[sampler]\nmethod = "dpm-solver++"\nsteps = 50\nprecision = "fast"\nbatch = {BATCH}',
+            f'[sampler]\nmethod = "dpm-solver++"\nsteps = 25\nprecision = "fast"\nbatch = {BATCH}',
             *(_table(table) for table in self.guidance),
             f"[classes]\ntotal = {self.images}",
             f"[output]\nshard_size = {SHARD_SIZE}",
@@ -51,46 +52,63 @@ class ImageSet:
         return parse_manifest("\n\n".join(lines) + "\n", self.folder)
 
 
-def _table(table: Mapping[str, Any]) -> str:
+def _table(table: Table) -> str:
     """A [[guidance]] table; JSON's numbers, strings, booleans and lists are TOML's too."""
     return "\n".join(["[[guidance]]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())])
 
 
-def adm_g(scale: float) -> Mapping[str, Any]:
+def adm_g(scale: float) -> Table:
     """Classifier guidance."""
     return {"term": "classifier", "scale": scale}
 
 
-def eds(scale: float) -> Mapping[str, Any]:
+def eds(scale: float) -> Table:
     """Classifier guidance with entropy-aware scaling."""
     return {"term": "classifier", "scale": scale, "entropy_scaling": True}
 
 
-def low_confidence(scale: float, tau: float) -> Mapping[str, Any]:
-    return {"term": "low-confidence", "scale": scale, "tau": tau}
+def low_confidence(scale: float, tau: float | tuple[float, ...], window: tuple[int, int] | None = None) -> Table:
+    """Toward a confidence of tau, or of each tau for an equal share of a class."""
+    target = {"tau": tau} if isinstance(tau, float) else {"tau_quantiles": list(tau)}
+    return {"term": "low-confidence", "scale": scale} | target | ({"window": list(window)} if window else {})
 
 
-def toward_prediction(late: float, early: float = 0.0) -> Mapping[str, Any]:
+def toward_prediction(late: float, early: float = 0.0) -> Table:
     """gamma at low noise and at high noise, linear between."""
     return {"term": "predicted-real-image", "gamma": [[GAMMA_LATE, late], [GAMMA_EARLY, early]]}
 
 
+def entropy(scale: float) -> Table:
+    """Entropy ascent."""
+    return {"term": "entropy", "scale": scale}
+
+
+def self_guided(scale: float) -> Table:
+    """Self-guided minority sampling."""
+    return {"term": "self-guided", "scale": scale}
+
+
+def boost_and_skip(gamma: float) -> Table:
+    """Boost-and-skip."""
+    return {"term": "boost-and-skip", "gamma": gamma}
+
+
 METHODS: dict[str, tuple[str, Tables]] = {
     "adm": (CONDITIONAL, ()),
-    "adm-g": (CONDITIONAL, (adm_g(1.0),)),
-    "eds": (CONDITIONAL, (eds(1.0),)),
-    "eds-ect": (f"{CONDITIONAL}-ect", (eds(1.0),)),
-    "low-confidence": (CONDITIONAL, (low_confidence(1.0, 0.7),)),
-    "predicted-real": (CONDITIONAL, (adm_g(1.0), toward_prediction(0.03))),
-    "low-density": (CONDITIONAL, (low_confidence(1.0, 0.7), toward_prediction(0.05, -0.05))),
-    "entropy": (CONDITIONAL, ({"term": "entropy", "scale": 0.5},)),
-    "self-guided": (CONDITIONAL, ({"term": "self-guided", "scale": 0.4},)),
-    "boost-and-skip": (CONDITIONAL, ({"term": "boost-and-skip", "gamma": 2.0},)),
+    "adm-g": (CONDITIONAL, (adm_g(0.5),)),
+    "eds": (CONDITIONAL, (eds(0.25),)),
+    "eds-ect": (f"{CONDITIONAL}-ect", (eds(0.25),)),
+    "low-confidence": (CONDITIONAL, (low_confidence(1.0, 0.5),)),
+    "predicted-real": (CONDITIONAL, (adm_g(0.5), toward_prediction(0.02))),
+    "low-density": (CONDITIONAL, (low_confidence(1.0, 0.5), toward_prediction(0.0, -0.05))),
+    "entropy": (CONDITIONAL, (entropy(1.0),)),
+    "self-guided": (CONDITIONAL, (self_guided(0.4),)),
+    "boost-and-skip": (CONDITIONAL, (boost_and_skip(2.0),)),
     "uncond-adm": (UNCONDITIONAL, ()),
-    "uncond-adm-g": (UNCONDITIONAL, (adm_g(2.0),)),
-    "uncond-eds": (UNCONDITIONAL, (eds(2.0),)),
-    "uncond-eds-ect": (f"{UNCONDITIONAL}-ect", (eds(2.0),)),
-    "uncond-low-density": (UNCONDITIONAL, (low_confidence(2.0, 0.7), toward_prediction(0.05, -0.05))),
+    "uncond-adm-g": (UNCONDITIONAL, (adm_g(1.5),)),
+    "uncond-eds": (UNCONDITIONAL, (eds(1.0),)),
+    "uncond-eds-ect": (f"{UNCONDITIONAL}-ect", (eds(1.0),)),
+    "uncond-low-density": (UNCONDITIONAL, (low_confidence(2.0, 0.7), toward_prediction(0.0, -0.05))),
 }
 """Preset and guidance of each sampler in the final table."""
 
@@ -116,19 +134,66 @@ def _slug(item: tuple[str, float]) -> str:
     return f"{key}-{'m' if value < 0 else ''}{round(abs(value) * 100)}"
 
 
+STRATIFIED = (0.35, 0.6, 0.8, 0.95, 1.0)  # tau by fifths of a class, about as real test images' confidences lie
+WINDOWS = ((300, 1000), (500, 1000), (0, 500))  # in which low-confidence acts
+
+
 def _sweep() -> Iterator[tuple[str, dict[str, float], str, Tables]]:
-    for scale, tau, gamma in itertools.product((1.0,), (0.3, 0.5, 0.7, 0.9), (0.0, 0.03, 0.05, 0.08)):
-        terms = (low_confidence(scale, tau), toward_prediction(gamma, -gamma))
+    yield from _low_density()
+    yield from _scales()
+    for late in (-0.03, 0.02, 0.05):
+        yield "predicted-real", {"late": late}, CONDITIONAL, (adm_g(1.0), toward_prediction(late))
+    for late in (0.03, 0.05):
+        values = {"scale": 0.5, "late": late}
+        yield "predicted-real", values, CONDITIONAL, (adm_g(0.5), toward_prediction(late))
+    for name, term, scales in (
+        ("entropy", entropy, (0.25, 0.5, 1.0)),
+        ("self-guided", self_guided, (0.4, 1.0, 2.0)),
+        ("boost-and-skip", boost_and_skip, (1.5, 2.0, 3.0)),
+    ):
+        for scale in scales:
+            yield name, {name: scale}, CONDITIONAL, (term(scale),)
+
+
+def _low_density() -> Iterator[tuple[str, dict[str, float], str, Tables]]:
+    for tau, gamma in itertools.product((0.3, 0.5, 0.7, 0.9), (0.0, 0.03, 0.05, 0.08)):
+        terms = (low_confidence(1.0, tau), toward_prediction(gamma, -gamma))
         yield "tau x gamma", {"tau": tau, "gamma": gamma}, CONDITIONAL, terms
-    for scale, scaled in itertools.product((0.5, 1.0, 2.0, 4.0), (0, 1)):
-        term = eds(scale) if scaled else adm_g(scale)
-        for preset in (CONDITIONAL, UNCONDITIONAL):
-            yield "scale", {"scale": scale, "eds": scaled}, preset, (term,)
-        if scaled:
-            for preset in (CONDITIONAL, UNCONDITIONAL):
-                yield "scale", {"scale": scale, "eds": 1}, f"{preset}-ect", (term,)
     for late, early in itertools.product((0.0, 0.05), (0.0, -0.05, -0.1)):
         values = {"late": late, "early": early}
         yield "gamma schedule", values, CONDITIONAL, (low_confidence(1.0, 0.7), toward_prediction(late, early))
-    for late in (-0.03, 0.02, 0.05):
-        yield "predicted-real", {"late": late}, CONDITIONAL, (adm_g(1.0), toward_prediction(late))
+    for tau, early in itertools.product((0.3, 0.5), (-0.05, -0.07)):
+        terms = (low_confidence(1.0, tau), toward_prediction(0.0, early))
+        yield "early gamma", {"tau": tau, "early": early}, CONDITIONAL, terms
+    for tau in (0.3, 0.5):
+        values = {"tau": tau, "early": -0.05, "high": 500}
+        terms = (low_confidence(1.0, tau, (0, 500)), toward_prediction(0.0, -0.05))
+        yield "early gamma", values, CONDITIONAL, terms
+    for scale in (1.0, 2.0):
+        terms = (low_confidence(scale, 0.7), toward_prediction(0.0, -0.05))
+        yield "early gamma", {"scale": scale, "tau": 0.7, "early": -0.05}, UNCONDITIONAL, terms
+    for low, high in WINDOWS:
+        terms = (low_confidence(1.0, 0.5, (low, high)), toward_prediction(0.05, -0.05))
+        yield "window", {"low": low, "high": high}, CONDITIONAL, terms
+    for gamma in (0.0, 0.05):
+        terms = (low_confidence(1.0, STRATIFIED), toward_prediction(gamma, -gamma))
+        yield "stratified tau", {"gamma": gamma}, CONDITIONAL, terms
+    for scale, tau in itertools.product((1.0, 2.0), (0.5, 0.7)):
+        terms = (low_confidence(scale, tau), toward_prediction(0.05, -0.05))
+        yield "unconditional low-density", {"scale": scale, "tau": tau}, UNCONDITIONAL, terms
+
+
+def _scales() -> Iterator[tuple[str, dict[str, float], str, Tables]]:
+    for preset in (CONDITIONAL, UNCONDITIONAL):
+        yield "scale", {"scale": 0.0}, preset, ()
+    for scale in (0.5, 1.0, 2.0, 4.0):
+        for preset in (CONDITIONAL, UNCONDITIONAL):
+            yield from _scale(preset, scale)
+    yield from _scale(CONDITIONAL, 0.25)
+    yield from _scale(UNCONDITIONAL, 1.5)
+
+
+def _scale(preset: str, scale: float) -> Iterator[tuple[str, dict[str, float], str, Tables]]:
+    yield "scale", {"scale": scale, "eds": 0}, preset, (adm_g(scale),)
+    yield "scale", {"scale": scale, "eds": 1}, preset, (eds(scale),)
+    yield "scale", {"scale": scale, "eds": 1}, f"{preset}-ect", (eds(scale),)
