@@ -103,7 +103,7 @@ METHODS: dict[str, tuple[str, Tables]] = {
     "low-density": (CONDITIONAL, (low_confidence(1.0, 0.5), toward_prediction(0.0, -0.05))),
     "entropy": (CONDITIONAL, (entropy(1.0),)),
     "self-guided": (CONDITIONAL, (self_guided(0.4),)),
-    "boost-and-skip": (CONDITIONAL, (boost_and_skip(2.0),)),
+    "boost-and-skip": (CONDITIONAL, (boost_and_skip(3.0),)),
     "uncond-adm": (UNCONDITIONAL, ()),
     "uncond-adm-g": (UNCONDITIONAL, (adm_g(1.5),)),
     "uncond-eds": (UNCONDITIONAL, (eds(1.0),)),

@@ -11,7 +11,7 @@ from pipeline.manifest import Manifest
 from pipeline.models.catalog import Models, load_models
 from pipeline.models.precision import Execution, capability, choose, set_up
 
-LONG_RUN = 2_500  # steps of a batch, in all: on two cores about where compiling has paid for itself
+LONG_RUN = 10_000  # steps of a batch, in all: on two cores about where compiling has paid for itself
 
 
 def full_batch(manifest: Manifest) -> int:
