@@ -75,6 +75,17 @@ def read_results(path: Path) -> dict[str, Any]:
     return found
 
 
+def check_counts(results: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Raise ManifestError where rows of the stages asked for are of another number of images: they would be mixed."""
+    for stage, option, images in (
+        ("final", "--images", arguments.images),
+        ("sweep", "--sweep-images", arguments.sweep_images),
+    ):
+        others = {row["count"] for row in results[stage]} - {images}
+        if stage in arguments.stages and others:
+            raise ManifestError(bad(option, images, f"{min(others)}, which rows of {arguments.results} have"))
+
+
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,11 +109,20 @@ def row_of(image_set: ImageSet, metrics: dict[str, Any]) -> dict[str, Any]:
         "preset": image_set.preset,
         "guidance": list(image_set.guidance),
         "values": dict(image_set.values),
-        "sampler": SAMPLER,
+        "sampler": str(image_set.sampler),
         "digest": image_set.manifest.digest,
         **{name: round(value, 6) for name, value in metrics.items()},
         "identity": identity(image_set),
     }
+
+
+def with_row(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with one more, in place of an earlier one of its stage, name and seed: of other values or weights."""
+
+    def place(found: dict[str, Any]) -> tuple[str | None, str, int]:
+        return found.get("stage"), found["name"], found["seed"]
+
+    return [*(found for found in rows if place(found) != place(row)), row]
 
 
 def make(sets: Sequence[ImageSet], out: Path, deadline: float) -> Iterator[ImageSet]:
@@ -122,6 +142,7 @@ def make(sets: Sequence[ImageSet], out: Path, deadline: float) -> Iterator[Image
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Make what is missing, then measure it in one go; returns the results, which are on disk row by row."""
     results = read_results(arguments.results)
+    check_counts(results, arguments)
     sets = missing(results, wanted(arguments))
     print(f"{len(sets)} sets to make", file=sys.stderr)
     if sets:
@@ -144,7 +165,8 @@ def make_and_measure(
         made = list(make(sets, arguments.out, deadline))
         for image_set, metrics in measured(made, arguments.out):
             row = row_of(image_set, metrics)
-            results["final" if image_set.stage == "final" else "sweep"].append(row)
+            part = "final" if image_set.stage == "final" else "sweep"
+            results[part] = with_row(results[part], row)
             results |= provenance(arguments)
             write_results(arguments.results, results)
             print(line(row), file=sys.stderr)
@@ -173,7 +195,7 @@ def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": found,
         "setting": {
             "images": arguments.images,
-            "sampler": SAMPLER,
+            "sampler": str(SAMPLER),
             "extractor": DEFAULT_EXTRACTOR,
             "k": DEFAULT_K,
             "reference": "10,000 test images",

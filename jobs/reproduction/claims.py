@@ -6,7 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.reproduction.spread import HEADINGS, LOWER_IS_BETTER, Group, Spread, groups, number, pooled_std
+from jobs.reproduction.spread import (
+    HEADINGS,
+    LOWER_IS_BETTER,
+    Group,
+    Spread,
+    groups,
+    number,
+    paired_difference,
+    pooled_std,
+)
 
 CLEAR = 2.0
 """Pooled standard deviations of a seed by which a mean must be better to count as better."""
@@ -16,7 +25,8 @@ FID_MARGIN = 1.1
 ON_CLASS_SHARE = 0.9
 RULE = (
     f"Better means: the means differ by more than {CLEAR:g} pooled standard deviations of a seed, "
-    f"`sqrt((s_a^2 + s_b^2) / 2)`; no worse: by at most {SLACK:g} in the wrong direction."
+    f"`sqrt((s_a^2 + s_b^2) / 2)`; no worse: by at most {SLACK:g} in the wrong direction. Seed by seed: the "
+    "differences between the two at the same seed, whose images begin from the same noise; no verdict rests on them."
 )
 
 
@@ -46,8 +56,11 @@ def claims(results: Mapping[str, Any]) -> list[Claim]:
         ),
         fid_within(found),
         on_class(found, results.get("floor", {})),
-        compared(found, "predicted-real", "adm-g", "precision", no_worse=True),
-        compared(found, "predicted-real", "adm-g", "fid", no_worse=True),
+        *(
+            compared(found, method, "adm-g", name, no_worse=True)
+            for method in ("predicted-real", "predicted-real-toward")
+            for name in ("precision", "fid")
+        ),
         compared(found, "eds", "adm-g", "fid", no_worse=True),
         compared(found, "uncond-eds", "uncond-adm-g", "fid", paper="12.0 to 7.98"),
         compared(found, "uncond-eds-ect", "uncond-adm-g", "fid", paper="12.0 to 6.78"),
@@ -69,9 +82,10 @@ def compared(
     better = (a.mean - b.mean) * (-1 if name in LOWER_IS_BETTER else 1)
     holds = better >= -SLACK * std if no_worse else better > CLEAR * std
     times = f"{better / std:+.1f} deviations" if std else "no spread"
-    return Claim(
-        method, text, f"{both}: {'better' if better >= 0 else 'worse'} by {number(abs(better), 3)} ({times})", holds
-    )
+    paired = paired_difference(found[method], found[other], name)
+    by_seed = f"; seed by seed {paired}" if paired else ""
+    word = "better" if better >= 0 else "worse"
+    return Claim(method, text, f"{both}: {word} by {number(abs(better), 3)} ({times}{by_seed})", holds)
 
 
 def fid_within(found: Mapping[str, Group]) -> Claim:

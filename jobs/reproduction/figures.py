@@ -157,7 +157,7 @@ def _heat_map(axes: Axes, rows: Sequence[Row], name: str, colors: str) -> None:
     axes.set_yticks(range(len(gammas)), [text.strip('"') for text in gammas])
     axes.grid(visible=False)
     axes.set_xlabel("tau")
-    axes.set_ylabel("gamma")
+    axes.set_ylabel("gamma at low noise, its negative at high")
     assert axes.figure is not None
     axes.figure.colorbar(image, ax=axes)
 

@@ -15,9 +15,28 @@ Tables = tuple[Table, ...]
 
 CONDITIONAL, UNCONDITIONAL = "fashion-mnist-28", "fashion-mnist-28-uncond"
 SWEEP_SEEDS = (100,)  # never those of the final table
+ABLATION_SEEDS = (100, 101, 102)
+ABLATION, SOLVER = "ablation", "solver"
+ASIDE = frozenset({ABLATION, SOLVER})  # stages that ask why, after the choice
+ADM_G_SCALE = 0.5
 GAMMA_LATE, GAMMA_EARLY = 300, 500  # time steps at or below and above which gamma has its two values
 SHARD_SIZE, BATCH = 250, 50
-SAMPLER = "dpm-solver++, 25 steps, eta 1, fast"  # as every manifest here says it
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A manifest's reverse chain, with the method's default of eta."""
+
+    method: str = "dpm-solver++"
+    steps: int = 25
+
+    def __str__(self) -> str:
+        """As a row says it."""
+        return f"{self.method}, {self.steps} steps, {'' if self.method == 'ancestral' else 'eta 1, '}fast"
+
+
+SAMPLER = Steps()
+"""Of every set but those that ask what the solver and its steps change."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class ImageSet:
     seed: int
     images: int
     values: Mapping[str, float] = field(default_factory=dict)
+    sampler: Steps = SAMPLER
 
     @property
     def folder(self) -> str:
@@ -44,7 +64,8 @@ class ImageSet:
             f"name = {json.dumps(self.name)}",
             f"seed = {self.seed}",
             f"[model]\npreset = {json.dumps(self.preset)}",
-            f'[sampler]\nmethod = "dpm-solver++"\nsteps = 25\nprecision = "fast"\nbatch = {BATCH}',
+            f"[sampler]\nmethod = {json.dumps(self.sampler.method)}\nsteps = {self.sampler.steps}\n"
+            f'precision = "fast"\nbatch = {BATCH}',
             *(_table(table) for table in self.guidance),
             f"[classes]\ntotal = {self.images}",
             f"[output]\nshard_size = {SHARD_SIZE}",
@@ -95,22 +116,23 @@ def boost_and_skip(gamma: float) -> Table:
 
 METHODS: dict[str, tuple[str, Tables]] = {
     "adm": (CONDITIONAL, ()),
-    "adm-g": (CONDITIONAL, (adm_g(0.5),)),
+    "adm-g": (CONDITIONAL, (adm_g(ADM_G_SCALE),)),
     "eds": (CONDITIONAL, (eds(0.25),)),
     "eds-ect": (f"{CONDITIONAL}-ect", (eds(0.25),)),
     "low-confidence": (CONDITIONAL, (low_confidence(1.0, 0.5),)),
-    "predicted-real": (CONDITIONAL, (adm_g(0.5), toward_prediction(0.02))),
-    "low-density": (CONDITIONAL, (low_confidence(1.0, 0.5), toward_prediction(0.0, -0.05))),
+    "predicted-real": (CONDITIONAL, (adm_g(ADM_G_SCALE), toward_prediction(0.0, -0.02))),
+    "predicted-real-toward": (CONDITIONAL, (adm_g(ADM_G_SCALE), toward_prediction(0.02))),
+    "low-density": (CONDITIONAL, (low_confidence(1.0, 0.5, (0, 500)), toward_prediction(0.0, -0.05))),
     "entropy": (CONDITIONAL, (entropy(1.0),)),
     "self-guided": (CONDITIONAL, (self_guided(0.4),)),
-    "boost-and-skip": (CONDITIONAL, (boost_and_skip(3.0),)),
+    "boost-and-skip": (CONDITIONAL, (boost_and_skip(5.0),)),
     "uncond-adm": (UNCONDITIONAL, ()),
     "uncond-adm-g": (UNCONDITIONAL, (adm_g(1.5),)),
     "uncond-eds": (UNCONDITIONAL, (eds(1.0),)),
     "uncond-eds-ect": (f"{UNCONDITIONAL}-ect", (eds(1.0),)),
-    "uncond-low-density": (UNCONDITIONAL, (low_confidence(2.0, 0.7), toward_prediction(0.0, -0.05))),
+    "uncond-low-density": (UNCONDITIONAL, (low_confidence(2.0, 0.9), toward_prediction(0.0, -0.03))),
 }
-"""Preset and guidance of each sampler in the final table."""
+"""Preset and guidance of each sampler in the final table; the values are what choice.py finds in the sweep."""
 
 
 def final_sets(methods: list[str], seeds: list[int], images: int) -> Iterator[ImageSet]:
@@ -121,11 +143,19 @@ def final_sets(methods: list[str], seeds: list[int], images: int) -> Iterator[Im
 
 
 def sweep_sets(images: int) -> Iterator[ImageSet]:
-    """The sweep: scales of ADM-G with and without EDS, tau by gamma of both terms, and their windows."""
+    """The sweep: scales, tau by gamma, windows and schedules; then what each part of the chosen method does."""
     for stage, values, preset, guidance in _sweep():
-        name = "-".join([preset.removeprefix("fashion-mnist-28").strip("-") or "cond", *map(_slug, values.items())])
         for seed in SWEEP_SEEDS:
-            yield ImageSet(stage, name, preset, guidance, seed, images, dict(values))
+            yield ImageSet(stage, _name(preset, values), preset, guidance, seed, images, values)
+    for sampler, values, guidance in _ablation():
+        stage, seeds = (ABLATION, ABLATION_SEEDS) if sampler.method == SAMPLER.method else (SOLVER, SWEEP_SEEDS)
+        for seed in seeds:
+            yield ImageSet(stage, _name(CONDITIONAL, values), CONDITIONAL, guidance, seed, images, values, sampler)
+
+
+def _name(preset: str, values: Mapping[str, float]) -> str:
+    """A manifest's name: the model and the values."""
+    return "-".join([preset.removeprefix("fashion-mnist-28").strip("-") or "cond", *map(_slug, values.items())])
 
 
 def _slug(item: tuple[str, float]) -> str:
@@ -135,6 +165,11 @@ def _slug(item: tuple[str, float]) -> str:
 
 
 STRATIFIED = (0.35, 0.6, 0.8, 0.95, 1.0)  # tau by fifths of a class, about as real test images' confidences lie
+PREDICTED_REAL = (
+    (0.0, 0.03), (0.02, 0.02), (0.0, -0.03), (0.0, -0.05), (0.02, -0.05), (-0.03, 0.0), (-0.05, 0.0), (-0.03, -0.03),
+    (0.0, -0.02), (-0.02, 0.0), (-0.02, -0.02),
+)  # fmt: skip
+"""gamma at low and at high noise, beside ADM-G."""
 WINDOWS = ((300, 1000), (500, 1000), (0, 500))  # in which low-confidence acts
 
 
@@ -146,10 +181,16 @@ def _sweep() -> Iterator[tuple[str, dict[str, float], str, Tables]]:
     for late in (0.03, 0.05):
         values = {"scale": 0.5, "late": late}
         yield "predicted-real", values, CONDITIONAL, (adm_g(0.5), toward_prediction(late))
+    for late, early in PREDICTED_REAL:
+        values = {"scale": 0.5, "late": late, "early": early}
+        yield "predicted-real", values, CONDITIONAL, (adm_g(0.5), toward_prediction(late, early))
+    for late, early in ((0.0, -0.03), (0.0, -0.05), (-0.03, -0.03)):
+        values = {"late": late, "early": early}
+        yield "gamma alone", values, CONDITIONAL, (toward_prediction(late, early),)
     for name, term, scales in (
-        ("entropy", entropy, (0.25, 0.5, 1.0)),
-        ("self-guided", self_guided, (0.4, 1.0, 2.0)),
-        ("boost-and-skip", boost_and_skip, (1.5, 2.0, 3.0)),
+        ("entropy", entropy, (0.25, 0.5, 1.0, 2.0, 4.0)),
+        ("self-guided", self_guided, (0.1, 0.2, 0.4, 1.0, 2.0)),
+        ("boost-and-skip", boost_and_skip, (1.5, 2.0, 3.0, 4.0, 5.0, 6.0)),
     ):
         for scale in scales:
             yield name, {name: scale}, CONDITIONAL, (term(scale),)
@@ -178,9 +219,15 @@ def _low_density() -> Iterator[tuple[str, dict[str, float], str, Tables]]:
     for gamma in (0.0, 0.05):
         terms = (low_confidence(1.0, STRATIFIED), toward_prediction(gamma, -gamma))
         yield "stratified tau", {"gamma": gamma}, CONDITIONAL, terms
+    for tau in (0.3, 0.5):
+        yield "low-confidence", {"scale": 2.0, "tau": tau}, CONDITIONAL, (low_confidence(2.0, tau),)
     for scale, tau in itertools.product((1.0, 2.0), (0.5, 0.7)):
         terms = (low_confidence(scale, tau), toward_prediction(0.05, -0.05))
         yield "unconditional low-density", {"scale": scale, "tau": tau}, UNCONDITIONAL, terms
+    for tau, late, early in itertools.product((0.7, 0.9), (0.0, 0.03), (0.0, -0.03)):
+        terms = (low_confidence(2.0, tau), toward_prediction(late, early))
+        values = {"scale": 2.0, "tau": tau, "late": late, "early": early}
+        yield "unconditional low-density", values, UNCONDITIONAL, terms
 
 
 def _scales() -> Iterator[tuple[str, dict[str, float], str, Tables]]:
@@ -190,10 +237,27 @@ def _scales() -> Iterator[tuple[str, dict[str, float], str, Tables]]:
         for preset in (CONDITIONAL, UNCONDITIONAL):
             yield from _scale(preset, scale)
     yield from _scale(CONDITIONAL, 0.25)
-    yield from _scale(UNCONDITIONAL, 1.5)
+    for scale in (0.75, 1.25, 1.5):
+        yield from _scale(UNCONDITIONAL, scale)
 
 
 def _scale(preset: str, scale: float) -> Iterator[tuple[str, dict[str, float], str, Tables]]:
     yield "scale", {"scale": scale, "eds": 0}, preset, (adm_g(scale),)
     yield "scale", {"scale": scale, "eds": 1}, preset, (eds(scale),)
     yield "scale", {"scale": scale, "eds": 1}, f"{preset}-ect", (eds(scale),)
+
+
+def _ablation() -> Iterator[tuple[Steps, dict[str, float], Tables]]:
+    """Either term of the chosen method alone and both, at more steps too; then gamma's sign with ancestral steps."""
+    confidence, gamma = METHODS["low-density"][1]
+    parts: dict[int, list[Tables]] = {
+        25: [(), (confidence,), (gamma,), (confidence, gamma)],
+        50: [(), (confidence, gamma)],
+    }
+    for steps, terms in ((steps, terms) for steps, found in parts.items() for terms in found):
+        acting = {"confidence": int(confidence in terms), "gamma": int(gamma in terms)}
+        values: dict[str, float] = {"steps": steps, **acting}
+        yield Steps(steps=steps), values, terms
+    for late, early in ((0.0, 0.0), (0.03, 0.0), (0.0, -0.03)):
+        terms = (adm_g(0.5), toward_prediction(late, early))
+        yield Steps("ancestral", 50), {"late": late, "early": early}, terms

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from jobs.reproduction.choice import RULES_TEXT
 from jobs.reproduction.claims import RULE, answer, claims
 from jobs.reproduction.figures import STAGE, write_figures
 from jobs.reproduction.spread import HEADINGS, SEEDS, UNCONDITIONAL, Group, Row, groups, in_order, number
@@ -44,7 +45,7 @@ def markdown(results: Mapping[str, Any], figures: Sequence[str], discussion: str
         *_figure(figures, "results-plane.svg", "Recall against FID, a point a sampler"),
         "## Every sampler",
         *_final(found, results.get("floor", {})),
-        *_methods(found, results.get("chosen", {})),
+        *_methods(found),
         *_discussion(discussion),
         *_sweep(results["sweep"], figures, {row["seed"] for row in results["final"]}),
         *_traces(results.get("traces"), figures),
@@ -107,11 +108,9 @@ def _single(row: Row) -> tuple[str, ...]:
     return (f"`{row['method']}`", str(row["seed"]), *values, *rest, row.get("digest", "")[:DIGEST])
 
 
-def _methods(found: Mapping[str, Group], chosen: Mapping[str, Sequence[Row]]) -> list[str]:
-    """What each method is and its guidance: of its rows where it has any, else as chosen."""
-    guidance = {method: tables for method, tables in chosen.items() if method not in found}
-    guidance = {method: group.rows[0]["guidance"] for method, group in found.items()} | guidance
-    rows = [(f"`{method}`", _described(method), _guidance(tables)) for method, tables in guidance.items()]
+def _methods(found: Mapping[str, Group]) -> list[str]:
+    """What each method is, and its guidance."""
+    rows = [(f"`{name}`", _described(name), _guidance(group.rows[0]["guidance"])) for name, group in found.items()]
     return ["## Settings of the samplers", _table(("method", "what it is", "guidance"), rows, text=3)] if rows else []
 
 
@@ -148,7 +147,7 @@ def _sweep(rows: Sequence[Row], figures: Sequence[str], final_seeds: set[int]) -
     seeds = sorted({row["seed"] for row in rows})
     parts = [
         "## The sweep",
-        f"Scales, tau, gamma and windows come from {len(rows)} rows, {_on_seeds(seeds, final_seeds)}.",
+        f"{len(rows)} rows, {_on_seeds(seeds, final_seeds)}. {RULES_TEXT}",
         *_figure(figures, "results-sweep.svg", f"Recall and FID, {STAGE}"),
     ]
     return [*parts, *(_details(f"{stage} ({len(own)})", _stage(own)) for stage, own in stages.items())]

@@ -91,6 +91,13 @@ def pooled_std(a: Spread, b: Spread) -> float | None:
     return None if a.std is None or b.std is None else math.sqrt((a.std**2 + b.std**2) / 2)
 
 
+def paired_difference(a: Group, b: Group, name: str) -> Spread | None:
+    """a's value less b's at the same seed; None where their seeds differ or are fewer than two."""
+    if a.seeds != b.seeds or len(a.seeds) < 2:
+        return None
+    return spread([ours[name] - theirs[name] for ours, theirs in zip(a.rows, b.rows, strict=True)])
+
+
 def is_number(value: object) -> bool:
     """Whether a metric is there: not None, not NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

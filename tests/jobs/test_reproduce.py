@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jobs import reproduce
+from jobs.reproduction.choice import RULES, choose, effective
 from jobs.reproduction.measure import compared, measure_floor, on_class, yardstick
-from jobs.reproduction.methods import METHODS, SWEEP_SEEDS, final_sets, sweep_sets
+from jobs.reproduction.methods import METHODS, final_sets, sweep_sets
 from pipeline import assets
 from pipeline.audit.features import kept_features
 from pipeline.diffusion.terms import ClassifierGuidance
@@ -37,7 +38,12 @@ def test_guidance_reaches_the_manifest() -> None:
 
 
 def test_the_sweep_never_sees_the_seeds_of_the_final_table() -> None:
-    assert not set(SWEEP_SEEDS) & set(reproduce.parse([]).seeds)
+    assert not {image_set.seed for image_set in sweep_sets(1000)} & set(reproduce.parse([]).seeds)
+
+
+def test_the_final_tables_values_follow_from_the_sweep() -> None:
+    chosen = choose(reproduce.read_results(Path(reproduce.__file__).parents[1] / "docs/results.json"))
+    assert chosen == {method: effective(METHODS[method][1]) for method in RULES}
 
 
 def test_real_images_have_perfect_recall_of_themselves_and_the_judge_knows_most_of_them() -> None:
@@ -73,6 +79,8 @@ def test_rows_are_made_once_and_hold_every_number(tmp_path: Path, capsys: pytest
     assert reproduce.main(command) == 0
     assert "0 sets to make" in capsys.readouterr().err
     assert json.loads(before)["final"] == json.loads((tmp_path / "results.json").read_text())["final"]
+    assert reproduce.main([*command, "--images", "30"]) == 2
+    assert "--images: 30 is not 20, which rows of" in capsys.readouterr().err
 
 
 def test_the_floor_is_of_images_that_are_not_compared_with() -> None:
@@ -89,6 +97,11 @@ def test_a_changed_sampler_is_another_row() -> None:
     row = reproduce.row_of(image_set, {"fid": np.float64(1.0)})
     results = {"final": [row], "sweep": []}
     assert reproduce.missing(results, [image_set, other]) == [other]
+    changed, another = (
+        reproduce.row_of(found, {"fid": np.float64(2.0)}) for found in (other, next(final_sets(["adm"], [0], 20)))
+    )
+    assert reproduce.with_row([row, another], changed) == [another, changed]
+    assert reproduce.with_row([row], another) == [row, another]
 
 
 @pytest.mark.parametrize(
