@@ -91,7 +91,10 @@ def measure_floor(manifest: Manifest) -> dict[str, Any]:
 
 
 def compared(features: Features, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Metrics of images against the real ones. features: (N, D); images: (N, C, H, W); labels: (N,) classes wanted."""
+    """Metrics of images against the real ones. features: (N, D); images: (N, C, H, W); labels: (N,) classes wanted.
+
+    variance: of the features, summed, as a share of the real images'.
+    """
     found = yardstick()
     hood = compare(build_manifold(features, DEFAULT_K), found.real)
     return {
@@ -105,6 +108,7 @@ def compared(features: Features, images: NDArray[np.uint8], labels: NDArray[np.i
         "tail_coverage": float(hood.covered[found.tail].mean()),
         "rarity": float(np.nanmean(hood.rarity)),
         "avg_knn": float(hood.mean_distance.mean()),
+        "variance": float(features.var(axis=0).sum() / found.real.features.var(axis=0).sum()),
         "on_class": on_class(images, labels),
     }
 

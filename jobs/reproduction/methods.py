@@ -123,7 +123,7 @@ METHODS: dict[str, tuple[str, Tables]] = {
     "predicted-real": (CONDITIONAL, (adm_g(ADM_G_SCALE), toward_prediction(0.0, -0.02))),
     "predicted-real-toward": (CONDITIONAL, (adm_g(ADM_G_SCALE), toward_prediction(0.02))),
     "low-density": (CONDITIONAL, (low_confidence(1.0, 0.5, (0, 500)), toward_prediction(0.0, -0.05))),
-    "entropy": (CONDITIONAL, (entropy(1.0),)),
+    "entropy": (CONDITIONAL, (entropy(2.0),)),
     "self-guided": (CONDITIONAL, (self_guided(0.4),)),
     "boost-and-skip": (CONDITIONAL, (boost_and_skip(5.0),)),
     "uncond-adm": (UNCONDITIONAL, ()),

@@ -166,8 +166,9 @@ def _on_seeds(seeds: Sequence[int], final_seeds: set[int]) -> str:
 
 def _stage(rows: Sequence[Row]) -> str:
     keys = list(dict.fromkeys(key for row in rows for key in row["values"]))
-    names = [name for name in HEADINGS if any(name in row for row in rows)]
-    head = ("name", *keys, *(HEADINGS[name] for name in names), "images", "seed", "preset", "guidance")
+    headings = HEADINGS | {"variance": "variance"}
+    names = [name for name in headings if any(name in row for row in rows)]
+    head = ("name", *keys, *(headings[name] for name in names), "images", "seed", "preset", "guidance")
     cells = [
         (
             row["name"],

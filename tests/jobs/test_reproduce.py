@@ -19,7 +19,7 @@ from pipeline.diffusion.terms import ClassifierGuidance
 
 METRICS = {
     "fid", "precision", "recall", "density", "coverage", "tail_recall", "tail_coverage", "rarity", "avg_knn",
-    "confidence", "entropy", "on_class",
+    "variance", "confidence", "entropy", "on_class",
 }  # fmt: skip
 
 
