@@ -6,8 +6,7 @@ from typing import Any
 
 METHODS = {  # FID, recall
     "adm": (52.0, 0.681), "adm-g": (49.5, 0.652), "eds": (48.9, 0.641), "eds-ect": (49.1, 0.645),
-    "low-confidence": (53.5, 0.688), "predicted-real": (47.2, 0.655), "predicted-real-toward": (48.2, 0.654),
-    "low-density": (46.0, 0.715),
+    "low-confidence": (53.5, 0.688), "predicted-real": (47.2, 0.655), "low-density": (46.0, 0.715),
     "entropy": (60.3, 0.69), "self-guided": (55.1, 0.683), "boost-and-skip": (71.0, 0.70),
     "uncond-adm": (66.0, 0.662), "uncond-adm-g": (61.0, 0.640), "uncond-eds": (52.5, 0.643),
     "uncond-eds-ect": (51.9, 0.646), "uncond-low-density": (57.0, 0.69),

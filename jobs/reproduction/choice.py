@@ -14,12 +14,13 @@ TIE = 0.01
 """Recalls that differ by no more than this are alike: about the deviation over seeds of 1,000 images."""
 RULES_TEXT = (
     "The table's values are what a rule finds in these rows, one seed each (`jobs/reproduction/choice.py`; a test "
-    "holds the table to it). `low-confidence`, `low-density`, `entropy`, `self-guided` and `boost-and-skip` take the "
+    "holds the table to it). `low-confidence`, `low-density`, `self-guided` and `boost-and-skip` take the "
     f"highest recall among rows with an FID of at most {FID_MARGIN:g} times that of no guidance and an on-class rate "
     f"of at least {ON_CLASS_SHARE:g} times the real images'; of recalls within {TIE:g} of it, the lowest FID. "
     "`predicted-real` takes the lowest FID among those whose precision is at least that of ADM-G alone. ADM-G with and "
     "without EDS takes the lowest FID on the unconditional model. On the conditional one every scale raises FID, so "
-    f"ADM-G has scale {ADM_G_SCALE:g} and EDS the scale whose on-class rate is nearest to it."
+    f"ADM-G has scale {ADM_G_SCALE:g} and EDS the scale whose on-class rate is nearest to it. `entropy`, an ablation "
+    "of `low-confidence`, has its scale."
 )
 
 
@@ -100,7 +101,6 @@ RULES: dict[str, tuple[str, str, Rule]] = {
     "low-confidence": (CONDITIONAL, "low-confidence", rarest),
     "predicted-real": (CONDITIONAL, "classifier + predicted-real-image", most_faithful),
     "low-density": (CONDITIONAL, "low-confidence + predicted-real-image", rarest),
-    "entropy": (CONDITIONAL, "entropy", rarest),
     "self-guided": (CONDITIONAL, "self-guided", rarest),
     "boost-and-skip": (CONDITIONAL, "boost-and-skip", rarest),
     "uncond-adm-g": (UNCONDITIONAL, "classifier", lowest_fid),

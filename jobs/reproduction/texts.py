@@ -9,7 +9,6 @@ DESCRIPTIONS = {
     "eds-ect": "the same with the classifier of entropy-constraint training",
     "low-confidence": "guidance toward a target confidence (arXiv 2606.13347)",
     "predicted-real": "ADM-G with predicted-real-image guidance (arXiv 2606.13347), its schedule from the sweep",
-    "predicted-real-toward": "the same toward the prediction at low noise, as the abstract has it",
     "low-density": "low-confidence and predicted-real-image guidance, the method of arXiv 2606.13347",
     "entropy": "ascent of the classifier's entropy, an ablation of low-confidence",
     "self-guided": "self-guided minority sampling (Um & Ye, ECCV 2024)",

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.reproduction.methods import final_sets
 from pipeline.diffusion.sampler import SamplerSettings
+from pipeline.diffusion.schedule import make_schedule
+from pipeline.diffusion.terms import PredictedRealImage
 from pipeline.errors import ManifestError
 from pipeline.manifest import Manifest, load_manifest, parse_manifest
 
@@ -236,6 +239,24 @@ def test_refuses_in_one_line_naming_field_value_and_what_is_allowed(old: str, ne
     assert "\n" not in message
     for part in named:
         assert part in message
+
+
+def test_the_demo_and_the_default_schedule_are_the_experiments() -> None:
+    chosen = load_manifest(REPO / "manifests/demo.toml").terms
+    assert chosen == next(final_sets(["low-density"], [0], 20)).manifest.terms
+    assert chosen[1] == PredictedRealImage()
+
+
+def test_the_rare_manifests_act_at_the_same_noise_levels() -> None:
+    def levels(name: str) -> list[float]:
+        manifest = load_manifest(REPO / "manifests" / f"{name}.toml")
+        abar = make_schedule(manifest.preset.schedule, manifest.preset.diffusion_steps).alphas_cumprod
+        confidence, gamma = manifest.terms
+        assert isinstance(gamma, PredictedRealImage) and isinstance(gamma.gamma, tuple) and confidence.window
+        return [float(abar[int(t)]) for t in (*confidence.window, *(t for t, _ in gamma.gamma))]
+
+    assert levels("demo") == levels("imagenet64-rare")
+    assert levels("demo") == pytest.approx(levels("imagenet256-rare"), abs=2e-3)
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
