@@ -77,7 +77,7 @@ def _setting(results: Mapping[str, Any]) -> list[str]:
 def _provenance(results: Mapping[str, Any]) -> list[str]:
     """Which command made the rows, where and when, as far as results say so."""
     said = {key: results[key] for key in ("command", "date") if key in results} | {**results.get("machine", {})}
-    return [f"These rows: {_pairs(said)}."] if said else []
+    return [f"The latest rows: {_pairs(said)}."] if said else []
 
 
 def _claims(results: Mapping[str, Any]) -> str:

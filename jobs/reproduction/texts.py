@@ -19,7 +19,9 @@ DESCRIPTIONS = {
 FINAL = (
     "Mean ± standard deviation over seeds. Tail recall and tail coverage are those of the rarest reference images; on "
     "class (by the judge; guide: by the guiding classifier), confidence and entropy (nats) are means. Real images: as "
-    "many of them, held out from the reference; their confidence, entropy and on-class rate are the reference's."
+    "many of them, held out from the reference; their confidence, entropy and on-class rate are the reference's. "
+    "Images/s are of one core of whichever machine made the row. Rows were made on several, up to three times apart in "
+    "speed: that column compares no methods."
 )
 REPRODUCE = (
     "`make reproduce` makes every image, takes up where it was stopped, and writes this page, its figures and "

@@ -234,3 +234,16 @@ def test_heat_maps_have_each_cell_at_its_tau_and_gamma() -> None:
     assert split is not None and [axes.get_title() for axes in split.axes[:4]] == [
         "recall, scale 1", "FID, scale 1", "recall, scale 2", "FID, scale 2",
     ]  # fmt: skip
+
+
+def test_the_readmes_table_is_of_the_committed_results() -> None:
+    root = Path(__file__).parents[2]
+    found = groups(json.loads((root / "docs/results.json").read_text()))
+    digits = {"fid": 1, "precision": 3, "recall": 3, "tail_recall": 3, "on_class": 3}
+    table = (root / "README.md").read_text().split("| FID (lite0) | precision | recall | tail recall | on class |")[1]
+    lines = [line.split("|")[2:7] for line in table.split("\n\n")[0].splitlines() if "±" in line]
+    shown = {
+        tuple(f" {group.values[name].mean:.{d}f} ± {group.values[name].std:.{d}f} " for name, d in digits.items())
+        for group in found.values()
+    }
+    assert len(lines) == 7 and {tuple(line) for line in lines} <= shown
