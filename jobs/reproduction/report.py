@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jobs.reproduction.choice import RULES_TEXT
 from jobs.reproduction.claims import RULE, answer, claims
-from jobs.reproduction.figures import STAGE, write_figures
-from jobs.reproduction.spread import HEADINGS, SEEDS, UNCONDITIONAL, Group, Row, groups, in_order, number
+from jobs.reproduction.figures import write_figures
+from jobs.reproduction.markdown import details, figure, guidance, pairs, table
+from jobs.reproduction.spread import HEADINGS, SEEDS, UNCONDITIONAL, Group, Row, groups, number
+from jobs.reproduction.sweep_sections import ablation_section, sweep_section
 from jobs.reproduction.texts import DESCRIPTIONS, FINAL, LIMITS, REPRODUCE
 
 NOTES = Path(__file__).with_name("notes.md")
@@ -42,12 +42,13 @@ def markdown(results: Mapping[str, Any], figures: Sequence[str], discussion: str
         "## Claims",
         _claims(results),
         f"{RULE} Means and standard deviations are over a method's seeds.",
-        *_figure(figures, "results-plane.svg", "Recall against FID, a point a sampler"),
+        *figure(figures, "results-plane.svg", "Recall against FID, a point a sampler"),
         "## Every sampler",
         *_final(found, results.get("floor", {})),
         *_methods(found),
+        *ablation_section(results["sweep"]),
         *_discussion(discussion),
-        *_sweep(results["sweep"], figures, {row["seed"] for row in results["final"]}),
+        *sweep_section(results["sweep"], figures, {row["seed"] for row in results["final"]}),
         *_traces(results.get("traces"), figures),
         "## How to reproduce",
         " ".join([REPRODUCE, *_provenance(results)]),
@@ -71,18 +72,18 @@ def _under_way(found: Mapping[str, Group]) -> list[str]:
 
 def _setting(results: Mapping[str, Any]) -> list[str]:
     terms = "The terms are in [METHODS.md](METHODS.md)."
-    return [f"Setting: {_pairs(results['setting'])}. {terms}" if results.get("setting") else terms]
+    return [f"Setting: {pairs(results['setting'])}. {terms}" if results.get("setting") else terms]
 
 
 def _provenance(results: Mapping[str, Any]) -> list[str]:
     """Which command made the rows, where and when, as far as results say so."""
     said = {key: results[key] for key in ("command", "date") if key in results} | {**results.get("machine", {})}
-    return [f"The latest rows: {_pairs(said)}."] if said else []
+    return [f"The latest rows: {pairs(said)}."] if said else []
 
 
 def _claims(results: Mapping[str, Any]) -> str:
     rows = [(claim.text, claim.numbers, claim.verdict) for claim in claims(results)]
-    return _table(("claim", "measured", ""), rows, text=3)
+    return table(("claim", "measured", ""), rows, text=3)
 
 
 def _final(found: Mapping[str, Group], floor: Mapping[str, Any]) -> list[str]:
@@ -92,10 +93,10 @@ def _final(found: Mapping[str, Group], floor: Mapping[str, Any]) -> list[str]:
         own = [group for group in found.values() if group.unconditional is unconditional]
         if own:
             rows = [(f"`{g.method}`", str(len(g.rows)), *_values(g)) for g in own]
-            parts += [f"**{name}**", _table(HEAD, [real, *rows], text=1)]
+            parts += [f"**{name}**", table(HEAD, [real, *rows], text=1)]
     rows = [_single(row) for group in found.values() for row in group.rows]
     head = ("method", "seed", *HEADINGS.values(), "images", "preset", "sampler", "manifest's digest")
-    return [*parts, _details("Every seed's row", _table(head, rows, text=1))]
+    return [*parts, details("Every seed's row", table(head, rows, text=1))]
 
 
 def _values(group: Group) -> list[str]:
@@ -110,80 +111,16 @@ def _single(row: Row) -> tuple[str, ...]:
 
 def _methods(found: Mapping[str, Group]) -> list[str]:
     """What each method is, and its guidance."""
-    rows = [(f"`{name}`", _described(name), _guidance(group.rows[0]["guidance"])) for name, group in found.items()]
-    return ["## Settings of the samplers", _table(("method", "what it is", "guidance"), rows, text=3)] if rows else []
+    rows = [(f"`{name}`", _described(name), guidance(group.rows[0]["guidance"])) for name, group in found.items()]
+    return ["## Settings of the samplers", table(("method", "what it is", "guidance"), rows, text=3)] if rows else []
 
 
 def _described(method: str) -> str:
     return DESCRIPTIONS.get(method.removeprefix(UNCONDITIONAL), "")
 
 
-def _guidance(tables: Sequence[Row]) -> str:
-    """[[guidance]] tables as code, one a term."""
-    return (
-        " + ".join(f"`{', '.join(_entry(key, value) for key, value in table.items())}`" for table in tables) or "none"
-    )
-
-
-def _entry(key: str, value: object) -> str:
-    return str(value) if key == "term" else f"{key} = {_plain(value)}"
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _discussion(text: str) -> list[str]:
     return ["## What was found on the way", text.strip()] if text.strip() else []
-
-
-def _sweep(rows: Sequence[Row], figures: Sequence[str], final_seeds: set[int]) -> list[str]:
-    """The sweep's rows, a folded table a stage, and the heat maps."""
-    if not rows:
-        return []
-    stages: dict[str, list[Row]] = {}
-    for row in rows:
-        stages.setdefault(row["stage"], []).append(row)
-    seeds = sorted({row["seed"] for row in rows})
-    parts = [
-        "## The sweep",
-        f"{len(rows)} rows, {_on_seeds(seeds, final_seeds)}. {RULES_TEXT}",
-        *_figure(figures, "results-sweep.svg", f"Recall and FID, {STAGE}"),
-    ]
-    return [*parts, *(_details(f"{stage} ({len(own)})", _stage(own)) for stage, own in stages.items())]
-
-
-def _on_seeds(seeds: Sequence[int], final_seeds: set[int]) -> str:
-    """Which seeds, and whether the final table has them too."""
-    named, shared = ", ".join(map(str, seeds)), sorted(final_seeds & set(seeds))
-    apart = (
-        f"of which the final table uses {', '.join(map(str, shared))} too"
-        if shared
-        else "none of which the final table uses"
-    )
-    return f"on seeds {named}, {apart}"
-
-
-def _stage(rows: Sequence[Row]) -> str:
-    keys = list(dict.fromkeys(key for row in rows for key in row["values"]))
-    headings = HEADINGS | {"variance": "variance"}
-    names = [name for name in headings if any(name in row for row in rows)]
-    head = ("name", *keys, *(headings[name] for name in names), "images", "seed", "preset", "guidance")
-    cells = [
-        (
-            row["name"],
-            *(_plain(row["values"][key]) if key in row["values"] else "" for key in keys),
-            *(number(row.get(name)) for name in names),
-            *(str(row.get(key, "")) for key in ("count", "seed", "preset")),
-            _guidance(row["guidance"]),
-        )
-        for row in sorted(rows, key=_sweep_place)
-    ]
-    return _table(head, cells, text=1)
-
-
-def _sweep_place(row: Row) -> tuple[Any, ...]:
-    return row["preset"], [in_order(value) for value in row["values"].values()], row["seed"]
 
 
 def _traces(traces: Mapping[str, Any] | None, figures: Sequence[str]) -> list[str]:
@@ -199,10 +136,10 @@ def _traces(traces: Mapping[str, Any] | None, figures: Sequence[str]) -> list[st
         "## What ECT and EDS do along t",
         f"{traces['images']} images a chain, guidance of scale {number(traces['scale'])}, {traces['sampler']}; lines "
         "are means, bands reach from the 10% to the 90% quantile of the images.",
-        *_figure(figures, "results-entropy.svg", "Entropy of p(y|x_t) along t"),
+        *figure(figures, "results-entropy.svg", "Entropy of p(y|x_t) along t"),
         "Mean entropy over the less noisy half of the steps, of at most "
         f"{number(math.log(traces['classes']), 3)} nats: {entropies}.",
-        *_figure(figures, "results-gradient.svg", "Norm of the guidance along t"),
+        *figure(figures, "results-gradient.svg", "Norm of the guidance along t"),
         f"Norm over the less noisy half of the steps, mean of the images: {norms}.",
     ]
 
@@ -226,22 +163,3 @@ def _norms(gradient: Mapping[str, Row]) -> str:
 def _late(values: Sequence[float]) -> float:
     """Mean over the less noisy half of the steps; values are in ascending t."""
     return statistics.fmean(values[: len(values) // 2])
-
-
-def _figure(figures: Sequence[str], name: str, text: str) -> list[str]:
-    return [f"![{text}]({name})"] if name in figures else []
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in values.items())
-
-
-def _details(title: str, body: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> str:
-    """A Markdown table; the first ``text`` columns are aligned left, the others right."""
-    marks = ["---"] * text + ["---:"] * (len(head) - text)
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, marks, *cells])

@@ -21,6 +21,8 @@ HEADINGS = {
     "confidence": "confidence", "entropy": "entropy", "on_class": "on class", "guide_on_class": "on class (guide)",
     "images_per_s": "images/s",
 }  # fmt: skip
+EXTRA = {"variance": "variance"}
+"""Numbers that only the later rows of the sweep have."""
 LOWER_IS_BETTER = frozenset({"fid"})
 UNCONDITIONAL = "uncond-"
 

@@ -23,6 +23,10 @@ FINAL = (
     "Images/s are of one core of whichever machine made the row. Rows were made on several, up to three times apart in "
     "speed: that column compares no methods."
 )
+ABLATION_TEXT = (
+    "Its terms alone and together, {count} images a seed on seeds of their own, so that FID is not that of the tables "
+    "above. Variance is that of the features, summed over them, as a share of the real images'."
+)
 REPRODUCE = (
     "`make reproduce` makes every image, takes up where it was stopped, and writes this page, its figures and "
     "[results.json](results.json)."

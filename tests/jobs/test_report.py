@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_results import FLOOR, METHODS, results, row, rows
+from made_up_results import FLOOR, METHODS, metrics, results, row, rows
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 
@@ -247,3 +247,18 @@ def test_the_readmes_table_is_of_the_committed_results() -> None:
         for group in found.values()
     }
     assert len(lines) == 7 and {tuple(line) for line in lines} <= shown
+
+
+def test_the_ablation_is_a_line_a_combination() -> None:
+    about = {"stage": "ablation", "name": "cond", "preset": "fashion-mnist-28", "guidance": [], "variance": 0.95}
+    found = [
+        about | metrics(fid, 0.7) | {"seed": seed, "values": {"steps": 25, "confidence": 0, "gamma": gamma}}
+        for gamma, fids in ((0, (50.0, 52.0)), (1, (40.0, 42.0)))
+        for seed, fid in enumerate(fids, 100)
+    ]
+    page = markdown(results() | {"sweep": found}, ())
+    own = page.split("## What each part of `low-density` does")[1].split("## ")[0]
+    assert "5000 images a seed" in own
+    lines = [line.split(" | ")[:4] for line in own.splitlines() if line.startswith("| 25")]
+    assert [line[1:] for line in lines] == [["none", "2", "51.0 ± 1.4"], ["predicted-real-image", "2", "41.0 ± 1.4"]]
+    assert "What each part" not in markdown(results(), ())
