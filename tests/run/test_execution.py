@@ -12,7 +12,7 @@ from pipeline.generate.execution import execution_of, full_batch
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.models.precision import has_compiler
 
-DEMO = Path(__file__).parents[2] / "manifests" / "demo.toml"  # 50 steps, batches of 50
+DEMO = Path(__file__).parents[2] / "manifests" / "demo.toml"  # 25 steps, batches of 50
 CPU = torch.device("cpu")
 
 
@@ -23,7 +23,7 @@ def fast(images: int) -> Manifest:
 @pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
 @pytest.mark.parametrize(
     ("images", "compile", "compiled"),
-    [(9_950, "auto", False), (9_951, "auto", True), (9_951, "off", False)],  # 200 batches of 50 steps are 10,000
+    [(19_950, "auto", False), (19_951, "auto", True), (19_951, "off", False)],  # 400 batches of 25 steps are 10,000
 )
 def test_auto_compiles_long_runs(images: int, compile: str, compiled: bool) -> None:
     assert execution_of(fast(images), CPU, compile).norm_compiled is compiled
