@@ -147,8 +147,8 @@ def sweep_sets(images: int) -> Iterator[ImageSet]:
         for seed in SWEEP_SEEDS:
             yield ImageSet(stage, _name(preset, values), preset, guidance, seed, images, values)
     for sampler, values, guidance in _ablation():
-        stage, seeds = (ABLATION, ABLATION_SEEDS) if sampler.method == SAMPLER.method else (SOLVER, SWEEP_SEEDS)
-        for seed in seeds:
+        stage = ABLATION if sampler.method == SAMPLER.method else SOLVER
+        for seed in ABLATION_SEEDS:
             yield ImageSet(stage, _name(CONDITIONAL, values), CONDITIONAL, guidance, seed, images, values, sampler)
 
 
