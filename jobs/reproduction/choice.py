@@ -13,8 +13,11 @@ from jobs.reproduction.spread import Row
 TIE = 0.01
 """Recalls that differ by no more than this are alike: about the deviation over seeds of 1,000 images."""
 RULES_TEXT = (
-    "The table's values are what a rule finds in these rows, one seed each (`jobs/reproduction/choice.py`; a test "
-    "holds the table to it). `low-confidence`, `low-density`, `self-guided` and `boost-and-skip` take the "
+    "The final table's values are what a rule finds in the rows on the first seed (`jobs/reproduction/choice.py`; a "
+    "test holds the table to it); the stages `ablation` and `solver` were made afterwards. The rules were written down "
+    "after most of the sweep, and after final rows of other values had been seen for `low-confidence`, "
+    "`predicted-real`, `boost-and-skip` and `uncond-low-density`: these four were made anew. `low-confidence`, "
+    "`low-density`, `self-guided` and `boost-and-skip` take the "
     f"highest recall among rows with an FID of at most {FID_MARGIN:g} times that of no guidance and an on-class rate "
     f"of at least {ON_CLASS_SHARE:g} times the real images'; of recalls within {TIE:g} of it, the lowest FID. "
     "`predicted-real` takes the lowest FID among those whose precision is at least that of ADM-G alone. ADM-G with and "

@@ -15,22 +15,27 @@ def guidance(tables: Sequence[Row]) -> str:
 
 
 def entry(key: str, value: object) -> str:
+    """A key of such a table; a term goes by its name."""
     return str(value) if key == "term" else f"{key} = {plain(value)}"
 
 
 def plain(value: object) -> str:
+    """A value as a manifest writes it, texts without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def figure(figures: Sequence[str], name: str, text: str) -> list[str]:
+    """The image of that name, if it is among those drawn."""
     return [f"![{text}]({name})"] if name in figures else []
 
 
 def pairs(values: Mapping[str, Any]) -> str:
+    """Keys and values in one line."""
     return ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in values.items())
 
 
 def details(title: str, body: str) -> str:
+    """A folded part."""
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 

@@ -25,7 +25,7 @@ SHARD_SIZE, BATCH = 250, 50
 
 @dataclass(frozen=True)
 class Steps:
-    """A manifest's reverse chain, with the method's default of eta."""
+    """A manifest's reverse chain: "ancestral", or "dpm-solver++" with its default of eta."""
 
     method: str = "dpm-solver++"
     steps: int = 25
@@ -178,11 +178,11 @@ def _sweep() -> Iterator[tuple[str, dict[str, float], str, Tables]]:
     for late in (-0.03, 0.02, 0.05):
         yield "predicted-real", {"late": late}, CONDITIONAL, (adm_g(1.0), toward_prediction(late))
     for late in (0.03, 0.05):
-        values = {"scale": 0.5, "late": late}
-        yield "predicted-real", values, CONDITIONAL, (adm_g(0.5), toward_prediction(late))
+        values = {"scale": ADM_G_SCALE, "late": late}
+        yield "predicted-real", values, CONDITIONAL, (adm_g(ADM_G_SCALE), toward_prediction(late))
     for late, early in PREDICTED_REAL:
-        values = {"scale": 0.5, "late": late, "early": early}
-        yield "predicted-real", values, CONDITIONAL, (adm_g(0.5), toward_prediction(late, early))
+        values = {"scale": ADM_G_SCALE, "late": late, "early": early}
+        yield "predicted-real", values, CONDITIONAL, (adm_g(ADM_G_SCALE), toward_prediction(late, early))
     for late, early in ((0.0, -0.03), (0.0, -0.05), (-0.03, -0.03)):
         values = {"late": late, "early": early}
         yield "gamma alone", values, CONDITIONAL, (toward_prediction(late, early),)
@@ -258,5 +258,5 @@ def _ablation() -> Iterator[tuple[Steps, dict[str, float], Tables]]:
         values: dict[str, float] = {"steps": steps, **acting}
         yield Steps(steps=steps), values, terms
     for late, early in ((0.0, 0.0), (0.03, 0.0), (0.0, -0.03)):
-        terms = (adm_g(0.5), toward_prediction(late, early))
+        terms = (adm_g(ADM_G_SCALE), toward_prediction(late, early))
         yield Steps("ancestral", 50), {"late": late, "early": early}, terms
