@@ -1,7 +1,8 @@
 """The small choices behind the step's speed, each beside its alternative: ``python benchmarks/kernels.py --threads 1``.
 
-Normalisation (torch's own against ours, eager and compiled), attention (torch's fused kernel against plain products)
-and the C allocator (a float32 step with and without ``keep_freed_memory``, each in a process of its own).
+Normalisation (torch's own against ours: in torch operations, those compiled, and as a kernel), 3x3 convolutions
+(torch's against our kernel: time, and error against float64), attention (torch's fused kernel against plain
+products) and the C allocator (a float32 step with and without ``keep_freed_memory``, each in a process of its own).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,14 @@ from torch import Tensor
 
 from benchmarks.step import Case, timed
 from pipeline.bench.measure import interleave, machine, spread
-from pipeline.models import norm
+from pipeline.models import native, norm
 from pipeline.models.blocks import plain_attention
 
 NORM_SHAPES = ((64, 32, 28), (64, 64, 14), (64, 96, 7), (4, 192, 64))  # batch, channels, side
+CONV_SHAPES = (  # batch, channels in and out, side: the embedded model's, then ADM-64's down to its smallest images
+    (64, 32, 32, 28), (64, 64, 64, 14), (64, 96, 96, 7), (64, 32, 2, 28),
+    (4, 192, 192, 64), (4, 384, 384, 32), (4, 576, 576, 16), (4, 768, 768, 8),
+)  # fmt: skip
 ATTENTION_SHAPES = ((64, 3, 49, 32), (4, 12, 64, 64), (4, 9, 256, 64), (4, 6, 1024, 64))  # batch, heads, tokens, width
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -39,19 +44,45 @@ def norm_times(batch: int, channels: int, side: int, dtype: torch.dtype, repeats
     def torchs(h: Tensor) -> Tensor:
         return F.silu(layer(h) * (1 + scale[..., None, None]) + shift[..., None, None])
 
-    def written(compiled: bool) -> Callable[[Tensor], Tensor]:
+    def written(form: str) -> Callable[[Tensor], Tensor]:
         def run(h: Tensor) -> Tensor:
-            norm.set_compiled(batch if compiled else None)
+            native.use(form == "native")
+            norm.set_compiled(batch if form == "compiled" else None)
             return norm.norm_act(h, layer, scale, shift)
 
         return run
 
-    forms = {"torch": torchs, "eager": written(False), "compiled": written(True)}
+    forms = {"torch": torchs} | {form: written(form) for form in ("eager", "compiled", "native")}
     cases: dict[str, Callable[[], object]] = {}
     for name, form in forms.items():
         cases[name] = functools.partial(_without_gradient, form, x)
         cases[f"{name} + backward"] = functools.partial(_with_gradient, form, x, weights)
     return _milliseconds(cases, repeats)
+
+
+def conv_times(shape: tuple[int, int, int, int], dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    """Milliseconds of a convolution and of its image's gradient alone, and each form's relative error."""
+    torch.manual_seed(0)
+    batch, channels, out, side = shape
+    x = torch.randn(batch, channels, side, side).to(dtype).to(memory_format=torch.channels_last)
+    weight = torch.randn(out, channels, 3, 3).to(dtype).to(memory_format=torch.channels_last)
+    bias, grad = torch.randn(out).to(dtype), torch.randn(batch, out, side, side).to(dtype)
+    grad = grad.to(memory_format=torch.channels_last)
+    ones, only_x = [1, 1], [True, False, False]
+    cases: dict[str, Callable[[], Tensor]] = {
+        "torch": lambda: F.conv2d(x, weight, bias, padding=1),
+        "native": lambda: native.conv3x3(x, weight, bias),
+    }
+    errors = {}
+    wanted = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    for name, case in cases.items():
+        errors[f"{name} error"] = float(f"{float((case().double() - wanted).norm() / wanted.norm()):.2g}")
+    cases["torch gradient"] = lambda: torch.ops.aten.convolution_backward(
+        grad, x, weight, [out], ones, ones, ones, False, [0, 0], 1, only_x
+    )[0]
+    if out % native.CHANNELS == 0:
+        cases["native gradient"] = lambda: native.conv3x3(grad, weight, None, turned=True)
+    return _milliseconds(cases, repeats) | errors
 
 
 def attention_times(shape: tuple[int, int, int, int], dtype: torch.dtype, repeats: int) -> dict[str, float]:
@@ -92,7 +123,7 @@ def _with_gradient(form: Callable[[Tensor], Tensor], x: Tensor, weights: Tensor)
     return torch.autograd.grad(form(x), x, weights)[0]
 
 
-def _milliseconds(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def _milliseconds(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     return {name: round(spread(s).median * 1e3, 3) for name, s in interleave(cases, repeats, CPU).items()}
 
 
@@ -107,13 +138,20 @@ def main() -> int:
     if arguments.one_step is not None:
         print(_one_step(bool(arguments.one_step), arguments.threads, arguments.repeats))
         return 0
-    result: dict[str, object] = {"norm_ms": {}, "attention_ms": {}}
+    if not native.available():
+        print("these need a C++ compiler: g++ or $CXX", file=sys.stderr)
+        return 2
+    result: dict[str, object] = {"norm_ms": {}, "conv_ms": {}, "attention_ms": {}}
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
         for shape in NORM_SHAPES:
             times = norm_times(*shape, dtype, arguments.repeats)
             print(f"norm {shape} {name}: {times}", flush=True)
             result["norm_ms"] |= {f"{shape} {name}": times}  # type: ignore[operator]
+        for sizes in CONV_SHAPES:
+            times = conv_times(sizes, dtype, arguments.repeats)
+            print(f"convolution {sizes} {name}: {times}", flush=True)
+            result["conv_ms"] |= {f"{sizes} {name}": times}  # type: ignore[operator]
         for sizes in ATTENTION_SHAPES:
             times = attention_times(sizes, dtype, arguments.repeats)
             print(f"attention {sizes} {name}: {times}", flush=True)

@@ -170,7 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--reference", type=int, default=ALL_REFERENCE, help="test images that metrics compare with")
     parser.add_argument("--against", choices=("fast", "exact"), default="fast", help="the mode held against exact")
-    parser.add_argument("--eager", action="store_true", help="fast without the compiler")
+    parser.add_argument("--eager", action="store_true", help="that mode by torch alone, without our kernels")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="processes at once, one thread each")
     parser.add_argument("--save", type=Path, help="JSON of the worst, as the audit's page tells it of embedded models")

@@ -21,7 +21,14 @@ from pipeline.diffusion.guidance import Networks, StepState, Term
 from pipeline.diffusion.guide import Guide
 from pipeline.diffusion.sampler import SamplerSettings, denoiser, sample, to_uint8
 from pipeline.diffusion.schedule import make_schedule
-from pipeline.diffusion.terms import ClassifierGuidance, LowConfidence, PredictedRealImage
+from pipeline.diffusion.terms import (
+    BoostAndSkip,
+    ClassifierGuidance,
+    EntropyAscent,
+    LowConfidence,
+    PredictedRealImage,
+    SelfGuided,
+)
 from pipeline.generate.score import score_images
 from pipeline.manifest import load_manifest
 from pipeline.models.catalog import Models, get_preset, load_models
@@ -30,7 +37,10 @@ from pipeline.plan import sample_seed
 
 PRESET = "fashion-mnist-28"
 DEMO = Path(__file__).parents[1] / "manifests" / "demo.toml"
-SETS = ("none", "classifier", "entropy-scaling", "low-confidence", "predicted-real-image", "demo")
+SETS = (
+    "none", "classifier", "entropy-scaling", "low-confidence", "predicted-real-image", "demo", "entropy", "self-guided",
+    "boost-and-skip",
+)  # fmt: skip
 LEVELS = (1, 8)
 
 
@@ -39,8 +49,8 @@ class Job:
     """All that a row depends on. kind: errors, pixels or metrics; against: the mode held against exact.
 
     seed: of all draws; images: noisy images a time step, or images made; steps: of the chain, 0 for errors; times:
-    original time steps, of errors alone; reference: real images compared with, of metrics alone; eager: no compiler;
-    weights: hash over both files.
+    original time steps, of errors alone; reference: real images compared with, of metrics alone; eager: ``against`` by
+    torch alone; weights: hash over both files.
     """
 
     kind: str
@@ -67,6 +77,9 @@ def term_set(name: str) -> tuple[Term, ...]:
         "low-confidence": (LowConfidence(scale=2.0, tau=0.5),),
         "predicted-real-image": tuple(term for term in demo if isinstance(term, PredictedRealImage)),
         "demo": demo,
+        "entropy": (EntropyAscent(scale=2.0),),
+        "self-guided": (ClassifierGuidance(scale=2.0), SelfGuided()),
+        "boost-and-skip": (ClassifierGuidance(scale=2.0), BoostAndSkip()),
     }
     return sets[name]
 
@@ -77,27 +90,28 @@ def run_job(job: Job) -> dict[str, Any]:
     keep_freed_memory()
     if job.kind == "errors":
         return step_errors(job)
-    exact, against = make_images(job, "exact"), make_images(job, job.against)
+    exact, against = make_images(job, "exact"), make_images(job, "against")
     found: dict[str, Any] = {"pixels": pixel_difference(exact, against)}
     if job.kind == "metrics":
         found["exact"], found["against"] = distribution_metrics(job, [exact, against])
     return found
 
 
-def load(job: Job, precision: str) -> Models:
-    """The embedded model in one mode, and this process set up for it, as an actor's is: call before each mode's use."""
+def load(job: Job, mode: str) -> Models:
+    """The embedded model in a mode, exact or against, and the process set up for it as an actor's: call before each."""
+    precision, eager = (job.against, job.eager) if mode == "against" else ("exact", False)
     device = torch.device(job.device)
     models = load_models(get_preset(PRESET), None, None, (None, None), device, precision)
-    execution = choose(capability(device), precision, "off" if job.eager else "auto")
+    execution = choose(capability(device), precision, "off" if eager else "auto")
     set_up((models.unet, models.classifier), execution, job.batch)
     return models
 
 
 def step_errors(job: Job) -> dict[str, Any]:
     """Relative errors of eps and of the guidance by time step, at noised real test images."""
-    # One mode after the other, so that the compiler of the second does not serve the first.
+    # One mode after the other: the switches are the process's.
     exact = _steps(job, load(job, "exact"))
-    against = _steps(job, load(job, job.against))
+    against = _steps(job, load(job, "against"))
     found: dict[str, Any] = {"eps": {}, "gradient": {}}
     for t, first, second in zip(job.times, exact, against, strict=True):
         for name, a, b in zip(found, first, second, strict=True):
@@ -142,9 +156,9 @@ def _step(
         return eps, Guide(terms, Networks(denoise, models.classifier))(state)
 
 
-def make_images(job: Job, precision: str) -> Images:
+def make_images(job: Job, mode: str) -> Images:
     """The job's images in one mode, (N, C, H, W) uint8, classes in turn, seeds as a run's."""
-    models = load(job, precision)
+    models = load(job, mode)
     chain = SamplerSettings(steps=str(job.steps)).chain(models.preset, term_set(job.terms))
     parts = []
     for start in range(0, job.images, job.batch):
@@ -182,7 +196,7 @@ def distribution_metrics(job: Job, sets: Sequence[Images]) -> list[dict[str, flo
     for images in sets:
         features = extract_features(images, extractor, job.device)
         found.append(compare_manifolds(build_manifold(features, DEFAULT_K), real).values | _scores(job, exact, images))
-    own = [_scores(job, exact, sets[0]), _scores(job, load(job, job.against), sets[1])]
+    own = [_scores(job, exact, sets[0]), _scores(job, load(job, "against"), sets[1])]
     for values, scores in zip(found, own, strict=True):
         values |= {f"own_{name}": scores[name] for name in ("confidence", "entropy")}
     return found

@@ -10,11 +10,8 @@ with ``--batch 1``, the default, a shard is one image and the first commit is th
     load     to state/run.json, which the driver writes when the first actor has loaded its models
     image    to the commit marker: all steps of the chain, scoring, PNG, tar, Parquet, hashes
 
-``exact`` and ``fast`` are short runs. A long one in ``fast`` compiles its small functions first, once a shape, and
-torch keeps what it compiled on disk: in $TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the temporary
-folder, so it outlives a run as long as that folder is not emptied. ``fast_long_cold`` begins without it,
-``fast_long_warm`` runs after it with the same one. The machine is warm in every case: ``--warm-up`` runs that are not
-reported come first.
+``cold`` is ``exact`` with the user's cache empty, so that the kernels are built first; ``exact`` and ``fast`` find them
+there. The machine is warm in every case: ``--warm-up`` runs that are not reported come first.
 """
 
 from __future__ import annotations
@@ -22,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,15 +41,14 @@ REPO = Path(__file__).parents[1]
 POLL_S = 0.03
 STDERR = "stderr.txt"
 PATIENCE_S = 600.0
-CASES = ("exact", "fast", "fast_long_cold", "fast_long_warm")
+CASES = ("cold", "exact", "fast")
 STAGES = ("import", "ray", "load", "image")
 SHARDS = 4  # the first is measured; the others keep the command busy until it is told to stop
-LONG_SHARDS = 10_000
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Where a run happens: an empty folder, the compiler's cache, and the command's own options."""
+    """Where a run happens: an empty folder, the user's cache, and the command's own options."""
 
     folder: Path
     cache: Path
@@ -74,7 +71,7 @@ def first_image(manifest: str, launch: Launch) -> dict[str, float]:
 def _command(arguments: Sequence[str], launch: Launch) -> Iterator[subprocess.Popen[str]]:
     """The command in a process group of its own, ended as by Ctrl-C in a terminal."""
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(REPO), "TORCHINDUCTOR_CACHE_DIR": str(launch.cache)}
+    environment = os.environ | {"PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(launch.cache)}
     with (launch.folder / STDERR).open("w") as stderr:
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, text=True, stdout=subprocess.DEVNULL, stderr=stderr
@@ -129,7 +126,7 @@ def help_seconds(repeats: int) -> dict[str, Spread]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every case ``--repeats`` times in turn: seconds a stage by case, and what the compiler's cache held."""
+    """Every case ``--repeats`` times in turn: seconds a stage by case, and what the user's cache held."""
     seconds: dict[str, list[dict[str, float]]] = {case: [] for case in options.cases}
     held: list[tuple[int, int]] = []
     for turn in range(-options.warm_up, options.repeats):
@@ -138,6 +135,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for case in options.cases if turn >= 0 else options.cases[:1]:
                 place = Path(folder) / case
                 place.mkdir()
+                if case == "cold":
+                    shutil.rmtree(cache, ignore_errors=True)
                 found = first_image(_manifest(options, case), Launch(place, cache, options.arguments))
                 print(f"{case}: {found['total']:.1f} s{'' if turn >= 0 else ' (warm-up)'}", file=sys.stderr, flush=True)
                 if turn >= 0:
@@ -152,10 +151,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _manifest(options: argparse.Namespace, case: str) -> str:
-    precision, total = case.partition("_")[0], options.batch * (LONG_SHARDS if "long" in case else SHARDS)
-    return MANIFEST.format(
-        precision=precision, steps=options.steps, batch=options.batch, images=total, shard_size=options.batch
-    )
+    size = {"batch": options.batch, "shard_size": options.batch, "images": options.batch * SHARDS}
+    return MANIFEST.format(precision="fast" if case == "fast" else "exact", steps=options.steps, **size)
 
 
 def table(found: dict[str, Any]) -> str:
@@ -165,16 +162,14 @@ def table(found: dict[str, Any]) -> str:
         f"{case:12}" + "".join(f"{stages[name]['median']:>9.2f}" for name in (*STAGES, "total"))
         for case, stages in found["first_image_s"].items()
     ]
-    cache = f"compiler's cache after the last run: {found['cache_files']} files, {found['cache_bytes'] / 1e6:.1f} MB"
+    cache = f"user's cache after the last run: {found['cache_files']} files, {found['cache_bytes'] / 1e6:.1f} MB"
     texts = (f"{name}: {found[name + '_s']['median']:.3f} s" for name in ("help", "python"))
     return "\n".join([head, *rows, cache, *texts])
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--cases", nargs="+", choices=CASES, default=list(CASES), help="fast_long_warm needs fast_long_cold first"
-    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--steps", type=int, default=50, help="steps of the chain (ancestral, the demo's guidance)")
     parser.add_argument("--batch", type=int, default=1, help="images a batch and a shard")
     parser.add_argument("--threads", type=int, help="batches at once in the actor (default: as rarefy chooses)")

@@ -20,7 +20,7 @@ from benchmarks.baseline import unet_forward
 from pipeline import assets
 from pipeline.bench.measure import interleave, machine, ratios, spread
 from pipeline.diffusion.schedule import make_schedule
-from pipeline.models import norm
+from pipeline.models import native, norm
 from pipeline.models.adm import UNet
 from pipeline.models.catalog import get_preset
 from pipeline.training.diffusion import HybridLoss
@@ -53,6 +53,7 @@ def baseline_step(settings: TrainSettings, device: torch.device) -> Callable[[],
     taken = [0]
 
     def step() -> None:
+        native.use(False)
         batch = make_batch(data, taken[0], settings, device)
         optimizer.zero_grad()
         loss_function(model, batch)["loss"].backward()
@@ -71,10 +72,11 @@ def our_step(settings: TrainSettings, device: torch.device) -> Callable[[], obje
     data = assets.reference(PRESET, "train")
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
     torch.manual_seed(0)
-    norm.set_compiled(settings.batch)
+    norm.set_compiled(settings.batch if device.type == "cuda" else None)
     state = start(UNet(preset.unet), settings, device, NEVER)
 
     def step() -> None:
+        native.use(device.type == "cpu")
         train_step(state, loss_function, data, settings)
 
     return step

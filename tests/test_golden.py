@@ -16,6 +16,7 @@ from pipeline.diffusion.schedule import make_schedule
 from pipeline.diffusion.terms import ClassifierGuidance
 from pipeline.models.adm import Classifier, UNet
 
+pytestmark = pytest.mark.usefixtures("kernels")
 NETWORK_TOLERANCE = 1e-4
 TRACE_TOLERANCE = 1e-3
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.user_cache import user_cache
+
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/rarefy/audit``, by default under ``~/.cache``; it may not exist or be writable."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG rules ignore a relative path; a user without a home has nowhere to keep anything.
-    return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "rarefy" / "audit"
+    """``audit`` in the user's cache; it may not exist or be writable."""
+    return user_cache() / "audit"
 
 
 def array_digest(array: NDArray[np.generic]) -> str:

@@ -83,6 +83,7 @@ class BenchResult:
     weights: str
     precision: str
     compile: str
+    kernels: str
     guidance: tuple[str, ...]
     method: str
     steps: int
@@ -129,6 +130,7 @@ class Bench:
             weights=weights,
             precision=manifest.precision,
             compile=options.compile,
+            kernels=self.execution.kernels,
             guidance=tuple(term.name for term in manifest.terms),
             method=manifest.settings.method,
             steps=len(self.chain.schedule),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.bench.bench import BenchResult, Point
 from pipeline.bench.memory import MARGIN
+from pipeline.models.precision import OUR_OWN
 
 _PARTS = ("batch", "s/step", "U-Net", "cls forward", "cls backward", "terms", "rest")
 _SPEEDS = ("U-Net GFLOP/s", "of ceiling", "cls GFLOP/s", "of ceiling")
@@ -22,15 +23,18 @@ def _about(result: BenchResult) -> list[str]:
     unet, forward, backward = (
         f"{count / 1e9:.3g}" for count in (flops.unet, flops.classifier_forward, flops.classifier_backward)
     )
+    own = result.kernels == OUR_OWN
     dtype = "bfloat16" if result.precision == "fast" else "float32"
     return [
-        f"{result.preset}, {result.precision}, compile {result.compile}, weights {result.weights}",
+        f"{result.preset}, {result.precision}, weights {result.weights}",
+        f"compile {result.compile}: {result.kernels} kernels",
         f"{result.method}, {result.steps} steps, {result.classifier_passes} of them with a classifier pass, "
         f"guidance {' + '.join(result.guidance) or 'none'}",
         f"{place['device']}, {place['cores']} cores, {place['threads']} threads used, torch {place['torch']}, "
         f"{place['date']}",
         f"GFLOP an image and step: U-Net {unet}, classifier forward {forward}, backward {backward}",
-        f"ceiling: {result.ceiling_gflops:,.0f} GFLOP/s, a matrix product or 3x3 convolution in {dtype}",
+        f"ceiling: {result.ceiling_gflops:,.0f} GFLOP/s, a matrix product or torch's 3x3 convolution in {dtype}",
+        *(["  (our own convolutions need fewer operations than are counted, and may pass it)"] if own else []),
         f"weights in memory: {_megabytes(result.weights_bytes)} MB",
     ]
 

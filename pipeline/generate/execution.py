@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -11,7 +12,7 @@ from pipeline.manifest import Manifest
 from pipeline.models.catalog import Models, load_models
 from pipeline.models.precision import Execution, capability, choose, set_up
 
-LONG_RUN = 10_000  # steps of a batch, in all: on two cores about where compiling has paid for itself
+LONG_RUN = 10_000  # steps of a batch, in all, from where on compiling pays for itself
 
 
 def full_batch(manifest: Manifest) -> int:
@@ -20,14 +21,14 @@ def full_batch(manifest: Manifest) -> int:
 
 
 def execution_of(manifest: Manifest, device: torch.device, compile: str) -> Execution:
-    """What ``choose`` says for the manifest; ``auto`` leaves runs eager that would end before compiling has paid.
+    """What ``choose`` says for the manifest; ``auto`` does not compile for runs that would end before it has paid.
 
     The manifest alone decides, so that every actor of a run rounds alike. Raises DeviceError.
     """
     steps = len(manifest.settings.chain(manifest.preset).schedule)
-    if compile == "auto" and math.ceil(manifest.total / full_batch(manifest)) * steps < LONG_RUN:
-        compile = "off"
-    return choose(capability(device), manifest.precision, compile)
+    long = math.ceil(manifest.total / full_batch(manifest)) * steps >= LONG_RUN
+    execution = choose(capability(device), manifest.precision, compile)
+    return replace(execution, norm_compiled=execution.norm_compiled and long)
 
 
 def load_for_run(manifest: Manifest, device: torch.device, compile: str) -> Models:

@@ -20,6 +20,7 @@ from pipeline.models.blocks import (
     weight_of,
     zero_,
 )
+from pipeline.models.conv import Conv3x3
 from pipeline.models.norm import group_norm, norm_act
 
 
@@ -91,9 +92,7 @@ class UNet(ADM):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
         self.output_blocks, channels = _decoder(config, self._skip_channels)
-        self.out = nn.Sequential(
-            group_norm(channels), nn.SiLU(), zero_(nn.Conv2d(channels, config.out_channels, 3, padding=1))
-        )
+        self.out = nn.Sequential(group_norm(channels), nn.SiLU(), zero_(Conv3x3(channels, config.out_channels)))
 
     def blocks(self) -> list[nn.Module]:
         return [*super().blocks(), *self.output_blocks]
@@ -169,7 +168,7 @@ def _attention(channels: int, config: NetworkConfig, num_heads: int) -> Attentio
 def _encoder(config: NetworkConfig) -> tuple[nn.ModuleList, list[int]]:
     """The input blocks and the channels of what each hands to the decoder."""
     channels = int(config.channel_mult[0] * config.model_channels)
-    blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(config.in_channels, channels, 3, padding=1)])])
+    blocks = nn.ModuleList([nn.ModuleList([Conv3x3(config.in_channels, channels)])])
     skips, factor = [channels], 1
     for level, mult in enumerate(config.channel_mult):
         for _ in range(config.num_res_blocks):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.conv import Conv3x3
 from pipeline.models.norm import group_norm, norm_act, plain_norm
 
 
@@ -79,7 +80,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
+        self.conv = Conv3x3(channels, channels) if use_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -105,7 +106,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift = config.use_scale_shift_norm
         emb_channels = config.model_channels * 4
-        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), Conv3x3(channels, out_channels))
         self.resample = resample
         emb_out = 2 * out_channels if self.scale_shift else out_channels
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
@@ -113,7 +114,7 @@ class ResBlock(nn.Module):
             group_norm(out_channels),
             nn.SiLU(),
             nn.Dropout(config.dropout),
-            zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            zero_(Conv3x3(out_channels, out_channels)),
         )
         self.skip_connection: nn.Module = (
             nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)

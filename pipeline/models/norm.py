@@ -2,8 +2,9 @@
 
 torch's own kernels for channels-last images take up to seven times as long and would dominate a small U-Net's time.
 Here the statistics are means over the channels-last view, in float32 and centred before they are squared; what
-remains is one affine map and SiLU, forward and backward written out. Each of the three passes is a small function that
-:func:`set_compiled` puts under ``torch.compile`` (some seconds for the first call of a shape). float64 takes torch's.
+remains is one affine map and SiLU, forward and backward written out: in torch operations, each of the three passes a
+small function that :func:`set_compiled` puts under ``torch.compile`` (some seconds for the first call of a shape), and
+on CPUs as kernels of our own (:mod:`pipeline.models.native`). float64 takes torch's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pipeline.models import native
 
 GROUPS = 32
 EPS = 1e-5
@@ -73,7 +76,10 @@ class _Norm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool
     ) -> Tensor:
         tokens = _tokens(x)
-        y, a, b, mean, rstd = _run(_normalise, tokens)(tokens, weight, bias, scale, shift, silu)
+        if native.takes_norm(tokens):
+            y, a, b, mean, rstd = native.norm_forward(tokens, weight, bias, scale, shift, GROUPS, silu)
+        else:
+            y, a, b, mean, rstd = _run(_normalise, tokens)(tokens, weight, bias, scale, shift, silu)
         ctx.save_for_backward(tokens, a, b, mean, rstd, weight, bias, scale)
         ctx.silu = silu
         return _image(y, x.shape[2:])
@@ -82,8 +88,13 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tokens, a, b, mean, rstd, weight, bias, scale = ctx.saved_tensors
         grad, count = _tokens(grads[0]), tokens.shape[1]
-        mean_du, mean_du_xhat, offset, slope = _run(_grad_means, tokens)(tokens, grad, a, b, mean, rstd, ctx.silu)
-        grad_x = _image(_run(_grad_input, tokens)(tokens, grad, a, b, offset, slope, ctx.silu), grads[0].shape[2:])
+        statistics = (a, b, mean, rstd)
+        if native.takes_norm(tokens):
+            grad_x, mean_du, mean_du_xhat = native.norm_backward(tokens, grad, *statistics, GROUPS, ctx.silu)
+        else:
+            mean_du, mean_du_xhat, offset, slope = _run(_grad_means, tokens)(tokens, grad, *statistics, ctx.silu)
+            grad_x = _run(_grad_input, tokens)(tokens, grad, a, b, offset, slope, ctx.silu)
+        grad_x = _image(grad_x, grads[0].shape[2:])
         if not any(ctx.needs_input_grad[1:5]):
             return grad_x, None, None, None, None, None
         sum_du, sum_du_xhat = count * mean_du, count * mean_du_xhat

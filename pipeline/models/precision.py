@@ -1,7 +1,8 @@
-"""How a frozen network computes: ``exact`` float32 or ``fast`` bfloat16, and what ``torch.compile`` takes part in.
+"""How a frozen network computes: ``exact`` or ``fast``, by torch, by our own kernels or under ``torch.compile``.
 
 The choice follows from what a device can do, in one function (:func:`choose`) that needs no device itself. The
-normalisation's switch and cuDNN's are the process's: the last :func:`set_up` holds for every network in it.
+kernels' switch, the normalisation's and cuDNN's are the process's: the last :func:`set_up` holds for every network in
+it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DeviceError, ManifestError, bad
-from pipeline.models import norm
+from pipeline.models import native, norm
 from pipeline.models.adm import ADM, Classifier
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -28,49 +29,67 @@ Model = TypeVar("Model", bound=ADM)
 
 PRECISIONS = ("exact", "fast")
 COMPILES = ("auto", "off", "full")
+OUR_OWN = "our own"
 TRITON_GPU = (7, 0)  # least compute capability that torch.compile builds for
 
 
 @dataclass(frozen=True)
 class Capability:
-    """What a device can do. device: "cpu" or "cuda"; present: torch finds it; compiler: torch.compile works for it."""
+    """What a device can do.
+
+    device: "cpu" or "cuda"; present: torch finds it; compiler: torch.compile works for it; native: the project's own
+    kernels do.
+    """
 
     device: str
     present: bool
     bfloat16: bool
     compiler: bool
+    native: bool
 
 
 @dataclass(frozen=True)
 class Execution:
     """How networks are run.
 
-    norm_compiled: the small functions of the normalisation under torch.compile; network_mode: torch.compile's mode for
-    whole networks, None for eager; tf32: cuDNN may round the float32 convolutions of a GPU to 10 bits.
+    native: the project's own kernels for CPUs; norm_compiled: the small functions of the normalisation under
+    torch.compile; network_mode: torch.compile's mode for whole networks, None for eager; tf32: cuDNN may round the
+    float32 convolutions of a GPU to 10 bits.
     """
 
+    native: bool
     norm_compiled: bool
     network_mode: str | None
     tf32: bool
+
+    @property
+    def kernels(self) -> str:
+        """Whose they are, for people."""
+        if self.network_mode is not None:
+            return "torch.compile's"
+        if self.native:
+            return OUR_OWN
+        return "torch's, normalisation compiled" if self.norm_compiled else "torch's"
 
 
 def capability(device: torch.device) -> Capability:
     """Look at a device of this machine and at the tools to compile for it."""
     if device.type == "cpu":
-        return Capability("cpu", True, True, has_compiler())
+        return Capability("cpu", True, True, has_compiler(), native.available())
     if not torch.cuda.is_available():
-        return Capability("cuda", False, False, False)
+        return Capability("cuda", False, False, False, False)
     with torch.cuda.device(device):
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     triton = importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= TRITON_GPU
-    return Capability("cuda", True, bfloat16, triton and has_compiler())
+    return Capability("cuda", True, bfloat16, triton and has_compiler(), False)
 
 
 def choose(found: Capability, precision: str, compile: str) -> Execution:
     """What runs how on such a device. Raises DeviceError where it cannot carry out what was asked for.
 
-    compile: ``auto`` puts the normalisation under torch.compile in ``fast`` where that is possible; ``off`` is eager;
-    ``full`` is for the whole networks, as CUDA graphs on a GPU.
+    compile: ``auto`` takes the project's own kernels on a CPU, and on a GPU puts the normalisation under torch.compile
+    in ``fast``, each where that is possible; ``off`` is torch alone, eager; ``full`` is torch.compile for the whole
+    networks, as CUDA graphs on a GPU.
     """
     if compile not in COMPILES:
         raise DeviceError(bad("compile", compile, f"one of {', '.join(COMPILES)}"))
@@ -83,7 +102,8 @@ def choose(found: Capability, precision: str, compile: str) -> Execution:
         raise DeviceError(bad("compile", compile, f"possible here: torch.compile needs {needed}; auto and off do not"))
     graphs = "reduce-overhead" if found.device == "cuda" else "default"
     return Execution(
-        norm_compiled=compile == "auto" and precision == "fast" and found.compiler,
+        native=compile == "auto" and found.native,
+        norm_compiled=compile == "auto" and precision == "fast" and found.device == "cuda" and found.compiler,
         network_mode=graphs if compile == "full" else None,
         tf32=found.device == "cuda" and precision == "fast",
     )
@@ -96,6 +116,7 @@ def set_up(networks: Iterable[ADM], execution: Execution, batch: int) -> None:
     Any other call stays eager, since each new shape would cost seconds to minutes; results agree within rounding.
     cuDNN never times its algorithms against each other: another winner would round differently.
     """
+    native.use(execution.native)
     norm.set_compiled(batch if execution.norm_compiled else None)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

@@ -27,7 +27,7 @@ from pipeline.diffusion.guidance import Networks
 from pipeline.diffusion.sampler import ImageNoise, SamplerSettings, denoiser, reverse_chain, to_uint8
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import DeviceError, ManifestError, OutputError, bad
-from pipeline.models import norm
+from pipeline.models import native, norm
 from pipeline.models.adm import ADM, Classifier, UNet
 from pipeline.models.catalog import Preset, get_preset
 from pipeline.models.checkpoint import check_entries, file_sha256, read_state
@@ -113,7 +113,8 @@ def run_training(
     folder = _claim(Path(out), recipe)
     data = load_images(recipe.data, recipe.preset.image_size, recipe.preset.channels, "train")
     torch.manual_seed(recipe.train.seed)
-    if recipe.train.precision == "bfloat16" and has_compiler():
+    native.use(target.type == "cpu")
+    if target.type == "cuda" and recipe.train.precision == "bfloat16" and has_compiler():
         norm.set_compiled(recipe.train.batch // place()[1])
     keep_freed_memory()
     network, loss = _network(kind, recipe, target)

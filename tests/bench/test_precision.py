@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.cli import main
 from pipeline.errors import DeviceError
-from pipeline.models import norm
+from pipeline.models import native, norm
 from pipeline.models.adm import Classifier
 from pipeline.models.blocks import NetworkConfig
 from pipeline.models.precision import (
@@ -25,14 +25,14 @@ from pipeline.models.precision import (
     to_device,
 )
 
-CPU = Capability("cpu", True, True, True)
-GPU = Capability("cuda", True, True, True)
+CPU = Capability("cpu", True, True, True, True)
+GPU = Capability("cuda", True, True, True, False)
 CONFIG = NetworkConfig(
     image_size=8, in_channels=1, model_channels=32, out_channels=5, num_res_blocks=1, attention_resolutions=(),
     channel_mult=(1,), num_head_channels=32,
 )  # fmt: skip
-FULL = Execution(norm_compiled=False, network_mode="default", tf32=False)
-EAGER = Execution(norm_compiled=False, network_mode=None, tf32=False)
+FULL = Execution(native=False, norm_compiled=False, network_mode="default", tf32=False)
+EAGER = Execution(native=False, norm_compiled=False, network_mode=None, tf32=False)
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +42,7 @@ def switches() -> Iterator[None]:
     before = {name: getattr(torch.backends.cudnn, name) for name in names}
     yield
     norm.set_compiled(None)
+    native.use(False)
     for name, value in before.items():
         setattr(torch.backends.cudnn, name, value)
     torch.compiler.reset()
@@ -50,17 +51,17 @@ def switches() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("found", "precision", "compile", "wanted"),
     [
-        (CPU, "exact", "auto", Execution(False, None, False)),
-        (CPU, "fast", "auto", Execution(True, None, False)),
-        (CPU, "fast", "off", Execution(False, None, False)),
-        (CPU, "fast", "full", Execution(False, "default", False)),
-        (replace(CPU, compiler=False), "fast", "auto", Execution(False, None, False)),
-        (GPU, "exact", "auto", Execution(False, None, False)),
-        (GPU, "fast", "auto", Execution(True, None, True)),
-        (GPU, "exact", "full", Execution(False, "reduce-overhead", False)),
-        (GPU, "fast", "full", Execution(False, "reduce-overhead", True)),
-        (replace(GPU, compiler=False), "fast", "auto", Execution(False, None, True)),
-        (replace(GPU, bfloat16=False), "exact", "auto", Execution(False, None, False)),
+        (CPU, "exact", "auto", Execution(True, False, None, False)),
+        (CPU, "fast", "auto", Execution(True, False, None, False)),
+        (CPU, "fast", "off", Execution(False, False, None, False)),
+        (CPU, "fast", "full", Execution(False, False, "default", False)),
+        (replace(CPU, native=False), "exact", "auto", Execution(False, False, None, False)),
+        (GPU, "exact", "auto", Execution(False, False, None, False)),
+        (GPU, "fast", "auto", Execution(False, True, None, True)),
+        (GPU, "exact", "full", Execution(False, False, "reduce-overhead", False)),
+        (GPU, "fast", "full", Execution(False, False, "reduce-overhead", True)),
+        (replace(GPU, compiler=False), "fast", "auto", Execution(False, False, None, True)),
+        (replace(GPU, bfloat16=False), "exact", "auto", Execution(False, False, None, False)),
     ],
 )
 def test_choice_by_capability(found: Capability, precision: str, compile: str, wanted: Execution) -> None:
@@ -93,13 +94,15 @@ def test_a_gpu_that_is_not_there() -> None:
 
 
 def test_set_up_reaches_every_switch() -> None:
-    set_up([], Execution(norm_compiled=True, network_mode=None, tf32=True), 3)
+    set_up([], Execution(native=True, norm_compiled=True, network_mode=None, tf32=True), 3)
+    assert native.takes_norm(torch.zeros(1, 1, 32)) is native.available()
     assert torch.backends.cudnn.allow_tf32
     assert norm._state["compiled_batch"] == 3
     set_up([], EAGER, 3)
     cudnn = torch.backends.cudnn
     assert (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic) == (False, False, True)
     assert norm._state["compiled_batch"] is None
+    assert not native.takes_norm(torch.zeros(1, 1, 32))
 
 
 def network() -> Classifier:

@@ -13,6 +13,7 @@ from pipeline.models.adm import Classifier, UNet
 from pipeline.models.blocks import NetworkConfig
 from pipeline.models.precision import set_precision, to_device
 
+pytestmark = pytest.mark.usefixtures("kernels")
 BASE = NetworkConfig(
     image_size=16, in_channels=3, model_channels=32, out_channels=6, num_res_blocks=1,
     attention_resolutions=(2,), channel_mult=(1, 2), num_heads=2,

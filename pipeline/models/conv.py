@@ -1,0 +1,53 @@
+"""The 3x3 convolutions of the networks, by the project's own kernel where that is on and the faster way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.models import native
+
+
+class Conv3x3(nn.Conv2d):
+    """``nn.Conv2d(in_channels, out_channels, 3, padding=1)``: the same parameters, results and gradients."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        if not any(native.takes_conv3x3(x, channels) for channels in (self.in_channels, self.out_channels)):
+            return super().forward(x)
+        y: Tensor = _Conv.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Conv(torch.autograd.Function):
+    """Forward and the image's gradient by the kernel where it takes them; the weights' gradient is torch's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if native.takes_conv3x3(x, x.shape[1]):
+            return native.conv3x3(x, weight, bias)
+        return F.conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        own = ctx.needs_input_grad[0] and native.takes_conv3x3(grad, grad.shape[1])
+        grad_x = native.conv3x3(grad, weight, None, turned=True) if own else None
+        rest = [ctx.needs_input_grad[0] and not own, *ctx.needs_input_grad[1:]]
+        if not any(rest):
+            return grad_x, None, None
+        ones = [1, 1]
+        found = torch.ops.aten.convolution_backward(
+            grad, x, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, rest
+        )
+        return grad_x if own else found[0], found[1], found[2]

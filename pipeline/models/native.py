@@ -1,0 +1,177 @@
+"""The project's own kernels for CPUs (``kernels/``): normalisation and 3x3 convolutions, several times torch's speed.
+
+The machine's C++ compiler builds them at first use, within a second, and the user's cache keeps them. Where there is no
+compiler, or :func:`use` has switched them off, torch's own operations do the same work; results agree within rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.user_cache import user_cache
+
+SOURCES = Path(__file__).parent / "kernels"
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+CHANNELS = 16  # what channels must be a multiple of: the widest vector
+# Tiles of 4 x 4 pixels from where on the transformed weights have paid for themselves (benchmarks/kernels.py).
+LEAST_TILES = {torch.float32: 32, torch.bfloat16: 96}
+
+_state = {"on": False}
+
+
+def use(on: bool) -> None:
+    """Switch the kernels on, where they can be had, or off (process-wide; off at first)."""
+    _state["on"] = on and available()
+
+
+def available() -> bool:
+    """Whether the kernels are built, or can be, and load; builds them."""
+    return _library() is not None
+
+
+def takes_norm(x: Tensor) -> bool:
+    """Whether :func:`norm_forward` is on for such images."""
+    return _takes(x)
+
+
+def takes_conv3x3(x: Tensor, in_channels: int) -> bool:
+    """Whether :func:`conv3x3` is on for such images, (B, in_channels, H, W), and the faster way.
+
+    Not in bfloat16 where the processor has matrix units for it: there torch's convolution is several times as fast.
+    """
+    if not _takes(x) or in_channels % CHANNELS or (x.dtype == torch.bfloat16 and has_matrix_units()):
+        return False
+    tiles: int = x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
+    return tiles >= LEAST_TILES[x.dtype]
+
+
+def norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, groups: int, silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x: (B, N, C) contiguous -> y like x, and a, b, mean, 1 / deviation of (B, C) float32 (``norm._normalise``)."""
+    batch, tokens, channels = x.shape
+    y, statistics = torch.empty_like(x), x.new_empty((4, batch, channels), dtype=torch.float32)
+    size = (batch, tokens, channels, groups)
+    vectors = [None if v is None else v.float().contiguous() for v in (weight, bias, scale, shift)]
+    _call("norm_forward", x.dtype, x, y, *size, *vectors, silu, statistics)
+    a, b, mean, rstd = statistics.unbind()
+    return y, a, b, mean, rstd
+
+
+def norm_backward(
+    x: Tensor, grad: Tensor, a: Tensor, b: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """grad: like x -> the gradient with respect to x, and means over the tokens of du and du * x_hat, (B, C)."""
+    grad_x, means = torch.empty_like(x), a.new_empty((4, *a.shape))
+    _call("norm_backward", x.dtype, x, grad, grad_x, *x.shape, groups, a, b, mean, rstd, silu, means)
+    return grad_x, means[0], means[1]
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -> Tensor:
+    """A convolution of stride 1 and padding 1. x: (B, C, H, W); weight: (K, C, 3, 3) -> (B, K, H, W), channels-last.
+
+    turned: x is the gradient (B, K, H, W) instead, and the result that with respect to the image, (B, C, H, W).
+    """
+    image, kernel = _channels_last(x), _channels_last(weight)
+    batch, height, width, channels = image.shape
+    out = weight.shape[1 if turned else 0]
+    y = image.new_empty((batch, height, width, out))
+    scratch = image.new_empty(_built().conv3x3_scratch(channels, out, torch.get_num_threads()), dtype=torch.float32)
+    offset = None if bias is None else bias.float()
+    _call("conv3x3", x.dtype, image, kernel, offset, y, batch, height, width, channels, out, turned, scratch)
+    return y.permute(0, 3, 1, 2)
+
+
+@functools.cache
+def has_matrix_units() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in units of their own (Intel's AMX)."""
+    return "amx_bf16" in _processor()
+
+
+def _takes(x: Tensor) -> bool:
+    return _state["on"] and x.device.type == "cpu" and x.dtype in LEAST_TILES and not torch.compiler.is_compiling()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(A, B, H, W) -> (A, H, W, B) contiguous; a view where x is channels-last."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
+    """Call a kernel, in as many threads as torch has: pointers for tensors, numbers as they are."""
+    plain = (value.data_ptr() if isinstance(value, Tensor) else value for value in arguments)
+    getattr(_built(), name)(dtype == torch.bfloat16, *plain, torch.get_num_threads())
+
+
+def _built() -> ctypes.CDLL:
+    library = _library()
+    assert library is not None
+    return library
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    compiler = shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
+    if compiler is None:
+        return None
+    try:
+        return _typed(_load(compiler))
+    except (OSError, subprocess.CalledProcessError):  # none that works here: torch's own operations remain
+        return None
+
+
+def _load(compiler: str) -> ctypes.CDLL:
+    flags = FLAGS if sys.platform == "darwin" else (*FLAGS, "-fopenmp")
+    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cpp", ".h"))
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+    digest = hashlib.sha256("\0".join((*flags, version, _processor())).encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    kept = user_cache() / "kernels" / f"{digest.hexdigest()[:40]}.so"
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL(str(kept))
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / kept.name
+        inputs = [str(source) for source in sources if source.suffix == ".cpp"]
+        subprocess.run([compiler, *flags, *inputs, "-o", str(made)], check=True, capture_output=True)
+        library = ctypes.CDLL(str(made))
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs the next process a second
+            _keep(made, kept)
+        return library
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Copy to a private name first, so that no reader meets half a file."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+        file.write(made.read_bytes())
+    Path(file.name).replace(kept)
+
+
+def _processor() -> str:
+    """What the processor can do, as Linux lists it; elsewhere its name."""
+    with contextlib.suppress(OSError, StopIteration), Path("/proc/cpuinfo").open() as lines:
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    return f"{sys.platform} {os.uname().machine}"
+
+
+def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the arguments: the order is that of the sources."""
+    flag, number, array, threads = ctypes.c_bool, ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+    library.norm_forward.argtypes = [flag, *[array] * 2, *[number] * 4, *[array] * 4, flag, array, threads]
+    library.norm_backward.argtypes = [flag, *[array] * 3, *[number] * 4, *[array] * 4, flag, array, threads]
+    library.conv3x3.argtypes = [flag, *[array] * 4, *[number] * 5, flag, array, threads]
+    library.conv3x3_scratch.argtypes, library.conv3x3_scratch.restype = [number, number, threads], number
+    return library

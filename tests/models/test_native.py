@@ -1,0 +1,212 @@
+"""The project's own kernels against torch's operations, and what happens where they cannot be built."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.models import native, norm
+from pipeline.models.conv import Conv3x3
+
+needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
+BOTH = [torch.float32, torch.bfloat16]
+# Winograd's products in float32; bfloat16 rounds its inputs and outputs besides.
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def switched_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(native, "LEAST_TILES", dict.fromkeys(native.LEAST_TILES, 1))
+    monkeypatch.setattr(native, "has_matrix_units", lambda: False)
+    threads = torch.get_num_threads()
+    native.use(True)
+    yield
+    native.use(False)
+    torch.set_num_threads(threads)
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def layer_of(in_channels: int, out_channels: int, dtype: torch.dtype) -> Conv3x3:
+    torch.manual_seed(0)
+    layer = Conv3x3(in_channels, out_channels)
+    nn.init.normal_(layer.bias)  # type: ignore[arg-type]
+    return layer.to(dtype)
+
+
+# batch, in, out, height, width: tiles at every edge, one pixel, channels that fill no vector, no multiple of a panel.
+SIZES = [
+    (2, 32, 32, 28, 28), (3, 64, 96, 7, 7), (1, 16, 48, 1, 1), (2, 32, 2, 9, 5), (5, 96, 32, 4, 13), (1, 48, 33, 6, 2),
+]  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_convolution_and_all_its_gradients(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    batch, channels, out, height, width = size
+    layer = layer_of(channels, out, dtype)
+    x = torch.randn(batch, channels, height, width).to(dtype).requires_grad_()
+    weights = torch.randn(batch, out, height, width).to(dtype)
+    leaves = [x, layer.weight, layer.bias]
+    found = layer(x)
+    wanted = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)  # type: ignore[union-attr]
+    assert found.dtype == dtype
+    assert error(found, wanted) < TOLERANCE[dtype]
+    ours = torch.autograd.grad(found, leaves, weights)
+    theirs = torch.autograd.grad(wanted, leaves, weights.double())
+    for mine, other in zip(ours, theirs, strict=True):
+        assert error(mine, other) < TOLERANCE[dtype]
+
+
+@needs_compiler
+def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    kernel = native.conv3x3
+    monkeypatch.setattr(native, "conv3x3", lambda *a, **k: calls.append(k) or kernel(*a, **k))  # type: ignore[func-returns-value]
+    x = torch.randn(2, 32, 8, 8, requires_grad=True)
+    layer_of(32, 64, torch.float32)(x).sum().backward()
+    assert calls == [{}, {"turned": True}]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+def test_one_channel_goes_in_by_torch_and_its_gradient_comes_out_by_the_kernel(dtype: torch.dtype) -> None:
+    layer, x = layer_of(1, 32, dtype), torch.randn(2, 1, 28, 28).to(dtype).requires_grad_()
+    found, wanted = layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1)
+    assert torch.equal(found, wanted)
+    weights = torch.randn(2, 32, 28, 28).to(dtype)
+    (ours,), (theirs,) = (torch.autograd.grad(y, x, weights) for y in (found, wanted))
+    assert not torch.equal(ours, theirs)
+    assert error(ours, theirs) < TOLERANCE[dtype]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+def test_threads_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
+    layer, scale = layer_of(32, 48, dtype), torch.randn(7, 32).to(dtype)
+    group = norm.group_norm(32)
+
+    def run(x: Tensor, factor: Tensor, threads: int) -> tuple[Tensor, Tensor]:
+        torch.set_num_threads(threads)
+        x = x.detach().requires_grad_()
+        y = layer(norm.norm_act(x, group, factor, factor))
+        return y.detach(), torch.autograd.grad(y.float().square().sum(), x)[0]
+
+    x = torch.randn(7, 32, 11, 11).to(dtype)
+    one, two, alone = run(x, scale, 1), run(x, scale, 2), run(x[3:4], scale[3:4], 2)
+    for a, b, c in zip(one, two, alone, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a[3:4], c)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("tokens", [1, 49, 784])
+@pytest.mark.parametrize("silu", [True, False])
+def test_normalisation_and_its_gradients(silu: bool, tokens: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, grad = (torch.randn(3, tokens, 96).to(dtype) + shift for shift in (5, 0))
+    weight, bias, scale, shift = torch.randn(96), torch.randn(96), torch.randn(3, 96), torch.randn(3, 96)
+    wanted = norm._normalise(x, weight, bias, scale, shift, silu)
+    found = native.norm_forward(x, weight, bias, scale, shift, norm.GROUPS, silu)
+    near = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+    for mine, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, other, **near)
+    a, b, mean, rstd = wanted[1:]
+    mean_du, mean_du_xhat, offset, slope = norm._grad_means(x, grad, a, b, mean, rstd, silu)
+    grad_x = norm._grad_input(x, grad, a, b, offset, slope, silu)
+    ours = native.norm_backward(x, grad, a, b, mean, rstd, norm.GROUPS, silu)
+    # A slope of 1 / deviation takes rounding along where one token leaves hardly a deviation.
+    for mine, other in zip(ours, (grad_x, mean_du, mean_du_xhat), strict=True):
+        assert error(mine, other) < (1e-4 if dtype == torch.float32 else 1e-2)
+
+
+@needs_compiler
+def test_silu_at_its_ends_and_what_is_no_number() -> None:
+    x = torch.zeros(1, 6, 32)
+    group = torch.tensor([0.0, 200.0, -200.0, 1e30, -1e30, float("nan")])
+    weight, scale, shift = torch.zeros(32), torch.zeros(1, 32), torch.zeros(1, 32)
+    shift[0, :6] = group
+    y = native.norm_forward(x, weight, torch.zeros(32), scale, shift, norm.GROUPS, True)[0][0, 0, :6]
+    torch.testing.assert_close(y, F.silu(group), rtol=1e-6, atol=1e-8, equal_nan=True)
+    rounded = native.norm_forward(x.bfloat16(), weight, torch.zeros(32), scale, shift, norm.GROUPS, True)[0][0, 0, :6]
+    torch.testing.assert_close(rounded, F.silu(group).bfloat16(), rtol=0, atol=1e-8, equal_nan=True)
+
+
+@needs_compiler
+def test_which_convolutions_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "LEAST_TILES", {torch.float32: 32, torch.bfloat16: 96})
+    x = torch.zeros(8, 32, 8, 8)  # four tiles each
+    assert native.takes_conv3x3(x, 32)
+    assert not native.takes_conv3x3(x[:7], 32)
+    assert not native.takes_conv3x3(x, 8)
+    assert not native.takes_conv3x3(x.double(), 32)
+    assert not native.takes_conv3x3(x.to("meta"), 32)
+    assert not native.takes_conv3x3(x.bfloat16(), 32)
+    assert native.takes_conv3x3(x.repeat(3, 1, 1, 1).bfloat16(), 32)
+    monkeypatch.setattr(native, "has_matrix_units", lambda: True)
+    assert not native.takes_conv3x3(x.repeat(3, 1, 1, 1).bfloat16(), 32)
+    assert native.takes_conv3x3(x, 32)
+    native.use(False)
+    assert not native.takes_conv3x3(x, 32)
+
+
+@needs_compiler
+def test_autocast_convolves_in_bfloat16() -> None:
+    layer, x = layer_of(32, 32, torch.float32), torch.randn(2, 32, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert error(y, F.conv2d(x, layer.weight, layer.bias, padding=1)) < 1e-2
+    y.float().square().sum().backward()
+    for leaf in (x, layer.weight, layer.bias):
+        assert leaf is not None and leaf.grad is not None and leaf.grad.dtype == torch.float32
+
+
+PROBE = "from pipeline.models import native; native.use(True); print(native.available(), native._state['on'])"
+
+
+def probe(cache: Path, compiler: str | None = None) -> str:
+    """What a fresh process says of the kernels."""
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "XDG_CACHE_HOME": str(cache)}
+    if compiler is not None:
+        environment["CXX"] = compiler
+    done = subprocess.run([sys.executable, "-c", PROBE], env=environment, check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_without_a_working_compiler_there_are_none_and_nothing_is_said(tmp_path: Path) -> None:
+    assert probe(tmp_path, "no-such-compiler") == "False False"
+    assert probe(tmp_path, "false") == "False False"
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_compiler
+def test_the_build_is_kept_and_a_damaged_one_made_anew(tmp_path: Path) -> None:
+    assert probe(tmp_path) == "True True"
+    (kept,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    size, time = kept.stat().st_size, kept.stat().st_mtime_ns
+    assert probe(tmp_path) == "True True"
+    assert kept.stat().st_mtime_ns == time
+    kept.write_bytes(b"")
+    assert probe(tmp_path) == "True True"
+    assert kept.stat().st_size == size
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    assert probe(blocker) == "True True"
