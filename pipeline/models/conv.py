@@ -29,7 +29,7 @@ class Conv3x3(nn.Conv2d):
 
 
 class _Conv(torch.autograd.Function):
-    """Forward and the image's gradient by the kernel where it takes them; the weights' gradient is torch's."""
+    """Forward and both gradients, each by the kernel where it takes them and else by torch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -41,13 +41,20 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, weight) = grads, ctx.saved_tensors
-        own = ctx.needs_input_grad[0] and native.takes_conv3x3(grad, grad.shape[1])
-        grad_x = native.conv3x3(grad, weight, None, turned=True) if own else None
-        rest = [ctx.needs_input_grad[0] and not own, *ctx.needs_input_grad[1:]]
-        if not any(rest):
-            return grad_x, None, None
-        ones = [1, 1]
-        found = torch.ops.aten.convolution_backward(
-            grad, x, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, rest
-        )
-        return grad_x if own else found[0], found[1], found[2]
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_x, grad_weight, grad_bias = None, None, None
+        if needs_x and native.takes_conv3x3(grad, grad.shape[1]):
+            grad_x, needs_x = native.conv3x3(grad, weight, None, turned=True), False
+        if (needs_weight or needs_bias) and native.takes_conv3x3(x, x.shape[1]):
+            grad_weight, grad_bias = (v.to(x.dtype) for v in native.conv3x3_weights(x, grad))
+            needs_weight = needs_bias = False
+        if needs_x or needs_weight or needs_bias:
+            needed, ones = [needs_x, needs_weight, needs_bias], [1, 1]
+            found = torch.ops.aten.convolution_backward(
+                grad, x, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, needed
+            )
+            grad_x, grad_weight, grad_bias = (
+                mine if mine is not None else other
+                for mine, other in zip((grad_x, grad_weight, grad_bias), found, strict=True)
+            )
+        return grad_x, grad_weight, grad_bias

@@ -94,6 +94,18 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False
     return y.permute(0, 3, 1, 2)
 
 
+def conv3x3_weights(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of such a convolution's weight, (K, C, 3, 3), and bias, in float32. x: (B, C, H, W); grad: (B, K, H, W)."""
+    image, given = _channels_last(x), _channels_last(grad)
+    batch, height, width, channels = image.shape
+    out = given.shape[-1]
+    weight = image.new_empty((out, 3, 3, channels), dtype=torch.float32)
+    bias = weight.new_empty(out)
+    scratch = weight.new_empty(_built().conv3x3_weights_scratch(channels, out, torch.get_num_threads()))
+    _call("conv3x3_weights", x.dtype, image, given, weight, bias, batch, height, width, channels, out, scratch)
+    return weight.permute(0, 3, 1, 2), bias
+
+
 @functools.cache
 def has_matrix_units() -> bool:
     """Whether the processor multiplies bfloat16 matrices in units of their own (Intel's AMX)."""
@@ -173,5 +185,7 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.norm_forward.argtypes = [flag, *[array] * 2, *[number] * 4, *[array] * 4, flag, array, threads]
     library.norm_backward.argtypes = [flag, *[array] * 3, *[number] * 4, *[array] * 4, flag, array, threads]
     library.conv3x3.argtypes = [flag, *[array] * 4, *[number] * 5, flag, array, threads]
-    library.conv3x3_scratch.argtypes, library.conv3x3_scratch.restype = [number, number, threads], number
+    library.conv3x3_weights.argtypes = [flag, *[array] * 4, *[number] * 5, array, threads]
+    for scratch in (library.conv3x3_scratch, library.conv3x3_weights_scratch):
+        scratch.argtypes, scratch.restype = [number, number, threads], number
     return library
