@@ -126,7 +126,7 @@ def help_seconds(repeats: int) -> dict[str, Spread]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every case ``--repeats`` times in turn: seconds a stage by case, and what the user's cache held."""
+    """Every case ``--repeats`` times in turn: seconds a stage by case, and what rarefy kept in the user's cache."""
     seconds: dict[str, list[dict[str, float]]] = {case: [] for case in options.cases}
     held: list[tuple[int, int]] = []
     for turn in range(-options.warm_up, options.repeats):
@@ -141,7 +141,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 print(f"{case}: {found['total']:.1f} s{'' if turn >= 0 else ' (warm-up)'}", file=sys.stderr, flush=True)
                 if turn >= 0:
                     seconds[case].append(found)
-            files = [path for path in cache.rglob("*") if path.is_file()]
+            files = [path for path in (cache / "rarefy").rglob("*") if path.is_file()]
             held.append((len(files), sum(path.stat().st_size for path in files)))
     spreads = {
         case: {stage: asdict(spread([run[stage] for run in runs])) for stage in (*STAGES, "total")}

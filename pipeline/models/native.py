@@ -24,6 +24,7 @@ from pipeline.user_cache import user_cache
 
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+THREADS = ("-fopenmp",)  # where the compiler has it; without, a kernel is one thread's
 CHANNELS = 16  # what channels must be a multiple of: the widest vector
 # Tiles of 4 x 4 pixels from where on the transformed weights have paid for themselves (benchmarks/kernels.py).
 LEAST_TILES = {torch.float32: 32, torch.bfloat16: 96}
@@ -95,7 +96,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False
 
 
 def conv3x3_weights(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of such a convolution's weight, (K, C, 3, 3), and bias, in float32. x: (B, C, H, W); grad: (B, K, H, W)."""
+    """float32 gradients of its weight, (K, C, 3, 3), and bias. x: (B, C, H, W); grad: (B, K, H, W)."""
     image, given = _channels_last(x), _channels_last(grad)
     batch, height, width, channels = image.shape
     out = given.shape[-1]
@@ -138,14 +139,14 @@ def _library() -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
     if compiler is None:
         return None
-    try:
-        return _typed(_load(compiler))
-    except (OSError, subprocess.CalledProcessError):  # none that works here: torch's own operations remain
-        return None
+    for flags in ((*FLAGS, *THREADS), FLAGS):
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return _typed(_load(compiler, flags))
+    return None  # none that works here: torch's own operations remain
 
 
-def _load(compiler: str) -> ctypes.CDLL:
-    flags = FLAGS if sys.platform == "darwin" else (*FLAGS, "-fopenmp")
+def _load(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    """The library from the cache, or built into it. Raises OSError, CalledProcessError."""
     sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".cpp", ".h"))
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
     digest = hashlib.sha256("\0".join((*flags, version, _processor())).encode())

@@ -14,12 +14,24 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import manifests, memory, memory_row, overhead, overhead_work, precision, precision_work, startup, step
+from benchmarks import (
+    kernels,
+    manifests,
+    memory,
+    memory_row,
+    overhead,
+    overhead_work,
+    precision,
+    precision_work,
+    startup,
+    step,
+)
 from pipeline.bench.processes import family
 from pipeline.models import native
 from pipeline.models.adm import Classifier, UNet
 from pipeline.models.catalog import get_preset
 
+needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
 TINY = [
     "--terms",
     "classifier",
@@ -202,3 +214,14 @@ def test_family_finds_a_child() -> None:
     finally:
         child.communicate(b"\n")
     assert child.pid not in {process.pid for process in family(os.getpid())}
+
+
+@needs_compiler
+@pytest.mark.parametrize("out", [32, 2])
+def test_kernels_are_timed_beside_torchs_and_are_as_exact(out: int) -> None:
+    times = kernels.conv_times((2, 32, out, 8), torch.float32, 1)
+    timed = {name for name in times if "error" not in name}
+    assert timed == {"torch", "native", "torch gradient"} | ({"native gradient"} if out == 32 else set())
+    assert all(value > 0 for value in times.values())
+    assert times["native error"] < 20 * times["torch error"]
+    assert set(kernels.norm_times(1, 32, 2, torch.float32, 1)) >= {"torch", "eager", "native", "native + backward"}

@@ -47,6 +47,7 @@ def layer_of(in_channels: int, out_channels: int, dtype: torch.dtype) -> Conv3x3
 # batch, in, out, height, width: tiles at every edge, one pixel, channels that fill no vector, no multiple of a panel.
 SIZES = [
     (2, 32, 32, 28, 28), (3, 64, 96, 7, 7), (1, 16, 48, 1, 1), (2, 32, 2, 9, 5), (5, 96, 32, 4, 13), (1, 48, 33, 6, 2),
+    (1, 960, 200, 5, 5),  # more weights than are transformed at once
 ]  # fmt: skip
 
 

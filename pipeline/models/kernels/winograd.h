@@ -1,0 +1,96 @@
+// What the passes of Winograd's algorithm F(4x4, 3x3) share: tiles, parts of the channels, the transform of the input.
+//
+// Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2016): each 4x4 tile of the output costs 36
+// products a pair of channels instead of 144. Tiles of input and weights are transformed, multiplied as 36 matrices, and
+// transformed back, in float32 whatever the images are.
+#pragma once
+#include <algorithm>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "vector.h"
+
+constexpr long TILE = 4, SIDE = 6, PLACES = SIDE * SIDE, PANEL = 2 * WIDTH;
+constexpr long LARGEST = 4L << 20;  // floats of transformed weights at once: what a processor's cache holds
+
+inline long padded(long channels) { return (channels + WIDTH - 1) / WIDTH * WIDTH; }
+
+struct Size {
+  long batch, height, width, in, out;
+  long across() const { return (width + TILE - 1) / TILE; }
+  long down() const { return (height + TILE - 1) / TILE; }
+  long tiles() const { return batch * across() * down(); }
+};
+
+// Output channels that are worked on at once, from `begin` on: all, or as many as LARGEST allows.
+struct Part {
+  long begin, count;
+};
+
+inline long part_count(long in, long out) {
+  long fitting = LARGEST / (PLACES * in) / PANEL * PANEL;
+  return std::min(padded(out), std::max(PANEL, fitting));
+}
+
+template <typename Work>
+void each_part(Size size, Work work) {
+  long most = part_count(size.in, size.out), all = padded(size.out);
+  for (long begin = 0; begin < all; begin += most) work(Part{begin, std::min(most, all - begin)});
+}
+
+// Where one of all the tiles lies: its image and first pixel, and whether every pixel that it reads is in the image.
+struct Place {
+  long image, top, left;
+  bool inside;
+  Place(Size size, long tile) {
+    long across = size.across(), tiles = across * size.down();
+    image = tile / tiles;
+    top = tile % tiles / across * TILE;
+    left = tile % across * TILE;
+    inside = top > 0 && left > 0 && top + SIDE - 1 <= size.height && left + SIDE - 1 <= size.width;
+  }
+};
+
+// B^T d of the paper, for one column.
+inline void input_column(const Floats d[SIDE], Floats v[SIDE]) {
+  Floats p = d[4] - 4.0f * d[2], q = d[3] - 4.0f * d[1], r = d[4] - d[2], s = 2.0f * (d[3] - d[1]);
+  v[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
+  v[1] = p + q;
+  v[2] = p - q;
+  v[3] = r + s;
+  v[4] = r - s;
+  v[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+}
+
+// v: PLACES matrices, `stride` apart, of which this tile is one row. INSIDE: no pixel of the tile is beyond the image's
+// edge; a template, so that the compiler unrolls every loop and holds the tile in registers.
+template <bool INSIDE, typename T>
+void transform_input(const T* x, Size size, long top, long left, float* v, long stride) {
+  for (long c = 0; c < size.in; c += WIDTH) {
+    Floats h[SIDE][SIDE];
+    for (long j = 0; j < SIDE; ++j) {
+      Floats d[SIDE], column[SIDE];
+      for (long i = 0; i < SIDE; ++i) {
+        long row = top + i, place = left + j;
+        bool there = INSIDE || (row >= 0 && row < size.height && place >= 0 && place < size.width);
+        d[i] = there ? load(x + (row * size.width + place) * size.in + c) : Floats{};
+      }
+      input_column(d, column);
+      for (long i = 0; i < SIDE; ++i) h[i][j] = column[i];
+    }
+    for (long i = 0; i < SIDE; ++i) {
+      Floats row[SIDE];
+      input_column(h[i], row);
+      for (long j = 0; j < SIDE; ++j) store(v + (i * SIDE + j) * stride + c, row[j]);
+    }
+  }
+}
+
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
