@@ -24,7 +24,7 @@ from pipeline.shards.marker import Marker
 from pipeline.shards.metadata import read_records
 from pipeline.shards.store import Store
 
-TICK_S = 0.5
+TICK_S = 1.0  # between looks at the actors, each of which costs them and Ray a millisecond or more
 START_S = 900.0  # least time for a machine to be found and models to load
 IN_FLIGHT = 2  # one shard being sampled, one being written or waiting its turn
 NAMES_SHOWN = 8

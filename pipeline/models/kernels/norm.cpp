@@ -17,18 +17,18 @@ struct Size {
   long batch, tokens, channels, groups;
 };
 
-// 1 / (1 + exp(-u)), by exp(x) = 2^n exp(r) and a polynomial of degree six for r in [-ln 2 / 2, ln 2 / 2].
-inline Floats sigmoid(Floats u) {
+// 1 + exp(-u), by exp(x) = 2^n exp(r) and a polynomial of degree six for r in [-ln 2 / 2, ln 2 / 2].
+inline Floats one_plus_exp(Floats u) {
   Floats x = -u;
   x = x < -87.0f ? filled(-87.0f) : x;
   x = x > 88.0f ? filled(88.0f) : x;
-  constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves no fraction
-  Floats n = (x * 1.44269504f + ROUND) - ROUND;
+  constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves no fraction, and n in the lowest bits
+  Floats shifted = x * 1.44269504f + ROUND, n = shifted - ROUND;
   Floats r = x - n * 0.693359375f - n * -2.12194440e-4f;  // ln 2 in two parts
   Floats series = filled(1 / 720.0f);
   for (float coefficient : {1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 1 / 2.0f, 1.0f, 1.0f}) series = series * r + coefficient;
-  Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
-  return 1.0f / (1.0f + series * (Floats)power);
+  Ints power = ((Ints)shifted << 23) + (127 << 23);
+  return 1.0f + series * (Floats)power;
 }
 
 // Means over the tokens of `first` and `second` (value at token) for each vector of channels.
@@ -84,14 +84,14 @@ void forward(const T* x, T* y, Size size, const float* weight, const float* bias
   for (long n = 0; n < size.tokens; ++n)
     for (long c = 0; c < channels; c += WIDTH) {
       Floats u = load(x + n * channels + c) * load(a + c) + load(b + c);
-      store(y + n * channels + c, silu ? u * sigmoid(u) : u);
+      store(y + n * channels + c, silu ? u / one_plus_exp(u) : u);
     }
 }
 
 // Gradient before f, at u = a x + b.
 inline Floats grad_u(Floats values, Floats grad, Floats a, Floats b, bool silu) {
   if (!silu) return grad;
-  Floats u = values * a + b, s = sigmoid(u);
+  Floats u = values * a + b, s = 1.0f / one_plus_exp(u);
   return grad * s * (1.0f + u * (1.0f - s));
 }
 

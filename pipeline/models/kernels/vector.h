@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifdef __AVX512F__
 constexpr long WIDTH = 16;  // floats a vector; 32 registers of that size
@@ -36,6 +39,12 @@ inline Floats load(const bfloat16* p) {
 inline void store(float* p, Floats values) { std::memcpy(p, &values, sizeof values); }
 
 // Rounds to nearest, ties to even, as torch does.
+#ifdef __AVX512BF16__
+inline void store(bfloat16* p, Floats values) {
+  __m256bh halves = _mm512_cvtneps_pbh((__m512)values);
+  std::memcpy(p, &halves, sizeof halves);
+}
+#else
 inline void store(bfloat16* p, Floats values) {
   Bits bits = (Bits)values;
   Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -43,6 +52,7 @@ inline void store(bfloat16* p, Floats values) {
   Halves halves = __builtin_convertvector(rounded, Halves);
   std::memcpy(p, &halves, sizeof halves);
 }
+#endif
 
 // The first `count` of a vector, where fewer than WIDTH are there; zeros behind them.
 template <typename T>
