@@ -26,7 +26,7 @@ from pipeline.allocator import keep_freed_memory
 from pipeline.bench.measure import machine, ratios
 from pipeline.bench.step import Split, StepClock, endless_steps
 from pipeline.bench.workload import bench_manifest, load_workload
-from pipeline.models.precision import capability, choose, set_up
+from pipeline.models.precision import COMPILES, capability, choose, set_up
 
 MODELS = {"embedded": "fashion-mnist-28", "adm-64": "adm-imagenet-64", "adm-256": "adm-imagenet-256"}
 BATCHES = {"embedded": 64, "adm-64": 4, "adm-256": 1}
@@ -38,7 +38,7 @@ WARM_UP = 2  # steps: the first compiles
 class Case:
     """What is measured: a form (baseline, exact or fast) of a preset's step for ``batch`` images, on a device.
 
-    keep_memory: whether the project's forms tell the C allocator to keep freed memory, as actors do.
+    keep_memory: whether the project's forms tell the C allocator to keep freed memory, as actors do; compile: theirs.
     """
 
     form: str
@@ -47,6 +47,7 @@ class Case:
     device: str
     threads: int
     keep_memory: bool = True
+    compile: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def ours(case: Case) -> Form:
     if device.type == "cpu" and case.keep_memory:
         keep_freed_memory()
     models, _ = load_workload(manifest, device)
-    set_up((models.unet, models.classifier), choose(capability(device), case.form, "auto"), case.batch)
+    set_up((models.unet, models.classifier), choose(capability(device), case.form, case.compile), case.batch)
     clock = StepClock(device)
     steps = endless_steps(models, manifest.settings.chain(models.preset, manifest.terms), case.batch, clock)
     return Form(lambda: next(steps), clock)
@@ -159,15 +160,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help="default: 64 embedded, 4 adm-64, 1 adm-256")
     parser.add_argument("--repeats", type=int, default=9, help="measured steps a form")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", choices=COMPILES, default="auto", help="of exact and fast, as rarefy run takes it")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     batch, device = arguments.batch or BATCHES[arguments.model], torch.device(arguments.device)
-    base = Case("baseline", MODELS[arguments.model], batch, arguments.device, arguments.threads)
+    base = Case(
+        "baseline", MODELS[arguments.model], batch, arguments.device, arguments.threads, compile=arguments.compile
+    )
     result = compare(base, arguments.repeats)
     _print_table(result)
     if arguments.json:
-        about = {"model": arguments.model, "batch": batch, "repeats": arguments.repeats, "machine": machine(device)}
+        about = {
+            "model": arguments.model,
+            "batch": batch,
+            "compile": arguments.compile,
+            "repeats": arguments.repeats,
+            "machine": machine(device),
+        }
         print(json.dumps({**about, **result}))
     return 0
 
