@@ -12,7 +12,7 @@
 #include "vector.h"
 
 constexpr long TILE = 4, SIDE = 6, PLACES = SIDE * SIDE, PANEL = 2 * WIDTH;
-constexpr long LARGEST = 4L << 20;  // floats of transformed weights at once: what a processor's cache holds
+constexpr long LARGEST = 2L << 20;  // floats of transformed weights at once: what a processor's cache holds
 
 inline long padded(long channels) { return (channels + WIDTH - 1) / WIDTH * WIDTH; }
 
