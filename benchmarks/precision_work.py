@@ -17,9 +17,9 @@ from pipeline.assets import reference
 from pipeline.audit.features import Images, extract_features, kept_features, load_extractor
 from pipeline.audit.metrics import DEFAULT_K, compare_manifolds
 from pipeline.audit.neighbors import build_manifold
-from pipeline.diffusion.guidance import Networks, StepState, Term
+from pipeline.diffusion.guidance import StepState, Term
 from pipeline.diffusion.guide import Guide
-from pipeline.diffusion.sampler import SamplerSettings, denoiser, sample, to_uint8
+from pipeline.diffusion.sampler import SamplerSettings, networks_of, sample, to_uint8
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.diffusion.terms import (
     BoostAndSkip,
@@ -148,12 +148,12 @@ def _step(
 ) -> tuple[Tensor, Tensor | None]:
     t, alpha = time
     with torch.no_grad():
-        denoise = denoiser(models.unet)
-        output = denoise(x_t, torch.full((len(x_t),), float(t), device=x_t.device), y)
+        networks = networks_of(models, range(len(x_t)))  # the same noise for every mode
+        output = networks.denoise(x_t, torch.full((len(x_t),), float(t), device=x_t.device), y)
         eps = output[:, : x_t.shape[1]]
         pred_xstart = ((x_t - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)).clamp(-1, 1)
-        state = StepState(t, t, alpha, x_t, y, eps, pred_xstart)
-        return eps, Guide(terms, Networks(denoise, models.classifier))(state)
+        state = StepState(0, t, alpha, x_t, y, eps, pred_xstart)
+        return eps, Guide(terms, networks)(state)
 
 
 def make_images(job: Job, mode: str) -> Images:
