@@ -126,8 +126,8 @@ def differences(seeds: Sequence[Row]) -> dict[str, Any]:
 def headline(found: dict[str, Any]) -> dict[str, Any]:
     """The worst over all terms: relative errors from least to most, pixels, and metrics beside their spread."""
     errors = {
-        name: [error["batch"] for of_terms in found["errors"].values() for error in of_terms[name].values()]
-        for name in ("eps", "gradient")
+        name: [e["batch"] for of_terms in found["errors"].values() for e in of_terms[name].values() if e["batch"]]
+        for name in ("eps", "gradient")  # without the time steps at which a term does nothing
     }
     metrics = {}
     for name in HEADLINES:
