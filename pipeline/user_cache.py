@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 
 def user_cache() -> Path:
@@ -11,3 +14,16 @@ def user_cache() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG rules ignore a relative path; a user without a home has nowhere to keep anything.
     return (base if base.is_absolute() else Path(os.path.expanduser("~/.cache"))) / "rarefy"  # noqa: PTH111 - never raises
+
+
+def keep(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write to a private name first, so that no reader meets half a file. Raises OSError and leaves nothing then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, private = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        Path(private).replace(path)
+    except OSError:
+        Path(private).unlink()
+        raise

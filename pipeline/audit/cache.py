@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.user_cache import user_cache
+from pipeline.user_cache import keep, user_cache
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -39,7 +37,7 @@ def cached(parts: tuple[str, ...], compute: Callable[[], Arrays]) -> Arrays:
         return stored
     found = compute()
     with contextlib.suppress(OSError):
-        _write(_entry(parts), found)
+        keep(_entry(parts), lambda file: np.savez(file, allow_pickle=False, **found))
     return found
 
 
@@ -54,16 +52,3 @@ def recall(parts: tuple[str, ...]) -> Arrays | None:
 
 def _entry(parts: tuple[str, ...]) -> Path:
     return cache_folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:40]}.npz"
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    """Write to a private name first, so that no reader meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, private = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        Path(private).replace(path)
-    except OSError:
-        Path(private).unlink()
-        raise

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.user_cache import user_cache
+from pipeline.user_cache import keep, user_cache
 
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
@@ -44,7 +44,7 @@ def available() -> bool:
 
 def takes_norm(x: Tensor) -> bool:
     """Whether :func:`norm_forward` is on for such images."""
-    return _takes(x)
+    return _state["on"] and x.device.type == "cpu" and x.dtype in LEAST_TILES and not torch.compiler.is_compiling()
 
 
 def takes_conv3x3(x: Tensor, in_channels: int) -> bool:
@@ -52,7 +52,7 @@ def takes_conv3x3(x: Tensor, in_channels: int) -> bool:
 
     Not in bfloat16 where the processor has matrix units for it: there torch's convolution is several times as fast.
     """
-    if not _takes(x) or in_channels % CHANNELS or (x.dtype == torch.bfloat16 and has_matrix_units()):
+    if not takes_norm(x) or in_channels % CHANNELS or (x.dtype == torch.bfloat16 and has_matrix_units()):
         return False
     tiles: int = x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
     return tiles >= LEAST_TILES[x.dtype]
@@ -113,10 +113,6 @@ def has_matrix_units() -> bool:
     return "amx_bf16" in _processor()
 
 
-def _takes(x: Tensor) -> bool:
-    return _state["on"] and x.device.type == "cpu" and x.dtype in LEAST_TILES and not torch.compiler.is_compiling()
-
-
 def _channels_last(x: Tensor) -> Tensor:
     """(A, B, H, W) -> (A, H, W, B) contiguous; a view where x is channels-last."""
     return x.permute(0, 2, 3, 1).contiguous()
@@ -161,16 +157,8 @@ def _load(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         subprocess.run([compiler, *flags, *inputs, "-o", str(made)], check=True, capture_output=True)
         library = ctypes.CDLL(str(made))
         with contextlib.suppress(OSError):  # a cache that cannot be written costs the next process a second
-            _keep(made, kept)
+            keep(kept, lambda file: file.write(made.read_bytes()))
         return library
-
-
-def _keep(made: Path, kept: Path) -> None:
-    """Copy to a private name first, so that no reader meets half a file."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-        file.write(made.read_bytes())
-    Path(file.name).replace(kept)
 
 
 def _processor() -> str:
