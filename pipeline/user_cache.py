@@ -12,8 +12,12 @@ from typing import BinaryIO
 def user_cache() -> Path:
     """``$XDG_CACHE_HOME/rarefy``, by default under ``~/.cache``; it may not exist or be writable."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG rules ignore a relative path; a user without a home has nowhere to keep anything.
-    return (base if base.is_absolute() else Path(os.path.expanduser("~/.cache"))) / "rarefy"  # noqa: PTH111 - never raises
+    if not base.is_absolute():  # the XDG rules ignore a relative path
+        try:
+            base = Path("~/.cache").expanduser()
+        except RuntimeError:  # a user without a home has nowhere to keep anything
+            base = Path(os.devnull)
+    return base / "rarefy"
 
 
 def keep(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.models import native, norm
 from pipeline.models.conv import Conv3x3
+from pipeline.user_cache import keep, user_cache
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
 BOTH = [torch.float32, torch.bfloat16]
@@ -211,3 +212,15 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")
     assert probe(blocker) == "True True"
+
+
+def test_a_user_without_a_home_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="Not a directory"):
+        keep(user_cache() / "kernels" / "some.so", lambda file: file.write(b""))
+    assert not list(tmp_path.iterdir())
