@@ -89,7 +89,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False
     batch, height, width, channels = image.shape
     out = weight.shape[1 if turned else 0]
     y = image.new_empty((batch, height, width, out))
-    scratch = image.new_empty(_built().conv3x3_scratch(channels, out, torch.get_num_threads()), dtype=torch.float32)
+    scratch = image.new_empty(_built().conv3x3_scratch(x.dtype == torch.bfloat16, channels, out, torch.get_num_threads()), dtype=torch.float32)
     offset = None if bias is None else bias.float()
     _call("conv3x3", x.dtype, image, kernel, offset, y, batch, height, width, channels, out, turned, scratch)
     return y.permute(0, 3, 1, 2)
@@ -175,6 +175,8 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.norm_backward.argtypes = [flag, *[array] * 3, *[number] * 4, *[array] * 4, flag, array, threads]
     library.conv3x3.argtypes = [flag, *[array] * 4, *[number] * 5, flag, array, threads]
     library.conv3x3_weights.argtypes = [flag, *[array] * 4, *[number] * 5, array, threads]
+    library.conv3x3_scratch.argtypes = [flag, number, number, threads]
+    library.conv3x3_weights_scratch.argtypes = [number, number, threads]
     for scratch in (library.conv3x3_scratch, library.conv3x3_weights_scratch):
-        scratch.argtypes, scratch.restype = [number, number, threads], number
+        scratch.restype = number
     return library

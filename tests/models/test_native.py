@@ -19,7 +19,7 @@ from pipeline.user_cache import keep, user_cache
 needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
 BOTH = [torch.float32, torch.bfloat16]
 # Winograd's products in float32; bfloat16 rounds its inputs and outputs besides.
-TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(autouse=True)

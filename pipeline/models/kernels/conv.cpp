@@ -9,26 +9,28 @@ namespace {
 inline void output_column(const Floats m[SIDE], Floats y[TILE]) {
   Floats even = m[1] + m[2], odd = m[1] - m[2], even2 = m[3] + m[4], odd2 = m[3] - m[4];
   y[0] = m[0] + even + even2;
-  y[1] = odd + 2.0f * odd2;
-  y[2] = even + 4.0f * even2;
-  y[3] = odd + 8.0f * odd2 + m[5];
+  y[1] = NEAR * odd + FAR * odd2;
+  y[2] = NEAR2 * even + FAR2 * even2;
+  y[3] = NEAR2 * NEAR * odd + FAR2 * FAR * odd2 + m[5];
 }
 
 inline void weight_column(const Floats g[3], Floats u[SIDE]) {
-  Floats outer = (-1 / 6.0f) * (g[0] + g[2]), far = (1 / 24.0f) * g[0] + (1 / 6.0f) * g[2];
-  u[0] = 0.25f * g[0];
-  u[1] = outer - (1 / 6.0f) * g[1];
-  u[2] = outer + (1 / 6.0f) * g[1];
-  u[3] = far + (1 / 12.0f) * g[1];
-  u[4] = far - (1 / 12.0f) * g[1];
+  constexpr float near = 1 / (2 * NEAR2 * (NEAR2 - FAR2)), far = 1 / (2 * FAR2 * (FAR2 - NEAR2));
+  Floats even = near * g[0] + near * NEAR2 * g[2], even2 = far * g[0] + far * FAR2 * g[2];
+  u[0] = 1 / (NEAR2 * FAR2) * g[0];
+  u[1] = even + near * NEAR * g[1];
+  u[2] = even - near * NEAR * g[1];
+  u[3] = even2 + far * FAR * g[1];
+  u[4] = even2 - far * FAR * g[1];
   u[5] = g[2];
 }
 
-// Where channel k of row c lies in one place's weights: panels of PANEL output channels, each (in, PANEL), the last
-// one perhaps of WIDTH.
+// Where channel k of row c, a multiple of DEPTH, lies in one place's weights: panels of PANEL output channels, the last
+// one perhaps of WIDTH, each (in / DEPTH, its channels, DEPTH).
+template <typename F>
 inline long weight_offset(long c, long k, long in, long out) {
   long panel = k / PANEL * PANEL;
-  return panel * in + c * std::min(PANEL, out - panel) + k - panel;
+  return panel * in + c * std::min(PANEL, out - panel) + (k - panel) * DEPTH<F>;
 }
 
 // Weights of WIDTH output channels from k on, at one input channel. weight: (out, 3, 3, in); turned, for the gradient,
@@ -49,31 +51,35 @@ inline void gather(const T* weight, long c, long k, Size size, bool turned, Floa
 }
 
 // u: (PLACES, panels of weight_offset), for WIDTH of the part's output channels from k on.
-template <typename T>
-void transform_weights(const T* weight, Size size, Part part, bool turned, long k, float* u) {
-  for (long c = 0; c < size.in; ++c) {
-    Floats g[3][3], h[3][SIDE], column[SIDE];
-    gather(weight, c, part.begin + k, size, turned, g);
-    for (long i = 0; i < 3; ++i) weight_column(g[i], h[i]);
-    for (long j = 0; j < SIDE; ++j) {
-      Floats rows[3] = {h[0][j], h[1][j], h[2][j]};
-      weight_column(rows, column);
-      for (long i = 0; i < SIDE; ++i)
-        store(u + (i * SIDE + j) * size.in * part.count + weight_offset(c, k, size.in, part.count), column[i]);
+template <typename T, typename F>
+void transform_weights(const T* weight, Size size, Part part, bool turned, long k, F* u) {
+  for (long c = 0; c < size.in; c += DEPTH<F>) {
+    Floats g[3][3], h[3][SIDE], column[SIDE], all[PLACES][DEPTH<F>];
+    for (long d = 0; d < DEPTH<F>; ++d) {
+      gather(weight, c + d, part.begin + k, size, turned, g);
+      for (long i = 0; i < 3; ++i) weight_column(g[i], h[i]);
+      for (long j = 0; j < SIDE; ++j) {
+        Floats rows[3] = {h[0][j], h[1][j], h[2][j]};
+        weight_column(rows, column);
+        for (long i = 0; i < SIDE; ++i) all[i * SIDE + j][d] = column[i];
+      }
     }
+    for (long p = 0; p < PLACES; ++p)
+      store_weights(u + p * size.in * part.count + weight_offset<F>(c, k, size.in, part.count), all[p]);
   }
 }
 
-// m: (PLACES, ROWS, part), of which this tile is one row. WHOLE: all of it is in the image, and its channels fill
-// vectors.
+// m: (PLACES, ROWS, PANEL), of which this tile is one row, for the `count` output channels from `channel` on. WHOLE: all
+// of it is in the image, and its channels fill vectors.
 template <bool WHOLE, typename T>
-void transform_output(const float* m, Size size, Part part, const float* bias, long top, long left, T* y) {
-  for (long k = 0; k < part.count; k += WIDTH) {
-    long channel = part.begin + k, count = WHOLE ? WIDTH : std::min(WIDTH, size.out - channel);
-    Floats h[TILE][SIDE], start = bias ? load_some(bias + channel, count) : Floats{};
+void transform_output(const float* m, Size size, long channel, long count, const float* bias, long top, long left,
+                      T* y) {
+  for (long k = 0; k < count; k += WIDTH) {
+    long some = WHOLE ? WIDTH : std::min(WIDTH, size.out - channel - k);
+    Floats h[TILE][SIDE], start = bias ? load_some(bias + channel + k, some) : Floats{};
     for (long j = 0; j < SIDE; ++j) {
       Floats d[SIDE], column[TILE];
-      for (long i = 0; i < SIDE; ++i) d[i] = load(m + (i * SIDE + j) * ROWS * part.count + k);
+      for (long i = 0; i < SIDE; ++i) d[i] = load(m + (i * SIDE + j) * ROWS * PANEL + k);
       output_column(d, column);
       for (long i = 0; i < TILE; ++i) h[i][j] = column[i];
     }
@@ -83,69 +89,84 @@ void transform_output(const float* m, Size size, Part part, const float* bias, l
       output_column(h[i], row);
       for (long j = 0; j < TILE; ++j)
         if (WHOLE || left + j < size.width)
-          store_some(y + ((top + i) * size.width + left + j) * size.out + channel, row[j] + start, count);
+          store_some(y + ((top + i) * size.width + left + j) * size.out + channel + k, row[j] + start, some);
     }
   }
 }
 
 // ROWS tiles times VECTORS vectors of output channels, all held in registers.
-template <int VECTORS>
-inline void multiply_panel(const float* v, const float* u, long in, float* m, long out) {
+template <int VECTORS, typename F>
+inline void multiply(const F* v, const F* u, long in, float* m) {
   Floats sums[ROWS][VECTORS] = {};
-  for (long c = 0; c < in; ++c) {
-    Floats weights[VECTORS];
-    for (int j = 0; j < VECTORS; ++j) weights[j] = load(u + (c * VECTORS + j) * WIDTH);
+  for (long c = 0; c < in; c += DEPTH<F>) {
+    Weights weights[VECTORS];
+    for (int j = 0; j < VECTORS; ++j) weights[j] = load_weights(u + (c * VECTORS + j * DEPTH<F>) * WIDTH);
 #pragma GCC unroll 12
     for (long r = 0; r < ROWS; ++r)
-      for (int j = 0; j < VECTORS; ++j) sums[r][j] += v[r * in + c] * weights[j];
+      for (int j = 0; j < VECTORS; ++j) add_product(sums[r][j], v + r * in + c, weights[j]);
   }
 #pragma GCC unroll 12
   for (long r = 0; r < ROWS; ++r)
-    for (int j = 0; j < VECTORS; ++j) store(m + r * out + j * WIDTH, sums[r][j]);
+    for (int j = 0; j < VECTORS; ++j) store(m + r * PANEL + j * WIDTH, sums[r][j]);
 }
 
-void multiply(const float* v, const float* u, float* m, long in, long out) {
-  long k = 0;
-  for (; k + PANEL <= out; k += PANEL) multiply_panel<2>(v, u + k * in, in, m + k, out);
-  if (k < out) multiply_panel<1>(v, u + k * in, in, m + k, out);
-}
+// Scratch of one thread: the transformed tiles, and behind them the products of one panel.
+template <typename F>
+struct Scratch {
+  F* v;
+  float* m;
+  static long floats(Size size) { return PLACES * ROWS * (size.in / DEPTH<F> + PANEL); }
+  Scratch(float* own, Size size) : v((F*)own), m(own + PLACES * ROWS * size.in / DEPTH<F>) {}
+};
 
-// ROWS tiles from `first` on. v: scratch of PLACES * ROWS * (in + part).
-template <typename T>
-void convolve_tiles(const T* x, const float* u, const float* bias, T* y, Size size, Part part, long first, float* v) {
+// ROWS tiles from `first` on.
+template <typename T, typename F>
+void convolve_tiles(const T* x, const F* u, const float* bias, T* y, Size size, Part part, long first,
+                    Scratch<F> scratch) {
   long pixels = size.height * size.width;
   long count = std::min(ROWS, size.tiles() - first);
-  float* m = v + PLACES * ROWS * size.in;
   for (long r = 0; r < count; ++r) {
     Place place(size, first + r);
-    (place.inside ? transform_input<true, T> : transform_input<false, T>)(
-        x + place.image * pixels * size.in, size, place.top - 1, place.left - 1, v + r * size.in, ROWS * size.in);
+    (place.inside ? transform_input<true, T, F> : transform_input<false, T, F>)(
+        x + place.image * pixels * size.in, size, place.top - 1, place.left - 1, scratch.v + r * size.in,
+        ROWS * size.in);
   }
-  for (long p = 0; p < PLACES; ++p)
-    multiply(v + p * ROWS * size.in, u + p * size.in * part.count, m + p * ROWS * part.count, size.in, part.count);
-  for (long r = 0; r < count; ++r) {
-    Place place(size, first + r);
-    bool whole = place.top + TILE <= size.height && place.left + TILE <= size.width;
-    whole = whole && part.begin + part.count <= size.out;
-    (whole ? transform_output<true, T> : transform_output<false, T>)(
-        m + r * part.count, size, part, bias, place.top, place.left, y + place.image * pixels * size.out);
+  for (long k = 0; k < part.count; k += PANEL) {
+    long channels = std::min(PANEL, part.count - k);
+    for (long p = 0; p < PLACES; ++p)
+      (channels == PANEL ? multiply<2, F> : multiply<1, F>)(
+          scratch.v + p * ROWS * size.in, u + p * size.in * part.count + k * size.in, size.in,
+          scratch.m + p * ROWS * PANEL);
+    for (long r = 0; r < count; ++r) {
+      Place place(size, first + r);
+      bool whole = place.top + TILE <= size.height && place.left + TILE <= size.width;
+      whole = whole && part.begin + k + channels <= size.out;
+      (whole ? transform_output<true, T> : transform_output<false, T>)(
+          scratch.m + r * PANEL, size, part.begin + k, channels, bias, place.top, place.left,
+          y + place.image * pixels * size.out);
+    }
   }
 }
 
-template <typename T>
+template <typename F>
+long scratch_floats(Size size, int threads) {
+  return PLACES * size.in * part_count(size.in, size.out) / DEPTH<F> + threads * Scratch<F>::floats(size);
+}
+
+template <typename F, typename T>
 void convolve(const T* x, const T* weight, const float* bias, T* y, Size size, bool turned, float* scratch,
               int threads) {
   each_part(size, [&](Part part) {
-    long own = PLACES * ROWS * (size.in + part.count);
-    float* u = scratch + threads * own;
+    F* u = (F*)(scratch + threads * Scratch<F>::floats(size));
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
       for (long k = 0; k < part.count; k += WIDTH) transform_weights(weight, size, part, turned, k, u);
-      float* v = scratch + thread_number() * own;
-      std::fill(v, v + PLACES * ROWS * size.in, 0.0f);  // the last tiles may be fewer than ROWS
+      Scratch<F> own(scratch + thread_number() * Scratch<F>::floats(size), size);
+      std::fill_n(own.v, PLACES * ROWS * size.in, F{});  // the last tiles may be fewer than ROWS
 #pragma omp for
-      for (long first = 0; first < size.tiles(); first += ROWS) convolve_tiles(x, u, bias, y, size, part, first, v);
+      for (long first = 0; first < size.tiles(); first += ROWS)
+        convolve_tiles(x, u, bias, y, size, part, first, own);
     }
   });
 }
@@ -153,9 +174,9 @@ void convolve(const T* x, const T* weight, const float* bias, T* y, Size size, b
 }  // namespace
 
 // Floats that conv3x3 needs for itself.
-extern "C" long conv3x3_scratch(long in, long out, int threads) {
-  long part = part_count(in, out);
-  return PLACES * (in * part + threads * ROWS * (in + part));
+extern "C" long conv3x3_scratch(bool reduced, long in, long out, int threads) {
+  Size size{0, 0, 0, in, out};
+  return reduced ? scratch_floats<Factor>(size, threads) : scratch_floats<float>(size, threads);
 }
 
 // x: (batch, height, width, in), in a multiple of the vector's width; y: (..., out); weight: (out, 3, 3, in), or turned
@@ -165,7 +186,7 @@ extern "C" void conv3x3(bool reduced, const void* x, const void* weight, const f
                         long height, long width, long in, long out, bool turned, float* scratch, int threads) {
   Size size{batch, height, width, in, out};
   if (reduced)
-    convolve((const bfloat16*)x, (const bfloat16*)weight, bias, (bfloat16*)y, size, turned, scratch, threads);
+    convolve<Factor>((const bfloat16*)x, (const bfloat16*)weight, bias, (bfloat16*)y, size, turned, scratch, threads);
   else
-    convolve((const float*)x, (const float*)weight, bias, (float*)y, size, turned, scratch, threads);
+    convolve<float>((const float*)x, (const float*)weight, bias, (float*)y, size, turned, scratch, threads);
 }

@@ -11,7 +11,8 @@ constexpr long CHANNELS = ROWS * 2 / 3;  // of a block of it: a divisor of 16
 
 // A y and G^T u of the paper, for one column.
 inline void gradient_column(const Floats y[TILE], Floats z[SIDE]) {
-  Floats even = y[0] + y[2], odd = y[1] + y[3], even2 = y[0] + 4.0f * y[2], odd2 = 2.0f * y[1] + 8.0f * y[3];
+  Floats even = y[0] + NEAR2 * y[2], odd = NEAR * y[1] + NEAR2 * NEAR * y[3];
+  Floats even2 = y[0] + FAR2 * y[2], odd2 = FAR * y[1] + FAR2 * FAR * y[3];
   z[0] = y[0];
   z[1] = even + odd;
   z[2] = even - odd;
@@ -21,28 +22,31 @@ inline void gradient_column(const Floats y[TILE], Floats z[SIDE]) {
 }
 
 inline void weight_back(const Floats u[SIDE], Floats g[3]) {
-  Floats near = (-1 / 6.0f) * (u[1] + u[2]), far = u[3] + u[4];
-  g[0] = 0.25f * u[0] + near + (1 / 24.0f) * far;
-  g[1] = (1 / 6.0f) * (u[2] - u[1]) + (1 / 12.0f) * (u[3] - u[4]);
-  g[2] = near + (1 / 6.0f) * far + u[5];
+  constexpr float near = 1 / (2 * NEAR2 * (NEAR2 - FAR2)), far = 1 / (2 * FAR2 * (FAR2 - NEAR2));
+  Floats even = u[1] + u[2], odd = u[1] - u[2], even2 = u[3] + u[4], odd2 = u[3] - u[4];
+  g[0] = 1 / (NEAR2 * FAR2) * u[0] + near * even + far * even2;
+  g[1] = near * NEAR * odd + far * FAR * odd2;
+  g[2] = near * NEAR2 * even + far * FAR2 * even2 + u[5];
 }
 
-// z: (PLACES, TILES, part), of which this tile of the result's gradient is one row: A y A^T.
+// z: (PLACES, TILES, part), of which this tile of the result's gradient is one row: A y A^T. Its sum is added to bias.
 template <typename T>
-void transform_gradient(const T* grad, Size size, Part part, long top, long left, float* z) {
+void transform_gradient(const T* grad, Size size, Part part, long top, long left, float* z, float* bias) {
   for (long k = 0; k < part.count; k += WIDTH) {
     long channel = part.begin + k;
-    Floats h[SIDE][TILE];
+    Floats h[SIDE][TILE], sum{};
     for (long j = 0; j < TILE; ++j) {
       Floats y[TILE], column[SIDE];
       for (long i = 0; i < TILE; ++i) {
         bool there = top + i < size.height && left + j < size.width;
         const T* pixel = grad + ((top + i) * size.width + left + j) * size.out + channel;
         y[i] = there ? load_some(pixel, size.out - channel) : Floats{};
+        sum += y[i];
       }
       gradient_column(y, column);
       for (long i = 0; i < SIDE; ++i) h[i][j] = column[i];
     }
+    store(bias + k, load(bias + k) + sum);
     for (long i = 0; i < SIDE; ++i) {
       Floats row[SIDE];
       gradient_column(h[i], row);
@@ -80,9 +84,10 @@ void add_tiles(const T* x, const T* grad, Size size, Part part, long first, floa
   float* z = v + PLACES * TILES * size.in;
   for (long r = 0; r < count; ++r) {
     Place place(size, first + r);
-    (place.inside ? transform_input<true, T> : transform_input<false, T>)(
+    (place.inside ? transform_input<true, T, float> : transform_input<false, T, float>)(
         x + place.image * pixels * size.in, size, place.top - 1, place.left - 1, v + r * size.in, TILES * size.in);
-    transform_gradient(grad + place.image * pixels * size.out, size, part, place.top, place.left, z + r * out);
+    transform_gradient(grad + place.image * pixels * size.out, size, part, place.top, place.left, z + r * out,
+                       u + PLACES * size.in * out);
   }
   for (long p = 0; p < PLACES; ++p) {
     const float *vp = v + p * TILES * size.in, *zp = z + p * TILES * out;
@@ -91,10 +96,6 @@ void add_tiles(const T* x, const T* grad, Size size, Part part, long first, floa
     for (; k + PANEL <= out; k += PANEL) add_products<2>(vp, zp + k, count, size.in, out, up + k);
     if (k < out) add_products<1>(vp, zp + k, count, size.in, out, up + k);
   }
-  float* bias = u + PLACES * size.in * out;
-  const float* sums = z + (SIDE + 1) * TILES * out;  // row 1 of A is ones: this place holds each tile's sum
-  for (long r = 0; r < count; ++r)
-    for (long k = 0; k < out; k += WIDTH) store(bias + k, load(bias + k) + load(sums + r * out + k));
 }
 
 // u: (PLACES, in, part) -> the weights' gradient, (out, 3, 3, in): G^T u G, for one input channel.

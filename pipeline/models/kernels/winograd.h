@@ -12,7 +12,10 @@
 #include "vector.h"
 
 constexpr long TILE = 4, SIDE = 6, PLACES = SIDE * SIDE, PANEL = 2 * WIDTH;
-constexpr long LARGEST = 2L << 20;  // floats of transformed weights at once: what a processor's cache holds
+constexpr long LARGEST = 2L << 20;  // transformed weights at once: what a processor's cache holds
+
+// The points of the algorithm are 0, +-NEAR, +-FAR and infinity; 1 and 2, the paper's, lose twice the digits.
+constexpr float NEAR = 0.75f, FAR = 1.5f, NEAR2 = NEAR * NEAR, FAR2 = FAR * FAR;
 
 inline long padded(long channels) { return (channels + WIDTH - 1) / WIDTH * WIDTH; }
 
@@ -54,19 +57,19 @@ struct Place {
 
 // B^T d of the paper, for one column.
 inline void input_column(const Floats d[SIDE], Floats v[SIDE]) {
-  Floats p = d[4] - 4.0f * d[2], q = d[3] - 4.0f * d[1], r = d[4] - d[2], s = 2.0f * (d[3] - d[1]);
-  v[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
-  v[1] = p + q;
-  v[2] = p - q;
-  v[3] = r + s;
-  v[4] = r - s;
-  v[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+  Floats p = d[4] - FAR2 * d[2], q = d[3] - FAR2 * d[1], r = d[4] - NEAR2 * d[2], s = d[3] - NEAR2 * d[1];
+  v[0] = NEAR2 * FAR2 * d[0] - (NEAR2 + FAR2) * d[2] + d[4];
+  v[1] = p + NEAR * q;
+  v[2] = p - NEAR * q;
+  v[3] = r + FAR * s;
+  v[4] = r - FAR * s;
+  v[5] = NEAR2 * FAR2 * d[1] - (NEAR2 + FAR2) * d[3] + d[5];
 }
 
 // v: PLACES matrices, `stride` apart, of which this tile is one row. INSIDE: no pixel of the tile is beyond the image's
 // edge; a template, so that the compiler unrolls every loop and holds the tile in registers.
-template <bool INSIDE, typename T>
-void transform_input(const T* x, Size size, long top, long left, float* v, long stride) {
+template <bool INSIDE, typename T, typename F>
+void transform_input(const T* x, Size size, long top, long left, F* v, long stride) {
   for (long c = 0; c < size.in; c += WIDTH) {
     Floats h[SIDE][SIDE];
     for (long j = 0; j < SIDE; ++j) {
