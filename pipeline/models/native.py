@@ -27,7 +27,7 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
 THREADS = ("-fopenmp",)  # where the compiler has it; without, a kernel is one thread's
 CHANNELS = 16  # what channels must be a multiple of: the widest vector
 # Tiles of 4 x 4 pixels from where on the transformed weights have paid for themselves (benchmarks/kernels.py).
-LEAST_TILES = {torch.float32: 32, torch.bfloat16: 96}
+LEAST_TILES = {torch.float32: 32, torch.bfloat16: 32}
 
 _state = {"on": False}
 

@@ -17,32 +17,33 @@ struct Size {
   long batch, tokens, channels, groups;
 };
 
-// 1 + exp(-u), by exp(x) = 2^n exp(r) and a polynomial of degree six for r in [-ln 2 / 2, ln 2 / 2].
-inline Floats one_plus_exp(Floats u) {
-  Floats x = -u;
-  x = x < -87.0f ? filled(-87.0f) : x;
-  x = x > 88.0f ? filled(88.0f) : x;
-  constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves no fraction, and n in the lowest bits
-  Floats shifted = x * 1.44269504f + ROUND, n = shifted - ROUND;
-  Floats r = x - n * 0.693359375f - n * -2.12194440e-4f;  // ln 2 in two parts
-  Floats series = filled(1 / 720.0f);
-  for (float coefficient : {1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 1 / 2.0f, 1.0f, 1.0f}) series = series * r + coefficient;
-  Ints power = ((Ints)shifted << 23) + (127 << 23);
-  return 1.0f + series * (Floats)power;
+template <typename T>
+inline Floats sigmoid(Floats u) {
+  return reciprocal<T>(1.0f + exponential<T>(-u));
 }
 
-// Means over the tokens of `first` and `second` (value at token) for each vector of channels.
-template <typename Values>
-inline void token_means(long tokens, Values values, Floats& first, Floats& second) {
-  first = second = Floats{};
+// Means over the tokens of `first` and `second` (values at token, channel), VECTORS vectors of channels at once.
+template <int VECTORS, typename Values>
+inline void token_means(long tokens, long c, Values values, float* first, float* second) {
+  Floats one[VECTORS] = {}, two[VECTORS] = {};
   for (long begin = 0; begin < tokens; begin += RUN) {
-    Floats one{}, two{};
-    for (long n = begin; n < std::min(begin + RUN, tokens); ++n) values(n, one, two);
-    first += one;
-    second += two;
+    Floats sum[VECTORS] = {}, sum_two[VECTORS] = {};
+    for (long n = begin; n < std::min(begin + RUN, tokens); ++n)
+      for (int j = 0; j < VECTORS; ++j) values(n, c + j * WIDTH, sum[j], sum_two[j]);
+    for (int j = 0; j < VECTORS; ++j) one[j] += sum[j], two[j] += sum_two[j];
   }
-  first /= filled(tokens);
-  second /= filled(tokens);
+  for (int j = 0; j < VECTORS; ++j) {
+    store(first + c + j * WIDTH, one[j] / filled(tokens));
+    if (second) store(second + c + j * WIDTH, two[j] / filled(tokens));
+  }
+}
+
+template <typename Values>
+inline void all_token_means(long tokens, long channels, Values values, float* first, float* second) {
+  long c = 0;
+  for (; c + 4 * WIDTH <= channels; c += 4 * WIDTH) token_means<4>(tokens, c, values, first, second);
+  for (; c + 2 * WIDTH <= channels; c += 2 * WIDTH) token_means<2>(tokens, c, values, first, second);
+  for (; c < channels; c += WIDTH) token_means<1>(tokens, c, values, first, second);
 }
 
 // Each channel gets the mean over its group.
@@ -59,21 +60,14 @@ template <typename T>
 void forward(const T* x, T* y, Size size, const float* weight, const float* bias, const float* scale,
              const float* shift, bool silu, float* a, float* b, float* mean, float* rstd) {
   long channels = size.channels;
-  Floats found, unused;
-  for (long c = 0; c < channels; c += WIDTH) {
-    token_means(size.tokens, [&](long n, Floats& sum, Floats&) { sum += load(x + n * channels + c); }, found, unused);
-    store(mean + c, found);
-  }
+  auto values = [&](long n, long c, Floats& sum, Floats&) { sum += load(x + n * channels + c); };
+  all_token_means(size.tokens, channels, values, mean, nullptr);
   group_mean(mean, channels, size.groups);
-  for (long c = 0; c < channels; c += WIDTH) {
-    Floats centre = load(mean + c);
-    auto squares = [&](long n, Floats& sum, Floats&) {
-      Floats distance = load(x + n * channels + c) - centre;
-      sum += distance * distance;
-    };
-    token_means(size.tokens, squares, found, unused);
-    store(rstd + c, found);
-  }
+  auto squares = [&](long n, long c, Floats& sum, Floats&) {
+    Floats distance = load(x + n * channels + c) - load(mean + c);
+    sum += distance * distance;
+  };
+  all_token_means(size.tokens, channels, squares, rstd, nullptr);
   group_mean(rstd, channels, size.groups);
   for (long c = 0; c < channels; ++c) {
     float factor = scale ? 1 + scale[c] : 1;
@@ -84,14 +78,15 @@ void forward(const T* x, T* y, Size size, const float* weight, const float* bias
   for (long n = 0; n < size.tokens; ++n)
     for (long c = 0; c < channels; c += WIDTH) {
       Floats u = load(x + n * channels + c) * load(a + c) + load(b + c);
-      store(y + n * channels + c, silu ? u / one_plus_exp(u) : u);
+      store(y + n * channels + c, silu ? u * sigmoid<T>(u) : u);
     }
 }
 
 // Gradient before f, at u = a x + b.
+template <typename T>
 inline Floats grad_u(Floats values, Floats grad, Floats a, Floats b, bool silu) {
   if (!silu) return grad;
-  Floats u = values * a + b, s = 1.0f / one_plus_exp(u);
+  Floats u = values * a + b, s = sigmoid<T>(u);
   return grad * s * (1.0f + u * (1.0f - s));
 }
 
@@ -99,19 +94,15 @@ template <typename T>
 void backward(const T* x, const T* grad, T* grad_x, Size size, const float* a, const float* b, const float* mean,
               const float* rstd, bool silu, float* mean_du, float* mean_du_xhat, float* offset, float* slope) {
   long channels = size.channels;
-  for (long c = 0; c < channels; c += WIDTH) {
-    Floats va = load(a + c), vb = load(b + c), centre = load(mean + c), du_mean, xhat_mean;
-    auto sums = [&](long n, Floats& sum, Floats& sum_xhat) {
-      Floats values = load(x + n * channels + c);
-      Floats du = grad_u(values, load(grad + n * channels + c), va, vb, silu);
-      sum += du;
-      sum_xhat += du * (values - centre);
-    };
-    token_means(size.tokens, sums, du_mean, xhat_mean);
-    store(mean_du + c, du_mean);
-    store(mean_du_xhat + c, xhat_mean * load(rstd + c));
-  }
+  auto sums = [&](long n, long c, Floats& sum, Floats& sum_xhat) {
+    Floats values = load(x + n * channels + c);
+    Floats du = grad_u<T>(values, load(grad + n * channels + c), load(a + c), load(b + c), silu);
+    sum += du;
+    sum_xhat += du * (values - load(mean + c));
+  };
+  all_token_means(size.tokens, channels, sums, mean_du, mean_du_xhat);
   for (long c = 0; c < channels; ++c) {
+    mean_du_xhat[c] *= rstd[c];
     float gain = a[c] / rstd[c];
     offset[c] = mean_du[c] * gain;
     slope[c] = mean_du_xhat[c] * gain;
@@ -125,7 +116,7 @@ void backward(const T* x, const T* grad, T* grad_x, Size size, const float* a, c
   for (long n = 0; n < size.tokens; ++n)
     for (long c = 0; c < channels; c += WIDTH) {
       Floats values = load(x + n * channels + c), va = load(a + c);
-      Floats du = grad_u(values, load(grad + n * channels + c), va, load(b + c), silu);
+      Floats du = grad_u<T>(values, load(grad + n * channels + c), va, load(b + c), silu);
       store(grad_x + n * channels + c, du * va + load(offset + c) + load(slope + c) * values);
     }
 }
