@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models import native
 from pipeline.models.conv import Conv3x3
 from pipeline.models.norm import group_norm, norm_act, plain_norm
 
@@ -150,8 +151,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         tokens = plain_norm(x, self.norm).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        q, k, v = split_heads(linear_1x1(tokens, self.qkv), self.num_heads, self.new_order)
-        h = attend(q, k, v).transpose(1, 2).reshape(batch, height * width, channels)
+        h = self_attention(linear_1x1(tokens, self.qkv), self.num_heads, self.new_order)
         h = linear_1x1(h, self.proj_out).view(batch, height, width, channels).permute(0, 3, 1, 2)
         return x + h
 
@@ -202,6 +202,31 @@ def split_heads(qkv: Tensor, num_heads: int, new_order: bool) -> tuple[Tensor, T
     else:
         q, k, v = qkv.unflatten(-1, (num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
     return q, k, v
+
+
+def self_attention(qkv: Tensor, num_heads: int, new_order: bool) -> Tensor:
+    """Attention of all tokens to each other. qkv: (B, N, 3C), ordered as :func:`split_heads` says -> (B, N, C)."""
+    if native.takes_attention(qkv, qkv.shape[-1] // 3 // num_heads):
+        attended: Tensor = _Attention.apply(qkv, num_heads, new_order)  # type: ignore[no-untyped-call]
+        return attended
+    return attend(*split_heads(qkv, num_heads, new_order)).transpose(1, 2).flatten(2)
+
+
+class _Attention(torch.autograd.Function):
+    """The project's own kernel and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, num_heads: int, new_order: bool) -> Tensor:
+        qkv = qkv.contiguous()
+        out, lse = native.attention_forward(qkv, num_heads, new_order)
+        ctx.save_for_backward(qkv, out, lse)
+        ctx.heads = num_heads, new_order
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, out, lse = ctx.saved_tensors
+        return native.attention_backward(qkv, out, lse, grads[0], *ctx.heads), None, None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
 THREADS = ("-fopenmp",)  # where the compiler has it; without, a kernel is one thread's
 CHANNELS = 16  # what channels must be a multiple of: the widest vector
 # Tiles of 4 x 4 pixels from where on the transformed weights have paid for themselves (benchmarks/kernels.py).
+MOST_TOKENS = 1024  # of attention: its gradient holds a matrix of them by themselves
 LEAST_TILES = {torch.float32: 32, torch.bfloat16: 32}
 
 _state = {"on": False}
@@ -107,6 +108,48 @@ def conv3x3_weights(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return weight.permute(0, 3, 1, 2), bias
 
 
+def takes_attention(qkv: Tensor, width: int) -> bool:
+    """Whether :func:`attention_forward` is on for (B, N, 3C) tokens with heads of ``width``, and the faster way.
+
+    In bfloat16 alone, where the processor multiplies that by vectors; torch's kernels are as fast in float32.
+    """
+    return (
+        qkv.dtype == torch.bfloat16
+        and takes_norm(qkv)
+        and width % CHANNELS == 0
+        and qkv.shape[1] <= MOST_TOKENS
+        and not has_matrix_units()
+        and bool(_built().multiplies_pairs())
+    )
+
+
+def attention_forward(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tensor]:
+    """qkv: (B, N, 3C) contiguous, in ``split_heads``' order -> (B, N, C) and log sums of exponentials, (B, heads, N)."""
+    batch, tokens, channels = qkv.shape
+    width = channels // 3 // heads
+    out, lse = qkv.new_empty((batch, tokens, channels // 3)), qkv.new_empty((batch, heads, tokens), dtype=torch.float32)
+    scratch = _attention_scratch(qkv, width, False)
+    _call("attention_forward", qkv.dtype, qkv, out, lse, batch, tokens, heads, width, new_order, scratch)
+    return out, lse
+
+
+def attention_backward(qkv: Tensor, out: Tensor, lse: Tensor, grad: Tensor, heads: int, new_order: bool) -> Tensor:
+    """grad: (B, N, C) -> the gradient with respect to qkv, of what :func:`attention_forward` gave."""
+    batch, tokens, channels = qkv.shape
+    width = channels // 3 // heads
+    grad_qkv = torch.empty_like(qkv)
+    scratch = _attention_scratch(qkv, width, True)
+    size = (batch, tokens, heads, width)
+    _call("attention_backward", qkv.dtype, qkv, out, lse, grad.contiguous(), grad_qkv, *size, new_order, scratch)
+    return grad_qkv
+
+
+def _attention_scratch(qkv: Tensor, width: int, backward: bool) -> Tensor:
+    reduced = qkv.dtype == torch.bfloat16
+    floats = _built().attention_scratch(reduced, qkv.shape[1], width, backward, torch.get_num_threads())
+    return qkv.new_empty(floats, dtype=torch.float32)
+
+
 @functools.cache
 def has_matrix_units() -> bool:
     """Whether the processor multiplies bfloat16 matrices in units of their own (Intel's AMX)."""
@@ -175,8 +218,12 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.norm_backward.argtypes = [flag, *[array] * 3, *[number] * 4, *[array] * 4, flag, array, threads]
     library.conv3x3.argtypes = [flag, *[array] * 4, *[number] * 5, flag, array, threads]
     library.conv3x3_weights.argtypes = [flag, *[array] * 4, *[number] * 5, array, threads]
+    library.attention_forward.argtypes = [flag, *[array] * 3, *[number] * 4, flag, array, threads]
+    library.attention_backward.argtypes = [flag, *[array] * 5, *[number] * 4, flag, array, threads]
+    library.attention_scratch.argtypes = [flag, number, number, flag, threads]
+    library.multiplies_pairs.restype = flag
     library.conv3x3_scratch.argtypes = [flag, number, number, threads]
     library.conv3x3_weights_scratch.argtypes = [number, number, threads]
-    for scratch in (library.conv3x3_scratch, library.conv3x3_weights_scratch):
+    for scratch in (library.conv3x3_scratch, library.conv3x3_weights_scratch, library.attention_scratch):
         scratch.restype = number
     return library

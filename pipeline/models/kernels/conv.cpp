@@ -94,22 +94,6 @@ void transform_output(const float* m, Size size, long channel, long count, const
   }
 }
 
-// ROWS tiles times VECTORS vectors of output channels, all held in registers.
-template <int VECTORS, typename F>
-inline void multiply(const F* v, const F* u, long in, float* m) {
-  Floats sums[ROWS][VECTORS] = {};
-  for (long c = 0; c < in; c += DEPTH<F>) {
-    Weights weights[VECTORS];
-    for (int j = 0; j < VECTORS; ++j) weights[j] = load_weights(u + (c * VECTORS + j * DEPTH<F>) * WIDTH);
-#pragma GCC unroll 12
-    for (long r = 0; r < ROWS; ++r)
-      for (int j = 0; j < VECTORS; ++j) add_product(sums[r][j], v + r * in + c, weights[j]);
-  }
-#pragma GCC unroll 12
-  for (long r = 0; r < ROWS; ++r)
-    for (int j = 0; j < VECTORS; ++j) store(m + r * PANEL + j * WIDTH, sums[r][j]);
-}
-
 // Scratch of one thread: the transformed tiles, and behind them the products of one panel.
 template <typename F>
 struct Scratch {
@@ -135,8 +119,8 @@ void convolve_tiles(const T* x, const F* u, const float* bias, T* y, Size size, 
     long channels = std::min(PANEL, part.count - k);
     for (long p = 0; p < PLACES; ++p)
       (channels == PANEL ? multiply<2, F> : multiply<1, F>)(
-          scratch.v + p * ROWS * size.in, u + p * size.in * part.count + k * size.in, size.in,
-          scratch.m + p * ROWS * PANEL);
+          scratch.v + p * ROWS * size.in, size.in, u + p * size.in * part.count + k * size.in, size.in,
+          scratch.m + p * ROWS * PANEL, PANEL);
     for (long r = 0; r < count; ++r) {
       Place place(size, first + r);
       bool whole = place.top + TILE <= size.height && place.left + TILE <= size.width;

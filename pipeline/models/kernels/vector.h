@@ -7,11 +7,9 @@
 #endif
 
 #ifdef __AVX512F__
-constexpr long WIDTH = 16;  // floats a vector; 32 registers of that size
-constexpr long ROWS = 12;   // of a product's block: two vectors each fill the registers
+constexpr long WIDTH = 16;  // floats a vector
 #else
 constexpr long WIDTH = 8;
-constexpr long ROWS = 6;
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * WIDTH)));
@@ -58,7 +56,27 @@ inline void store(bfloat16* p, Floats values) {
 }
 #endif
 
-// What exp leaves of precision: enough for T.
+inline float sum_of(Floats values) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps((__m512)values);
+#else
+  float sum = 0;
+  for (long l = 0; l < WIDTH; ++l) sum += values[l];
+  return sum;
+#endif
+}
+
+inline float largest_of(Floats values) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_ps((__m512)values);
+#else
+  float largest = values[0];
+  for (long l = 1; l < WIDTH; ++l) largest = values[l] > largest ? values[l] : largest;
+  return largest;
+#endif
+}
+
+// Whether less than float32's precision is enough for T.
 template <typename T>
 constexpr bool ROUGH = sizeof(T) == 2;
 
@@ -106,42 +124,3 @@ inline void store_some(T* p, Floats values, long count) {
   store(all, values);
   std::memcpy(p, all, count * sizeof(T));
 }
-
-// What a product of bfloat16 images takes: two numbers at once, where the processor multiplies such pairs; else float32.
-#ifdef __AVX512BF16__
-typedef bfloat16 Factor;
-#else
-typedef float Factor;
-#endif
-
-template <typename F>
-constexpr long DEPTH = 4 / sizeof(F);  // numbers that one product takes
-
-typedef Floats Weights;  // as many bits as a vector of floats, whatever they are
-
-inline Weights load_weights(const float* p) { return load(p); }
-inline void add_product(Floats& sum, const float* value, Weights weights) { sum += *value * weights; }
-inline void store_weights(float* p, const Floats weights[1]) { store(p, weights[0]); }
-
-#ifdef __AVX512BF16__
-inline Weights load_weights(const bfloat16* p) {
-  Weights pairs;
-  std::memcpy(&pairs, p, sizeof pairs);
-  return pairs;
-}
-
-inline void add_product(Floats& sum, const bfloat16* value, Weights weights) {
-  int32_t pair;
-  std::memcpy(&pair, value, sizeof pair);
-  sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weights);
-}
-
-// Two vectors as pairs: the first's numbers in the lower halves.
-inline void store_weights(bfloat16* p, const Floats weights[2]) {
-  Bits low = (Bits)weights[0], high = (Bits)weights[1];
-  low += 0x7fff + ((low >> 16) & 1);
-  high += 0x7fff + ((high >> 16) & 1);
-  Bits pairs = (low >> 16) | (high & 0xffff0000);
-  std::memcpy(p, &pairs, sizeof pairs);
-}
-#endif

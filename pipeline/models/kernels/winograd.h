@@ -4,14 +4,9 @@
 // products a pair of channels instead of 144. Tiles of input and weights are transformed, multiplied as 36 matrices, and
 // transformed back, in float32 whatever the images are.
 #pragma once
-#include <algorithm>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "product.h"
 
-#include "vector.h"
-
-constexpr long TILE = 4, SIDE = 6, PLACES = SIDE * SIDE, PANEL = 2 * WIDTH;
+constexpr long TILE = 4, SIDE = 6, PLACES = SIDE * SIDE;
 constexpr long LARGEST = 2L << 20;  // transformed weights at once: what a processor's cache holds
 
 // The points of the algorithm are 0, +-NEAR, +-FAR and infinity; 1 and 2, the paper's, lose twice the digits.
@@ -88,12 +83,4 @@ void transform_input(const T* x, Size size, long top, long left, F* v, long stri
       for (long j = 0; j < SIDE; ++j) store(v + (i * SIDE + j) * stride + c, row[j]);
     }
   }
-}
-
-inline int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
 }

@@ -1,0 +1,79 @@
+// Matrix products: blocks of ROWS x PANEL that stay in registers, of float32 numbers or of pairs of bfloat16 ones.
+#pragma once
+#include <algorithm>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "vector.h"
+
+#ifdef __AVX512F__
+constexpr long ROWS = 12;  // of a block: two vectors each fill the 32 registers
+#else
+constexpr long ROWS = 6;
+#endif
+constexpr long PANEL = 2 * WIDTH;
+
+// What a product of bfloat16 images takes: two numbers at once, where the processor multiplies such pairs; else float32.
+#ifdef __AVX512BF16__
+typedef bfloat16 Factor;
+#else
+typedef float Factor;
+#endif
+
+template <typename F>
+constexpr long DEPTH = 4 / sizeof(F);  // numbers that one product takes
+
+typedef Floats Weights;  // as many bits as a vector of floats, whatever they are
+
+inline Weights load_weights(const float* p) { return load(p); }
+inline void add_product(Floats& sum, const float* value, Weights weights) { sum += *value * weights; }
+inline void store_weights(float* p, const Floats weights[1]) { store(p, weights[0]); }
+
+#ifdef __AVX512BF16__
+inline Weights load_weights(const bfloat16* p) {
+  Weights pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  return pairs;
+}
+
+inline void add_product(Floats& sum, const bfloat16* value, Weights weights) {
+  int32_t pair;
+  std::memcpy(&pair, value, sizeof pair);
+  sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weights);
+}
+
+// Two vectors as pairs: the first's numbers in the lower halves.
+inline void store_weights(bfloat16* p, const Floats weights[2]) {
+  Bits low = (Bits)weights[0], high = (Bits)weights[1];
+  low += 0x7fff + ((low >> 16) & 1);
+  high += 0x7fff + ((high >> 16) & 1);
+  Bits pairs = (low >> 16) | (high & 0xffff0000);
+  std::memcpy(p, &pairs, sizeof pairs);
+}
+#endif
+
+// m, ROWS rows `m_stride` apart = v, ROWS rows `stride` apart, times VECTORS vectors of columns: u, (depth / DEPTH,
+// columns, DEPTH).
+template <int VECTORS, typename F>
+inline void multiply(const F* v, long stride, const F* u, long depth, float* m, long m_stride) {
+  Floats sums[ROWS][VECTORS] = {};
+  for (long c = 0; c < depth; c += DEPTH<F>) {
+    Weights weights[VECTORS];
+    for (int j = 0; j < VECTORS; ++j) weights[j] = load_weights(u + (c * VECTORS + j * DEPTH<F>) * WIDTH);
+#pragma GCC unroll 12
+    for (long r = 0; r < ROWS; ++r)
+      for (int j = 0; j < VECTORS; ++j) add_product(sums[r][j], v + r * stride + c, weights[j]);
+  }
+#pragma GCC unroll 12
+  for (long r = 0; r < ROWS; ++r)
+    for (int j = 0; j < VECTORS; ++j) store(m + r * m_stride + j * WIDTH, sums[r][j]);
+}
+
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
