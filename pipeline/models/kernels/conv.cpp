@@ -33,31 +33,36 @@ inline long weight_offset(long c, long k, long in, long out) {
   return panel * in + c * std::min(PANEL, out - panel) + (k - panel) * DEPTH<F>;
 }
 
-// Weights of WIDTH output channels from k on, at one input channel. weight: (out, 3, 3, in); turned, for the gradient,
-// it is (in, 3, 3, out) with rows and columns backwards.
+// g: (3, 3, WIDTH input channels from c on) of WIDTH output channels from k on. weight: (out, 3, 3, in); turned, for the
+// gradient, it is (in, 3, 3, out) with rows and columns backwards.
 template <typename T>
-inline void gather(const T* weight, long c, long k, Size size, bool turned, Floats g[3][3]) {
+void gather(const T* weight, long c, long k, Size size, bool turned, Floats g[3][3][WIDTH]) {
   long count = std::min(WIDTH, size.out - k);
   for (long i = 0; i < 3; ++i)
     for (long j = 0; j < 3; ++j) {
-      if (turned) {
-        g[i][j] = load_some(weight + ((c * 3 + 2 - i) * 3 + 2 - j) * size.out + k, count);
-        continue;
-      }
-      T values[WIDTH] = {};
-      for (long l = 0; l < count; ++l) values[l] = weight[(((k + l) * 3 + i) * 3 + j) * size.in + c];
-      g[i][j] = load(values);
+      Floats* rows = g[i][j];
+      for (long l = 0; l < WIDTH; ++l)
+        if (turned)
+          rows[l] = load_some(weight + (((c + l) * 3 + 2 - i) * 3 + 2 - j) * size.out + k, count);
+        else
+          rows[l] = l < count ? load(weight + (((k + l) * 3 + i) * 3 + j) * size.in + c) : Floats{};
+      if (!turned) transpose(rows);
     }
 }
 
 // u: (PLACES, panels of weight_offset), for WIDTH of the part's output channels from k on.
 template <typename T, typename F>
 void transform_weights(const T* weight, Size size, Part part, bool turned, long k, F* u) {
+  Floats g[3][3][WIDTH];
   for (long c = 0; c < size.in; c += DEPTH<F>) {
-    Floats g[3][3], h[3][SIDE], column[SIDE], all[PLACES][DEPTH<F>];
+    if (c % WIDTH == 0) gather(weight, c, part.begin + k, size, turned, g);
+    Floats column[SIDE], all[PLACES][DEPTH<F>];
     for (long d = 0; d < DEPTH<F>; ++d) {
-      gather(weight, c + d, part.begin + k, size, turned, g);
-      for (long i = 0; i < 3; ++i) weight_column(g[i], h[i]);
+      Floats h[3][SIDE];
+      for (long i = 0; i < 3; ++i) {
+        Floats row[3] = {g[i][0][(c + d) % WIDTH], g[i][1][(c + d) % WIDTH], g[i][2][(c + d) % WIDTH]};
+        weight_column(row, h[i]);
+      }
       for (long j = 0; j < SIDE; ++j) {
         Floats rows[3] = {h[0][j], h[1][j], h[2][j]};
         weight_column(rows, column);

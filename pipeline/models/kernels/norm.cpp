@@ -5,6 +5,7 @@
 // thread's, so that results do not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "vector.h"
 
@@ -56,18 +57,43 @@ void group_mean(float* values, long channels, long groups) {
   }
 }
 
+// Of each channel's tokens: the mean of its group, and their mean squared distance from that.
+template <typename T>
+void channel_moments(const T* x, Size size, float* mean, float* squares) {
+  long channels = size.channels;
+  if (ROUGH<T>) {  // in one pass, by distances from the first token
+    auto values = [&](long n, long c, Floats& sum, Floats& square) {
+      Floats distance = load(x + n * channels + c) - load(x + c);
+      sum += distance;
+      square += distance * distance;
+    };
+    all_token_means(size.tokens, channels, values, mean, squares);
+    for (long c = 0; c < channels; c += WIDTH) {
+      Floats shift = load(mean + c);
+      Floats square = load(squares + c) - shift * shift;
+      store(squares + c, square > 0.0f ? square : Floats{});
+      store(mean + c, shift + load(x + c));
+    }
+    std::vector<float> own(mean, mean + channels);
+    group_mean(mean, channels, size.groups);
+    for (long c = 0; c < channels; ++c) squares[c] += (own[c] - mean[c]) * (own[c] - mean[c]);
+    return;
+  }
+  auto values = [&](long n, long c, Floats& sum, Floats&) { sum += load(x + n * channels + c); };
+  all_token_means(size.tokens, channels, values, mean, nullptr);
+  group_mean(mean, channels, size.groups);
+  auto distances = [&](long n, long c, Floats& sum, Floats&) {
+    Floats distance = load(x + n * channels + c) - load(mean + c);
+    sum += distance * distance;
+  };
+  all_token_means(size.tokens, channels, distances, squares, nullptr);
+}
+
 template <typename T>
 void forward(const T* x, T* y, Size size, const float* weight, const float* bias, const float* scale,
              const float* shift, bool silu, float* a, float* b, float* mean, float* rstd) {
   long channels = size.channels;
-  auto values = [&](long n, long c, Floats& sum, Floats&) { sum += load(x + n * channels + c); };
-  all_token_means(size.tokens, channels, values, mean, nullptr);
-  group_mean(mean, channels, size.groups);
-  auto squares = [&](long n, long c, Floats& sum, Floats&) {
-    Floats distance = load(x + n * channels + c) - load(mean + c);
-    sum += distance * distance;
-  };
-  all_token_means(size.tokens, channels, squares, rstd, nullptr);
+  channel_moments(x, size, mean, rstd);
   group_mean(rstd, channels, size.groups);
   for (long c = 0; c < channels; ++c) {
     float factor = scale ? 1 + scale[c] : 1;

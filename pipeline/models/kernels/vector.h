@@ -80,22 +80,24 @@ inline float largest_of(Floats values) {
 template <typename T>
 constexpr bool ROUGH = sizeof(T) == 2;
 
-// exp(x) = 2^n 2^r, r in [-1/2, 1/2], by a polynomial; beyond [-87, 88] its value there. T's precision is enough: a
-// relative error of 1e-4 for bfloat16, else of 2e-7.
+// exp(x) = 2^n 2^r, r in [-1/2, 1/2], by a polynomial. T's precision is enough: a relative error of 1e-4 for bfloat16,
+// else of 2e-7, and then beyond [-87, 88] its value there.
 template <typename T>
 inline Floats exponential(Floats x) {
+#ifdef __AVX512F__
+  if (ROUGH<T>) {
+    Floats whole = x * 1.44269504f, n = (Floats)_mm512_roundscale_ps((__m512)whole, 0), r = whole - n;
+    Floats series = ((filled(0.0551711f) * r + 0.2426102f) * r + 0.6932610f) * r + 0.9999281f;
+    return (Floats)_mm512_scalef_ps((__m512)series, (__m512)n);
+  }
+#endif
   x = x < -87.0f ? filled(-87.0f) : x;
   x = x > 88.0f ? filled(88.0f) : x;
   constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves no fraction, and n in the lowest bits
-  Floats shifted = x * 1.44269504f + ROUND, n = shifted - ROUND, series;
-  if (ROUGH<T>) {
-    Floats r = x * 1.44269504f - n;
-    series = ((filled(0.0551711f) * r + 0.2426102f) * r + 0.6932610f) * r + 0.9999281f;
-  } else {
-    Floats r = x - n * 0.693359375f - n * -2.12194440e-4f;  // ln 2 in two parts
-    series = filled(1 / 720.0f);
-    for (float coefficient : {1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 1 / 2.0f, 1.0f, 1.0f}) series = series * r + coefficient;
-  }
+  Floats shifted = x * 1.44269504f + ROUND, n = shifted - ROUND;
+  Floats r = x - n * 0.693359375f - n * -2.12194440e-4f;  // ln 2 in two parts
+  Floats series = filled(1 / 720.0f);
+  for (float coefficient : {1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 1 / 2.0f, 1.0f, 1.0f}) series = series * r + coefficient;
   return series * (Floats)(((Ints)shifted << 23) + (127 << 23));
 }
 
@@ -123,4 +125,30 @@ inline void store_some(T* p, Floats values, long count) {
   T all[WIDTH];
   store(all, values);
   std::memcpy(p, all, count * sizeof(T));
+}
+
+// rows[i][j] becomes rows[j][i]: halves change places, of ever larger blocks.
+inline void transpose(Floats rows[WIDTH]) {
+#ifdef __AVX512F__
+  for (long block = 1; block < WIDTH; block *= 2) {
+    Ints first{}, second{};
+    for (long l = 0; l < WIDTH; ++l) {
+      first[l] = l & block ? WIDTH + l - block : l;
+      second[l] = l & block ? WIDTH + l : l + block;
+    }
+    for (long i = 0; i < WIDTH; ++i) {
+      if (i & block) continue;
+      __m512 a = (__m512)rows[i], b = (__m512)rows[i + block];
+      rows[i] = (Floats)_mm512_permutex2var_ps(a, (__m512i)first, b);
+      rows[i + block] = (Floats)_mm512_permutex2var_ps(a, (__m512i)second, b);
+    }
+  }
+#else
+  for (long i = 0; i < WIDTH; ++i)
+    for (long j = 0; j < i; ++j) {
+      float value = rows[i][j];
+      rows[i][j] = rows[j][i];
+      rows[j][i] = value;
+    }
+#endif
 }
