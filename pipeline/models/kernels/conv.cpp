@@ -25,13 +25,26 @@ inline void weight_column(const Floats g[3], Floats u[SIDE]) {
   u[5] = g[2];
 }
 
-// Where channel k of row c, a multiple of DEPTH, lies in one place's weights: panels of PANEL output channels, the last
-// one perhaps of WIDTH, each (in / DEPTH, its channels, DEPTH).
+// Elements from one place's matrix to the next: a cache line more than it has, since with strides of many lines the
+// writes to all places at once would meet in a few of the cache's sets.
 template <typename F>
-inline long weight_offset(long c, long k, long in, long out) {
-  long panel = k / PANEL * PANEL;
-  return panel * in + c * std::min(PANEL, out - panel) + (k - panel) * DEPTH<F>;
+constexpr long stride_of(long elements) {
+  return elements + WIDTH * DEPTH<F>;
 }
+
+// Transformed weights of a part: panels of PANEL output channels, the last one perhaps of WIDTH, each (PLACES,
+// in / DEPTH, its channels, DEPTH).
+template <typename F>
+struct Weighting {
+  F* u;
+  long in, count;
+  static long elements(long in, long count) {
+    return (count + PANEL - 1) / PANEL * PLACES * stride_of<F>(in * PANEL);
+  }
+  long channels(long panel) const { return std::min(PANEL, count - panel); }
+  long stride(long panel) const { return stride_of<F>(in * channels(panel)); }
+  F* panel(long first) const { return u + first / PANEL * PLACES * stride_of<F>(in * PANEL); }
+};
 
 // g: (3, 3, WIDTH input channels from c on) of WIDTH output channels from k on. weight: (out, 3, 3, in); turned, for the
 // gradient, it is (in, 3, 3, out) with rows and columns backwards.
@@ -50,10 +63,12 @@ void gather(const T* weight, long c, long k, Size size, bool turned, Floats g[3]
     }
 }
 
-// u: (PLACES, panels of weight_offset), for WIDTH of the part's output channels from k on.
+// WIDTH of the part's output channels, from k on.
 template <typename T, typename F>
-void transform_weights(const T* weight, Size size, Part part, bool turned, long k, F* u) {
+void transform_weights(const T* weight, Size size, Part part, bool turned, long k, Weighting<F> weighting) {
   Floats g[3][3][WIDTH];
+  long panel = k / PANEL * PANEL, channels = weighting.channels(panel), stride = weighting.stride(panel);
+  F* u = weighting.panel(panel) + (k - panel) * DEPTH<F>;
   for (long c = 0; c < size.in; c += DEPTH<F>) {
     if (c % WIDTH == 0) gather(weight, c, part.begin + k, size, turned, g);
     Floats column[SIDE], all[PLACES][DEPTH<F>];
@@ -69,8 +84,7 @@ void transform_weights(const T* weight, Size size, Part part, bool turned, long 
         for (long i = 0; i < SIDE; ++i) all[i * SIDE + j][d] = column[i];
       }
     }
-    for (long p = 0; p < PLACES; ++p)
-      store_weights(u + p * size.in * part.count + weight_offset<F>(c, k, size.in, part.count), all[p]);
+    for (long p = 0; p < PLACES; ++p) store_weights(u + p * stride + c * channels, all[p]);
   }
 }
 
@@ -104,13 +118,16 @@ template <typename F>
 struct Scratch {
   F* v;
   float* m;
-  static long floats(Size size) { return PLACES * ROWS * (size.in / DEPTH<F> + PANEL); }
-  Scratch(float* own, Size size) : v((F*)own), m(own + PLACES * ROWS * size.in / DEPTH<F>) {}
+  long stride;  // from one place's tiles to the next
+  static long elements(Size size) { return PLACES * stride_of<F>(ROWS * size.in); }
+  static long floats(Size size) { return elements(size) / DEPTH<F> + PLACES * ROWS * PANEL; }
+  Scratch(float* own, Size size)
+      : v((F*)own), m(own + elements(size) / DEPTH<F>), stride(stride_of<F>(ROWS * size.in)) {}
 };
 
 // ROWS tiles from `first` on.
 template <typename T, typename F>
-void convolve_tiles(const T* x, const F* u, const float* bias, T* y, Size size, Part part, long first,
+void convolve_tiles(const T* x, Weighting<F> weighting, const float* bias, T* y, Size size, Part part, long first,
                     Scratch<F> scratch) {
   long pixels = size.height * size.width;
   long count = std::min(ROWS, size.tiles() - first);
@@ -118,13 +135,13 @@ void convolve_tiles(const T* x, const F* u, const float* bias, T* y, Size size, 
     Place place(size, first + r);
     (place.inside ? transform_input<true, T, F> : transform_input<false, T, F>)(
         x + place.image * pixels * size.in, size, place.top - 1, place.left - 1, scratch.v + r * size.in,
-        ROWS * size.in);
+        scratch.stride);
   }
   for (long k = 0; k < part.count; k += PANEL) {
-    long channels = std::min(PANEL, part.count - k);
+    long channels = weighting.channels(k);
     for (long p = 0; p < PLACES; ++p)
       (channels == PANEL ? multiply<2, F> : multiply<1, F>)(
-          scratch.v + p * ROWS * size.in, size.in, u + p * size.in * part.count + k * size.in, size.in,
+          scratch.v + p * scratch.stride, size.in, weighting.panel(k) + p * weighting.stride(k), size.in,
           scratch.m + p * ROWS * PANEL, PANEL);
     for (long r = 0; r < count; ++r) {
       Place place(size, first + r);
@@ -139,23 +156,24 @@ void convolve_tiles(const T* x, const F* u, const float* bias, T* y, Size size, 
 
 template <typename F>
 long scratch_floats(Size size, int threads) {
-  return PLACES * size.in * part_count(size.in, size.out) / DEPTH<F> + threads * Scratch<F>::floats(size);
+  long weights = Weighting<F>::elements(size.in, part_count(size.in, size.out)) / DEPTH<F>;
+  return weights + threads * Scratch<F>::floats(size);
 }
 
 template <typename F, typename T>
 void convolve(const T* x, const T* weight, const float* bias, T* y, Size size, bool turned, float* scratch,
               int threads) {
   each_part(size, [&](Part part) {
-    F* u = (F*)(scratch + threads * Scratch<F>::floats(size));
+    Weighting<F> weighting{(F*)(scratch + threads * Scratch<F>::floats(size)), size.in, part.count};
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
-      for (long k = 0; k < part.count; k += WIDTH) transform_weights(weight, size, part, turned, k, u);
+      for (long k = 0; k < part.count; k += WIDTH) transform_weights(weight, size, part, turned, k, weighting);
       Scratch<F> own(scratch + thread_number() * Scratch<F>::floats(size), size);
-      std::fill_n(own.v, PLACES * ROWS * size.in, F{});  // the last tiles may be fewer than ROWS
+      std::fill_n(own.v, Scratch<F>::elements(size), F{});  // the last tiles may be fewer than ROWS
 #pragma omp for
       for (long first = 0; first < size.tiles(); first += ROWS)
-        convolve_tiles(x, u, bias, y, size, part, first, own);
+        convolve_tiles(x, weighting, bias, y, size, part, first, own);
     }
   });
 }

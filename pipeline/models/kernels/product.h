@@ -45,11 +45,12 @@ inline void add_product(Floats& sum, const bfloat16* value, Weights weights) {
 
 // Two vectors as pairs: the first's numbers in the lower halves.
 inline void store_weights(bfloat16* p, const Floats weights[2]) {
-  Bits low = (Bits)weights[0], high = (Bits)weights[1];
-  low += 0x7fff + ((low >> 16) & 1);
-  high += 0x7fff + ((high >> 16) & 1);
-  Bits pairs = (low >> 16) | (high & 0xffff0000);
-  std::memcpy(p, &pairs, sizeof pairs);
+  typedef int16_t Places __attribute__((vector_size(4 * WIDTH)));
+  Places pairs{};
+  for (short l = 0; l < 2 * WIDTH; ++l) pairs[l] = l / 2 + l % 2 * WIDTH;
+  __m512bh one_after_other = _mm512_cvtne2ps_pbh((__m512)weights[1], (__m512)weights[0]);
+  __m512i values = _mm512_permutexvar_epi16((__m512i)pairs, (__m512i)one_after_other);
+  std::memcpy(p, &values, sizeof values);
 }
 #endif
 
