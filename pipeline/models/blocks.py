@@ -133,7 +133,7 @@ class ResBlock(nn.Module):
             h = norm_act(h, self.out_layers[0], scale, shift)
         else:
             h = norm_act(h + emb_out[..., None, None], self.out_layers[0])
-        y: Tensor = self.skip_connection(x) + self.out_layers[3](self.out_layers[2](h))
+        y: Tensor = self.out_layers[3](self.out_layers[2](h), self.skip_connection(x))
         return y
 
 

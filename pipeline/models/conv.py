@@ -12,36 +12,43 @@ from pipeline.models import native
 
 
 class Conv3x3(nn.Conv2d):
-    """``nn.Conv2d(in_channels, out_channels, 3, padding=1)``: the same parameters, results and gradients."""
+    """``nn.Conv2d(in_channels, out_channels, 3, padding=1)``: the same parameters, results and gradients.
+
+    Called with a residual, (B, out_channels, H, W), it adds that.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         if not any(native.takes_conv3x3(x, channels) for channels in (self.in_channels, self.out_channels)):
-            return super().forward(x)
-        y: Tensor = _Conv.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-        return y
+            y = super().forward(x)
+            return y if residual is None else residual + y
+        if residual is not None:
+            residual = residual.to(x.dtype)
+        convolved: Tensor = _Conv.apply(x, weight, bias, residual)  # type: ignore[no-untyped-call]
+        return convolved
 
 
 class _Conv(torch.autograd.Function):
     """Forward and both gradients, each by the kernel where it takes them and else by torch."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         if native.takes_conv3x3(x, x.shape[1]):
-            return native.conv3x3(x, weight, bias)
-        return F.conv2d(x, weight, bias, padding=1)
+            return native.conv3x3(x, weight, bias, residual)
+        y = F.conv2d(x, weight, bias, padding=1)
+        return y if residual is None else residual + y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, weight) = grads, ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad
         grad_x, grad_weight, grad_bias = None, None, None
         if needs_x and native.takes_conv3x3(grad, grad.shape[1]):
             grad_x, needs_x = native.conv3x3(grad, weight, None, turned=True), False
@@ -57,4 +64,4 @@ class _Conv(torch.autograd.Function):
                 mine if mine is not None else other
                 for mine, other in zip((grad_x, grad_weight, grad_bias), found, strict=True)
             )
-        return grad_x, grad_weight, grad_bias
+        return grad_x, grad_weight, grad_bias, grad if needs_residual else None

@@ -28,7 +28,7 @@ THREADS = ("-fopenmp",)  # where the compiler has it; without, a kernel is one t
 CHANNELS = 16  # what channels must be a multiple of: the widest vector
 # Tiles of 4 x 4 pixels from where on the transformed weights have paid for themselves (benchmarks/kernels.py).
 MOST_TOKENS = 1024  # of attention: its gradient holds a matrix of them by themselves
-LEAST_TILES = {torch.float32: 32, torch.bfloat16: 32}
+LEAST_TILES = {torch.float32: 32, torch.bfloat16: 16}
 
 _state = {"on": False}
 
@@ -81,10 +81,12 @@ def norm_backward(
     return grad_x, means[0], means[1]
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -> Tensor:
+def conv3x3(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, turned: bool = False
+) -> Tensor:
     """A convolution of stride 1 and padding 1. x: (B, C, H, W); weight: (K, C, 3, 3) -> (B, K, H, W), channels-last.
 
-    turned: x is the gradient (B, K, H, W) instead, and the result that with respect to the image, (B, C, H, W).
+    residual: added to the result, like it in x's dtype. turned: x is the gradient (B, K, H, W) instead, and the result that with respect to the image, (B, C, H, W).
     """
     image, kernel = _channels_last(x), _channels_last(weight)
     batch, height, width, channels = image.shape
@@ -92,7 +94,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False
     y = image.new_empty((batch, height, width, out))
     scratch = image.new_empty(_built().conv3x3_scratch(x.dtype == torch.bfloat16, channels, out, torch.get_num_threads()), dtype=torch.float32)
     offset = None if bias is None else bias.float()
-    _call("conv3x3", x.dtype, image, kernel, offset, y, batch, height, width, channels, out, turned, scratch)
+    added = None if residual is None else _channels_last(residual)
+    _call("conv3x3", x.dtype, image, kernel, offset, added, y, batch, height, width, channels, out, turned, scratch)
     return y.permute(0, 3, 1, 2)
 
 
@@ -216,7 +219,7 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     flag, number, array, threads = ctypes.c_bool, ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     library.norm_forward.argtypes = [flag, *[array] * 2, *[number] * 4, *[array] * 4, flag, array, threads]
     library.norm_backward.argtypes = [flag, *[array] * 3, *[number] * 4, *[array] * 4, flag, array, threads]
-    library.conv3x3.argtypes = [flag, *[array] * 4, *[number] * 5, flag, array, threads]
+    library.conv3x3.argtypes = [flag, *[array] * 5, *[number] * 5, flag, array, threads]
     library.conv3x3_weights.argtypes = [flag, *[array] * 4, *[number] * 5, array, threads]
     library.attention_forward.argtypes = [flag, *[array] * 3, *[number] * 4, flag, array, threads]
     library.attention_backward.argtypes = [flag, *[array] * 5, *[number] * 4, flag, array, threads]

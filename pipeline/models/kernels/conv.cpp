@@ -92,7 +92,7 @@ void transform_weights(const T* weight, Size size, Part part, bool turned, long 
 // of it is in the image, and its channels fill vectors.
 template <bool WHOLE, typename T>
 void transform_output(const float* m, Size size, long channel, long count, const float* bias, long top, long left,
-                      T* y) {
+                      const T* residual, T* y) {
   for (long k = 0; k < count; k += WIDTH) {
     long some = WHOLE ? WIDTH : std::min(WIDTH, size.out - channel - k);
     Floats h[TILE][SIDE], start = bias ? load_some(bias + channel + k, some) : Floats{};
@@ -106,9 +106,12 @@ void transform_output(const float* m, Size size, long channel, long count, const
       if (!WHOLE && top + i >= size.height) break;
       Floats row[TILE];
       output_column(h[i], row);
-      for (long j = 0; j < TILE; ++j)
-        if (WHOLE || left + j < size.width)
-          store_some(y + ((top + i) * size.width + left + j) * size.out + channel + k, row[j] + start, some);
+      for (long j = 0; j < TILE; ++j) {
+        if (!WHOLE && left + j >= size.width) break;
+        long place = ((top + i) * size.width + left + j) * size.out + channel + k;
+        Floats value = row[j] + start;
+        store_some(y + place, residual ? value + load_some(residual + place, some) : value, some);
+      }
     }
   }
 }
@@ -127,8 +130,8 @@ struct Scratch {
 
 // ROWS tiles from `first` on.
 template <typename T, typename F>
-void convolve_tiles(const T* x, Weighting<F> weighting, const float* bias, T* y, Size size, Part part, long first,
-                    Scratch<F> scratch) {
+void convolve_tiles(const T* x, Weighting<F> weighting, const float* bias, const T* residual, T* y, Size size, Part part,
+                    long first, Scratch<F> scratch) {
   long pixels = size.height * size.width;
   long count = std::min(ROWS, size.tiles() - first);
   for (long r = 0; r < count; ++r) {
@@ -149,7 +152,7 @@ void convolve_tiles(const T* x, Weighting<F> weighting, const float* bias, T* y,
       whole = whole && part.begin + k + channels <= size.out;
       (whole ? transform_output<true, T> : transform_output<false, T>)(
           scratch.m + r * PANEL, size, part.begin + k, channels, bias, place.top, place.left,
-          y + place.image * pixels * size.out);
+          residual ? residual + place.image * pixels * size.out : nullptr, y + place.image * pixels * size.out);
     }
   }
 }
@@ -161,8 +164,8 @@ long scratch_floats(Size size, int threads) {
 }
 
 template <typename F, typename T>
-void convolve(const T* x, const T* weight, const float* bias, T* y, Size size, bool turned, float* scratch,
-              int threads) {
+void convolve(const T* x, const T* weight, const float* bias, const T* residual, T* y, Size size, bool turned,
+              float* scratch, int threads) {
   each_part(size, [&](Part part) {
     Weighting<F> weighting{(F*)(scratch + threads * Scratch<F>::floats(size)), size.in, part.count};
 #pragma omp parallel num_threads(threads)
@@ -173,7 +176,7 @@ void convolve(const T* x, const T* weight, const float* bias, T* y, Size size, b
       std::fill_n(own.v, Scratch<F>::elements(size), F{});  // the last tiles may be fewer than ROWS
 #pragma omp for
       for (long first = 0; first < size.tiles(); first += ROWS)
-        convolve_tiles(x, weighting, bias, y, size, part, first, own);
+        convolve_tiles(x, weighting, bias, residual, y, size, part, first, own);
     }
   });
 }
@@ -187,13 +190,16 @@ extern "C" long conv3x3_scratch(bool reduced, long in, long out, int threads) {
 }
 
 // x: (batch, height, width, in), in a multiple of the vector's width; y: (..., out); weight: (out, 3, 3, in), or turned
-// (in, 3, 3, out) for the gradient with respect to the image; bias: (out,) or none. reduced: whether they are bfloat16,
-// but for the bias.
-extern "C" void conv3x3(bool reduced, const void* x, const void* weight, const float* bias, void* y, long batch,
-                        long height, long width, long in, long out, bool turned, float* scratch, int threads) {
+// (in, 3, 3, out) for the gradient with respect to the image; bias: (out,) or none; residual: what is added, like y, or
+// none. reduced: whether they are bfloat16, but for the bias.
+extern "C" void conv3x3(bool reduced, const void* x, const void* weight, const float* bias, const void* residual,
+                        void* y, long batch, long height, long width, long in, long out, bool turned, float* scratch,
+                        int threads) {
   Size size{batch, height, width, in, out};
   if (reduced)
-    convolve<Factor>((const bfloat16*)x, (const bfloat16*)weight, bias, (bfloat16*)y, size, turned, scratch, threads);
+    convolve<Factor>((const bfloat16*)x, (const bfloat16*)weight, bias, (const bfloat16*)residual, (bfloat16*)y, size,
+                     turned, scratch, threads);
   else
-    convolve<float>((const float*)x, (const float*)weight, bias, (float*)y, size, turned, scratch, threads);
+    convolve<float>((const float*)x, (const float*)weight, bias, (const float*)residual, (float*)y, size, turned, scratch,
+                    threads);
 }
