@@ -74,12 +74,12 @@ void copy_rows(Matrix<const T> x, Size size, long first, F* v) {
     copy(x.row(first + r), v + r * size.width, size.width);
 }
 
-// m, (ROWS, columns) = v, rows `stride` apart, times u of as many columns.
+// m, (ROWS, columns) = v, `count` rows `stride` apart, times u of as many columns.
 template <typename F>
-void multiply_all(const F* v, long stride, const F* u, long depth, long columns, float* m) {
+void multiply_all(const F* v, long stride, const F* u, long depth, long columns, float* m, long count) {
   long k = 0;
-  for (; k + PANEL <= columns; k += PANEL) multiply<2>(v, stride, u + k * depth, depth, m + k, columns);
-  if (k < columns) multiply<1>(v, stride, u + k * depth, depth, m + k, columns);
+  for (; k + PANEL <= columns; k += PANEL) multiply<2>(v, stride, u + k * depth, depth, m + k, columns, count);
+  if (k < columns) multiply<1>(v, stride, u + k * depth, depth, m + k, columns, count);
 }
 
 // Rows of m, (ROWS, width), times `factors` into x from row `first` on, as many as are there.
@@ -135,13 +135,13 @@ void attend(const T* qkv, T* out, float* lse, Size size, long head, Forward<F> o
   pack_columns(k, size, own.keys);
   pack_rows(v, size, own.values);
   for (long first = 0; first < size.tokens; first += ROWS) {
+    long count = std::min(ROWS, size.tokens - first);
     copy_rows(q, size, first, own.queries);
-    multiply_all(own.queries, size.width, own.keys, size.width, across, own.m);
-    float factors[ROWS], logs[ROWS];
-    for (long r = 0; r < ROWS; ++r)
-      factors[r] = exponentials<T>(own.m + r * across, size, own.weights + r * across, logs + r);
-    std::copy_n(logs, std::min(ROWS, size.tokens - first), lse + first);
-    multiply_all(own.weights, across, own.values, across, size.width, own.results);
+    multiply_all(own.queries, size.width, own.keys, size.width, across, own.m, count);
+    float factors[ROWS];
+    for (long r = 0; r < count; ++r)
+      factors[r] = exponentials<T>(own.m + r * across, size, own.weights + r * across, lse + first + r);
+    multiply_all(own.weights, across, own.values, across, size.width, own.results, count);
     write_rows(own.results, factors, size, first, y);
   }
 }
@@ -193,7 +193,7 @@ template <typename T, typename F>
 void grad_queries(Matrix<T> grad_q, Size size, Backward<F> own) {
   long across = size.across(), down = size.down();
   for (long first = 0; first < size.width; first += ROWS) {
-    multiply_all(own.keys_across + first * down, down, own.all_slopes, down, across, own.results);
+    multiply_all(own.keys_across + first * down, down, own.all_slopes, down, across, own.results, ROWS);
     for (long c = first; c < std::min(first + ROWS, size.width); ++c)
       for (long i = 0; i < size.tokens; i += WIDTH) {
         T values[WIDTH];
@@ -221,10 +221,11 @@ void attend_back(const T* qkv, const T* out, const float* lse, const T* grad, T*
   float ones[ROWS], scale = size.scale();
   std::fill_n(ones, ROWS, 1.0f);
   for (long first = 0; first < size.tokens; first += ROWS) {
+    long count = std::min(ROWS, size.tokens - first);
     copy_rows(k, size, first, own.keys);
     copy_rows(v, size, first, own.values);
-    multiply_all(own.keys, size.width, own.queries, size.width, across, own.scores);
-    multiply_all(own.values, size.width, own.grads, size.width, across, own.grad_weights);
+    multiply_all(own.keys, size.width, own.queries, size.width, across, own.scores, ROWS);
+    multiply_all(own.values, size.width, own.grads, size.width, across, own.grad_weights, ROWS);
     for (long r = 0; r < ROWS; r += DEPTH<F>)
       for (long i = 0; i < across; i += WIDTH) {
         Floats slopes[DEPTH<F>];
@@ -238,9 +239,9 @@ void attend_back(const T* qkv, const T* out, const float* lse, const T* grad, T*
         long panel = i / PANEL * PANEL;
         store_weights(own.all_slopes + panel * down + (first + r) * PANEL + (i - panel) * DEPTH<F>, slopes);
       }
-    multiply_all(own.weights, across, own.grad_rows, across, size.width, own.results);
+    multiply_all(own.weights, across, own.grad_rows, across, size.width, own.results, count);
     write_rows(own.results, ones, size, first, grad_v);
-    multiply_all(own.slopes, across, own.query_rows, across, size.width, own.results);
+    multiply_all(own.slopes, across, own.query_rows, across, size.width, own.results, count);
     write_rows(own.results, ones, size, first, grad_k);
   }
   grad_queries(Matrix<T>{grad_qkv + size.begin(head, 0), size.row()}, size, own);

@@ -143,9 +143,9 @@ void convolve_tiles(const T* x, Weighting<F> weighting, const float* bias, const
   for (long k = 0; k < part.count; k += PANEL) {
     long channels = weighting.channels(k);
     for (long p = 0; p < PLACES; ++p)
-      (channels == PANEL ? multiply<2, F> : multiply<1, F>)(
+      (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
           scratch.v + p * scratch.stride, size.in, weighting.panel(k) + p * weighting.stride(k), size.in,
-          scratch.m + p * ROWS * PANEL, PANEL);
+          scratch.m + p * ROWS * PANEL, PANEL, count);
     for (long r = 0; r < count; ++r) {
       Place place(size, first + r);
       bool whole = place.top + TILE <= size.height && place.left + TILE <= size.width;

@@ -54,20 +54,23 @@ inline void store_weights(bfloat16* p, const Floats weights[2]) {
 }
 #endif
 
-// m, ROWS rows `m_stride` apart = v, ROWS rows `stride` apart, times VECTORS vectors of columns: u, (depth / DEPTH,
-// columns, DEPTH).
-template <int VECTORS, typename F>
-inline void multiply(const F* v, long stride, const F* u, long depth, float* m, long m_stride) {
-  Floats sums[ROWS][VECTORS] = {};
+// m, `count` rows `m_stride` apart = v, rows `stride` apart, times VECTORS vectors of columns: u, (depth / DEPTH, columns,
+// DEPTH). count: at most R; rows behind them are written too, up to a multiple of four.
+template <int VECTORS, long R = ROWS, typename F>
+inline void multiply(const F* v, long stride, const F* u, long depth, float* m, long m_stride, long count) {
+  if constexpr (R > 4) {
+    if (count <= R - 4) return multiply<VECTORS, R - 4>(v, stride, u, depth, m, m_stride, count);
+  }
+  Floats sums[R][VECTORS] = {};
   for (long c = 0; c < depth; c += DEPTH<F>) {
     Weights weights[VECTORS];
     for (int j = 0; j < VECTORS; ++j) weights[j] = load_weights(u + (c * VECTORS + j * DEPTH<F>) * WIDTH);
 #pragma GCC unroll 12
-    for (long r = 0; r < ROWS; ++r)
+    for (long r = 0; r < R; ++r)
       for (int j = 0; j < VECTORS; ++j) add_product(sums[r][j], v + r * stride + c, weights[j]);
   }
 #pragma GCC unroll 12
-  for (long r = 0; r < ROWS; ++r)
+  for (long r = 0; r < R; ++r)
     for (int j = 0; j < VECTORS; ++j) store(m + r * m_stride + j * WIDTH, sums[r][j]);
 }
 
