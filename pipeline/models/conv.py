@@ -30,6 +30,8 @@ class Conv3x3(nn.Conv2d):
             return y if residual is None else residual + y
         if residual is not None:
             residual = residual.to(x.dtype)
+        if not torch.is_grad_enabled() and native.takes_conv3x3(x, self.in_channels):
+            return native.conv3x3(x, weight, bias, residual)
         convolved: Tensor = _Conv.apply(x, weight, bias, residual)  # type: ignore[no-untyped-call]
         return convolved
 

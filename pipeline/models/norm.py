@@ -64,6 +64,9 @@ def _plain(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def _fused(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
+    if native.takes_norm(x) and not torch.is_grad_enabled():
+        values, *_ = native.norm_forward(_tokens(x), norm.weight, norm.bias, scale, shift, GROUPS, silu)
+        return _image(values, x.shape[2:])
     y: Tensor = _Norm.apply(x, norm.weight, norm.bias, scale, shift, silu)  # type: ignore[no-untyped-call]
     return y
 
