@@ -92,10 +92,11 @@ def conv3x3(
     batch, height, width, channels = image.shape
     out = weight.shape[1 if turned else 0]
     y = image.new_empty((batch, height, width, out))
-    scratch = image.new_empty(_built().conv3x3_scratch(x.dtype == torch.bfloat16, channels, out, torch.get_num_threads()), dtype=torch.float32)
+    size, reduced = (batch, height, width, channels, out), x.dtype == torch.bfloat16
+    scratch = image.new_empty(_built().conv3x3_scratch(reduced, *size, torch.get_num_threads()), dtype=torch.float32)
     offset = None if bias is None else bias.float()
     added = None if residual is None else _channels_last(residual)
-    _call("conv3x3", x.dtype, image, kernel, offset, added, y, batch, height, width, channels, out, turned, scratch)
+    _call("conv3x3", x.dtype, image, kernel, offset, added, y, *size, turned, scratch)
     return y.permute(0, 3, 1, 2)
 
 
@@ -225,7 +226,7 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.attention_backward.argtypes = [flag, *[array] * 5, *[number] * 4, flag, array, threads]
     library.attention_scratch.argtypes = [flag, number, number, flag, threads]
     library.multiplies_pairs.restype = flag
-    library.conv3x3_scratch.argtypes = [flag, number, number, threads]
+    library.conv3x3_scratch.argtypes = [flag, *[number] * 5, threads]
     library.conv3x3_weights_scratch.argtypes = [number, number, threads]
     for scratch in (library.conv3x3_scratch, library.conv3x3_weights_scratch, library.attention_scratch):
         scratch.restype = number

@@ -63,14 +63,14 @@ void gather(const T* weight, long c, long k, Size size, bool turned, Floats g[3]
     }
 }
 
-// WIDTH of the part's output channels, from k on.
+// Of WIDTH output channels from k on, `depth` input channels from c on. u: where the first of them go, in a panel of
+// `channels`; stride: from one place to the next.
 template <typename T, typename F>
-void transform_weights(const T* weight, Size size, Part part, bool turned, long k, Weighting<F> weighting) {
+void transform_weights(const T* weight, Size size, bool turned, long k, long begin, long depth, F* u, long channels,
+                       long stride) {
   Floats g[3][3][WIDTH];
-  long panel = k / PANEL * PANEL, channels = weighting.channels(panel), stride = weighting.stride(panel);
-  F* u = weighting.panel(panel) + (k - panel) * DEPTH<F>;
-  for (long c = 0; c < size.in; c += DEPTH<F>) {
-    if (c % WIDTH == 0) gather(weight, c, part.begin + k, size, turned, g);
+  for (long c = 0; c < depth; c += DEPTH<F>) {
+    if (c % WIDTH == 0) gather(weight, begin + c, k, size, turned, g);
     Floats column[SIDE], all[PLACES][DEPTH<F>];
     for (long d = 0; d < DEPTH<F>; ++d) {
       Floats h[3][SIDE];
@@ -88,17 +88,17 @@ void transform_weights(const T* weight, Size size, Part part, bool turned, long 
   }
 }
 
-// m: (PLACES, ROWS, PANEL), of which this tile is one row, for the `count` output channels from `channel` on. WHOLE: all
-// of it is in the image, and its channels fill vectors.
+// m: PLACES matrices, `stride` apart, of which this tile is one row, for the `count` output channels from `channel` on.
+// WHOLE: all of it is in the image, and its channels fill vectors.
 template <bool WHOLE, typename T>
-void transform_output(const float* m, Size size, long channel, long count, const float* bias, long top, long left,
+void transform_output(const float* m, long stride, Size size, long channel, long count, const float* bias, long top, long left,
                       const T* residual, T* y) {
   for (long k = 0; k < count; k += WIDTH) {
     long some = WHOLE ? WIDTH : std::min(WIDTH, size.out - channel - k);
     Floats h[TILE][SIDE], start = bias ? load_some(bias + channel + k, some) : Floats{};
     for (long j = 0; j < SIDE; ++j) {
       Floats d[SIDE], column[TILE];
-      for (long i = 0; i < SIDE; ++i) d[i] = load(m + (i * SIDE + j) * ROWS * PANEL + k);
+      for (long i = 0; i < SIDE; ++i) d[i] = load(m + (i * SIDE + j) * stride + k);
       output_column(d, column);
       for (long i = 0; i < TILE; ++i) h[i][j] = column[i];
     }
@@ -116,76 +116,147 @@ void transform_output(const float* m, Size size, long channel, long count, const
   }
 }
 
-// Scratch of one thread: the transformed tiles, and behind them the products of one panel.
-template <typename F>
-struct Scratch {
-  F* v;
-  float* m;
-  long stride;  // from one place's tiles to the next
-  static long elements(Size size) { return PLACES * stride_of<F>(ROWS * size.in); }
-  static long floats(Size size) { return elements(size) / DEPTH<F> + PLACES * ROWS * PANEL; }
-  Scratch(float* own, Size size)
-      : v((F*)own), m(own + elements(size) / DEPTH<F>), stride(stride_of<F>(ROWS * size.in)) {}
+// What is the same for all of a convolution.
+template <typename T>
+struct Images {
+  const T *x, *weight;
+  const float* bias;
+  const T* residual;
+  T* y;
+  Size size;
+  bool turned;
+
+  template <typename F>
+  void tile_in(long tile, F* v, long stride) const {
+    Place place(size, tile);
+    (place.inside ? transform_input<true, T, F> : transform_input<false, T, F>)(
+        x + place.image * size.height * size.width * size.in, size, place.top - 1, place.left - 1, v, stride);
+  }
+
+  void tile_out(const float* m, long stride, long tile, long channel, long count) const {
+    Place place(size, tile);
+    long image = place.image * size.height * size.width * size.out;
+    bool whole = place.top + TILE <= size.height && place.left + TILE <= size.width && channel + count <= size.out;
+    (whole ? transform_output<true, T> : transform_output<false, T>)(
+        m, stride, size, channel, count, bias, place.top, place.left, residual ? residual + image : nullptr, y + image);
+  }
 };
 
-// ROWS tiles from `first` on.
-template <typename T, typename F>
-void convolve_tiles(const T* x, Weighting<F> weighting, const float* bias, const T* residual, T* y, Size size, Part part,
-                    long first, Scratch<F> scratch) {
-  long pixels = size.height * size.width;
-  long count = std::min(ROWS, size.tiles() - first);
-  for (long r = 0; r < count; ++r) {
-    Place place(size, first + r);
-    (place.inside ? transform_input<true, T, F> : transform_input<false, T, F>)(
-        x + place.image * pixels * size.in, size, place.top - 1, place.left - 1, scratch.v + r * size.in,
-        scratch.stride);
-  }
-  for (long k = 0; k < part.count; k += PANEL) {
-    long channels = weighting.channels(k);
-    for (long p = 0; p < PLACES; ++p)
-      (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
-          scratch.v + p * scratch.stride, size.in, weighting.panel(k) + p * weighting.stride(k), size.in,
-          scratch.m + p * ROWS * PANEL, PANEL, count);
-    for (long r = 0; r < count; ++r) {
-      Place place(size, first + r);
-      bool whole = place.top + TILE <= size.height && place.left + TILE <= size.width;
-      whole = whole && part.begin + k + channels <= size.out;
-      (whole ? transform_output<true, T> : transform_output<false, T>)(
-          scratch.m + r * PANEL, size, part.begin + k, channels, bias, place.top, place.left,
-          residual ? residual + place.image * pixels * size.out : nullptr, y + place.image * pixels * size.out);
+// Many tiles: the weights of a part are transformed once, and ROWS tiles after ROWS tiles multiplied with them.
+template <typename F>
+struct Many {
+  static long weights(Size size) { return Weighting<F>::elements(size.in, part_count(size.in, size.out)) / DEPTH<F>; }
+  static long tiles(Size size) { return PLACES * stride_of<F>(ROWS * size.in) / DEPTH<F>; }
+  static long own(Size size) { return tiles(size) + PLACES * ROWS * PANEL; }
+  static long floats(Size size, int threads) { return weights(size) + threads * own(size); }
+
+  template <typename T>
+  static void tiles(Images<T> images, Weighting<F> weighting, Part part, long first, F* v, float* m) {
+    long in = images.size.in, stride = stride_of<F>(ROWS * in), count = std::min(ROWS, images.size.tiles() - first);
+    for (long r = 0; r < count; ++r) images.tile_in(first + r, v + r * in, stride);
+    for (long k = 0; k < part.count; k += PANEL) {
+      long channels = weighting.channels(k);
+      for (long p = 0; p < PLACES; ++p)
+        (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
+            v + p * stride, in, weighting.panel(k) + p * weighting.stride(k), in, m + p * ROWS * PANEL, PANEL, count,
+            false);
+      for (long r = 0; r < count; ++r)
+        images.tile_out(m + r * PANEL, ROWS * PANEL, first + r, part.begin + k, channels);
     }
   }
-}
 
+  template <typename T>
+  static void convolve(Images<T> images, float* scratch, int threads) {
+    Size size = images.size;
+    each_part(size, [&](Part part) {
+      Weighting<F> weighting{(F*)scratch, size.in, part.count};
+#pragma omp parallel num_threads(threads)
+      {
+#pragma omp for
+        for (long k = 0; k < part.count; k += WIDTH) {
+          long panel = k / PANEL * PANEL;
+          transform_weights(images.weight, size, images.turned, part.begin + k, 0, size.in,
+                            weighting.panel(panel) + (k - panel) * DEPTH<F>, weighting.channels(panel),
+                            weighting.stride(panel));
+        }
+        float* mine = scratch + weights(size) + thread_number() * own(size);
+        F* v = (F*)mine;
+        std::fill_n(v, tiles(size) * DEPTH<F>, F{});  // the last tiles may be fewer than ROWS
+#pragma omp for
+        for (long first = 0; first < size.tiles(); first += ROWS)
+          tiles(images, weighting, part, first, v, mine + tiles(size));
+      }
+    });
+  }
+};
+
+// Few tiles: all of them are transformed once; the weights, which are more, in pieces that stay in the cache until all
+// tiles are multiplied with them.
 template <typename F>
-long scratch_floats(Size size, int threads) {
-  long weights = Weighting<F>::elements(size.in, part_count(size.in, size.out)) / DEPTH<F>;
-  return weights + threads * Scratch<F>::floats(size);
-}
+struct Few {
+  static constexpr long MOST = 96, PIECE = 128 * DEPTH<F>;  // tiles; input channels of a piece
+  static long rows(Size size) { return (size.tiles() + ROWS - 1) / ROWS * ROWS; }
+  static long tiles(Size size) { return PLACES * stride_of<F>(rows(size) * size.in) / DEPTH<F>; }
+  static long weights() { return PLACES * stride_of<F>(PIECE * PANEL) / DEPTH<F>; }
+  static long own(Size size) { return weights() + PLACES * rows(size) * PANEL; }
+  static long floats(Size size, int threads) { return tiles(size) + threads * own(size); }
 
-template <typename F, typename T>
-void convolve(const T* x, const T* weight, const float* bias, const T* residual, T* y, Size size, bool turned,
-              float* scratch, int threads) {
-  each_part(size, [&](Part part) {
-    Weighting<F> weighting{(F*)(scratch + threads * Scratch<F>::floats(size)), size.in, part.count};
+  template <typename T>
+  static void panel(Images<T> images, const F* v, long k, F* u, float* m) {
+    Size size = images.size;
+    long stride = stride_of<F>(rows(size) * size.in), channels = std::min(PANEL, padded(size.out) - k);
+    for (long c = 0; c < size.in; c += PIECE) {
+      long depth = std::min(PIECE, size.in - c), u_stride = stride_of<F>(depth * channels);
+      for (long l = 0; l < channels; l += WIDTH)
+        transform_weights(images.weight, size, images.turned, k + l, c, depth, u + l * DEPTH<F>, channels, u_stride);
+      for (long p = 0; p < PLACES; ++p)
+        for (long first = 0; first < size.tiles(); first += ROWS)
+          (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
+              v + p * stride + first * size.in + c, size.in, u + p * u_stride, depth,
+              m + (p * rows(size) + first) * PANEL, PANEL, std::min(ROWS, size.tiles() - first), c > 0);
+    }
+    for (long tile = 0; tile < size.tiles(); ++tile)
+      images.tile_out(m + tile * PANEL, rows(size) * PANEL, tile, k, channels);
+  }
+
+  template <typename T>
+  static void convolve(Images<T> images, float* scratch, int threads) {
+    Size size = images.size;
+    F* v = (F*)scratch;
+    long stride = stride_of<F>(rows(size) * size.in);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
-      for (long k = 0; k < part.count; k += WIDTH) transform_weights(weight, size, part, turned, k, weighting);
-      Scratch<F> own(scratch + thread_number() * Scratch<F>::floats(size), size);
-      std::fill_n(own.v, Scratch<F>::elements(size), F{});  // the last tiles may be fewer than ROWS
+      for (long tile = 0; tile < rows(size); ++tile)
+        if (tile < size.tiles())
+          images.tile_in(tile, v + tile * size.in, stride);
+        else
+          for (long p = 0; p < PLACES; ++p) std::fill_n(v + p * stride + tile * size.in, size.in, F{});
+      float* mine = scratch + tiles(size) + thread_number() * own(size);
 #pragma omp for
-      for (long first = 0; first < size.tiles(); first += ROWS)
-        convolve_tiles(x, weighting, bias, residual, y, size, part, first, own);
+      for (long k = 0; k < padded(size.out); k += PANEL) panel(images, v, k, (F*)mine, mine + weights());
     }
-  });
+  }
+};
+
+template <typename F>
+long scratch_floats(Size size, int threads) {
+  return size.tiles() <= Few<F>::MOST ? Few<F>::floats(size, threads) : Many<F>::floats(size, threads);
+}
+
+template <typename F, typename T>
+void convolve(Images<T> images, float* scratch, int threads) {
+  if (images.size.tiles() <= Few<F>::MOST)
+    Few<F>::convolve(images, scratch, threads);
+  else
+    Many<F>::convolve(images, scratch, threads);
 }
 
 }  // namespace
 
 // Floats that conv3x3 needs for itself.
-extern "C" long conv3x3_scratch(bool reduced, long in, long out, int threads) {
-  Size size{0, 0, 0, in, out};
+extern "C" long conv3x3_scratch(bool reduced, long batch, long height, long width, long in, long out, int threads) {
+  Size size{batch, height, width, in, out};
   return reduced ? scratch_floats<Factor>(size, threads) : scratch_floats<float>(size, threads);
 }
 
@@ -197,9 +268,11 @@ extern "C" void conv3x3(bool reduced, const void* x, const void* weight, const f
                         int threads) {
   Size size{batch, height, width, in, out};
   if (reduced)
-    convolve<Factor>((const bfloat16*)x, (const bfloat16*)weight, bias, (const bfloat16*)residual, (bfloat16*)y, size,
-                     turned, scratch, threads);
+    convolve<Factor>(Images<bfloat16>{(const bfloat16*)x, (const bfloat16*)weight, bias, (const bfloat16*)residual,
+                                      (bfloat16*)y, size, turned},
+                     scratch, threads);
   else
-    convolve<float>((const float*)x, (const float*)weight, bias, (const float*)residual, (float*)y, size, turned, scratch,
-                    threads);
+    convolve<float>(Images<float>{(const float*)x, (const float*)weight, bias, (const float*)residual, (float*)y, size,
+                                  turned},
+                    scratch, threads);
 }

@@ -55,13 +55,18 @@ inline void store_weights(bfloat16* p, const Floats weights[2]) {
 #endif
 
 // m, `count` rows `m_stride` apart = v, rows `stride` apart, times VECTORS vectors of columns: u, (depth / DEPTH, columns,
-// DEPTH). count: at most R; rows behind them are written too, up to a multiple of four.
+// DEPTH). count: at most R; rows behind them are written too, up to a multiple of four. more: it is added to m.
 template <int VECTORS, long R = ROWS, typename F>
-inline void multiply(const F* v, long stride, const F* u, long depth, float* m, long m_stride, long count) {
+inline void multiply(const F* v, long stride, const F* u, long depth, float* m, long m_stride, long count,
+                     bool more = false) {
   if constexpr (R > 4) {
-    if (count <= R - 4) return multiply<VECTORS, R - 4>(v, stride, u, depth, m, m_stride, count);
+    if (count <= R - 4) return multiply<VECTORS, R - 4>(v, stride, u, depth, m, m_stride, count, more);
   }
   Floats sums[R][VECTORS] = {};
+  if (more)
+#pragma GCC unroll 12
+    for (long r = 0; r < R; ++r)
+      for (int j = 0; j < VECTORS; ++j) sums[r][j] = load(m + r * m_stride + j * WIDTH);
   for (long c = 0; c < depth; c += DEPTH<F>) {
     Weights weights[VECTORS];
     for (int j = 0; j < VECTORS; ++j) weights[j] = load_weights(u + (c * VECTORS + j * DEPTH<F>) * WIDTH);
