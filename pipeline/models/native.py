@@ -28,7 +28,7 @@ THREADS = ("-fopenmp",)  # where the compiler has it; without, a kernel is one t
 CHANNELS = 16  # what channels must be a multiple of: the widest vector
 # Tiles of 4 x 4 pixels from where on the transformed weights have paid for themselves (benchmarks/kernels.py).
 MOST_TOKENS = 1024  # of attention: its gradient holds a matrix of them by themselves
-LEAST_TILES = {torch.float32: 32, torch.bfloat16: 16}
+LEAST_TILES = {torch.float32: 8, torch.bfloat16: 8}
 
 _state = {"on": False}
 
