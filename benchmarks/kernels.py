@@ -1,8 +1,9 @@
 """The small choices behind the step's speed, each beside its alternative: ``python benchmarks/kernels.py --threads 1``.
 
 Normalisation (torch's own against ours: in torch operations, those compiled, and as a kernel), 3x3 convolutions
-(torch's against our kernel: time, and error against float64), attention (torch's fused kernel against plain
-products) and the C allocator (a float32 step with and without ``keep_freed_memory``, each in a process of its own).
+(torch's against our kernel: time, and error against float64), attention (torch's fused kernel, plain products and our
+kernel, which runs in bfloat16 alone) and the C allocator (a float32 step with and without ``keep_freed_memory``, each
+in a process of its own).
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from torch import Tensor
 
 from benchmarks.step import Case, timed
 from pipeline.bench.measure import interleave, machine, spread
-from pipeline.models import native, norm
-from pipeline.models.blocks import plain_attention
+from pipeline.models import blocks, native, norm
 
 NORM_SHAPES = ((64, 32, 28), (64, 64, 14), (64, 96, 7), (4, 192, 64))  # batch, channels, side
 CONV_SHAPES = (  # batch, channels in and out, side: the embedded model's, then ADM-64's down to its smallest images
@@ -88,16 +88,24 @@ def conv_times(shape: tuple[int, int, int, int], dtype: torch.dtype, repeats: in
 def attention_times(shape: tuple[int, int, int, int], dtype: torch.dtype, repeats: int) -> dict[str, float]:
     """Milliseconds of attention, and of it with the gradient of all that goes in."""
     torch.manual_seed(0)
-    x = torch.randn(3, *shape).to(dtype)
-    weights = torch.randn(shape).to(dtype)
+    batch, heads, tokens, width = shape
+    qkv = torch.randn(batch, tokens, 3 * heads * width).to(dtype)
+    weights = torch.randn(batch, tokens, heads * width).to(dtype)
+
+    def torchs(kernel: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: kernel(*blocks.split_heads(x, heads, True)).transpose(1, 2).flatten(2)
+
+    def ours(x: Tensor) -> Tensor:
+        native.use(True)
+        return blocks.self_attention(x, heads, True)
+
+    forms = {"fused": torchs(F.scaled_dot_product_attention), "products": torchs(blocks.plain_attention)}
+    if dtype == torch.bfloat16:
+        forms["native"] = ours
     cases: dict[str, Callable[[], object]] = {}
-    for name, kernel in (("fused", F.scaled_dot_product_attention), ("products", plain_attention)):
-
-        def form(qkv: Tensor, kernel: Callable[..., Tensor] = kernel) -> Tensor:
-            return kernel(*qkv.unbind())
-
-        cases[name] = functools.partial(_without_gradient, form, x)
-        cases[f"{name} + backward"] = functools.partial(_with_gradient, form, x, weights)
+    for name, form in forms.items():
+        cases[name] = functools.partial(_without_gradient, form, qkv)
+        cases[f"{name} + backward"] = functools.partial(_with_gradient, form, qkv, weights)
     return _milliseconds(cases, repeats)
 
 

@@ -1,4 +1,4 @@
-"""The project's own kernels for CPUs (``kernels/``): normalisation and 3x3 convolutions, several times torch's speed.
+"""The project's own kernels for CPUs (``kernels/``): normalisation, 3x3 convolutions, attention.
 
 The machine's C++ compiler builds them at first use, within a second, and the user's cache keeps them. Where there is no
 compiler, or :func:`use` has switched them off, torch's own operations do the same work; results agree within rounding.
@@ -26,9 +26,9 @@ SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
 THREADS = ("-fopenmp",)  # where the compiler has it; without, a kernel is one thread's
 CHANNELS = 16  # what channels must be a multiple of: the widest vector
-# Tiles of 4 x 4 pixels from where on the transformed weights have paid for themselves (benchmarks/kernels.py).
-MOST_TOKENS = 1024  # of attention: its gradient holds a matrix of them by themselves
-LEAST_TILES = {torch.float32: 8, torch.bfloat16: 8}
+LEAST_TILES = 8  # of 4 x 4 pixels, from where on transforming the weights pays (benchmarks/kernels.py)
+DTYPES = (torch.float32, torch.bfloat16)
+MOST_TOKENS = 1024  # of attention: for its gradient, each thread holds a number for every two of them
 
 _state = {"on": False}
 
@@ -45,7 +45,7 @@ def available() -> bool:
 
 def takes_norm(x: Tensor) -> bool:
     """Whether :func:`norm_forward` is on for such images."""
-    return _state["on"] and x.device.type == "cpu" and x.dtype in LEAST_TILES and not torch.compiler.is_compiling()
+    return _state["on"] and x.device.type == "cpu" and x.dtype in DTYPES and not torch.compiler.is_compiling()
 
 
 def takes_conv3x3(x: Tensor, in_channels: int) -> bool:
@@ -56,7 +56,7 @@ def takes_conv3x3(x: Tensor, in_channels: int) -> bool:
     if not takes_norm(x) or in_channels % CHANNELS or (x.dtype == torch.bfloat16 and has_matrix_units()):
         return False
     tiles: int = x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-    return tiles >= LEAST_TILES[x.dtype]
+    return tiles >= LEAST_TILES
 
 
 def norm_forward(
@@ -86,7 +86,8 @@ def conv3x3(
 ) -> Tensor:
     """A convolution of stride 1 and padding 1. x: (B, C, H, W); weight: (K, C, 3, 3) -> (B, K, H, W), channels-last.
 
-    residual: added to the result, like it in x's dtype. turned: x is the gradient (B, K, H, W) instead, and the result that with respect to the image, (B, C, H, W).
+    residual: added to the result, whose shape and dtype it has. turned: x is the gradient (B, K, H, W) instead, and
+    the result that with respect to the image, (B, C, H, W).
     """
     image, kernel = _channels_last(x), _channels_last(weight)
     batch, height, width, channels = image.shape
@@ -115,7 +116,7 @@ def conv3x3_weights(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 def takes_attention(qkv: Tensor, width: int) -> bool:
     """Whether :func:`attention_forward` is on for (B, N, 3C) tokens with heads of ``width``, and the faster way.
 
-    In bfloat16 alone, where the processor multiplies that by vectors; torch's kernels are as fast in float32.
+    In bfloat16 alone, where the processor multiplies its pairs; in float32 torch's own are as fast.
     """
     return (
         qkv.dtype == torch.bfloat16
@@ -128,7 +129,10 @@ def takes_attention(qkv: Tensor, width: int) -> bool:
 
 
 def attention_forward(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tensor]:
-    """qkv: (B, N, 3C) contiguous, in ``split_heads``' order -> (B, N, C) and log sums of exponentials, (B, heads, N)."""
+    """qkv: (B, N, 3C) contiguous, ordered as ``split_heads`` says -> (B, N, C), and (B, heads, N) log sums.
+
+    Those are float32, of each query's exponentials; :func:`attention_backward` takes them.
+    """
     batch, tokens, channels = qkv.shape
     width = channels // 3 // heads
     out, lse = qkv.new_empty((batch, tokens, channels // 3)), qkv.new_empty((batch, heads, tokens), dtype=torch.float32)

@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import native, norm
+from pipeline.models import blocks, native, norm
 from pipeline.models.conv import Conv3x3
 from pipeline.user_cache import keep, user_cache
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
 BOTH = [torch.float32, torch.bfloat16]
-# Winograd's products in float32; bfloat16 rounds its inputs and outputs besides.
+# Of Winograd's algorithm, which adds up rounded sums: bfloat16 has 8 bits, and loses three of them.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(autouse=True)
 def switched_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(native, "LEAST_TILES", dict.fromkeys(native.LEAST_TILES, 1))
+    monkeypatch.setattr(native, "LEAST_TILES", 1)
     monkeypatch.setattr(native, "has_matrix_units", lambda: False)
     threads = torch.get_num_threads()
     native.use(True)
@@ -94,9 +94,89 @@ def test_one_channel_goes_in_by_torch_and_its_gradient_comes_out_by_the_kernel(d
 
 
 @needs_compiler
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("in_channels", [1, 32])
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+def test_a_residual_is_added_and_gets_its_gradient(dtype: torch.dtype, in_channels: int, on: bool) -> None:
+    native.use(on)
+    layer = layer_of(in_channels, 32, dtype)
+    x, residual, weights = (torch.randn(2, c, 9, 5).to(dtype) for c in (in_channels, 32, 32))
+    given, wanted = layer(x, residual), layer(x).double() + residual.double()
+    assert given.dtype == dtype
+    assert error(given, wanted) < TOLERANCE[dtype]
+    with torch.no_grad():
+        assert torch.equal(layer(x, residual), given)
+    residual.requires_grad_()
+    assert torch.equal(torch.autograd.grad(layer(x, residual), residual, weights)[0], weights)
+
+
+# batch, heads, tokens, width: one token, no multiple of a block of rows or columns, widths of one, two, three vectors.
+ATTENTIONS = [(2, 3, 1, 32), (3, 2, 13, 16), (2, 2, 33, 48), (2, 1, 130, 64)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("new_order", [True, False])
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("size", ATTENTIONS, ids=str)
+def test_attention_and_its_gradient(size: tuple[int, ...], dtype: torch.dtype, new_order: bool) -> None:
+    torch.manual_seed(0)
+    batch, heads, tokens, width = size
+    qkv = 2 * torch.randn(batch, tokens, 3 * heads * width).to(dtype)
+    weights = torch.randn(batch, tokens, heads * width).to(dtype)
+    found, lse = native.attention_forward(qkv, heads, new_order)
+    gradient = native.attention_backward(qkv, found, lse, weights, heads, new_order)
+    leaf = qkv.double().requires_grad_()
+    q, k, v = blocks.split_heads(leaf, heads, new_order)
+    wanted = blocks.plain_attention(q, k, v).transpose(1, 2).flatten(2)
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-2
+    assert found.dtype == gradient.dtype == dtype
+    assert error(found, wanted) < tolerance
+    scores = (q @ k.transpose(-2, -1)) * width**-0.5
+    torch.testing.assert_close(lse.double(), scores.logsumexp(-1), rtol=1e-3, atol=1e-3)
+    if tokens > 1:  # one token's weight is 1 whatever it is: no gradient goes to queries and keys
+        assert error(gradient, torch.autograd.grad(wanted, leaf, weights.double())[0]) < tolerance
+
+
+@needs_compiler
+def test_attention_by_the_kernel_as_the_blocks_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "takes_attention", lambda qkv, width: True)
+    torch.manual_seed(0)
+    block = blocks.AttentionBlock(64, 2, 32, False)
+    nn.init.normal_(block.proj_out.weight, std=0.1)
+    x = torch.randn(5, 64, 6, 7).to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(5, 64, 6, 7)
+
+    def run(threads: int) -> tuple[Tensor, Tensor]:
+        torch.set_num_threads(threads)
+        y = block(x)
+        return y.detach(), torch.autograd.grad(y, x, weights)[0]
+
+    ours, others = run(1), run(2)
+    monkeypatch.setattr(native, "takes_attention", lambda qkv, width: False)
+    for mine, other, plain in zip(ours, others, run(1), strict=True):
+        assert torch.equal(mine, other)
+        assert not torch.equal(mine, plain)
+        assert error(mine, plain) < 1e-5
+
+
+@needs_compiler
+def test_which_attention_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv = torch.zeros(1, 64, 96, dtype=torch.bfloat16)
+    pairs = bool(native._built().multiplies_pairs())
+    assert native.takes_attention(qkv, 32) == pairs
+    assert not native.takes_attention(qkv, 8)
+    assert not native.takes_attention(qkv.float(), 32)
+    assert not native.takes_attention(qkv.to("meta"), 32)
+    assert native.takes_attention(qkv.repeat(1, 16, 1), 32) == pairs
+    assert not native.takes_attention(qkv.repeat(1, 17, 1), 32)
+    monkeypatch.setattr(native, "has_matrix_units", lambda: True)
+    assert not native.takes_attention(qkv, 32)
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 def test_threads_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
-    layer, scale = layer_of(32, 48, dtype), torch.randn(7, 32).to(dtype)
+    layer, scale = layer_of(32, 48, dtype), torch.randn(13, 32).to(dtype)
     group = norm.group_norm(32)
 
     def run(x: Tensor, factor: Tensor, threads: int) -> tuple[Tensor, Tensor]:
@@ -105,7 +185,7 @@ def test_threads_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
         y = layer(norm.norm_act(x, group, factor, factor))
         return y.detach(), torch.autograd.grad(y.float().square().sum(), x)[0]
 
-    x = torch.randn(7, 32, 11, 11).to(dtype)
+    x = torch.randn(13, 32, 11, 11).to(dtype)  # more tiles than are few; one image alone has few
     one, two, alone = run(x, scale, 1), run(x, scale, 2), run(x[3:4], scale[3:4], 2)
     for a, b, c in zip(one, two, alone, strict=True):
         assert torch.equal(a, b)
@@ -135,6 +215,18 @@ def test_normalisation_and_its_gradients(silu: bool, tokens: int, dtype: torch.d
 
 
 @needs_compiler
+def test_a_channel_that_is_constant_but_for_its_first_token() -> None:
+    x = torch.full((1, 4096, 32), 3.0, dtype=torch.bfloat16)
+    x[:, 0] = 1000.0
+    x[:, :, 16:] = 3.0
+    ones, zeros = torch.ones(32), torch.zeros(32)
+    found = native.norm_forward(x, ones, zeros, None, None, norm.GROUPS, False)
+    wanted = norm._normalise(x, ones, zeros, None, None, False)
+    for mine, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-2)
+
+
+@needs_compiler
 def test_silu_at_its_ends_and_what_is_no_number() -> None:
     x = torch.zeros(1, 6, 32)
     group = torch.tensor([0.0, 200.0, -200.0, 1e30, -1e30, float("nan")])
@@ -148,17 +240,16 @@ def test_silu_at_its_ends_and_what_is_no_number() -> None:
 
 @needs_compiler
 def test_which_convolutions_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "LEAST_TILES", {torch.float32: 32, torch.bfloat16: 96})
-    x = torch.zeros(8, 32, 8, 8)  # four tiles each
-    assert native.takes_conv3x3(x, 32)
-    assert not native.takes_conv3x3(x[:7], 32)
-    assert not native.takes_conv3x3(x, 8)
+    monkeypatch.setattr(native, "LEAST_TILES", 8)
+    x = torch.zeros(2, 32, 8, 8)  # four tiles each
+    for image in (x, x.bfloat16()):
+        assert native.takes_conv3x3(image, 32)
+        assert not native.takes_conv3x3(image[:1], 32)
+        assert not native.takes_conv3x3(image, 8)
     assert not native.takes_conv3x3(x.double(), 32)
     assert not native.takes_conv3x3(x.to("meta"), 32)
-    assert not native.takes_conv3x3(x.bfloat16(), 32)
-    assert native.takes_conv3x3(x.repeat(3, 1, 1, 1).bfloat16(), 32)
     monkeypatch.setattr(native, "has_matrix_units", lambda: True)
-    assert not native.takes_conv3x3(x.repeat(3, 1, 1, 1).bfloat16(), 32)
+    assert not native.takes_conv3x3(x.bfloat16(), 32)
     assert native.takes_conv3x3(x, 32)
     native.use(False)
     assert not native.takes_conv3x3(x, 32)

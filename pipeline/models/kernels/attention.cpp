@@ -283,7 +283,7 @@ extern "C" long attention_scratch(bool reduced, long tokens, long width, bool ba
 }
 
 // qkv: (batch, tokens, 3 heads width), width a multiple of the vector's; written are out, (batch, tokens, heads width),
-// and lse, (batch, heads, tokens): the logarithm of each query's sum of exponentials. reduced: qkv and out are bfloat16.
+// and lse, (batch, heads, tokens): the logarithm of each query's sum of exponentials. reduced: qkv, out are bfloat16.
 extern "C" void attention_forward(bool reduced, const void* qkv, void* out, float* lse, long batch, long tokens,
                                   long heads, long width, bool new_order, float* scratch, int threads) {
   Size size{batch, tokens, heads, width, new_order};

@@ -35,7 +35,7 @@ constexpr long stride_of(long elements) {
 // Transformed weights of a part: panels of PANEL output channels, the last one perhaps of WIDTH, each (PLACES,
 // in / DEPTH, its channels, DEPTH).
 template <typename F>
-struct Weighting {
+struct Panels {
   F* u;
   long in, count;
   static long elements(long in, long count) {
@@ -46,8 +46,8 @@ struct Weighting {
   F* panel(long first) const { return u + first / PANEL * PLACES * stride_of<F>(in * PANEL); }
 };
 
-// g: (3, 3, WIDTH input channels from c on) of WIDTH output channels from k on. weight: (out, 3, 3, in); turned, for the
-// gradient, it is (in, 3, 3, out) with rows and columns backwards.
+// g: (3, 3, WIDTH input channels from c on) of WIDTH output channels from k on. weight: (out, 3, 3, in); turned, for
+// the gradient, it is (in, 3, 3, out) with rows and columns backwards.
 template <typename T>
 void gather(const T* weight, long c, long k, Size size, bool turned, Floats g[3][3][WIDTH]) {
   long count = std::min(WIDTH, size.out - k);
@@ -91,8 +91,8 @@ void transform_weights(const T* weight, Size size, bool turned, long k, long beg
 // m: PLACES matrices, `stride` apart, of which this tile is one row, for the `count` output channels from `channel` on.
 // WHOLE: all of it is in the image, and its channels fill vectors.
 template <bool WHOLE, typename T>
-void transform_output(const float* m, long stride, Size size, long channel, long count, const float* bias, long top, long left,
-                      const T* residual, T* y) {
+void transform_output(const float* m, long stride, Size size, long channel, long count, const float* bias, long top,
+                      long left, const T* residual, T* y) {
   for (long k = 0; k < count; k += WIDTH) {
     long some = WHOLE ? WIDTH : std::min(WIDTH, size.out - channel - k);
     Floats h[TILE][SIDE], start = bias ? load_some(bias + channel + k, some) : Floats{};
@@ -145,20 +145,20 @@ struct Images {
 // Many tiles: the weights of a part are transformed once, and ROWS tiles after ROWS tiles multiplied with them.
 template <typename F>
 struct Many {
-  static long weights(Size size) { return Weighting<F>::elements(size.in, part_count(size.in, size.out)) / DEPTH<F>; }
+  static long weights(Size size) { return Panels<F>::elements(size.in, part_count(size.in, size.out)) / DEPTH<F>; }
   static long tiles(Size size) { return PLACES * stride_of<F>(ROWS * size.in) / DEPTH<F>; }
   static long own(Size size) { return tiles(size) + PLACES * ROWS * PANEL; }
   static long floats(Size size, int threads) { return weights(size) + threads * own(size); }
 
   template <typename T>
-  static void tiles(Images<T> images, Weighting<F> weighting, Part part, long first, F* v, float* m) {
+  static void tiles(Images<T> images, Panels<F> panels, Part part, long first, F* v, float* m) {
     long in = images.size.in, stride = stride_of<F>(ROWS * in), count = std::min(ROWS, images.size.tiles() - first);
     for (long r = 0; r < count; ++r) images.tile_in(first + r, v + r * in, stride);
     for (long k = 0; k < part.count; k += PANEL) {
-      long channels = weighting.channels(k);
+      long channels = panels.channels(k);
       for (long p = 0; p < PLACES; ++p)
         (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
-            v + p * stride, in, weighting.panel(k) + p * weighting.stride(k), in, m + p * ROWS * PANEL, PANEL, count,
+            v + p * stride, in, panels.panel(k) + p * panels.stride(k), in, m + p * ROWS * PANEL, PANEL, count,
             false);
       for (long r = 0; r < count; ++r)
         images.tile_out(m + r * PANEL, ROWS * PANEL, first + r, part.begin + k, channels);
@@ -169,22 +169,20 @@ struct Many {
   static void convolve(Images<T> images, float* scratch, int threads) {
     Size size = images.size;
     each_part(size, [&](Part part) {
-      Weighting<F> weighting{(F*)scratch, size.in, part.count};
+      Panels<F> panels{(F*)scratch, size.in, part.count};
 #pragma omp parallel num_threads(threads)
       {
 #pragma omp for
         for (long k = 0; k < part.count; k += WIDTH) {
           long panel = k / PANEL * PANEL;
           transform_weights(images.weight, size, images.turned, part.begin + k, 0, size.in,
-                            weighting.panel(panel) + (k - panel) * DEPTH<F>, weighting.channels(panel),
-                            weighting.stride(panel));
+                            panels.panel(panel) + (k - panel) * DEPTH<F>, panels.channels(panel),
+                            panels.stride(panel));
         }
         float* mine = scratch + weights(size) + thread_number() * own(size);
-        F* v = (F*)mine;
-        std::fill_n(v, tiles(size) * DEPTH<F>, F{});  // the last tiles may be fewer than ROWS
 #pragma omp for
         for (long first = 0; first < size.tiles(); first += ROWS)
-          tiles(images, weighting, part, first, v, mine + tiles(size));
+          tiles(images, panels, part, first, (F*)mine, mine + tiles(size));
       }
     });
   }
@@ -227,11 +225,7 @@ struct Few {
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
-      for (long tile = 0; tile < rows(size); ++tile)
-        if (tile < size.tiles())
-          images.tile_in(tile, v + tile * size.in, stride);
-        else
-          for (long p = 0; p < PLACES; ++p) std::fill_n(v + p * stride + tile * size.in, size.in, F{});
+      for (long tile = 0; tile < size.tiles(); ++tile) images.tile_in(tile, v + tile * size.in, stride);
       float* mine = scratch + tiles(size) + thread_number() * own(size);
 #pragma omp for
       for (long k = 0; k < padded(size.out); k += PANEL) panel(images, v, k, (F*)mine, mine + weights());

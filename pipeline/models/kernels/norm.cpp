@@ -1,7 +1,7 @@
 // Group normalisation with scale, shift and SiLU over (batch, tokens, channels) images, and its gradient.
 //
-// What pipeline/models/norm.py writes in torch operations, in passes over an image that stays in the cache: sums for the
-// statistics, then y = f(a x + b). Channels are a multiple of WIDTH, since there are 32 groups. Each image is one
+// What pipeline/models/norm.py writes in torch operations, in passes over an image that stays in the cache: sums for
+// the statistics, then y = f(a x + b). Channels are a multiple of WIDTH, since there are 32 groups. Each image is one
 // thread's, so that results do not depend on the number of threads.
 #include <algorithm>
 #include <cmath>

@@ -14,7 +14,7 @@ constexpr long ROWS = 6;
 #endif
 constexpr long PANEL = 2 * WIDTH;
 
-// What a product of bfloat16 images takes: two numbers at once, where the processor multiplies such pairs; else float32.
+// What products of bfloat16 images take: pairs of such numbers, where the processor multiplies them; else float32.
 #ifdef __AVX512BF16__
 typedef bfloat16 Factor;
 #else
@@ -24,7 +24,7 @@ typedef float Factor;
 template <typename F>
 constexpr long DEPTH = 4 / sizeof(F);  // numbers that one product takes
 
-typedef Floats Weights;  // as many bits as a vector of floats, whatever they are
+typedef Floats Weights;  // the bits of a vector of weights, floats or pairs
 
 inline Weights load_weights(const float* p) { return load(p); }
 inline void add_product(Floats& sum, const float* value, Weights weights) { sum += *value * weights; }
@@ -43,7 +43,7 @@ inline void add_product(Floats& sum, const bfloat16* value, Weights weights) {
   sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weights);
 }
 
-// Two vectors as pairs: the first's numbers in the lower halves.
+// Two vectors as pairs, the first's numbers in the lower halves.
 inline void store_weights(bfloat16* p, const Floats weights[2]) {
   typedef int16_t Places __attribute__((vector_size(4 * WIDTH)));
   Places pairs{};
@@ -54,8 +54,8 @@ inline void store_weights(bfloat16* p, const Floats weights[2]) {
 }
 #endif
 
-// m, `count` rows `m_stride` apart = v, rows `stride` apart, times VECTORS vectors of columns: u, (depth / DEPTH, columns,
-// DEPTH). count: at most R; rows behind them are written too, up to a multiple of four. more: it is added to m.
+// m, `count` rows `m_stride` apart = v, rows `stride` apart, times VECTORS vectors of columns: u, (depth / DEPTH,
+// columns, DEPTH). count: at most R; up to a multiple of four, rows behind are worked out too. more: it is added to m.
 template <int VECTORS, long R = ROWS, typename F>
 inline void multiply(const F* v, long stride, const F* u, long depth, float* m, long m_stride, long count,
                      bool more = false) {

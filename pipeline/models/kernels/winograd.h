@@ -1,15 +1,15 @@
 // What the passes of Winograd's algorithm F(4x4, 3x3) share: tiles, parts of the channels, the transform of the input.
 //
 // Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2016): each 4x4 tile of the output costs 36
-// products a pair of channels instead of 144. Tiles of input and weights are transformed, multiplied as 36 matrices, and
-// transformed back, in float32 whatever the images are.
+// products a pair of channels instead of 144. Tiles of input and weights are transformed in float32, multiplied as 36
+// matrices, of bfloat16 numbers where the images are and the processor can, and transformed back.
 #pragma once
 #include "product.h"
 
 constexpr long TILE = 4, SIDE = 6, PLACES = SIDE * SIDE;
 constexpr long LARGEST = 2L << 20;  // transformed weights at once: what a processor's cache holds
 
-// The points of the algorithm are 0, +-NEAR, +-FAR and infinity; 1 and 2, the paper's, lose twice the digits.
+// The points of the algorithm are 0, +-NEAR, +-FAR and infinity. The paper's, 1 and 2, have twice the rounding error.
 constexpr float NEAR = 0.75f, FAR = 1.5f, NEAR2 = NEAR * NEAR, FAR2 = FAR * FAR;
 
 inline long padded(long channels) { return (channels + WIDTH - 1) / WIDTH * WIDTH; }
