@@ -179,7 +179,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = make_parser().parse_args(argv)
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    if options.save and not (options.terms and options.metric_terms):
+        parser.error("--save: needs at least one set each of --terms and --metric-terms")
     found = summarize(collect(plan_jobs(options), Path(options.out) / "rows.jsonl", options.threads))
     print(table(found))
     names = ("against", "images", "seeds", "steps", "pixel_images", "batch", "reference", "eager")

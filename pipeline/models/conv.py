@@ -25,15 +25,18 @@ class Conv3x3(nn.Conv2d):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        if not any(native.takes_conv3x3(x, channels) for channels in (self.in_channels, self.out_channels)):
-            y = super().forward(x)
-            return y if residual is None else residual + y
-        if residual is not None:
-            residual = residual.to(x.dtype)
-        if not torch.is_grad_enabled() and native.takes_conv3x3(x, self.in_channels):
-            return native.conv3x3(x, weight, bias, residual)
-        convolved: Tensor = _Conv.apply(x, weight, bias, residual)  # type: ignore[no-untyped-call]
-        return convolved
+        channels = (self.in_channels, self.out_channels)
+        if torch.is_grad_enabled() and any(native.takes_conv3x3(x, count) for count in channels):
+            y: Tensor = _Conv.apply(x, weight, bias, residual)  # type: ignore[no-untyped-call]
+            return y
+        return _convolve(x, weight, bias, residual)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    if native.takes_conv3x3(x, x.shape[1]):
+        return native.conv3x3(x, weight, bias, None if residual is None else residual.to(x.dtype))
+    y = F.conv2d(x, weight, bias, padding=1)
+    return y if residual is None else residual + y
 
 
 class _Conv(torch.autograd.Function):
@@ -42,10 +45,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        if native.takes_conv3x3(x, x.shape[1]):
-            return native.conv3x3(x, weight, bias, residual)
-        y = F.conv2d(x, weight, bias, padding=1)
-        return y if residual is None else residual + y
+        return _convolve(x, weight, bias, residual)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -93,8 +93,8 @@ def conv3x3(
     batch, height, width, channels = image.shape
     out = weight.shape[1 if turned else 0]
     y = image.new_empty((batch, height, width, out))
-    size, reduced = (batch, height, width, channels, out), x.dtype == torch.bfloat16
-    scratch = image.new_empty(_built().conv3x3_scratch(reduced, *size, torch.get_num_threads()), dtype=torch.float32)
+    size = (batch, height, width, channels, out)
+    scratch = _scratch("conv3x3_scratch", x.dtype == torch.bfloat16, *size)
     offset = None if bias is None else bias.float()
     added = None if residual is None else _channels_last(residual)
     _call("conv3x3", x.dtype, image, kernel, offset, added, y, *size, turned, scratch)
@@ -108,7 +108,7 @@ def conv3x3_weights(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     out = given.shape[-1]
     weight = image.new_empty((out, 3, 3, channels), dtype=torch.float32)
     bias = weight.new_empty(out)
-    scratch = weight.new_empty(_built().conv3x3_weights_scratch(channels, out, torch.get_num_threads()))
+    scratch = _scratch("conv3x3_weights_scratch", channels, out)
     _call("conv3x3_weights", x.dtype, image, given, weight, bias, batch, height, width, channels, out, scratch)
     return weight.permute(0, 3, 1, 2), bias
 
@@ -136,7 +136,7 @@ def attention_forward(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor,
     batch, tokens, channels = qkv.shape
     width = channels // 3 // heads
     out, lse = qkv.new_empty((batch, tokens, channels // 3)), qkv.new_empty((batch, heads, tokens), dtype=torch.float32)
-    scratch = _attention_scratch(qkv, width, False)
+    scratch = _scratch("attention_scratch", qkv.dtype == torch.bfloat16, tokens, width, False)
     _call("attention_forward", qkv.dtype, qkv, out, lse, batch, tokens, heads, width, new_order, scratch)
     return out, lse
 
@@ -146,16 +146,10 @@ def attention_backward(qkv: Tensor, out: Tensor, lse: Tensor, grad: Tensor, head
     batch, tokens, channels = qkv.shape
     width = channels // 3 // heads
     grad_qkv = torch.empty_like(qkv)
-    scratch = _attention_scratch(qkv, width, True)
+    scratch = _scratch("attention_scratch", qkv.dtype == torch.bfloat16, tokens, width, True)
     size = (batch, tokens, heads, width)
     _call("attention_backward", qkv.dtype, qkv, out, lse, grad.contiguous(), grad_qkv, *size, new_order, scratch)
     return grad_qkv
-
-
-def _attention_scratch(qkv: Tensor, width: int, backward: bool) -> Tensor:
-    reduced = qkv.dtype == torch.bfloat16
-    floats = _built().attention_scratch(reduced, qkv.shape[1], width, backward, torch.get_num_threads())
-    return qkv.new_empty(floats, dtype=torch.float32)
 
 
 @functools.cache
@@ -173,6 +167,11 @@ def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> Non
     """Call a kernel, in as many threads as torch has: pointers for tensors, numbers as they are."""
     plain = (value.data_ptr() if isinstance(value, Tensor) else value for value in arguments)
     getattr(_built(), name)(dtype == torch.bfloat16, *plain, torch.get_num_threads())
+
+
+def _scratch(name: str, *size: int) -> Tensor:
+    """What a kernel needs for itself, in as many threads as torch has; ``name`` is the library's function for it."""
+    return torch.empty(getattr(_built(), name)(*size, torch.get_num_threads()), dtype=torch.float32)
 
 
 def _built() -> ctypes.CDLL:

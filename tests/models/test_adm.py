@@ -133,12 +133,15 @@ def test_normalisation_without_silu_has_torchs_values_and_gradient() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_fast_precision_stays_near_exact() -> None:
-    """Relative error 8e-2 on eps of random weights, as bfloat16's 8 bits give; a trained model has a tenth of it."""
+def test_fast_precision_stays_near_exact(kernels: str) -> None:
+    """Relative error on eps of random weights, as bfloat16's 8 bits give (a trained model has a tenth of it).
+
+    3e-2 by torch; Winograd's algorithm in bfloat16 has twice that.
+    """
     exact, fast = (randomised(UNet(replace(BASE, num_head_channels=32))) for _ in range(2))
     fast.load_state_dict(exact.state_dict())
     set_precision(fast, "fast")  # type: ignore[arg-type]
     x, t = torch.randn(4, 3, 16, 16), torch.tensor([5.0, 200.0, 600.0, 990.0])
     wanted, found = exact(x, t), fast(x, t)
     assert found.dtype == torch.float32
-    assert 0 < (found - wanted).norm() / wanted.norm() < 8e-2
+    assert 0 < (found - wanted).norm() / wanted.norm() < (8e-2 if kernels == "native" else 3e-2)

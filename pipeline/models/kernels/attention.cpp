@@ -90,22 +90,38 @@ void write_rows(const float* m, const float* factors, Size size, long first, Mat
       store(x.row(first + r) + c, load(m + r * size.width + c) * factors[r]);
 }
 
+// Hands out scratch, one piece behind the other.
+struct Pieces {
+  float* next;
+  template <typename F>
+  F* take(long count) {
+    F* piece = (F*)next;
+    next += count / DEPTH<F>;
+    return piece;
+  }
+};
+
+// Floats of a thread's scratch, Forward or Backward.
+template <typename Own>
+long floats(Size size) {
+  float begin;
+  Pieces pieces{&begin};
+  Own(pieces, size);
+  return pieces.next - &begin;
+}
+
 template <typename F>
-struct Forward {  // scratch of one thread
+struct Forward {
   F *keys, *values, *queries, *weights;
   float *m, *results;
-  static long floats(Size size) {
+  Forward(Pieces& pieces, Size size) {
     long across = size.across(), width = size.width;
-    return (2 * across * width + ROWS * (width + across)) / DEPTH<F> + ROWS * (across + width);
-  }
-  Forward(float* own, Size size) {
-    long across = size.across(), width = size.width;
-    keys = (F*)own;
-    values = keys + across * width;
-    queries = values + across * width;
-    weights = queries + ROWS * width;
-    m = (float*)(weights + ROWS * across);
-    results = m + ROWS * across;
+    keys = pieces.take<F>(across * width);
+    values = pieces.take<F>(across * width);
+    queries = pieces.take<F>(ROWS * width);
+    weights = pieces.take<F>(ROWS * across);
+    m = pieces.take<float>(ROWS * across);
+    results = pieces.take<float>(ROWS * width);
   }
 };
 
@@ -150,28 +166,16 @@ template <typename F>
 struct Backward {
   F *queries, *grads, *query_rows, *grad_rows, *keys_across, *keys, *values, *weights, *slopes, *all_slopes;
   float *scores, *grad_weights, *results, *lse, *shares;
-  static long floats(Size size) {
-    long across = size.across(), down = size.down(), width = size.width, wide = size.wide();
-    long factors = 4 * across * width + wide * down + 2 * ROWS * (width + across) + across * down;
-    return factors / DEPTH<F> + 2 * ROWS * across + ROWS * std::max(width, across) + 2 * across;
-  }
-  Backward(float* own, Size size) {
+  Backward(Pieces& pieces, Size size) {
     long across = size.across(), down = size.down(), width = size.width;
-    queries = (F*)own;
-    grads = queries + across * width;
-    query_rows = grads + across * width;
-    grad_rows = query_rows + across * width;
-    keys_across = grad_rows + across * width;
-    keys = keys_across + size.wide() * down;
-    values = keys + ROWS * width;
-    weights = values + ROWS * width;
-    slopes = weights + ROWS * across;
-    all_slopes = slopes + ROWS * across;
-    scores = (float*)(all_slopes + across * down);
-    grad_weights = scores + ROWS * across;
-    results = grad_weights + ROWS * across;
-    lse = results + ROWS * std::max(width, across);
-    shares = lse + across;
+    for (F** piece : {&queries, &grads, &query_rows, &grad_rows}) *piece = pieces.take<F>(across * width);
+    keys_across = pieces.take<F>(size.wide() * down);
+    for (F** piece : {&keys, &values}) *piece = pieces.take<F>(ROWS * width);
+    for (F** piece : {&weights, &slopes}) *piece = pieces.take<F>(ROWS * across);
+    all_slopes = pieces.take<F>(across * down);
+    for (float** piece : {&scores, &grad_weights}) *piece = pieces.take<float>(ROWS * across);
+    results = pieces.take<float>(ROWS * std::max(width, across));
+    for (float** piece : {&lse, &shares}) *piece = pieces.take<float>(across);
   }
 };
 
@@ -252,8 +256,9 @@ void all_forward(const T* qkv, T* out, float* lse, Size size, float* scratch, in
 #pragma omp parallel for num_threads(threads)
   for (long i = 0; i < size.batch * size.heads; ++i) {
     long image = i / size.heads * size.tokens;
+    Pieces pieces{scratch + thread_number() * floats<Forward<F>>(size)};
     attend(qkv + image * size.row(), out + image * size.heads * size.width, lse + i * size.tokens, size,
-           i % size.heads, Forward<F>(scratch + thread_number() * Forward<F>::floats(size), size));
+           i % size.heads, Forward<F>(pieces, size));
   }
 }
 
@@ -263,9 +268,9 @@ void all_backward(const T* qkv, const T* out, const float* lse, const T* grad, T
 #pragma omp parallel for num_threads(threads)
   for (long i = 0; i < size.batch * size.heads; ++i) {
     long image = i / size.heads * size.tokens, outer = size.heads * size.width;
+    Pieces pieces{scratch + thread_number() * floats<Backward<F>>(size)};
     attend_back(qkv + image * size.row(), out + image * outer, lse + i * size.tokens, grad + image * outer,
-                grad_qkv + image * size.row(), size, i % size.heads,
-                Backward<F>(scratch + thread_number() * Backward<F>::floats(size), size));
+                grad_qkv + image * size.row(), size, i % size.heads, Backward<F>(pieces, size));
   }
 }
 
@@ -277,8 +282,8 @@ extern "C" bool multiplies_pairs() { return DEPTH<Factor> == 2; }
 // Floats that the two below need for themselves.
 extern "C" long attention_scratch(bool reduced, long tokens, long width, bool backward, int threads) {
   Size size{1, tokens, 1, width, false};
-  long forward = reduced ? Forward<Factor>::floats(size) : Forward<float>::floats(size);
-  long back = reduced ? Backward<Factor>::floats(size) : Backward<float>::floats(size);
+  long forward = reduced ? floats<Forward<Factor>>(size) : floats<Forward<float>>(size);
+  long back = reduced ? floats<Backward<Factor>>(size) : floats<Backward<float>>(size);
   return threads * (backward ? back : forward);
 }
 

@@ -146,20 +146,22 @@ struct Images {
 template <typename F>
 struct Many {
   static long weights(Size size) { return Panels<F>::elements(size.in, part_count(size.in, size.out)) / DEPTH<F>; }
-  static long tiles(Size size) { return PLACES * stride_of<F>(ROWS * size.in) / DEPTH<F>; }
+  static long stride(Size size) { return stride_of<F>(ROWS * size.in); }
+  static long tiles(Size size) { return PLACES * stride(size) / DEPTH<F>; }
   static long own(Size size) { return tiles(size) + PLACES * ROWS * PANEL; }
   static long floats(Size size, int threads) { return weights(size) + threads * own(size); }
 
   template <typename T>
-  static void tiles(Images<T> images, Panels<F> panels, Part part, long first, F* v, float* m) {
-    long in = images.size.in, stride = stride_of<F>(ROWS * in), count = std::min(ROWS, images.size.tiles() - first);
-    for (long r = 0; r < count; ++r) images.tile_in(first + r, v + r * in, stride);
+  static void block(Images<T> images, Panels<F> panels, Part part, long first, F* v, float* m) {
+    Size size = images.size;
+    long count = std::min(ROWS, size.tiles() - first);
+    for (long r = 0; r < count; ++r) images.tile_in(first + r, v + r * size.in, stride(size));
     for (long k = 0; k < part.count; k += PANEL) {
       long channels = panels.channels(k);
       for (long p = 0; p < PLACES; ++p)
         (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
-            v + p * stride, in, panels.panel(k) + p * panels.stride(k), in, m + p * ROWS * PANEL, PANEL, count,
-            false);
+            v + p * stride(size), size.in, panels.panel(k) + p * panels.stride(k), size.in, m + p * ROWS * PANEL, PANEL,
+            count, false);
       for (long r = 0; r < count; ++r)
         images.tile_out(m + r * PANEL, ROWS * PANEL, first + r, part.begin + k, channels);
     }
@@ -182,7 +184,7 @@ struct Many {
         float* mine = scratch + weights(size) + thread_number() * own(size);
 #pragma omp for
         for (long first = 0; first < size.tiles(); first += ROWS)
-          tiles(images, panels, part, first, (F*)mine, mine + tiles(size));
+          block(images, panels, part, first, (F*)mine, mine + tiles(size));
       }
     });
   }
@@ -194,7 +196,8 @@ template <typename F>
 struct Few {
   static constexpr long MOST = 96, PIECE = 128 * DEPTH<F>;  // tiles; input channels of a piece
   static long rows(Size size) { return (size.tiles() + ROWS - 1) / ROWS * ROWS; }
-  static long tiles(Size size) { return PLACES * stride_of<F>(rows(size) * size.in) / DEPTH<F>; }
+  static long stride(Size size) { return stride_of<F>(rows(size) * size.in); }
+  static long tiles(Size size) { return PLACES * stride(size) / DEPTH<F>; }
   static long weights() { return PLACES * stride_of<F>(PIECE * PANEL) / DEPTH<F>; }
   static long own(Size size) { return weights() + PLACES * rows(size) * PANEL; }
   static long floats(Size size, int threads) { return tiles(size) + threads * own(size); }
@@ -202,7 +205,7 @@ struct Few {
   template <typename T>
   static void panel(Images<T> images, const F* v, long k, F* u, float* m) {
     Size size = images.size;
-    long stride = stride_of<F>(rows(size) * size.in), channels = std::min(PANEL, padded(size.out) - k);
+    long channels = std::min(PANEL, padded(size.out) - k);
     for (long c = 0; c < size.in; c += PIECE) {
       long depth = std::min(PIECE, size.in - c), u_stride = stride_of<F>(depth * channels);
       for (long l = 0; l < channels; l += WIDTH)
@@ -210,7 +213,7 @@ struct Few {
       for (long p = 0; p < PLACES; ++p)
         for (long first = 0; first < size.tiles(); first += ROWS)
           (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
-              v + p * stride + first * size.in + c, size.in, u + p * u_stride, depth,
+              v + p * stride(size) + first * size.in + c, size.in, u + p * u_stride, depth,
               m + (p * rows(size) + first) * PANEL, PANEL, std::min(ROWS, size.tiles() - first), c > 0);
     }
     for (long tile = 0; tile < size.tiles(); ++tile)
@@ -221,11 +224,10 @@ struct Few {
   static void convolve(Images<T> images, float* scratch, int threads) {
     Size size = images.size;
     F* v = (F*)scratch;
-    long stride = stride_of<F>(rows(size) * size.in);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
-      for (long tile = 0; tile < size.tiles(); ++tile) images.tile_in(tile, v + tile * size.in, stride);
+      for (long tile = 0; tile < size.tiles(); ++tile) images.tile_in(tile, v + tile * size.in, stride(size));
       float* mine = scratch + tiles(size) + thread_number() * own(size);
 #pragma omp for
       for (long k = 0; k < padded(size.out); k += PANEL) panel(images, v, k, (F*)mine, mine + weights());
