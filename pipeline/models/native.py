@@ -1,6 +1,6 @@
 """The project's own kernels for CPUs (``kernels/``): normalisation, 3x3 convolutions, attention.
 
-The machine's C++ compiler builds them at first use, within a second, and the user's cache keeps them. Where there is no
+The machine's C++ compiler builds them at first use, in some seconds, and the user's cache keeps them. Where there is no
 compiler, or :func:`use` has switched them off, torch's own operations do the same work; results agree within rounding.
 """
 
@@ -206,7 +206,7 @@ def _load(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         inputs = [str(source) for source in sources if source.suffix == ".cpp"]
         subprocess.run([compiler, *flags, *inputs, "-o", str(made)], check=True, capture_output=True)
         library = ctypes.CDLL(str(made))
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs the next process a second
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs the next process its seconds
             keep(kept, lambda file: file.write(made.read_bytes()))
         return library
 
