@@ -77,7 +77,7 @@ def activations(preset_name: str, batch: int, precision: str) -> dict[str, int]:
         unet, classifier = UNet(preset.unet), Classifier(preset.classifier)
         for network in (unet, classifier):
             network.eval().requires_grad_(False)
-            set_precision(network, precision)
+            set_precision(network, precision, torch.device("cpu"))
         x = torch.zeros(batch, preset.channels, preset.image_size, preset.image_size)
         y, t = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch)
         live = _live_step(unet, classifier, x, y)

@@ -35,6 +35,7 @@ from benchmarks.rows import read_rows
 from pipeline.assets import weights
 from pipeline.bench.measure import machine
 from pipeline.models.checkpoint import file_sha256
+from pipeline.models.precision import has_bfloat16
 
 ALL_REFERENCE = 10_000
 HEADLINES = ("fid", "recall", "confidence", "entropy")
@@ -183,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.save and not (options.terms and options.metric_terms):
         parser.error("--save: needs at least one set each of --terms and --metric-terms")
+    if options.save and not has_bfloat16(torch.device(options.device)):
+        parser.error("--save: needs a device that multiplies bfloat16, where fast is that")
     found = summarize(collect(plan_jobs(options), Path(options.out) / "rows.jsonl", options.threads))
     print(table(found))
     names = ("against", "images", "seeds", "steps", "pixel_images", "batch", "reference", "eager")

@@ -77,11 +77,15 @@ class ActorsPoint:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All that was measured. flops: of one image; limit_bytes: what ``auto`` may fill; best: None without ``auto``."""
+    """All that was measured. dtype: of most products; flops: of one image; limit_bytes: what ``auto`` may fill.
+
+    best: None without ``auto``.
+    """
 
     preset: str
     weights: str
     precision: str
+    dtype: str
     compile: str
     kernels: str
     guidance: tuple[str, ...]
@@ -119,8 +123,8 @@ class Bench:
         torch.set_num_threads(options.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
-        ceiling = self._ceiling()
         models, weights = load_workload(manifest, self.device)
+        ceiling = self._ceiling(models.unet.dtype)
         held = self._held()
         limit = held + int(MARGIN * free_bytes(self.device))
         points, best = self._batches(models, sizes, held, limit)
@@ -129,6 +133,7 @@ class Bench:
             preset=preset.name,
             weights=weights,
             precision=manifest.precision,
+            dtype=str(models.unet.dtype).removeprefix("torch."),
             compile=options.compile,
             kernels=self.execution.kernels,
             guidance=tuple(term.name for term in manifest.terms),
@@ -146,9 +151,8 @@ class Bench:
             machine=machine(self.device),
         )
 
-    def _ceiling(self) -> float:
+    def _ceiling(self, dtype: torch.dtype) -> float:
         """GFLOP/s this device can reach: on a CPU as many times one thread's as there are threads."""
-        dtype = torch.bfloat16 if self.manifest.precision == "fast" else torch.float32
         threads = 1 if self.device.type == "cuda" else self.options.threads
         return ceiling_gflops(dtype, self.device) * threads
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from pipeline.models.precision import has_bfloat16
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -74,11 +76,12 @@ def ceiling_gflops(dtype: torch.dtype, device: torch.device, repeats: int = 5) -
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """Processor, threads, versions and date, as every result names them."""
+    """Processor, threads, whether it multiplies bfloat16, versions and date, as every result names them."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "bfloat16": has_bfloat16(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),

@@ -24,16 +24,15 @@ def _about(result: BenchResult) -> list[str]:
         f"{count / 1e9:.3g}" for count in (flops.unet, flops.classifier_forward, flops.classifier_backward)
     )
     own = result.kernels == OUR_OWN
-    dtype = "bfloat16" if result.precision == "fast" else "float32"
     return [
-        f"{result.preset}, {result.precision}, weights {result.weights}",
+        f"{result.preset}, {result.precision} (here {result.dtype}), weights {result.weights}",
         f"compile {result.compile}: {result.kernels} kernels",
         f"{result.method}, {result.steps} steps, {result.classifier_passes} of them with a classifier pass, "
         f"guidance {' + '.join(result.guidance) or 'none'}",
         f"{place['device']}, {place['cores']} cores, {place['threads']} threads used, torch {place['torch']}, "
         f"{place['date']}",
         f"GFLOP an image and step: U-Net {unet}, classifier forward {forward}, backward {backward}",
-        f"ceiling: {result.ceiling_gflops:,.0f} GFLOP/s, a matrix product or torch's 3x3 convolution in {dtype}",
+        f"ceiling: {result.ceiling_gflops:,.0f} GFLOP/s, a matrix product or torch's 3x3 convolution in {result.dtype}",
         *(["  (our own convolutions need fewer operations than are counted, and may pass it)"] if own else []),
         f"weights in memory: {_megabytes(result.weights_bytes)} MB",
     ]

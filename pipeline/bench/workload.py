@@ -71,7 +71,7 @@ def random_models(preset: Preset, precision: str, device: torch.device) -> Model
     """A preset's networks as they are before training."""
     unet, classifier = UNet(preset.unet), Classifier(preset.classifier)
     for network in (unet, classifier):
-        set_precision(network, precision)
+        set_precision(network, precision, device)
         to_device(network, device).eval().requires_grad_(False)
     return Models(preset, unet, classifier, "random", "random")
 

@@ -101,7 +101,9 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
         torch.set_num_threads(threads)
     place = "one GPU" if device.type == "cuda" else f"{cores} CPU cores"
     more = ", without rejected candidates" if manifest.accept else ""
-    return per_image * manifest.total, f"from a few steps timed here on {place}, no start-up or writing{more}"
+    dtype = str(models.unet.dtype).removeprefix("torch.")
+    how = f"from a few steps timed here on {place} in {dtype}, no start-up or writing{more}"
+    return per_image * manifest.total, how
 
 
 def _image_step_seconds(models: Models, manifest: Manifest, whole: Chain) -> float:

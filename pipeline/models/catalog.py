@@ -226,13 +226,13 @@ def load_models(
 ) -> Models:
     """Load a preset's two networks. Paths may be left out where the preset's weights are embedded.
 
-    precision: ``exact`` (float32) or ``fast`` (bfloat16 where it helps). Raises CheckpointError.
+    precision: ``exact`` (float32) or ``fast`` (bfloat16 where the device multiplies it). Raises CheckpointError.
     """
     unet_path = _path(preset, checkpoint, "checkpoint")
     classifier_path = _path(preset, classifier, "classifier")
-    unet, unet_sha = load_network(lambda: set_precision(UNet(preset.unet), precision), unet_path, sha256s[0])
+    unet, unet_sha = load_network(lambda: set_precision(UNet(preset.unet), precision, device), unet_path, sha256s[0])
     guide, guide_sha = load_network(
-        lambda: set_precision(Classifier(preset.classifier), precision), classifier_path, sha256s[1]
+        lambda: set_precision(Classifier(preset.classifier), precision, device), classifier_path, sha256s[1]
     )
     return Models(
         preset=preset,

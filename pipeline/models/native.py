@@ -152,6 +152,11 @@ def attention_backward(qkv: Tensor, out: Tensor, lse: Tensor, grad: Tensor, head
     return grad_qkv
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers, x86's (AVX512-BF16, AMX) or ARM's (BF16)."""
+    return "bf16" in _processor()
+
+
 @functools.cache
 def has_matrix_units() -> bool:
     """Whether the processor multiplies bfloat16 matrices in units of their own (Intel's AMX)."""

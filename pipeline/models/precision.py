@@ -43,7 +43,6 @@ class Capability:
 
     device: str
     present: bool
-    bfloat16: bool
     compiler: bool
     native: bool
 
@@ -75,13 +74,19 @@ class Execution:
 def capability(device: torch.device) -> Capability:
     """Look at a device of this machine and at the tools to compile for it."""
     if device.type == "cpu":
-        return Capability("cpu", True, True, has_compiler(), native.available())
+        return Capability("cpu", True, has_compiler(), native.available())
     if not torch.cuda.is_available():
-        return Capability("cuda", False, False, False, False)
-    with torch.cuda.device(device):
-        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Capability("cuda", False, False, False)
     triton = importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= TRITON_GPU
-    return Capability("cuda", True, bfloat16, triton and has_compiler(), False)
+    return Capability("cuda", True, triton and has_compiler(), False)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: elsewhere it is slower than float32, and no better."""
+    if device.type == "cpu":
+        return native.has_bfloat16()
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def choose(found: Capability, precision: str, compile: str) -> Execution:
@@ -95,8 +100,6 @@ def choose(found: Capability, precision: str, compile: str) -> Execution:
         raise DeviceError(bad("compile", compile, f"one of {', '.join(COMPILES)}"))
     if not found.present:
         raise DeviceError(bad("device", found.device, "possible here: torch finds no GPU on this machine"))
-    if precision == "fast" and not found.bfloat16:
-        raise DeviceError(bad("sampler.precision", precision, "possible on this GPU, which has no bfloat16: exact is"))
     if compile == "full" and not found.compiler:
         needed = "g++ (or $CXX) and Python's headers" + (", and Triton for a GPU" if found.device == "cuda" else "")
         raise DeviceError(bad("compile", compile, f"possible here: torch.compile needs {needed}; auto and off do not"))
@@ -164,17 +167,22 @@ def has_compiler() -> bool:
     return shutil.which(name) is not None and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
-def set_precision(network: Model, precision: str) -> Model:
-    """Cast a network in place, on any device with meta among them; returns it.
+def set_precision(network: Model, precision: str, device: torch.device) -> Model:
+    """Cast a network, which may be on meta still, in place to what ``precision`` is on a device; returns it.
 
-    fast: convolutions, attention and embedding layers of the blocks in bfloat16. The first convolution, the time
-    embedding, the normalisation statistics and the output layer stay float32, so that neither x_t at the beginning nor
-    eps and logits at the end are rounded to 8 bits.
+    exact is float32, and so is fast where the device does not multiply bfloat16; else fast is :func:`to_bfloat16`.
     """
     if precision not in PRECISIONS:
         raise ManifestError(bad("sampler.precision", precision, f"one of {', '.join(PRECISIONS)}"))
-    if precision == "exact":
-        return network
+    return to_bfloat16(network) if precision == "fast" and has_bfloat16(device) else network
+
+
+def to_bfloat16(network: Model) -> Model:
+    """Cast convolutions, attention and embedding layers of the blocks in place; returns the network.
+
+    The first convolution, the time embedding, the normalisation statistics and the output layer stay float32, so that
+    neither x_t at the beginning nor eps and logits at the end are rounded to 8 bits.
+    """
     for block in network.blocks()[1:]:
         for module in block.modules():
             if not isinstance(module, nn.GroupNorm):

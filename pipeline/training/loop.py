@@ -20,7 +20,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.models.precision import to_device
+from pipeline.models.precision import has_bfloat16, to_device
 from pipeline.training.data import LabelledImages
 
 
@@ -30,7 +30,7 @@ class TrainSettings:
 
     images: training images to see in all; batch: images a step; lr: learning rate after a rise over ``warmup`` images,
     held, then falling linearly to zero over the last ``decay`` share of the run; ema: decay of the weight average a
-    step; clip: largest gradient norm; precision: bfloat16 (autocast) or float32.
+    step; clip: largest gradient norm; precision: bfloat16 (autocast, where the device multiplies it) or float32.
     """
 
     images: int
@@ -226,7 +226,8 @@ def train_step(
     """One optimiser step; returns its losses and gradient norm."""
     device = next(state.model.parameters()).device
     batch = make_batch(data, state.step, settings, device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+    reduced = settings.precision == "bfloat16" and has_bfloat16(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
         losses = loss_function(state.model, batch)
     losses["loss"].backward()
     _average_gradients(state.model)

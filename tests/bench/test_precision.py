@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cli import main
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, ManifestError
 from pipeline.models import native, norm
 from pipeline.models.adm import Classifier
 from pipeline.models.blocks import NetworkConfig
@@ -20,13 +20,15 @@ from pipeline.models.precision import (
     Execution,
     capability,
     choose,
+    has_bfloat16,
     set_precision,
     set_up,
+    to_bfloat16,
     to_device,
 )
 
-CPU = Capability("cpu", True, True, True, True)
-GPU = Capability("cuda", True, True, True, False)
+CPU = Capability("cpu", True, True, True)
+GPU = Capability("cuda", True, True, False)
 CONFIG = NetworkConfig(
     image_size=8, in_channels=1, model_channels=32, out_channels=5, num_res_blocks=1, attention_resolutions=(),
     channel_mult=(1,), num_head_channels=32,
@@ -61,7 +63,6 @@ def switches() -> Iterator[None]:
         (GPU, "exact", "full", Execution(False, False, "reduce-overhead", False)),
         (GPU, "fast", "full", Execution(False, False, "reduce-overhead", True)),
         (replace(GPU, compiler=False), "fast", "auto", Execution(False, False, None, True)),
-        (replace(GPU, bfloat16=False), "exact", "auto", Execution(False, False, None, False)),
     ],
 )
 def test_choice_by_capability(found: Capability, precision: str, compile: str, wanted: Execution) -> None:
@@ -71,7 +72,6 @@ def test_choice_by_capability(found: Capability, precision: str, compile: str, w
 @pytest.mark.parametrize(
     ("found", "precision", "compile", "message"),
     [
-        (replace(GPU, bfloat16=False), "fast", "auto", r"sampler\.precision: 'fast' .* no bfloat16: exact is"),
         (replace(GPU, compiler=False), "fast", "full", "compile: 'full' .* Triton"),
         (replace(CPU, compiler=False), "exact", "full", r"compile: 'full' .* needs g\+\+"),
         (replace(GPU, present=False), "exact", "off", "device: 'cuda' .* finds no GPU"),
@@ -83,9 +83,24 @@ def test_what_cannot_be_carried_out(found: Capability, precision: str, compile: 
         choose(found, precision, compile)
 
 
-def test_this_processor_computes_in_bfloat16() -> None:
+def test_this_processor_is_there() -> None:
     found = capability(torch.device("cpu"))
-    assert (found.device, found.present, found.bfloat16) == ("cpu", True, True)
+    assert (found.device, found.present) == ("cpu", True)
+
+
+@pytest.mark.parametrize("flags", ["avx2", "avx512_bf16", "amx_bf16", "fp asimd svebf16 i8mm bf16"])
+def test_fast_is_bfloat16_where_the_processor_multiplies_it(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_processor", lambda: f"flags : fpu {flags}")
+    cpu = torch.device("cpu")
+    assert has_bfloat16(cpu) is (flags != "avx2")
+    wanted = torch.bfloat16 if has_bfloat16(cpu) else torch.float32
+    assert set_precision(Classifier(CONFIG), "fast", cpu).dtype == wanted
+    assert set_precision(Classifier(CONFIG), "exact", cpu).dtype == torch.float32
+
+
+def test_an_unknown_precision_is_named() -> None:
+    with pytest.raises(ManifestError, match=r"sampler\.precision: 'half' is not one of exact, fast"):
+        set_precision(Classifier(CONFIG), "half", torch.device("cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -106,13 +121,13 @@ def test_set_up_reaches_every_switch() -> None:
 
 
 def network() -> Classifier:
-    """A small classifier in fast, eager."""
+    """A small classifier in bfloat16, eager."""
     torch.manual_seed(0)
     made = Classifier(CONFIG)
     for parameter in made.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
-    set_precision(made, "fast")
+    to_bfloat16(made)
     return to_device(made, torch.device("cpu")).eval().requires_grad_(False)
 
 

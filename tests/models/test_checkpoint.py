@@ -19,7 +19,7 @@ from pipeline.models.adm import ADM, Classifier, UNet
 from pipeline.models.blocks import NetworkConfig
 from pipeline.models.catalog import PRESETS, get_preset, load_models
 from pipeline.models.checkpoint import file_sha256, load_network
-from pipeline.models.precision import set_precision
+from pipeline.models.precision import to_bfloat16
 
 KEYS = Path(__file__).parent.parent / "checkpoint-keys"
 SMALL = NetworkConfig(
@@ -96,7 +96,7 @@ def test_values_arrive_as_they_are_stored(
 def test_values_arrive_in_the_networks_types_and_layout(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(small_state(), path)
-    network, _ = load_network(lambda: set_precision(UNet(SMALL), "fast"), path)
+    network, _ = load_network(lambda: to_bfloat16(UNet(SMALL)), path)
     inner, outer = network.get_parameter("input_blocks.1.0.in_layers.2.weight"), network.get_parameter("out.2.weight")
     first = network.get_parameter("input_blocks.0.0.weight")
     assert (first.dtype, inner.dtype, outer.dtype) == (torch.float32, torch.bfloat16, torch.float32)

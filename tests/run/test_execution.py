@@ -30,7 +30,7 @@ def test_auto_compiles_long_runs_on_a_gpu(
     images: int, compile: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The GPU is made up: none is here, and the choice needs none."""
-    monkeypatch.setattr(execution, "capability", lambda device: Capability("cuda", True, True, True, False))
+    monkeypatch.setattr(execution, "capability", lambda device: Capability("cuda", True, True, False))
     assert execution_of(fast(images), torch.device("cuda"), compile).norm_compiled is compiled
 
 
