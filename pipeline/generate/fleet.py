@@ -114,13 +114,13 @@ class Fleet:
             self.workers.append(_Worker(handle, handle.load.remote(), time.monotonic()))
 
     def _feed(self) -> None:
-        """One shard to every ready actor, then a second one while there are more waiting than actors.
+        """One shard to every ready actor, then a second one while as many wait for the other actors.
 
-        Near the end nobody holds a shard that an idle actor could be making.
+        Near the end nobody holds a shard that an idle actor could be making, and an only actor always has its next.
         """
         for depth in range(IN_FLIGHT):
             for worker in self.workers:
-                enough = len(self.queue) > (len(self.workers) if depth else 0)
+                enough = len(self.queue) > (len(self.workers) - 1 if depth else 0)
                 if worker.ready and len(worker.tasks) == depth and enough:
                     number = self.queue.popleft()
                     if not worker.tasks:
