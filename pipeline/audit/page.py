@@ -113,15 +113,16 @@ def notes(result: Row) -> list[str]:
 
 def _fast_words(errors: Row | None) -> str:
     """What bfloat16 does to the model's images, as measured on an embedded one."""
+    mode = "Sampled in fast (bfloat16 where the device multiplies it)"
     if errors is None:
-        return "Sampled in fast (bfloat16 where the device multiplies it), whose error against exact was not measured for this model."
+        return f"{mode}, whose error against exact was not measured for this model."
     (eps_low, eps_high), (low, high) = errors["eps"], errors["gradient"]
     changes = ", ".join(
         f"{FAST_LABELS[name]} {entry['difference']:+.2g} (deviation over seeds {number(entry['std'])})"
         for name, entry in errors["metrics"].items()
     )
     return (
-        f"Sampled in fast (bfloat16 where the device multiplies it). Against exact, at worst over all guidance terms on this model: eps off by "
+        f"{mode}. Against exact, at worst over all guidance terms on this model: eps off by "
         f"{eps_low:.1%} to {eps_high:.1%} of its norm, the guidance by {low:.1%} to {high:.1%}, "
         f"{errors['pixels_above_1']:.1%} of the pixels by more than one level; {changes}."
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.models import norm
 from pipeline.models.adm import Classifier, UNet
-from pipeline.models.blocks import NetworkConfig
+from pipeline.models.blocks import Mean2x2, NetworkConfig
 from pipeline.models.precision import to_bfloat16, to_device
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -146,3 +146,13 @@ def test_fast_precision_stays_near_exact(kernels: str) -> None:
     wanted, found = exact(x, t), fast(x, t)
     assert found.dtype == torch.float32
     assert 0 < (found - wanted).norm() / wanted.norm() < (8e-2 if kernels == "native" else 3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_2x2_mean_is_torchs_and_so_is_its_gradient(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 32, 8, 6).to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(3, 32, 4, 3).to(dtype)
+    found, wanted = Mean2x2()(x), nn.functional.avg_pool2d(x, 2)
+    assert torch.equal(found, wanted)
+    ours, theirs = (torch.autograd.grad(y, x, weights)[0] for y in (found, wanted))
+    assert torch.equal(ours, theirs)
