@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.json import ParseOptions, read_json
 
 from pipeline.errors import ShardError
 from pipeline.shards.store import Store
@@ -112,8 +114,10 @@ def check_record(record: SampleRecord) -> None:
 def write_table(path: Path, records: Sequence[SampleRecord], manifest_text: str, manifest_digest: str) -> None:
     """Write rows in the given order, the manifest and its digest in the file's key-value metadata."""
     schema = SCHEMA.with_metadata({MANIFEST_KEY: manifest_text.encode(), DIGEST_KEY: manifest_digest.encode()})
-    table = pa.Table.from_pylist([asdict(record) for record in records], schema=schema)
-    pq.write_table(table, path, compression="zstd")
+    # By way of JSON: for Python's own objects pyarrow imports pandas, 0.3 s and 40 MB in each actor.
+    lines = "\n".join(json.dumps(asdict(record), default=datetime.isoformat) for record in records)
+    table = read_json(io.BytesIO(lines.encode()), parse_options=ParseOptions(explicit_schema=SCHEMA))
+    pq.write_table(table.cast(schema), path, compression="zstd")
 
 
 def read_table(path: Path) -> pa.Table:

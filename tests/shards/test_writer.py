@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from PIL import Image
 from pipeline.errors import ShardError
 from pipeline.shards.index import claim_output, committed, verify_shard
 from pipeline.shards.marker import parse_marker, read_marker
-from pipeline.shards.metadata import SCHEMA, SampleRecord, read_records
+from pipeline.shards.metadata import SCHEMA, SampleRecord, read_records, read_table, to_records, write_table
 from pipeline.shards.store import Store
 from pipeline.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
@@ -72,6 +73,28 @@ def test_parquet_holds_the_records_units_and_manifest(run: Store, plan: Plan, ma
     assert schema.metadata[b"rarefy.manifest_digest"].decode() == digest
     assert schema.field("entropy").metadata[b"unit"] == b"nat"
     assert tuple(SampleRecord.__dataclass_fields__) == tuple(SCHEMA.names)
+
+
+def test_any_text_and_number_comes_back(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
+    records = [
+        replace(make_sample(0, index).record, class_name=name, confidence=number, margin=1 / 3 - number)
+        for index, (name, number) in enumerate(
+            [('a "b" \\\n\tc', 5e-324), ("Ärmel, 袖, 👟", 1 - 2**-53), ("", 0.1 + 0.2)]
+        )
+    ]
+    write_table(tmp_path / "rows.parquet", records, "text", "digest")
+    assert to_records(read_table(tmp_path / "rows.parquet")) == records
+
+
+def test_writing_leaves_pandas_alone(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
+    """Which pyarrow would import for Python's own objects, in each actor."""
+    (tmp_path / "record").write_bytes(pickle.dumps(make_sample(0, 0).record))
+    code = (
+        "import pickle, sys; from pathlib import Path; from pipeline.shards.metadata import write_table; "
+        "folder = Path(sys.argv[1]); record = pickle.loads((folder / 'record').read_bytes()); "
+        "write_table(folder / 'rows.parquet', [record], '', ''); sys.exit('pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_marker_says_what_is_there(run: Store, plan: Plan) -> None:
