@@ -157,7 +157,6 @@ def has_bfloat16() -> bool:
     return "bf16" in _processor()
 
 
-@functools.cache
 def has_matrix_units() -> bool:
     """Whether the processor multiplies bfloat16 matrices in units of their own (Intel's AMX)."""
     return "amx_bf16" in _processor()
@@ -216,6 +215,7 @@ def _load(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         return library
 
 
+@functools.cache
 def _processor() -> str:
     """What the processor can do, as Linux lists it; elsewhere its name."""
     with contextlib.suppress(OSError, StopIteration), Path("/proc/cpuinfo").open() as lines:

@@ -112,6 +112,27 @@ def test_a_residual_is_added_and_gets_its_gradient(dtype: torch.dtype, in_channe
     assert torch.equal(torch.autograd.grad(layer(x, residual), residual, weights)[0], weights)
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("size", [(1, 7, 7), (40, 7, 14), (40, 5, 8)], ids=str)
+def test_what_was_in_memory_does_not_matter(
+    size: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products that only pixels beyond the image's edge would need are left out, and their places never written."""
+    batch, height, width = size
+    layer = layer_of(32, 64, dtype)
+    x = torch.randn(batch, 32, height, width).to(dtype).requires_grad_()
+    weights = torch.randn(batch, 64, height, width).to(dtype)
+
+    def results() -> list[Tensor]:
+        y = layer(x)
+        return [y, *torch.autograd.grad(y, [x, layer.weight, layer.bias], weights)]
+
+    clean, scratch = results(), native._scratch
+    monkeypatch.setattr(native, "_scratch", lambda *a: scratch(*a).fill_(torch.nan))
+    assert all(torch.equal(found, wanted) for found, wanted in zip(results(), clean, strict=True))
+
+
 # batch, heads, tokens, width: one token, no multiple of a block of rows or columns, widths of one, two, three vectors.
 ATTENTIONS = [(2, 3, 1, 32), (3, 2, 13, 16), (2, 2, 33, 48), (2, 1, 130, 64)]
 

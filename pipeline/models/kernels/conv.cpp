@@ -1,6 +1,8 @@
 // 3x3 convolutions of stride 1 and padding 1 over channels-last images, by Winograd's algorithm (winograd.h).
 //
 // A tile's result depends on nothing but its input, so it is the same in any batch and with any number of threads.
+#include <vector>
+
 #include "winograd.h"
 
 namespace {
@@ -155,13 +157,16 @@ struct Many {
   static void block(Images<T> images, Panels<F> panels, Part part, long first, F* v, float* m) {
     Size size = images.size;
     long count = std::min(ROWS, size.tiles() - first);
+    Needs needs(size, first, count);
     for (long r = 0; r < count; ++r) images.tile_in(first + r, v + r * size.in, stride(size));
     for (long k = 0; k < part.count; k += PANEL) {
       long channels = panels.channels(k);
-      for (long p = 0; p < PLACES; ++p)
+      for (long p = 0; p < PLACES; ++p) {
+        if (!needs(p)) continue;
         (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
             v + p * stride(size), size.in, panels.panel(k) + p * panels.stride(k), size.in, m + p * ROWS * PANEL, PANEL,
             count, false);
+      }
       for (long r = 0; r < count; ++r)
         images.tile_out(m + r * PANEL, ROWS * PANEL, first + r, part.begin + k, channels);
     }
@@ -203,7 +208,7 @@ struct Few {
   static long floats(Size size, int threads) { return tiles(size) + threads * own(size); }
 
   template <typename T>
-  static void panel(Images<T> images, const F* v, long k, F* u, float* m) {
+  static void panel(Images<T> images, const std::vector<Needs>& needs, const F* v, long k, F* u, float* m) {
     Size size = images.size;
     long channels = std::min(PANEL, padded(size.out) - k);
     for (long c = 0; c < size.in; c += PIECE) {
@@ -211,10 +216,12 @@ struct Few {
       for (long l = 0; l < channels; l += WIDTH)
         transform_weights(images.weight, size, images.turned, k + l, c, depth, u + l * DEPTH<F>, channels, u_stride);
       for (long p = 0; p < PLACES; ++p)
-        for (long first = 0; first < size.tiles(); first += ROWS)
+        for (long first = 0; first < size.tiles(); first += ROWS) {
+          if (!needs[first / ROWS](p)) continue;
           (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
               v + p * stride(size) + first * size.in + c, size.in, u + p * u_stride, depth,
               m + (p * rows(size) + first) * PANEL, PANEL, std::min(ROWS, size.tiles() - first), c > 0);
+        }
     }
     for (long tile = 0; tile < size.tiles(); ++tile)
       images.tile_out(m + tile * PANEL, rows(size) * PANEL, tile, k, channels);
@@ -224,13 +231,16 @@ struct Few {
   static void convolve(Images<T> images, float* scratch, int threads) {
     Size size = images.size;
     F* v = (F*)scratch;
+    std::vector<Needs> needs;
+    for (long first = 0; first < size.tiles(); first += ROWS)
+      needs.emplace_back(size, first, std::min(ROWS, size.tiles() - first));
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
       for (long tile = 0; tile < size.tiles(); ++tile) images.tile_in(tile, v + tile * size.in, stride(size));
       float* mine = scratch + tiles(size) + thread_number() * own(size);
 #pragma omp for
-      for (long k = 0; k < padded(size.out); k += PANEL) panel(images, v, k, (F*)mine, mine + weights());
+      for (long k = 0; k < padded(size.out); k += PANEL) panel(images, needs, v, k, (F*)mine, mine + weights());
     }
   }
 };

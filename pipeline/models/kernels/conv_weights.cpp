@@ -82,6 +82,7 @@ template <typename T>
 void add_tiles(const T* x, const T* grad, Size size, Part part, long first, float* u, float* v) {
   long out = part.count, pixels = size.height * size.width, count = std::min(TILES, size.tiles() - first);
   float* z = v + PLACES * TILES * size.in;
+  Needs needs(size, first, count);
   for (long r = 0; r < count; ++r) {
     Place place(size, first + r);
     (place.inside ? transform_input<true, T, float> : transform_input<false, T, float>)(
@@ -90,6 +91,7 @@ void add_tiles(const T* x, const T* grad, Size size, Part part, long first, floa
                        u + PLACES * size.in * out);
   }
   for (long p = 0; p < PLACES; ++p) {
+    if (!needs(p)) continue;  // the gradient's part is zero
     const float *vp = v + p * TILES * size.in, *zp = z + p * TILES * out;
     float* up = u + p * size.in * out;
     long k = 0;

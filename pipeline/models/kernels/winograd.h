@@ -37,16 +37,38 @@ void each_part(Size size, Work work) {
   for (long begin = 0; begin < all; begin += most) work(Part{begin, std::min(most, all - begin)});
 }
 
-// Where one of all the tiles lies: its image and first pixel, and whether every pixel that it reads is in the image.
+// Where one of all the tiles lies: its image and first pixel, whether every pixel that it reads is in the image, and
+// whether its last row and column are. In order of the latter, so that tiles that overhang alike are neighbours.
 struct Place {
   long image, top, left;
-  bool inside;
+  bool inside, last_row, last_column;
   Place(Size size, long tile) {
-    long across = size.across(), tiles = across * size.down();
-    image = tile / tiles;
-    top = tile % tiles / across * TILE;
-    left = tile % across * TILE;
+    long whole_down = size.height / TILE, whole_across = size.width / TILE, rows, columns;
+    for (long kind = 0;; ++kind) {
+      last_row = kind < 2, last_column = kind % 2 == 0;
+      rows = last_row ? whole_down : size.down() - whole_down;
+      columns = last_column ? whole_across : size.across() - whole_across;
+      if (tile < size.batch * rows * columns) break;
+      tile -= size.batch * rows * columns;
+    }
+    image = tile / (rows * columns);
+    top = (tile % (rows * columns) / columns + (last_row ? 0 : whole_down)) * TILE;
+    left = (tile % columns + (last_column ? 0 : whole_across)) * TILE;
     inside = top > 0 && left > 0 && top + SIDE - 1 <= size.height && left + SIDE - 1 <= size.width;
+  }
+};
+
+// The places that some tiles need: those of the point at infinity make last rows and columns and nothing else.
+struct Needs {
+  bool last_row = false, last_column = false;
+  Needs(Size size, long first, long count) {
+    for (long tile = first; tile < first + count; ++tile) {
+      Place place(size, tile);
+      last_row |= place.last_row, last_column |= place.last_column;
+    }
+  }
+  bool operator()(long p) const {
+    return (last_row || p / SIDE < SIDE - 1) && (last_column || p % SIDE < SIDE - 1);
   }
 };
 
