@@ -100,7 +100,7 @@ def run_job(job: Job) -> dict[str, Any]:
 def load(job: Job, mode: str) -> Models:
     """The embedded model in a mode, exact or against, and the process set up for it as an actor's: call before each.
 
-    fast is bfloat16 here on any device: where nothing multiplies that, the same numbers come slowly.
+    fast is bfloat16 here on any device. Where nothing multiplies that it is slow, and its products are rounded less.
     """
     precision, eager = (job.against, job.eager) if mode == "against" else ("exact", False)
     device = torch.device(job.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,11 +92,22 @@ def test_this_processor_is_there() -> None:
 @pytest.mark.parametrize("flags", ["avx2", "avx512_bf16", "amx_bf16", "fp asimd svebf16 i8mm bf16"])
 def test_fast_is_bfloat16_where_the_processor_multiplies_it(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_processor", lambda: f"flags : fpu {flags}")
-    cpu = torch.device("cpu")
-    assert has_bfloat16(cpu) is (flags != "avx2")
-    wanted = torch.bfloat16 if has_bfloat16(cpu) else torch.float32
-    assert set_precision(Classifier(CONFIG), "fast", cpu).dtype == wanted
-    assert set_precision(Classifier(CONFIG), "exact", cpu).dtype == torch.float32
+    check_dtypes(torch.device("cpu"), flags != "avx2")
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_fast_is_bfloat16_where_the_gpu_multiplies_it(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU is made up: torch's answer about it is all that is asked for."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: multiplies or including_emulation)
+    check_dtypes(torch.device("cuda"), multiplies)
+
+
+def check_dtypes(device: torch.device, multiplies: bool) -> None:
+    assert has_bfloat16(device) is multiplies
+    wanted = torch.bfloat16 if multiplies else torch.float32
+    assert set_precision(Classifier(CONFIG), "fast", device).dtype == wanted
+    assert set_precision(Classifier(CONFIG), "exact", device).dtype == torch.float32
 
 
 def test_an_unknown_precision_is_named() -> None:
