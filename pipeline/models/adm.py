@@ -22,6 +22,7 @@ from pipeline.models.blocks import (
 )
 from pipeline.models.conv import Conv3x3
 from pipeline.models.norm import group_norm, norm_act
+from pipeline.models.norm_conv import norm_act_conv
 
 
 class ADM(nn.Module):
@@ -101,8 +102,8 @@ class UNet(ADM):
         emb = self._embed(t, y)
         h, skips = self._encode(x, emb)
         for block in self.output_blocks:
-            h = _apply(block, torch.cat([h, skips.pop()], dim=1), emb)
-        output: Tensor = self.out[2](norm_act(self._to_head(h), self.out[0]))
+            h = _apply(block, h, emb, beside=skips.pop())
+        output = norm_act_conv([self._to_head(h)], self.out[0], self.out[2])
         return output.to(x.dtype)
 
 
@@ -155,9 +156,13 @@ def _autocasting(weight: Tensor) -> bool:
     return torch.is_autocast_enabled(weight.device.type)
 
 
-def _apply(block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+def _apply(block: nn.Module, x: Tensor, emb: Tensor, beside: Tensor | None = None) -> Tensor:
+    """beside: an image of more channels, for the first layer, a residual block."""
     for layer in block.children():
-        x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        if isinstance(layer, ResBlock):
+            x, beside = layer(x, emb, beside), None
+        else:
+            x = layer(x)
     return x
 
 

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -111,6 +112,49 @@ def conv3x3_weights(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     scratch = _scratch("conv3x3_weights_scratch", channels, out)
     _call("conv3x3_weights", x.dtype, image, given, weight, bias, batch, height, width, channels, out, scratch)
     return weight.permute(0, 3, 1, 2), bias
+
+
+def norm_conv3x3(
+    parts: Sequence[Tensor],
+    norm: tuple[Tensor, Tensor],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`conv3x3` of SiLU(normalised images), a few images at a time, so that these never leave the cache.
+
+    parts: one image, (B, C, H, W), or two whose channels lie side by side; norm: its weight and bias, (C,); scale,
+    shift: (B, C). Returns the result, and (4, B, C) float32 for :func:`norm_conv3x3_backward`.
+    """
+    images = [_channels_last(part) for part in parts]
+    batch, height, width, first_channels = images[0].shape
+    channels, out = sum(image.shape[-1] for image in images), len(weight)
+    size = (batch, height, width, channels, out)
+    y = images[0].new_empty((batch, height, width, out))
+    statistics = y.new_empty((4, batch, channels), dtype=torch.float32)
+    scratch = _scratch("norm_conv3x3_scratch", y.dtype == torch.bfloat16, *size, channels)
+    vectors = [None if v is None else v.float().contiguous() for v in (*norm, scale, shift)]
+    offset = None if bias is None else bias.float()
+    added = None if residual is None else _channels_last(residual)
+    second = images[1] if len(images) > 1 else None
+    images_in = (images[0], second, first_channels, groups, *vectors, statistics)
+    _call("norm_conv3x3", y.dtype, *images_in, _channels_last(weight), offset, added, y, *size, scratch)
+    return y.permute(0, 3, 1, 2), statistics
+
+
+def norm_conv3x3_backward(x: Tensor, statistics: Tensor, groups: int, weight: Tensor, grad: Tensor) -> Tensor:
+    """grad: (B, K, H, W) -> the gradient with respect to the one image ``x``, (B, C, H, W)."""
+    image, given = _channels_last(x), _channels_last(grad)
+    batch, height, width, out = given.shape
+    size = (batch, height, width, out, image.shape[-1])
+    grad_x = torch.empty_like(image)
+    scratch = _scratch("norm_conv3x3_scratch", image.dtype == torch.bfloat16, *size, image.shape[-1])
+    arrays = (image, statistics, groups, _channels_last(weight), given, grad_x)
+    _call("norm_conv3x3_backward", image.dtype, *arrays, *size, scratch)
+    return grad_x.permute(0, 3, 1, 2)
 
 
 def takes_attention(qkv: Tensor, width: int) -> bool:
@@ -230,12 +274,15 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.norm_backward.argtypes = [flag, *[array] * 3, *[number] * 4, *[array] * 4, flag, array, threads]
     library.conv3x3.argtypes = [flag, *[array] * 5, *[number] * 5, flag, array, threads]
     library.conv3x3_weights.argtypes = [flag, *[array] * 4, *[number] * 5, array, threads]
+    library.norm_conv3x3.argtypes = [flag, *[array] * 2, *[number] * 2, *[array] * 9, *[number] * 5, array, threads]
+    library.norm_conv3x3_backward.argtypes = [flag, *[array] * 2, number, *[array] * 3, *[number] * 5, array, threads]
     library.attention_forward.argtypes = [flag, *[array] * 3, *[number] * 4, flag, array, threads]
     library.attention_backward.argtypes = [flag, *[array] * 5, *[number] * 4, flag, array, threads]
     library.attention_scratch.argtypes = [flag, number, number, flag, threads]
     library.multiplies_pairs.restype = flag
     library.conv3x3_scratch.argtypes = [flag, *[number] * 5, threads]
     library.conv3x3_weights_scratch.argtypes = [number, number, threads]
-    for scratch in (library.conv3x3_scratch, library.conv3x3_weights_scratch, library.attention_scratch):
-        scratch.restype = number
+    library.norm_conv3x3_scratch.argtypes = [flag, *[number] * 6, threads]
+    for scratch in ("conv3x3_scratch", "conv3x3_weights_scratch", "norm_conv3x3_scratch", "attention_scratch"):
+        getattr(library, scratch).restype = number
     return library

@@ -1,261 +1,109 @@
-// 3x3 convolutions of stride 1 and padding 1 over channels-last images, by Winograd's algorithm (winograd.h).
-//
-// A tile's result depends on nothing but its input, so it is the same in any batch and with any number of threads.
-#include <vector>
-
-#include "winograd.h"
+// 3x3 convolutions (conv.h), plain and of normalised images (norm.h).
+#include "conv.h"
+#include "norm.h"
 
 namespace {
 
-// A^T m and G g of the paper, for one column.
-inline void output_column(const Floats m[SIDE], Floats y[TILE]) {
-  Floats even = m[1] + m[2], odd = m[1] - m[2], even2 = m[3] + m[4], odd2 = m[3] - m[4];
-  y[0] = m[0] + even + even2;
-  y[1] = NEAR * odd + FAR * odd2;
-  y[2] = NEAR2 * even + FAR2 * even2;
-  y[3] = NEAR2 * NEAR * odd + FAR2 * FAR * odd2 + m[5];
-}
+constexpr long KEPT = 320 << 10;  // bytes of a group's images: what a core's cache holds
 
-inline void weight_column(const Floats g[3], Floats u[SIDE]) {
-  constexpr float near = 1 / (2 * NEAR2 * (NEAR2 - FAR2)), far = 1 / (2 * FAR2 * (FAR2 - NEAR2));
-  Floats even = near * g[0] + near * NEAR2 * g[2], even2 = far * g[0] + far * FAR2 * g[2];
-  u[0] = 1 / (NEAR2 * FAR2) * g[0];
-  u[1] = even + near * NEAR * g[1];
-  u[2] = even - near * NEAR * g[1];
-  u[3] = even2 + far * FAR * g[1];
-  u[4] = even2 - far * FAR * g[1];
-  u[5] = g[2];
-}
-
-// Elements from one place's matrix to the next: a cache line more than it has, since with strides of many lines the
-// writes to all places at once would meet in a few of the cache's sets.
+// Images that are normalised, convolved and left before the next: enough that their tiles fill blocks, in a number
+// that leaves few blocks with tiles of several kinds. 0: all of them, step by step.
 template <typename F>
-constexpr long stride_of(long elements) {
-  return elements + WIDTH * DEPTH<F>;
+long group_of(Size size, long image_bytes, int threads) {
+  if (size.tiles() <= Few<F>::MOST || !Many<F>::in_one_part(size)) return 0;
+  long tiles = size.tiles() / size.batch, group = std::max(KEPT / image_bytes, (ROWS + tiles - 1) / tiles);
+  for (long multiple : {ROWS, 4L})
+    if (group >= multiple) {
+      group = group / multiple * multiple;
+      break;
+    }
+  return threads > 1 && size.batch < threads * group ? 0 : group;
 }
 
-// Transformed weights of a part: panels of PANEL output channels, the last one perhaps of WIDTH, each (PLACES,
-// in / DEPTH, its channels, DEPTH).
-template <typename F>
-struct Panels {
-  F* u;
-  long in, count;
-  static long elements(long in, long count) {
-    return (count + PANEL - 1) / PANEL * PLACES * stride_of<F>(in * PANEL);
+// before(begin, count, kept, threads): the images to convolve, which read `kept` or are left there; after: what follows.
+template <typename F, typename T, typename Before, typename After>
+void convolve_around(Images<T> images, long kept_channels, float* scratch, int threads, Before before, After after) {
+  Size size = images.size;
+  long image = size.height * size.width * kept_channels * sizeof(T), group = group_of<F>(size, image, threads);
+  if (!group) {
+    float* kept = scratch + scratch_floats<F>(size, threads);
+    convolve<F>(before(0, size.batch, (T*)kept, threads), scratch, threads);
+    after(0, size.batch, (T*)kept, threads);
+    return;
   }
-  long channels(long panel) const { return std::min(PANEL, count - panel); }
-  long stride(long panel) const { return stride_of<F>(in * channels(panel)); }
-  F* panel(long first) const { return u + first / PANEL * PLACES * stride_of<F>(in * PANEL); }
-};
-
-// g: (3, 3, WIDTH input channels from c on) of WIDTH output channels from k on. weight: (out, 3, 3, in); turned, for
-// the gradient, it is (in, 3, 3, out) with rows and columns backwards.
-template <typename T>
-void gather(const T* weight, long c, long k, Size size, bool turned, Floats g[3][3][WIDTH]) {
-  long count = std::min(WIDTH, size.out - k);
-  for (long i = 0; i < 3; ++i)
-    for (long j = 0; j < 3; ++j) {
-      Floats* rows = g[i][j];
-      for (long l = 0; l < WIDTH; ++l)
-        if (turned)
-          rows[l] = load_some(weight + (((c + l) * 3 + 2 - i) * 3 + 2 - j) * size.out + k, count);
-        else
-          rows[l] = l < count ? load(weight + (((k + l) * 3 + i) * 3 + j) * size.in + c) : Floats{};
-      if (!turned) transpose(rows);
-    }
-}
-
-// Of WIDTH output channels from k on, `depth` input channels from c on. u: where the first of them go, in a panel of
-// `channels`; stride: from one place to the next.
-template <typename T, typename F>
-void transform_weights(const T* weight, Size size, bool turned, long k, long begin, long depth, F* u, long channels,
-                       long stride) {
-  Floats g[3][3][WIDTH];
-  for (long c = 0; c < depth; c += DEPTH<F>) {
-    if (c % WIDTH == 0) gather(weight, begin + c, k, size, turned, g);
-    Floats column[SIDE], all[PLACES][DEPTH<F>];
-    for (long d = 0; d < DEPTH<F>; ++d) {
-      Floats h[3][SIDE];
-      for (long i = 0; i < 3; ++i) {
-        Floats row[3] = {g[i][0][(c + d) % WIDTH], g[i][1][(c + d) % WIDTH], g[i][2][(c + d) % WIDTH]};
-        weight_column(row, h[i]);
-      }
-      for (long j = 0; j < SIDE; ++j) {
-        Floats rows[3] = {h[0][j], h[1][j], h[2][j]};
-        weight_column(rows, column);
-        for (long i = 0; i < SIDE; ++i) all[i * SIDE + j][d] = column[i];
-      }
-    }
-    for (long p = 0; p < PLACES; ++p) store_weights(u + p * stride + c * channels, all[p]);
-  }
-}
-
-// m: PLACES matrices, `stride` apart, of which this tile is one row, for the `count` output channels from `channel` on.
-// WHOLE: all of it is in the image, and its channels fill vectors.
-template <bool WHOLE, typename T>
-void transform_output(const float* m, long stride, Size size, long channel, long count, const float* bias, long top,
-                      long left, const T* residual, T* y) {
-  for (long k = 0; k < count; k += WIDTH) {
-    long some = WHOLE ? WIDTH : std::min(WIDTH, size.out - channel - k);
-    Floats h[TILE][SIDE], start = bias ? load_some(bias + channel + k, some) : Floats{};
-    for (long j = 0; j < SIDE; ++j) {
-      Floats d[SIDE], column[TILE];
-      for (long i = 0; i < SIDE; ++i) d[i] = load(m + (i * SIDE + j) * stride + k);
-      output_column(d, column);
-      for (long i = 0; i < TILE; ++i) h[i][j] = column[i];
-    }
-    for (long i = 0; i < TILE; ++i) {
-      if (!WHOLE && top + i >= size.height) break;
-      Floats row[TILE];
-      output_column(h[i], row);
-      for (long j = 0; j < TILE; ++j) {
-        if (!WHOLE && left + j >= size.width) break;
-        long place = ((top + i) * size.width + left + j) * size.out + channel + k;
-        Floats value = row[j] + start;
-        store_some(y + place, residual ? value + load_some(residual + place, some) : value, some);
-      }
-    }
-  }
-}
-
-// What is the same for all of a convolution.
-template <typename T>
-struct Images {
-  const T *x, *weight;
-  const float* bias;
-  const T* residual;
-  T* y;
-  Size size;
-  bool turned;
-
-  template <typename F>
-  void tile_in(long tile, F* v, long stride) const {
-    Place place(size, tile);
-    (place.inside ? transform_input<true, T, F> : transform_input<false, T, F>)(
-        x + place.image * size.height * size.width * size.in, size, place.top - 1, place.left - 1, v, stride);
-  }
-
-  void tile_out(const float* m, long stride, long tile, long channel, long count) const {
-    Place place(size, tile);
-    long image = place.image * size.height * size.width * size.out;
-    bool whole = place.top + TILE <= size.height && place.left + TILE <= size.width && channel + count <= size.out;
-    (whole ? transform_output<true, T> : transform_output<false, T>)(
-        m, stride, size, channel, count, bias, place.top, place.left, residual ? residual + image : nullptr, y + image);
-  }
-};
-
-// Many tiles: the weights of a part are transformed once, and ROWS tiles after ROWS tiles multiplied with them.
-template <typename F>
-struct Many {
-  static long weights(Size size) { return Panels<F>::elements(size.in, part_count(size.in, size.out)) / DEPTH<F>; }
-  static long stride(Size size) { return stride_of<F>(ROWS * size.in); }
-  static long tiles(Size size) { return PLACES * stride(size) / DEPTH<F>; }
-  static long own(Size size) { return tiles(size) + PLACES * ROWS * PANEL; }
-  static long floats(Size size, int threads) { return weights(size) + threads * own(size); }
-
-  template <typename T>
-  static void block(Images<T> images, Panels<F> panels, Part part, long first, F* v, float* m) {
-    Size size = images.size;
-    long count = std::min(ROWS, size.tiles() - first);
-    Needs needs(size, first, count);
-    for (long r = 0; r < count; ++r) images.tile_in(first + r, v + r * size.in, stride(size));
-    for (long k = 0; k < part.count; k += PANEL) {
-      long channels = panels.channels(k);
-      for (long p = 0; p < PLACES; ++p) {
-        if (!needs(p)) continue;
-        (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
-            v + p * stride(size), size.in, panels.panel(k) + p * panels.stride(k), size.in, m + p * ROWS * PANEL, PANEL,
-            count, false);
-      }
-      for (long r = 0; r < count; ++r)
-        images.tile_out(m + r * PANEL, ROWS * PANEL, first + r, part.begin + k, channels);
-    }
-  }
-
-  template <typename T>
-  static void convolve(Images<T> images, float* scratch, int threads) {
-    Size size = images.size;
-    each_part(size, [&](Part part) {
-      Panels<F> panels{(F*)scratch, size.in, part.count};
-#pragma omp parallel num_threads(threads)
-      {
-#pragma omp for
-        for (long k = 0; k < part.count; k += WIDTH) {
-          long panel = k / PANEL * PANEL;
-          transform_weights(images.weight, size, images.turned, part.begin + k, 0, size.in,
-                            panels.panel(panel) + (k - panel) * DEPTH<F>, panels.channels(panel),
-                            panels.stride(panel));
-        }
-        float* mine = scratch + weights(size) + thread_number() * own(size);
-#pragma omp for
-        for (long first = 0; first < size.tiles(); first += ROWS)
-          block(images, panels, part, first, (F*)mine, mine + tiles(size));
-      }
-    });
-  }
-};
-
-// Few tiles: all of them are transformed once; the weights, which are more, in pieces that stay in the cache until all
-// tiles are multiplied with them.
-template <typename F>
-struct Few {
-  static constexpr long MOST = 96, PIECE = 128 * DEPTH<F>;  // tiles; input channels of a piece
-  static long rows(Size size) { return (size.tiles() + ROWS - 1) / ROWS * ROWS; }
-  static long stride(Size size) { return stride_of<F>(rows(size) * size.in); }
-  static long tiles(Size size) { return PLACES * stride(size) / DEPTH<F>; }
-  static long weights() { return PLACES * stride_of<F>(PIECE * PANEL) / DEPTH<F>; }
-  static long own(Size size) { return weights() + PLACES * rows(size) * PANEL; }
-  static long floats(Size size, int threads) { return tiles(size) + threads * own(size); }
-
-  template <typename T>
-  static void panel(Images<T> images, const std::vector<Needs>& needs, const F* v, long k, F* u, float* m) {
-    Size size = images.size;
-    long channels = std::min(PANEL, padded(size.out) - k);
-    for (long c = 0; c < size.in; c += PIECE) {
-      long depth = std::min(PIECE, size.in - c), u_stride = stride_of<F>(depth * channels);
-      for (long l = 0; l < channels; l += WIDTH)
-        transform_weights(images.weight, size, images.turned, k + l, c, depth, u + l * DEPTH<F>, channels, u_stride);
-      for (long p = 0; p < PLACES; ++p)
-        for (long first = 0; first < size.tiles(); first += ROWS) {
-          if (!needs[first / ROWS](p)) continue;
-          (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
-              v + p * stride(size) + first * size.in + c, size.in, u + p * u_stride, depth,
-              m + (p * rows(size) + first) * PANEL, PANEL, std::min(ROWS, size.tiles() - first), c > 0);
-        }
-    }
-    for (long tile = 0; tile < size.tiles(); ++tile)
-      images.tile_out(m + tile * PANEL, rows(size) * PANEL, tile, k, channels);
-  }
-
-  template <typename T>
-  static void convolve(Images<T> images, float* scratch, int threads) {
-    Size size = images.size;
-    F* v = (F*)scratch;
-    std::vector<Needs> needs;
-    for (long first = 0; first < size.tiles(); first += ROWS)
-      needs.emplace_back(size, first, std::min(ROWS, size.tiles() - first));
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for
-      for (long tile = 0; tile < size.tiles(); ++tile) images.tile_in(tile, v + tile * size.in, stride(size));
-      float* mine = scratch + tiles(size) + thread_number() * own(size);
-#pragma omp for
-      for (long k = 0; k < padded(size.out); k += PANEL) panel(images, needs, v, k, (F*)mine, mine + weights());
-    }
-  }
-};
-
-template <typename F>
-long scratch_floats(Size size, int threads) {
-  return size.tiles() <= Few<F>::MOST ? Few<F>::floats(size, threads) : Many<F>::floats(size, threads);
+  Many<F>::in_groups(images, group, group * image / 4, scratch, threads,
+                     [&](long begin, long count, float* kept, auto convolve) {
+                       convolve(before(begin, count, (T*)kept, 1));
+                       after(begin, count, (T*)kept, 1);
+                     });
 }
 
 template <typename F, typename T>
-void convolve(Images<T> images, float* scratch, int threads) {
-  if (images.size.tiles() <= Few<F>::MOST)
-    Few<F>::convolve(images, scratch, threads);
-  else
-    Many<F>::convolve(images, scratch, threads);
+long scratch_around(Size size, long kept_channels, int threads) {
+  long image = size.height * size.width * kept_channels * sizeof(T), group = group_of<F>(size, image, threads);
+  return scratch_floats<F>(size, threads) + (group ? threads * group : size.batch) * image / 4;
+}
+
+// A normalised image: of one array's channels, or of two arrays' side by side.
+template <typename T>
+struct Normalised {
+  const T *first, *second;  // (batch, tokens, first_channels) and the channels behind them, or none
+  long batch, first_channels;
+  Layer layer;
+  const float *weight, *bias, *scale, *shift;
+  float* statistics;
+
+  void write(long begin, long count, T* y, int threads) const {
+    long channels = layer.channels, rest = channels - first_channels;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long i = begin; i < begin + count; ++i) {
+      long row = i * channels;
+      T* to = y + (i - begin) * layer.tokens * channels;
+      const T* from = first + i * layer.tokens * first_channels;
+      if (second) {
+        const T* other = second + i * layer.tokens * rest;
+        for (long n = 0; n < layer.tokens; ++n) {
+          std::memcpy(to + n * channels, from + n * first_channels, first_channels * sizeof(T));
+          std::memcpy(to + n * channels + first_channels, other + n * rest, rest * sizeof(T));
+        }
+        from = to;
+      }
+      normalise(from, to, layer, weight, bias, scale ? scale + row : nullptr, shift ? shift + row : nullptr,
+                statistics_of(statistics, i, batch, channels));
+    }
+  }
+};
+
+template <typename F, typename T>
+void norm_conv(Normalised<T> normalised, Images<T> images, float* scratch, int threads) {
+  auto before = [&](long begin, long count, T* kept, int threads) {
+    normalised.write(begin, count, kept, threads);
+    Images<T> some = images.some(begin, count);
+    some.x = kept;
+    return some;
+  };
+  convolve_around<F>(images, images.size.in, scratch, threads, before, [](long, long, T*, int) {});
+}
+
+template <typename F, typename T>
+void norm_conv_back(const T* x, Layer layer, float* statistics, Images<T> images, float* scratch, int threads) {
+  T* grad_x = images.y;
+  long image = layer.tokens * layer.channels, batch = images.size.batch;
+  auto before = [&](long begin, long count, T* kept, int) {
+    Images<T> some = images.some(begin, count);
+    some.y = kept;
+    return some;
+  };
+  auto after = [&](long begin, long count, T* kept, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long i = begin; i < begin + count; ++i) {
+      std::vector<float> means(4 * layer.channels);
+      Statistics s = statistics_of(statistics, i, batch, layer.channels);
+      normalise_back(x + i * image, kept + (i - begin) * image, grad_x + i * image, layer, s.a, s.b, s.mean, s.rstd,
+                     statistics_of(means.data(), 0, 1, layer.channels));
+    }
+  };
+  convolve_around<F>(images, images.size.out, scratch, threads, before, after);
 }
 
 }  // namespace
@@ -281,4 +129,43 @@ extern "C" void conv3x3(bool reduced, const void* x, const void* weight, const f
     convolve<float>(Images<float>{(const float*)x, (const float*)weight, bias, (const float*)residual, (float*)y, size,
                                   turned},
                     scratch, threads);
+}
+
+// Floats that the two below need for themselves; kept_channels: those of the normalised image, in or out.
+extern "C" long norm_conv3x3_scratch(bool reduced, long batch, long height, long width, long in, long out,
+                                     long kept_channels, int threads) {
+  Size size{batch, height, width, in, out};
+  return reduced ? scratch_around<Factor, bfloat16>(size, kept_channels, threads)
+                 : scratch_around<float, float>(size, kept_channels, threads);
+}
+
+// conv3x3 of SiLU(normalised). first: (batch, height, width, first_channels), second: the channels behind them, or
+// none; statistics: (4, batch, in), written: a, b, mean, 1 / deviation.
+extern "C" void norm_conv3x3(bool reduced, const void* first, const void* second, long first_channels, long groups,
+                             const float* norm_weight, const float* norm_bias, const float* scale, const float* shift,
+                             float* statistics, const void* weight, const float* bias, const void* residual, void* y,
+                             long batch, long height, long width, long in, long out, float* scratch, int threads) {
+  Size size{batch, height, width, in, out};
+  auto run = [&](auto type, auto factor) {
+    typedef decltype(type) T;
+    Normalised<T> normalised{(const T*)first, (const T*)second, batch, first_channels,
+                             {height * width, in, groups, true}, norm_weight, norm_bias, scale, shift, statistics};
+    Images<T> images{(const T*)first, (const T*)weight, bias, (const T*)residual, (T*)y, size, false};
+    norm_conv<decltype(factor)>(normalised, images, scratch, threads);
+  };
+  reduced ? run(bfloat16{}, Factor{}) : run(0.0f, 0.0f);
+}
+
+// The gradient with respect to `x`, (batch, height, width, out), which was one array. grad: (..., in).
+extern "C" void norm_conv3x3_backward(bool reduced, const void* x, float* statistics, long groups, const void* weight,
+                                      const void* grad, void* grad_x, long batch, long height, long width, long in,
+                                      long out, float* scratch, int threads) {
+  Size size{batch, height, width, in, out};
+  auto run = [&](auto type, auto factor) {
+    typedef decltype(type) T;
+    Images<T> images{(const T*)grad, (const T*)weight, nullptr, nullptr, (T*)grad_x, size, true};
+    norm_conv_back<decltype(factor)>((const T*)x, {height * width, out, groups, true}, statistics, images, scratch,
+                                     threads);
+  };
+  reduced ? run(bfloat16{}, Factor{}) : run(0.0f, 0.0f);
 }
