@@ -103,7 +103,7 @@ class UNet(ADM):
         h, skips = self._encode(x, emb)
         for block in self.output_blocks:
             h = _apply(block, h, emb, beside=skips.pop())
-        output = norm_act_conv([self._to_head(h)], self.out[0], self.out[2])
+        output = norm_act_conv(self._to_head(h), self.out[0], self.out[2])
         return output.to(x.dtype)
 
 
@@ -157,11 +157,14 @@ def _autocasting(weight: Tensor) -> bool:
 
 
 def _apply(block: nn.Module, x: Tensor, emb: Tensor, beside: Tensor | None = None) -> Tensor:
-    """beside: an image of more channels, for the first layer, a residual block."""
+    """beside: an image of more channels, for the first layer, a residual block.
+
+    That upsamples, where a layer without a convolution of its own, the decoder's last before it, should have.
+    """
     for layer in block.children():
         if isinstance(layer, ResBlock):
             x, beside = layer(x, emb, beside), None
-        else:
+        elif not isinstance(layer, Upsample) or layer.conv is not None:
             x = layer(x)
     return x
 

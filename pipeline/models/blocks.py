@@ -7,7 +7,6 @@ channels-last, attention works on (B, N, C) tokens, the time embedding is activa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import native, norm_conv
+from pipeline.models import native
 from pipeline.models.conv import Conv3x3
 from pipeline.models.norm import group_norm, norm_act, plain_norm
-from pipeline.models.norm_conv import norm_act_conv
+from pipeline.models.norm_conv import join, norm_act_conv, norm_act_conv_and_skip
 
 
 @dataclass(frozen=True)
@@ -142,33 +141,23 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, emb: Tensor, beside: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W); emb: (B, 4 model_channels), already through SiLU; beside: an image of the last channels."""
-        norm, conv = self.in_layers[0], self.in_layers[2]
-        parts = [x] if beside is None else [x, beside]
-        if self.resample is not None or not norm_conv.takes(parts, norm, conv):
-            parts = [norm_conv.join(parts)]  # once, for the skip connection too
-        if self.resample is None:
-            h = norm_act_conv(parts, norm, conv)
-        else:
-            h, parts = conv(self.resample(norm_act(parts[0], norm))), [self.resample(parts[0])]
-        emb_out = self.emb_layers[1](emb.to(weight_of(self.emb_layers[1]).dtype))
-        scale, shift = emb_out.chunk(2, dim=1) if self.scale_shift else (None, None)
-        if not self.scale_shift:
-            h = h + emb_out[..., None, None]
-        out_norm, dropout, out_conv = self.out_layers[0], self.out_layers[2], self.out_layers[3]
-        return norm_act_conv([h], out_norm, out_conv, scale, shift, self._skip(parts), dropout)
+        """x: (B, C, H, W); emb: (B, 4 model_channels), already through SiLU.
 
-    def _skip(self, parts: Sequence[Tensor]) -> Tensor:
-        conv = self.skip_connection
-        if len(parts) == 1:
-            y: Tensor = conv(parts[0])
-            return y
-        assert isinstance(conv, nn.Conv2d)
-        weight, first = conv.weight[..., 0, 0], parts[0].shape[1]
-        tokens, others = (part.permute(0, 2, 3, 1).flatten(0, 2) for part in parts)
-        assert conv.bias is not None
-        h = torch.addmm(conv.bias, tokens, weight[:, :first].t()).addmm_(others, weight[:, first:].t())
-        return h.view(-1, *parts[0].shape[2:], len(weight)).permute(0, 3, 1, 2)
+        beside: an image of the last channels; x may then be of half its height and width, and is upsampled.
+        """
+        parts = [x] if beside is None else [x, beside]
+        norm, conv = self.in_layers[0], self.in_layers[2]
+        if self.resample is None:
+            h, skipped = norm_act_conv_and_skip(parts, norm, conv, self.skip_connection)
+        else:
+            x = join(parts)
+            h, skipped = conv(self.resample(norm_act(x, norm))), self.skip_connection(self.resample(x))
+        emb_out = self.emb_layers[1](emb.to(weight_of(self.emb_layers[1]).dtype))
+        norm, dropout, conv = self.out_layers[0], self.out_layers[2], self.out_layers[3]
+        if not self.scale_shift:
+            return norm_act_conv(h + emb_out[..., None, None], norm, conv, residual=skipped, dropout=dropout)
+        scale, shift = emb_out.chunk(2, dim=1)
+        return norm_act_conv(h, norm, conv, scale, shift, skipped, dropout)
 
 
 class AttentionBlock(nn.Module):

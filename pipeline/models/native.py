@@ -123,26 +123,34 @@ def norm_conv3x3(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    skip: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """:func:`conv3x3` of SiLU(normalised images), a few images at a time, so that these never leave the cache.
 
-    parts: one image, (B, C, H, W), or two whose channels lie side by side; norm: its weight and bias, (C,); scale,
-    shift: (B, C). Returns the result, and (4, B, C) float32 for :func:`norm_conv3x3_backward`.
+    parts: one image, (B, C, H, W), or two whose channels lie side by side, the first perhaps of half the height and
+    width, its pixels then twice as high and wide; norm: its weight and bias, (C,); scale, shift: (B, C); skip: weight,
+    (K, C, 1, 1), and bias of a 1x1 convolution of what is normalised. Returns the result, (4, B, C) float32 for
+    :func:`norm_conv3x3_backward`, and the 1x1 convolution's result, (B, K, H, W).
     """
-    images = [_channels_last(part) for part in parts]
-    batch, height, width, first_channels = images[0].shape
-    channels, out = sum(image.shape[-1] for image in images), len(weight)
+    first, *others = (_channels_last(part) for part in parts)
+    batch, height, width, first_channels = first.shape
+    half = bool(others) and others[0].shape[1] != height
+    if others:
+        height, width = others[0].shape[1:3]
+    channels, out = first_channels + sum(other.shape[-1] for other in others), len(weight)
     size = (batch, height, width, channels, out)
-    y = images[0].new_empty((batch, height, width, out))
+    y = first.new_empty((batch, height, width, out))
+    skipped = None if skip is None else torch.empty_like(y)
     statistics = y.new_empty((4, batch, channels), dtype=torch.float32)
-    scratch = _scratch("norm_conv3x3_scratch", y.dtype == torch.bfloat16, *size, channels)
-    vectors = [None if v is None else v.float().contiguous() for v in (*norm, scale, shift)]
+    scratch = _scratch("norm_conv3x3_scratch", y.dtype == torch.bfloat16, *size, channels, 0 if skip is None else out)
+    images = (first, others[0] if others else None, first_channels, half, groups)
+    vectors = (None if v is None else v.float().contiguous() for v in (*norm, scale, shift))
+    passing = (None, None) if skip is None else (skip[0].flatten(1).contiguous(), skip[1].float())
     offset = None if bias is None else bias.float()
     added = None if residual is None else _channels_last(residual)
-    second = images[1] if len(images) > 1 else None
-    images_in = (images[0], second, first_channels, groups, *vectors, statistics)
-    _call("norm_conv3x3", y.dtype, *images_in, _channels_last(weight), offset, added, y, *size, scratch)
-    return y.permute(0, 3, 1, 2), statistics
+    kernel = (_channels_last(weight), offset, added, y)
+    _call("norm_conv3x3", y.dtype, *images, *vectors, statistics, *passing, skipped, *kernel, *size, scratch)
+    return y.permute(0, 3, 1, 2), statistics, None if skipped is None else skipped.permute(0, 3, 1, 2)
 
 
 def norm_conv3x3_backward(x: Tensor, statistics: Tensor, groups: int, weight: Tensor, grad: Tensor) -> Tensor:
@@ -151,7 +159,7 @@ def norm_conv3x3_backward(x: Tensor, statistics: Tensor, groups: int, weight: Te
     batch, height, width, out = given.shape
     size = (batch, height, width, out, image.shape[-1])
     grad_x = torch.empty_like(image)
-    scratch = _scratch("norm_conv3x3_scratch", image.dtype == torch.bfloat16, *size, image.shape[-1])
+    scratch = _scratch("norm_conv3x3_scratch", image.dtype == torch.bfloat16, *size, image.shape[-1], 0)
     arrays = (image, statistics, groups, _channels_last(weight), given, grad_x)
     _call("norm_conv3x3_backward", image.dtype, *arrays, *size, scratch)
     return grad_x.permute(0, 3, 1, 2)
@@ -274,7 +282,8 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.norm_backward.argtypes = [flag, *[array] * 3, *[number] * 4, *[array] * 4, flag, array, threads]
     library.conv3x3.argtypes = [flag, *[array] * 5, *[number] * 5, flag, array, threads]
     library.conv3x3_weights.argtypes = [flag, *[array] * 4, *[number] * 5, array, threads]
-    library.norm_conv3x3.argtypes = [flag, *[array] * 2, *[number] * 2, *[array] * 9, *[number] * 5, array, threads]
+    norm_conv = [*[array] * 2, number, flag, number, *[array] * 12, *[number] * 5, array]
+    library.norm_conv3x3.argtypes = [flag, *norm_conv, threads]
     library.norm_conv3x3_backward.argtypes = [flag, *[array] * 2, number, *[array] * 3, *[number] * 5, array, threads]
     library.attention_forward.argtypes = [flag, *[array] * 3, *[number] * 4, flag, array, threads]
     library.attention_backward.argtypes = [flag, *[array] * 5, *[number] * 4, flag, array, threads]
@@ -282,7 +291,7 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.multiplies_pairs.restype = flag
     library.conv3x3_scratch.argtypes = [flag, *[number] * 5, threads]
     library.conv3x3_weights_scratch.argtypes = [number, number, threads]
-    library.norm_conv3x3_scratch.argtypes = [flag, *[number] * 6, threads]
+    library.norm_conv3x3_scratch.argtypes = [flag, *[number] * 7, threads]
     for scratch in ("conv3x3_scratch", "conv3x3_weights_scratch", "norm_conv3x3_scratch", "attention_scratch"):
         getattr(library, scratch).restype = number
     return library

@@ -1,7 +1,7 @@
 """Normalisation with scale, shift and SiLU, and the 3x3 convolution behind it: on CPUs one kernel for frozen networks.
 
 It takes a few images at a time through both, so that what lies between stays in the processor's cache; results are
-those of one after the other, to the bit.
+those of one after the other, within rounding.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models import native
@@ -17,23 +18,8 @@ from pipeline.models.conv import Conv3x3
 from pipeline.models.norm import GROUPS, norm_act
 
 
-def takes(parts: Sequence[Tensor], norm: nn.Module, conv: Conv3x3, *others: Tensor | None) -> bool:
-    """Whether the kernel is on for such images, one or two whose channels lie side by side.
-
-    Not where a network trains, nor for any gradient but that of a single image: not for ``others``' (scale, shift).
-    """
-    if conv.training or torch.is_autocast_enabled(parts[0].device.type):
-        return False
-    if not native.takes_conv3x3(parts[0], conv.in_channels):
-        return False
-    if not torch.is_grad_enabled():
-        return True
-    frozen = not any(v.requires_grad for v in (*norm.parameters(), *conv.parameters(), *others) if v is not None)
-    return frozen and len(parts) == 1 and native.takes_conv3x3(parts[0], conv.out_channels)
-
-
 def norm_act_conv(
-    parts: Sequence[Tensor],
+    x: Tensor,
     norm: nn.Module,
     conv: Conv3x3,
     scale: Tensor | None = None,
@@ -43,52 +29,74 @@ def norm_act_conv(
 ) -> Tensor:
     """conv(dropout(SiLU(group_norm(x) * (1 + scale) + shift))) + residual.
 
-    parts: x, (B, C, H, W), or two images whose channels lie side by side; scale, shift: (B, C), both or none;
-    residual: like the result.
+    x: (B, C, H, W); scale, shift: (B, C), both or none; residual: like the result.
     """
-    if not takes(parts, norm, conv, scale, shift):
-        h = norm_act(join(parts), norm, scale, shift)
+    if not _takes(x, norm, conv, scale, shift):
+        h = norm_act(x, norm, scale, shift)
         y: Tensor = conv(h if dropout is None else dropout(h), residual)
         return y
-    assert isinstance(norm, nn.GroupNorm)
-    added = None if residual is None else residual.to(parts[0].dtype)
-    if not torch.is_grad_enabled():
-        return _forward(parts, norm, conv, scale, shift, added)[0]
-    y = _NormConv.apply(parts[0], norm, conv, scale, shift, added)  # type: ignore[no-untyped-call]
-    return y
+    added = None if residual is None else residual.to(x.dtype)
+    if torch.is_grad_enabled():
+        y = _NormConv.apply(x, norm, conv, scale, shift, added)  # type: ignore[no-untyped-call]
+        return y
+    return native.norm_conv3x3([x], _affine(norm), scale, shift, GROUPS, conv.weight, conv.bias, added)[0]
+
+
+def norm_act_conv_and_skip(
+    parts: Sequence[Tensor], norm: nn.Module, conv: Conv3x3, skip: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """conv(SiLU(group_norm(x))) and skip(x), for x = join(parts)."""
+    if torch.is_grad_enabled() or not isinstance(skip, nn.Conv2d) or not _takes(parts[-1], norm, conv):
+        x = join(parts)
+        return norm_act_conv(x, norm, conv), skip(x)
+    assert skip.bias is not None
+    passing = skip.weight, skip.bias
+    arguments = (_affine(norm), None, None, GROUPS, conv.weight, conv.bias, None, passing)
+    h, _, skipped = native.norm_conv3x3(parts, *arguments)
+    assert skipped is not None
+    return h, skipped
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
-    """Images as one, their channels side by side."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+    """One image, (B, C, H, W), or two with their channels side by side, the first upsampled to the second's size."""
+    if len(parts) == 1:
+        return parts[0]
+    first, second = parts
+    if first.shape[2:] != second.shape[2:]:
+        first = F.interpolate(first, scale_factor=2, mode="nearest")
+    return torch.cat([first, second], dim=1)
 
 
-def _forward(
-    parts: Sequence[Tensor],
-    norm: nn.GroupNorm,
-    conv: Conv3x3,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    affine = (norm.weight, norm.bias)
-    return native.norm_conv3x3(parts, affine, scale, shift, GROUPS, conv.weight, conv.bias, residual)
+def _takes(x: Tensor, norm: nn.Module, conv: Conv3x3, *others: Tensor | None) -> bool:
+    """Whether the kernel is on: in no network that trains, and for no gradient but that of an image."""
+    if conv.training or torch.is_autocast_enabled(x.device.type) or not native.takes_conv3x3(x, conv.in_channels):
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    frozen = not any(v.requires_grad for v in (*norm.parameters(), *conv.parameters(), *others) if v is not None)
+    return frozen and native.takes_conv3x3(x, conv.out_channels)
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    assert isinstance(norm, nn.GroupNorm)
+    return norm.weight, norm.bias
 
 
 class _NormConv(torch.autograd.Function):
-    """Of one image, with the gradients of that and of the residual."""
+    """With the gradients of the image and of the residual."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        norm: nn.GroupNorm,
+        norm: nn.Module,
         conv: Conv3x3,
         scale: Tensor | None,
         shift: Tensor | None,
         residual: Tensor | None,
     ) -> Tensor:
-        y, statistics = _forward([x], norm, conv, scale, shift, residual)
+        arguments = (_affine(norm), scale, shift, GROUPS, conv.weight, conv.bias, residual)
+        y, statistics, _ = native.norm_conv3x3([x], *arguments)
         ctx.save_for_backward(x, statistics, conv.weight)
         return y
 

@@ -20,6 +20,12 @@ long group_of(Size size, long image_bytes, int threads) {
   return threads > 1 && size.batch < threads * group ? 0 : group;
 }
 
+// With ROWS pixels more, which may be read.
+template <typename T>
+long kept_floats(long images, long image_bytes, long channels) {
+  return (images * image_bytes + ROWS * channels * sizeof(T)) / 4;
+}
+
 // before(begin, count, kept, threads): the images to convolve, which read `kept` or are left there; after: what follows.
 template <typename F, typename T, typename Before, typename After>
 void convolve_around(Images<T> images, long kept_channels, float* scratch, int threads, Before before, After after) {
@@ -31,7 +37,7 @@ void convolve_around(Images<T> images, long kept_channels, float* scratch, int t
     after(0, size.batch, (T*)kept, threads);
     return;
   }
-  Many<F>::in_groups(images, group, group * image / 4, scratch, threads,
+  Many<F>::in_groups(images, group, kept_floats<T>(group, image, kept_channels), scratch, threads,
                      [&](long begin, long count, float* kept, auto convolve) {
                        convolve(before(begin, count, (T*)kept, 1));
                        after(begin, count, (T*)kept, 1);
@@ -41,41 +47,94 @@ void convolve_around(Images<T> images, long kept_channels, float* scratch, int t
 template <typename F, typename T>
 long scratch_around(Size size, long kept_channels, int threads) {
   long image = size.height * size.width * kept_channels * sizeof(T), group = group_of<F>(size, image, threads);
-  return scratch_floats<F>(size, threads) + (group ? threads * group : size.batch) * image / 4;
+  long kept = kept_floats<T>(group ? group : size.batch, image, kept_channels);
+  return scratch_floats<F>(size, threads) + (group ? threads : 1) * kept;
 }
 
-// A normalised image: of one array's channels, or of two arrays' side by side.
-template <typename T>
+// A 1x1 convolution of the same images, into y. weight: (out, channels); u: it as panels, `floats` of them.
+template <typename F, typename T>
+struct Skip {
+  const T* weight;
+  const float* bias;
+  T* y;
+  long channels, out;
+  F* u;
+  static long floats(long channels, long out) { return channels * out / DEPTH<F>; }
+
+  void pack() const {
+    for (long k = 0; k < out; k += WIDTH)
+      for (long c = 0; c < channels; c += DEPTH<F>) {
+        Floats weights[DEPTH<F>];
+        for (long d = 0; d < DEPTH<F>; ++d)
+          for (long l = 0; l < WIDTH; ++l) weights[d][l] = value(weight[(k + l) * channels + c + d]);
+        store_weights(u + k / PANEL * PANEL * channels + (c * PANEL + k % PANEL * DEPTH<F>), weights);
+      }
+  }
+
+  // x: `tokens` pixels, with ROWS that may be read behind them; first: the number of the first.
+  void run(const T* x, long first, long tokens) const {
+    std::vector<F> converted(sizeof(T) == sizeof(F) ? 0 : (tokens + ROWS) * channels);
+    const F* rows = converted.data();
+    if constexpr (sizeof(T) == sizeof(F))
+      rows = (const F*)x;
+    else
+      for (long i = 0; i < tokens * channels; ++i) converted[i] = value(x[i]);
+    float m[ROWS * PANEL];
+    for (long k = 0; k < out; k += PANEL)
+      for (long n = 0; n < tokens; n += ROWS) {
+        long count = std::min(ROWS, tokens - n);
+        multiply<2>(rows + n * channels, channels, u + k * channels, channels, m, PANEL, count);
+        for (long r = 0; r < count; ++r)
+          for (long c = 0; c < PANEL; c += WIDTH)
+            store(y + (first + n + r) * out + k + c, load(m + r * PANEL + c) + load(bias + k + c));
+      }
+  }
+};
+
+// A normalised image: of one array's channels, or of two arrays' side by side, the first perhaps of half the height
+// and width, its pixels twice as high and wide.
+template <typename F, typename T>
 struct Normalised {
-  const T *first, *second;  // (batch, tokens, first_channels) and the channels behind them, or none
-  long batch, first_channels;
+  const T *first, *second;  // (batch, its tokens, first_channels) and the channels behind them, or none
+  long batch, height, width, first_channels;
+  bool half;
   Layer layer;
   const float *weight, *bias, *scale, *shift;
   float* statistics;
+  const Skip<F, T>* skip;  // or none
 
   void write(long begin, long count, T* y, int threads) const {
-    long channels = layer.channels, rest = channels - first_channels;
+    long channels = layer.channels, image = layer.tokens * channels;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (long i = begin; i < begin + count; ++i) {
+      T* to = y + (i - begin) * image;
+      const T* from = to;
+      if (second || skip)
+        copy(i, to);
+      else
+        from = first + i * image;
+      if (skip) skip->run(to, i * layer.tokens, layer.tokens);
       long row = i * channels;
-      T* to = y + (i - begin) * layer.tokens * channels;
-      const T* from = first + i * layer.tokens * first_channels;
-      if (second) {
-        const T* other = second + i * layer.tokens * rest;
-        for (long n = 0; n < layer.tokens; ++n) {
-          std::memcpy(to + n * channels, from + n * first_channels, first_channels * sizeof(T));
-          std::memcpy(to + n * channels + first_channels, other + n * rest, rest * sizeof(T));
-        }
-        from = to;
-      }
       normalise(from, to, layer, weight, bias, scale ? scale + row : nullptr, shift ? shift + row : nullptr,
                 statistics_of(statistics, i, batch, channels));
     }
   }
+
+  void copy(long i, T* to) const {
+    long shrink = half ? 2 : 1, rest = layer.channels - first_channels;
+    const T* from = first + i * layer.tokens / (shrink * shrink) * first_channels;
+    const T* other = second ? second + i * layer.tokens * rest : first;
+    for (long row = 0; row < height; ++row)
+      for (long column = 0; column < width; ++column, to += layer.channels, other += rest) {
+        long place = row / shrink * (width / shrink) + column / shrink;
+        std::memcpy(to, from + place * first_channels, first_channels * sizeof(T));
+        std::memcpy(to + first_channels, other, rest * sizeof(T));
+      }
+  }
 };
 
 template <typename F, typename T>
-void norm_conv(Normalised<T> normalised, Images<T> images, float* scratch, int threads) {
+void norm_conv(Normalised<F, T> normalised, Images<T> images, float* scratch, int threads) {
   auto before = [&](long begin, long count, T* kept, int threads) {
     normalised.write(begin, count, kept, threads);
     Images<T> some = images.some(begin, count);
@@ -131,27 +190,36 @@ extern "C" void conv3x3(bool reduced, const void* x, const void* weight, const f
                     scratch, threads);
 }
 
-// Floats that the two below need for themselves; kept_channels: those of the normalised image, in or out.
+// Floats that the two below need for themselves; kept_channels: those of the normalised image, in or out; skip: those
+// of the 1x1 convolution's result, or 0.
 extern "C" long norm_conv3x3_scratch(bool reduced, long batch, long height, long width, long in, long out,
-                                     long kept_channels, int threads) {
+                                     long kept_channels, long skip, int threads) {
   Size size{batch, height, width, in, out};
-  return reduced ? scratch_around<Factor, bfloat16>(size, kept_channels, threads)
-                 : scratch_around<float, float>(size, kept_channels, threads);
+  return reduced ? scratch_around<Factor, bfloat16>(size, kept_channels, threads) +
+                       Skip<Factor, bfloat16>::floats(in, skip)
+                 : scratch_around<float, float>(size, kept_channels, threads) + Skip<float, float>::floats(in, skip);
 }
 
-// conv3x3 of SiLU(normalised). first: (batch, height, width, first_channels), second: the channels behind them, or
-// none; statistics: (4, batch, in), written: a, b, mean, 1 / deviation.
-extern "C" void norm_conv3x3(bool reduced, const void* first, const void* second, long first_channels, long groups,
-                             const float* norm_weight, const float* norm_bias, const float* scale, const float* shift,
-                             float* statistics, const void* weight, const float* bias, const void* residual, void* y,
+// conv3x3 of SiLU(normalised). first: (batch, height, width, first_channels), or half as high and wide; second: the
+// channels behind them, or none; statistics: (4, batch, in), written: a, b, mean, 1 / deviation. skip_y: (..., out),
+// written: a 1x1 convolution of what is normalised, by skip_weight, (out, in), and skip_bias; or none.
+extern "C" void norm_conv3x3(bool reduced, const void* first, const void* second, long first_channels, bool half,
+                             long groups, const float* norm_weight, const float* norm_bias, const float* scale,
+                             const float* shift, float* statistics, const void* skip_weight, const float* skip_bias,
+                             void* skip_y, const void* weight, const float* bias, const void* residual, void* y,
                              long batch, long height, long width, long in, long out, float* scratch, int threads) {
   Size size{batch, height, width, in, out};
   auto run = [&](auto type, auto factor) {
     typedef decltype(type) T;
-    Normalised<T> normalised{(const T*)first, (const T*)second, batch, first_channels,
-                             {height * width, in, groups, true}, norm_weight, norm_bias, scale, shift, statistics};
+    typedef decltype(factor) F;
+    Skip<F, T> skip{(const T*)skip_weight, skip_bias, (T*)skip_y, in, out,
+                    (F*)(scratch + scratch_around<F, T>(size, in, threads))};
+    if (skip_y) skip.pack();
+    Normalised<F, T> normalised{(const T*)first, (const T*)second, batch, height, width, first_channels, half,
+                                {height * width, in, groups, true}, norm_weight, norm_bias, scale, shift, statistics,
+                                skip_y ? &skip : nullptr};
     Images<T> images{(const T*)first, (const T*)weight, bias, (const T*)residual, (T*)y, size, false};
-    norm_conv<decltype(factor)>(normalised, images, scratch, threads);
+    norm_conv<F>(normalised, images, scratch, threads);
   };
   reduced ? run(bfloat16{}, Factor{}) : run(0.0f, 0.0f);
 }

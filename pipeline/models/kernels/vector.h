@@ -20,6 +20,14 @@ struct bfloat16 {
   uint16_t bits;
 };
 
+inline float value(float x) { return x; }
+inline float value(bfloat16 x) {
+  uint32_t bits = (uint32_t)x.bits << 16;
+  float number;
+  std::memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
 inline Floats filled(float value) { return Floats{} + value; }
 
 inline Floats load(const float* p) {
