@@ -10,18 +10,16 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.baseline import BaselineStep
+from benchmarks.turns import take_turns
 from pipeline.allocator import keep_freed_memory
 from pipeline.bench.measure import machine, ratios
 from pipeline.bench.step import Split, StepClock, endless_steps
@@ -127,15 +125,7 @@ def baseline(case: Case) -> Form:
 
 def compare(base: Case, repeats: int) -> dict[str, object]:
     """Time the three forms in turn, each some steps unmeasured. Returns ratios, quartiles, and each form's split."""
-    splits: dict[str, list[Split]] = {name: [] for name in FORMS}
-    with ExitStack() as stack:
-        context = multiprocessing.get_context("spawn")
-        processes = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in FORMS}
-        for turn in range(WARM_UP + repeats):
-            for name, process in processes.items():
-                split = process.submit(timed, replace(base, form=name)).result()
-                if turn >= WARM_UP:
-                    splits[name].append(split)
+    splits = take_turns(timed, {name: replace(base, form=name) for name in FORMS}, WARM_UP, repeats)
     seconds = {name: [split.step for split in found] for name, found in splits.items()}
     exact, fast = (ratios(seconds["baseline"], seconds[name]) for name in ("exact", "fast"))
     return {

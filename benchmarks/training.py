@@ -2,23 +2,28 @@
 
 The reference trains in float32 with its attention blocks recomputed, averages the weights parameter by parameter and
 sums the norms of weights and gradients for its log; the loss is the same code for both. Both take the same batches of
-the package's real images, in turn; times are CPU seconds (GPU: wall seconds).
+the package's real images, in turn, each in a process of its own that is set up as its users would have it; times are
+CPU seconds (GPU: wall seconds).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.baseline import unet_forward
+from benchmarks.turns import take_turns
 from pipeline import assets
-from pipeline.bench.measure import interleave, machine, ratios, spread
+from pipeline.allocator import keep_freed_memory
+from pipeline.bench.measure import clock, machine, ratios, spread
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.models import native, norm
 from pipeline.models.adm import UNet
@@ -30,6 +35,16 @@ PRESET = "fashion-mnist-28"
 NEVER = Path("never-written")  # no checkpoint is read or due within a benchmark
 
 
+@dataclass(frozen=True)
+class Case:
+    """form: one of FORMS; batch: images a step."""
+
+    form: str
+    batch: int
+    device: str
+    threads: int
+
+
 class BaselineUNet(nn.Module):
     """The embedded U-Net with the baseline's forward pass."""
 
@@ -39,6 +54,22 @@ class BaselineUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         return unet_forward(self.network, x, t, y)
+
+
+def timed(case: Case) -> float:
+    """Seconds of one step of this process's form."""
+    device = torch.device(case.device)
+    step = step_of(case)
+    begin = clock(device)
+    step()
+    return clock(device) - begin
+
+
+@functools.cache
+def step_of(case: Case) -> Callable[[], object]:
+    """This process's form, made once."""
+    torch.set_num_threads(case.threads)
+    return FORMS[case.form](TrainSettings(images=10**9, batch=case.batch), torch.device(case.device))
 
 
 def baseline_step(settings: TrainSettings, device: torch.device) -> Callable[[], object]:
@@ -53,7 +84,6 @@ def baseline_step(settings: TrainSettings, device: torch.device) -> Callable[[],
     taken = [0]
 
     def step() -> None:
-        native.use(False)
         batch = make_batch(data, taken[0], settings, device)
         optimizer.zero_grad()
         loss_function(model, batch)["loss"].backward()
@@ -72,14 +102,15 @@ def our_step(settings: TrainSettings, device: torch.device) -> Callable[[], obje
     data = assets.reference(PRESET, "train")
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
     torch.manual_seed(0)
+    native.use(device.type == "cpu")
     norm.set_compiled(settings.batch if device.type == "cuda" else None)
+    keep_freed_memory()
     state = start(UNet(preset.unet), settings, device, NEVER)
+    return lambda: train_step(state, loss_function, data, settings)
 
-    def step() -> None:
-        native.use(device.type == "cpu")
-        train_step(state, loss_function, data, settings)
 
-    return step
+FORMS = {"baseline": baseline_step, "rarefy": our_step}
+WARM_UP = 2  # steps
 
 
 def main() -> int:
@@ -92,9 +123,8 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    settings = TrainSettings(images=10**9, batch=arguments.batch)
-    cases = {"baseline": baseline_step(settings, device), "rarefy": our_step(settings, device)}
-    seconds = interleave(cases, arguments.repeats, device)
+    cases = {name: Case(name, arguments.batch, arguments.device, arguments.threads) for name in FORMS}
+    seconds = take_turns(timed, cases, WARM_UP, arguments.repeats)
     ratio = ratios(seconds["baseline"], seconds["rarefy"])
     speeds = {name: round(arguments.batch / spread(values).median, 1) for name, values in seconds.items()}
     print(f"images/s: baseline {speeds['baseline']}, rarefy {speeds['rarefy']}")
