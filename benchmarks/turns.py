@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 def take_turns(
     work: Callable[[Case], Result], cases: Mapping[str, Case], warm_up: int, repeats: int
 ) -> dict[str, list[Result]]:
-    """Call ``work``, a module's function, with each case in turn. Returns the results of all turns after ``warm_up``."""
+    """Call ``work``, a module's function, with each case in turn. Returns its results behind ``warm_up`` turns."""
     results: dict[str, list[Result]] = {name: [] for name in cases}
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")

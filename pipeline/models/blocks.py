@@ -146,14 +146,15 @@ class ResBlock(nn.Module):
         beside: an image of the last channels; x may then be of half its height and width, and is upsampled.
         """
         parts = [x] if beside is None else [x, beside]
-        norm, conv = self.in_layers[0], self.in_layers[2]
+        norm, _, conv = self.in_layers
         if self.resample is None:
             h, skipped = norm_act_conv_and_skip(parts, norm, conv, self.skip_connection)
         else:
             x = join(parts)
             h, skipped = conv(self.resample(norm_act(x, norm))), self.skip_connection(self.resample(x))
-        emb_out = self.emb_layers[1](emb.to(weight_of(self.emb_layers[1]).dtype))
-        norm, dropout, conv = self.out_layers[0], self.out_layers[2], self.out_layers[3]
+        _, linear = self.emb_layers
+        emb_out = linear(emb.to(weight_of(linear).dtype))
+        norm, _, dropout, conv = self.out_layers
         if not self.scale_shift:
             return norm_act_conv(h + emb_out[..., None, None], norm, conv, residual=skipped, dropout=dropout)
         scale, shift = emb_out.chunk(2, dim=1)

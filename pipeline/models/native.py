@@ -90,27 +90,25 @@ def conv3x3(
     residual: added to the result, whose shape and dtype it has. turned: x is the gradient (B, K, H, W) instead, and
     the result that with respect to the image, (B, C, H, W).
     """
-    image, kernel = _channels_last(x), _channels_last(weight)
-    batch, height, width, channels = image.shape
+    batch, channels, height, width = x.shape
     out = weight.shape[1 if turned else 0]
-    y = image.new_empty((batch, height, width, out))
+    y = _empty_image(x, batch, out, height, width)
     size = (batch, height, width, channels, out)
     scratch = _scratch("conv3x3_scratch", x.dtype == torch.bfloat16, *size)
     offset = None if bias is None else bias.float()
     added = None if residual is None else _channels_last(residual)
-    _call("conv3x3", x.dtype, image, kernel, offset, added, y, *size, turned, scratch)
-    return y.permute(0, 3, 1, 2)
+    _call("conv3x3", x.dtype, _channels_last(x), _channels_last(weight), offset, added, y, *size, turned, scratch)
+    return y
 
 
 def conv3x3_weights(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """float32 gradients of its weight, (K, C, 3, 3), and bias. x: (B, C, H, W); grad: (B, K, H, W)."""
-    image, given = _channels_last(x), _channels_last(grad)
-    batch, height, width, channels = image.shape
-    out = given.shape[-1]
-    weight = image.new_empty((out, 3, 3, channels), dtype=torch.float32)
+    (batch, channels, height, width), out = x.shape, grad.shape[1]
+    weight = x.new_empty((out, 3, 3, channels), dtype=torch.float32)
     bias = weight.new_empty(out)
     scratch = _scratch("conv3x3_weights_scratch", channels, out)
-    _call("conv3x3_weights", x.dtype, image, given, weight, bias, batch, height, width, channels, out, scratch)
+    size = (batch, height, width, channels, out)
+    _call("conv3x3_weights", x.dtype, _channels_last(x), _channels_last(grad), weight, bias, *size, scratch)
     return weight.permute(0, 3, 1, 2), bias
 
 
@@ -121,7 +119,7 @@ def norm_conv3x3(
     shift: Tensor | None,
     groups: int,
     weight: Tensor,
-    bias: Tensor | None,
+    bias: Tensor,
     residual: Tensor | None = None,
     skip: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -133,36 +131,34 @@ def norm_conv3x3(
     :func:`norm_conv3x3_backward`, and the 1x1 convolution's result, (B, K, H, W).
     """
     first, *others = (_channels_last(part) for part in parts)
-    batch, height, width, first_channels = first.shape
-    half = bool(others) and others[0].shape[1] != height
-    if others:
-        height, width = others[0].shape[1:3]
-    channels, out = first_channels + sum(other.shape[-1] for other in others), len(weight)
-    size = (batch, height, width, channels, out)
-    y = first.new_empty((batch, height, width, out))
+    second = others[0] if others else None
+    batch, first_channels = first.shape[:2]
+    height, width = parts[-1].shape[2:]
+    half, out = first.shape[2] != height, len(weight)
+    channels = first_channels if second is None else first_channels + second.shape[1]
+    y = _empty_image(first, batch, out, height, width)
     skipped = None if skip is None else torch.empty_like(y)
     statistics = y.new_empty((4, batch, channels), dtype=torch.float32)
+    size = (batch, height, width, channels, out)
     scratch = _scratch("norm_conv3x3_scratch", y.dtype == torch.bfloat16, *size, channels, 0 if skip is None else out)
-    images = (first, others[0] if others else None, first_channels, half, groups)
+    images = (first, second, first_channels, half, groups)
     vectors = (None if v is None else v.float().contiguous() for v in (*norm, scale, shift))
     passing = (None, None) if skip is None else (skip[0].flatten(1).contiguous(), skip[1].float())
-    offset = None if bias is None else bias.float()
     added = None if residual is None else _channels_last(residual)
-    kernel = (_channels_last(weight), offset, added, y)
+    kernel = (_channels_last(weight), bias.float(), added, y)
     _call("norm_conv3x3", y.dtype, *images, *vectors, statistics, *passing, skipped, *kernel, *size, scratch)
-    return y.permute(0, 3, 1, 2), statistics, None if skipped is None else skipped.permute(0, 3, 1, 2)
+    return y, statistics, skipped
 
 
 def norm_conv3x3_backward(x: Tensor, statistics: Tensor, groups: int, weight: Tensor, grad: Tensor) -> Tensor:
     """grad: (B, K, H, W) -> the gradient with respect to the one image ``x``, (B, C, H, W)."""
-    image, given = _channels_last(x), _channels_last(grad)
-    batch, height, width, out = given.shape
-    size = (batch, height, width, out, image.shape[-1])
-    grad_x = torch.empty_like(image)
-    scratch = _scratch("norm_conv3x3_scratch", image.dtype == torch.bfloat16, *size, image.shape[-1], 0)
-    arrays = (image, statistics, groups, _channels_last(weight), given, grad_x)
-    _call("norm_conv3x3_backward", image.dtype, *arrays, *size, scratch)
-    return grad_x.permute(0, 3, 1, 2)
+    (batch, channels, height, width), out = x.shape, grad.shape[1]
+    grad_x = _empty_image(x, batch, channels, height, width)
+    size = (batch, height, width, out, channels)
+    scratch = _scratch("norm_conv3x3_scratch", x.dtype == torch.bfloat16, *size, channels, 0)
+    arrays = (_channels_last(x), statistics, groups, _channels_last(weight), _channels_last(grad), grad_x)
+    _call("norm_conv3x3_backward", x.dtype, *arrays, *size, scratch)
+    return grad_x
 
 
 def takes_attention(qkv: Tensor, width: int) -> bool:
@@ -215,8 +211,13 @@ def has_matrix_units() -> bool:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """(A, B, H, W) -> (A, H, W, B) contiguous; a view where x is channels-last."""
-    return x.permute(0, 2, 3, 1).contiguous()
+    """The image where its numbers lie in (B, H, W, C) order, or a copy."""
+    last = torch.channels_last
+    return x if x.is_contiguous(memory_format=last) else x.contiguous(memory_format=last)
+
+
+def _empty_image(like: Tensor, *size: int) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, memory_format=torch.channels_last)
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
@@ -282,8 +283,8 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.norm_backward.argtypes = [flag, *[array] * 3, *[number] * 4, *[array] * 4, flag, array, threads]
     library.conv3x3.argtypes = [flag, *[array] * 5, *[number] * 5, flag, array, threads]
     library.conv3x3_weights.argtypes = [flag, *[array] * 4, *[number] * 5, array, threads]
-    norm_conv = [*[array] * 2, number, flag, number, *[array] * 12, *[number] * 5, array]
-    library.norm_conv3x3.argtypes = [flag, *norm_conv, threads]
+    images = (array, array, number, flag, number)
+    library.norm_conv3x3.argtypes = [flag, *images, *[array] * 12, *[number] * 5, array, threads]
     library.norm_conv3x3_backward.argtypes = [flag, *[array] * 2, number, *[array] * 3, *[number] * 5, array, threads]
     library.attention_forward.argtypes = [flag, *[array] * 3, *[number] * 4, flag, array, threads]
     library.attention_backward.argtypes = [flag, *[array] * 5, *[number] * 4, flag, array, threads]

@@ -21,7 +21,7 @@ from pipeline.models.norm import GROUPS, norm_act
 def norm_act_conv(
     x: Tensor,
     norm: nn.Module,
-    conv: Conv3x3,
+    conv: nn.Module,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
@@ -38,21 +38,20 @@ def norm_act_conv(
     added = None if residual is None else residual.to(x.dtype)
     if torch.is_grad_enabled():
         y = _NormConv.apply(x, norm, conv, scale, shift, added)  # type: ignore[no-untyped-call]
-        return y
-    return native.norm_conv3x3([x], _affine(norm), scale, shift, GROUPS, conv.weight, conv.bias, added)[0]
+    else:
+        y, *_ = native.norm_conv3x3([x], _affine(norm), scale, shift, GROUPS, *_affine(conv), added)
+    return y
 
 
 def norm_act_conv_and_skip(
-    parts: Sequence[Tensor], norm: nn.Module, conv: Conv3x3, skip: nn.Module
+    parts: Sequence[Tensor], norm: nn.Module, conv: nn.Module, skip: nn.Module
 ) -> tuple[Tensor, Tensor]:
     """conv(SiLU(group_norm(x))) and skip(x), for x = join(parts)."""
     if torch.is_grad_enabled() or not isinstance(skip, nn.Conv2d) or not _takes(parts[-1], norm, conv):
         x = join(parts)
         return norm_act_conv(x, norm, conv), skip(x)
-    assert skip.bias is not None
-    passing = skip.weight, skip.bias
-    arguments = (_affine(norm), None, None, GROUPS, conv.weight, conv.bias, None, passing)
-    h, _, skipped = native.norm_conv3x3(parts, *arguments)
+    arguments = (_affine(norm), None, None, GROUPS, *_affine(conv))
+    h, _, skipped = native.norm_conv3x3(parts, *arguments, skip=_affine(skip))
     assert skipped is not None
     return h, skipped
 
@@ -67,8 +66,9 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([first, second], dim=1)
 
 
-def _takes(x: Tensor, norm: nn.Module, conv: Conv3x3, *others: Tensor | None) -> bool:
+def _takes(x: Tensor, norm: nn.Module, conv: nn.Module, *others: Tensor | None) -> bool:
     """Whether the kernel is on: in no network that trains, and for no gradient but that of an image."""
+    assert isinstance(conv, Conv3x3)
     if conv.training or torch.is_autocast_enabled(x.device.type) or not native.takes_conv3x3(x, conv.in_channels):
         return False
     if not torch.is_grad_enabled():
@@ -77,9 +77,10 @@ def _takes(x: Tensor, norm: nn.Module, conv: Conv3x3, *others: Tensor | None) ->
     return frozen and native.takes_conv3x3(x, conv.out_channels)
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    assert isinstance(norm, nn.GroupNorm)
-    return norm.weight, norm.bias
+def _affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Its weight and bias."""
+    assert isinstance(layer.weight, Tensor) and isinstance(layer.bias, Tensor)
+    return layer.weight, layer.bias
 
 
 class _NormConv(torch.autograd.Function):
@@ -90,12 +91,12 @@ class _NormConv(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         norm: nn.Module,
-        conv: Conv3x3,
+        conv: nn.Module,
         scale: Tensor | None,
         shift: Tensor | None,
         residual: Tensor | None,
     ) -> Tensor:
-        arguments = (_affine(norm), scale, shift, GROUPS, conv.weight, conv.bias, residual)
+        arguments = (_affine(norm), scale, shift, GROUPS, *_affine(conv), residual)
         y, statistics, _ = native.norm_conv3x3([x], *arguments)
         ctx.save_for_backward(x, statistics, conv.weight)
         return y

@@ -1,0 +1,206 @@
+"""Normalisation and convolution as one kernel: against float64, and where each is left to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.models import native, norm, norm_conv
+from pipeline.models.blocks import NetworkConfig, ResBlock
+from pipeline.models.conv import Conv3x3
+
+needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
+BOTH = [torch.float32, torch.bfloat16]
+# Winograd's in bfloat16 loses three of its 8 bits; what is normalised is rounded before.
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def switched_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(native, "LEAST_TILES", 1)
+    monkeypatch.setattr(native, "has_matrix_units", lambda: False)
+    threads = torch.get_num_threads()
+    native.use(True)
+    yield
+    native.use(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the library's functions, as they are called."""
+    made: list[str] = []
+    call = native._call
+    monkeypatch.setattr(native, "_call", lambda name, *a: made.append(name) or call(name, *a))  # type: ignore[func-returns-value]
+    return made
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def image(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(size).to(dtype).to(memory_format=torch.channels_last)
+
+
+def layers(channels: int, out: int, dtype: torch.dtype) -> tuple[nn.GroupNorm, Conv3x3, nn.Conv2d]:
+    """Frozen: a normalisation, a 3x3 and a 1x1 convolution, every parameter random."""
+    torch.manual_seed(0)
+    group = norm.group_norm(channels)
+    nn.init.normal_(group.weight)
+    nn.init.normal_(group.bias)
+    convs = (Conv3x3(channels, out).to(dtype), nn.Conv2d(channels, out, 1).to(dtype))
+    for layer in (group, *convs):
+        layer.eval().requires_grad_(False)
+    return group, *convs
+
+
+def normalised(x: Tensor, group: nn.GroupNorm, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    h = F.group_norm(x, norm.GROUPS, group.weight.double(), group.bias.double(), norm.EPS)
+    if scale is not None and shift is not None:
+        h = h * (1 + scale.double()[..., None, None]) + shift.double()[..., None, None]
+    return F.silu(h)
+
+
+def convolved(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return F.conv2d(x, conv.weight.double(), conv.bias.double(), padding=conv.padding)  # type: ignore[arg-type]
+
+
+# batch, channels of the first and of the second image, out, height, width, whether the first is of half the size
+SIZES = [
+    (64, 96, 96, 96, 7, 7, False),
+    (13, 64, 32, 32, 28, 28, True),
+    (9, 32, 0, 64, 14, 14, False),
+    (17, 64, 64, 64, 9, 13, False),
+    (3, 32, 64, 32, 2, 6, True),  # few tiles
+    (12, 480, 480, 96, 12, 12, True),  # more weights than are transformed at once
+    (1, 64, 0, 32, 1, 1, False),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_two_images_and_the_convolution_beside(
+    size: tuple[int, int, int, int, int, int, bool], dtype: torch.dtype, calls: list[str]
+) -> None:
+    batch, first, second, out, height, width, half = size
+    group, conv, skip = layers(first + second, out, dtype)
+    shrink = 2 if half else 1
+    parts = [image(batch, first, height // shrink, width // shrink, dtype=dtype)]
+    parts += [image(batch, second, height, width, dtype=dtype)] if second else []
+    with torch.no_grad():
+        found, skipped = norm_conv.norm_act_conv_and_skip(parts, group, conv, skip)
+    assert calls == ["norm_conv3x3"]
+    assert found.dtype == skipped.dtype == dtype
+    x = norm_conv.join(parts).double()
+    assert x.shape == (batch, first + second, height, width)
+    assert error(found, convolved(normalised(x, group), conv)) < TOLERANCE[dtype]
+    assert error(skipped, convolved(x, skip)) < (1e-6 if dtype == torch.float32 else 5e-3)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("size", [(9, 64, 32, 14, 14), (2, 32, 64, 5, 6), (12, 96, 960, 12, 12)], ids=str)
+def test_the_gradients_of_image_and_residual(size: tuple[int, ...], dtype: torch.dtype, calls: list[str]) -> None:
+    batch, channels, out, height, width = size
+    group, conv, _ = layers(channels, out, dtype)
+    x, residual = image(batch, channels, height, width, dtype=dtype), image(batch, out, height, width, dtype=dtype)
+    scale, shift, weights = torch.randn(batch, channels), torch.randn(batch, channels), torch.randn_like(residual)
+    leaves = [x.requires_grad_(), residual.requires_grad_()]
+    found = norm_conv.norm_act_conv(x, group, conv, scale.to(dtype), shift.to(dtype), residual)
+    ours = torch.autograd.grad(found, leaves, weights)
+    assert calls == ["norm_conv3x3", "norm_conv3x3_backward"]
+    h = normalised(x.double(), group, scale.to(dtype), shift.to(dtype))
+    wanted = convolved(h, conv) + residual.double()
+    assert error(found, wanted) < TOLERANCE[dtype]
+    for mine, other in zip(ours, torch.autograd.grad(wanted, leaves, weights.double()), strict=True):
+        assert error(mine, other) < TOLERANCE[dtype]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+def test_threads_neighbours_and_what_was_in_memory_change_no_bit(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, conv, skip = layers(96, 64, dtype)
+    small, large = image(25, 64, 7, 5, dtype=dtype), image(25, 32, 14, 10, dtype=dtype)
+    single = image(25, 96, 14, 10, dtype=dtype)
+    scratch = native._scratch
+
+    def run(threads: int, rows: slice, filled: float) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        monkeypatch.setattr(native, "_scratch", lambda *a: scratch(*a).fill_(filled))
+        with torch.no_grad():
+            found = norm_conv.norm_act_conv_and_skip([small[rows], large[rows]], group, conv, skip)
+        x = single[rows].detach().requires_grad_()
+        y = norm_conv.norm_act_conv(x, group, conv)
+        return [*found, y.detach(), *torch.autograd.grad(y.float().square().sum(), x)]
+
+    whole = run(1, slice(None), 0.0)
+    for threads, filled in product((1, 2), (0.0, torch.nan)):
+        for rows in (slice(None), slice(3, 4), slice(2, 14)):
+            for mine, other in zip(run(threads, rows, filled), whole, strict=True):
+                assert torch.equal(mine, other[rows])
+
+
+def block(dropout: float = 0.0) -> ResBlock:
+    config = NetworkConfig(28, 1, 32, 2, 1, (), (1,), dropout=dropout)
+    torch.manual_seed(0)
+    made = ResBlock(64, 32, config)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return made.eval().requires_grad_(False)
+
+
+@needs_compiler
+def test_a_frozen_block_takes_two_kernels_and_gives_what_torch_gives(calls: list[str]) -> None:
+    x, beside, emb = image(4, 32, 14, 14), image(4, 32, 28, 28), torch.randn(4, 128)
+    frozen = block()
+    with torch.no_grad():
+        found = frozen(x, emb, beside)
+        assert calls == ["norm_conv3x3"] * 2
+        native.use(False)
+        wanted = frozen(x, emb, beside)
+    assert calls == ["norm_conv3x3"] * 2
+    assert error(found, wanted) < 5e-6
+
+
+@needs_compiler
+def test_what_trains_casts_or_wants_other_gradients_goes_one_by_one(calls: list[str]) -> None:
+    x, emb = image(4, 64, 28, 28), torch.randn(4, 128)
+    frozen = block()
+    wanted = frozen(x, emb)
+    assert set(calls) == {"norm_conv3x3"}
+    for change in (
+        lambda: (frozen.train(), emb),
+        lambda: (frozen.requires_grad_(), emb),
+        lambda: (frozen, emb.clone().requires_grad_()),
+    ):
+        calls.clear()
+        network, given = change()
+        assert error(network(x, given), wanted) < 5e-6
+        assert ("norm_conv3x3" in calls) == bool(given.requires_grad)  # the first half has nothing to do with emb
+        assert "conv3x3" in calls
+        frozen.eval().requires_grad_(False)
+    calls.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert error(frozen(x, emb), wanted) < 2e-2
+    assert "norm_conv3x3" not in calls
+
+
+@needs_compiler
+def test_a_block_that_trains_drops_out() -> None:
+    x, emb = image(4, 64, 28, 28), torch.randn(4, 128)
+    dropping = block(dropout=0.5)
+    with torch.no_grad():
+        steady = dropping(x, emb)
+        assert torch.equal(dropping(x, emb), steady)
+        assert error(dropping.train()(x, emb), steady) > 0.01
