@@ -1,9 +1,10 @@
 """The small choices behind the step's speed, each beside its alternative: ``python benchmarks/kernels.py --threads 1``.
 
 Normalisation (torch's own against ours: in torch operations, those compiled, and as a kernel), 3x3 convolutions
-(torch's against our kernel: time, and error against float64), attention (torch's fused kernel, plain products and our
-kernel, which runs in bfloat16 alone) and the C allocator (a float32 step with and without ``keep_freed_memory``, each
-in a process of its own).
+(torch's against our kernel: time, and error against float64), what a decoder's block does first (join two images,
+normalise and convolve them, and the 1x1 convolution beside: our kernels one by one, and the one for all), attention
+(torch's fused kernel, plain products and our kernel, which runs in bfloat16 alone) and the C allocator (a float32 step
+with and without ``keep_freed_memory``, each in a process of its own).
 """
 
 from __future__ import annotations
@@ -22,12 +23,17 @@ from torch import Tensor
 
 from benchmarks.step import Case, timed
 from pipeline.bench.measure import interleave, machine, spread
-from pipeline.models import blocks, native, norm
+from pipeline.models import blocks, native, norm, norm_conv
+from pipeline.models.conv import Conv3x3
+from pipeline.models.precision import to_device
 
 NORM_SHAPES = ((64, 32, 28), (64, 64, 14), (64, 96, 7), (4, 192, 64))  # batch, channels, side
 CONV_SHAPES = (  # batch, channels in and out, side: the embedded model's, then ADM-64's down to its smallest images
     (64, 32, 32, 28), (64, 64, 64, 14), (64, 96, 96, 7), (64, 32, 2, 28),
     (4, 192, 192, 64), (4, 384, 384, 32), (4, 576, 576, 16), (4, 768, 768, 8),
+)  # fmt: skip
+JOINED_SHAPES = (  # batch, channels of both and out, side: the embedded model's, then ADM-64's
+    (64, 64, 32, 32, 28), (64, 96, 64, 64, 14), (64, 96, 96, 96, 7), (4, 192, 192, 192, 64), (4, 576, 384, 384, 32),
 )  # fmt: skip
 ATTENTION_SHAPES = ((64, 3, 49, 32), (4, 12, 64, 64), (4, 9, 256, 64), (4, 6, 1024, 64))  # batch, heads, tokens, width
 CPU = torch.device("cpu")
@@ -83,6 +89,29 @@ def conv_times(shape: tuple[int, int, int, int], dtype: torch.dtype, repeats: in
     if out % native.CHANNELS == 0:
         cases["native gradient"] = lambda: native.conv3x3(grad, weight, None, turned=True)
     return _milliseconds(cases, repeats) | errors
+
+
+def joined_times(shape: tuple[int, int, int, int, int], dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    """Milliseconds of the first half of a decoder's block, without gradients."""
+    torch.manual_seed(0)
+    batch, first, second, out, side = shape
+    sizes = [(batch, channels, side, side) for channels in (first, second)]
+    parts = [torch.randn(size).to(dtype).to(memory_format=torch.channels_last) for size in sizes]
+    group = norm.group_norm(first + second)
+    convs = (Conv3x3(first + second, out).to(dtype), torch.nn.Conv2d(first + second, out, 1).to(dtype))
+    conv, skip = (to_device(layer, CPU).eval() for layer in convs)
+
+    def apart() -> None:
+        x = torch.cat(parts, dim=1)
+        conv(norm.norm_act(x, group)), skip(x)
+
+    native.use(True)
+    cases: dict[str, Callable[[], object]] = {
+        "apart": apart,
+        "together": lambda: norm_conv.norm_act_conv_and_skip(parts, group, conv, skip),
+    }
+    with torch.no_grad():
+        return _milliseconds(cases, repeats)
 
 
 def attention_times(shape: tuple[int, int, int, int], dtype: torch.dtype, repeats: int) -> dict[str, float]:
@@ -149,7 +178,7 @@ def main() -> int:
     if not native.available():
         print("these need a C++ compiler: g++ or $CXX", file=sys.stderr)
         return 2
-    result: dict[str, object] = {"norm_ms": {}, "conv_ms": {}, "attention_ms": {}}
+    result: dict[str, object] = {"norm_ms": {}, "conv_ms": {}, "joined_ms": {}, "attention_ms": {}}
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
         for shape in NORM_SHAPES:
@@ -160,6 +189,10 @@ def main() -> int:
             times = conv_times(sizes, dtype, arguments.repeats)
             print(f"convolution {sizes} {name}: {times}", flush=True)
             result["conv_ms"] |= {f"{sizes} {name}": times}  # type: ignore[operator]
+        for joined in JOINED_SHAPES:
+            times = joined_times(joined, dtype, arguments.repeats)
+            print(f"decoder's block {joined} {name}: {times}", flush=True)
+            result["joined_ms"] |= {f"{joined} {name}": times}  # type: ignore[operator]
         for sizes in ATTENTION_SHAPES:
             times = attention_times(sizes, dtype, arguments.repeats)
             print(f"attention {sizes} {name}: {times}", flush=True)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from pipeline.user_cache import keep, user_cache
 
 SOURCES = Path(__file__).parent / "kernels"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC")
 THREADS = ("-fopenmp",)  # where the compiler has it; without, a kernel is one thread's
 CHANNELS = 16  # what channels must be a multiple of: the widest vector
 LEAST_TILES = 8  # of 4 x 4 pixels, from where on transforming the weights pays (benchmarks/kernels.py)
@@ -260,8 +261,14 @@ def _load(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / kept.name
-        inputs = [str(source) for source in sources if source.suffix == ".cpp"]
-        subprocess.run([compiler, *flags, *inputs, "-o", str(made)], check=True, capture_output=True)
+
+        def run(*arguments: str) -> None:
+            subprocess.run([compiler, *flags, *arguments], check=True, capture_output=True)
+
+        objects = {str(source): f"{folder}/{source.stem}.o" for source in sources if source.suffix == ".cpp"}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda source: run("-c", source, "-o", objects[source]), objects))
+        run("-shared", *objects.values(), "-o", str(made))
         library = ctypes.CDLL(str(made))
         with contextlib.suppress(OSError):  # a cache that cannot be written costs the next process its seconds
             keep(kept, lambda file: file.write(made.read_bytes()))
