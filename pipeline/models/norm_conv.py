@@ -47,7 +47,7 @@ def norm_act_conv_and_skip(
     parts: Sequence[Tensor], norm: nn.Module, conv: nn.Module, skip: nn.Module
 ) -> tuple[Tensor, Tensor]:
     """conv(SiLU(group_norm(x))) and skip(x), for x = join(parts)."""
-    if torch.is_grad_enabled() or not isinstance(skip, nn.Conv2d) or not _takes(parts[-1], norm, conv):
+    if torch.is_grad_enabled() or not _passes(skip) or not _takes(parts[-1], norm, conv):
         x = join(parts)
         return norm_act_conv(x, norm, conv), skip(x)
     arguments = (_affine(norm), None, None, GROUPS, *_affine(conv))
@@ -75,6 +75,11 @@ def _takes(x: Tensor, norm: nn.Module, conv: nn.Module, *others: Tensor | None) 
         return True
     frozen = not any(v.requires_grad for v in (*norm.parameters(), *conv.parameters(), *others) if v is not None)
     return frozen and native.takes_conv3x3(x, conv.out_channels)
+
+
+def _passes(skip: nn.Module) -> bool:
+    """Whether it is a 1x1 convolution whose channels fill the kernel's panels."""
+    return isinstance(skip, nn.Conv2d) and skip.kernel_size == (1, 1) and skip.out_channels % (2 * native.CHANNELS) == 0
 
 
 def _affine(layer: nn.Module) -> tuple[Tensor, Tensor]:

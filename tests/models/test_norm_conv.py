@@ -197,6 +197,18 @@ def test_what_trains_casts_or_wants_other_gradients_goes_one_by_one(calls: list[
 
 
 @needs_compiler
+def test_another_convolution_beside_goes_by_itself(calls: list[str]) -> None:
+    x = image(4, 64, 14, 14)
+    group, conv, _ = layers(64, 48, torch.float32)  # half a panel more than one
+    for skip in (nn.Conv2d(64, 48, 1), nn.Conv2d(64, 64, 3, padding=1), nn.Identity()):
+        with torch.no_grad():
+            found, skipped = norm_conv.norm_act_conv_and_skip([x], group, conv, skip)
+            assert torch.equal(skipped, skip(x))
+        assert error(found, convolved(normalised(x.double(), group), conv)) < 5e-6
+    assert calls == ["norm_conv3x3"] * 3
+
+
+@needs_compiler
 def test_a_block_that_trains_drops_out() -> None:
     x, emb = image(4, 64, 28, 28), torch.randn(4, 128)
     dropping = block(dropout=0.5)
