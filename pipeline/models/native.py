@@ -240,13 +240,17 @@ def _built() -> ctypes.CDLL:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    compiler = shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
+    compiler = _compiler()
     if compiler is None:
         return None
     for flags in ((*FLAGS, *THREADS), FLAGS):
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             return _typed(_load(compiler, flags))
     return None  # none that works here: torch's own operations remain
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
 def _load(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:

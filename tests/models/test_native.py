@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,11 @@ needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ 
 BOTH = [torch.float32, torch.bfloat16]
 # Of Winograd's algorithm, which adds up rounded sums: bfloat16 has 8 bits, and loses three of them.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
+
+
+def on_both(test: Callable[..., None]) -> Callable[..., None]:
+    """With the kernels as they are built here, and as for AVX-512 with bfloat16 products."""
+    return needs_compiler(pytest.mark.usefixtures("processor")(test))
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +57,7 @@ SIZES = [
 ]  # fmt: skip
 
 
-@needs_compiler
+@on_both
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_convolution_and_all_its_gradients(size: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -112,7 +117,7 @@ def test_a_residual_is_added_and_gets_its_gradient(dtype: torch.dtype, in_channe
     assert torch.equal(torch.autograd.grad(layer(x, residual), residual, weights)[0], weights)
 
 
-@needs_compiler
+@on_both
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize("size", [(1, 7, 7), (40, 7, 14), (40, 5, 8)], ids=str)
 def test_what_was_in_memory_does_not_matter(
@@ -137,7 +142,7 @@ def test_what_was_in_memory_does_not_matter(
 ATTENTIONS = [(2, 3, 1, 32), (3, 2, 13, 16), (2, 2, 33, 48), (2, 1, 130, 64)]
 
 
-@needs_compiler
+@on_both
 @pytest.mark.parametrize("new_order", [True, False])
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize("size", ATTENTIONS, ids=str)
@@ -196,7 +201,7 @@ def test_which_attention_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not native.takes_attention(qkv, 32)
 
 
-@needs_compiler
+@on_both
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 def test_threads_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
     layer, scale = layer_of(32, 48, dtype), torch.randn(13, 32).to(dtype)
@@ -215,7 +220,7 @@ def test_threads_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
         assert torch.equal(a[3:4], c)
 
 
-@needs_compiler
+@on_both
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize("tokens", [1, 49, 784])
 @pytest.mark.parametrize("silu", [True, False])
@@ -237,7 +242,7 @@ def test_normalisation_and_its_gradients(silu: bool, tokens: int, dtype: torch.d
         assert error(mine, other) < (1e-4 if dtype == torch.float32 else 1e-2)
 
 
-@needs_compiler
+@on_both
 def test_a_channel_that_is_constant_but_for_its_first_token() -> None:
     x = torch.full((1, 4096, 32), 3.0, dtype=torch.bfloat16)
     x[:, 0] = 1000.0
@@ -249,7 +254,7 @@ def test_a_channel_that_is_constant_but_for_its_first_token() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-2)
 
 
-@needs_compiler
+@on_both
 def test_silu_at_its_ends_and_what_is_no_number() -> None:
     x = torch.zeros(1, 6, 32)
     group = torch.tensor([0.0, 200.0, -200.0, 1e30, -1e30, float("nan")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import pytest
@@ -18,6 +18,11 @@ needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ 
 BOTH = [torch.float32, torch.bfloat16]
 # Winograd's in bfloat16 loses three of its 8 bits; what is normalised is rounded before.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
+
+
+def on_both(test: Callable[..., None]) -> Callable[..., None]:
+    """With the kernels as they are built here, and as for AVX-512 with bfloat16 products."""
+    return needs_compiler(pytest.mark.usefixtures("processor")(test))
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +90,7 @@ SIZES = [
 ]
 
 
-@needs_compiler
+@on_both
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_two_images_and_the_convolution_beside(
@@ -106,7 +111,7 @@ def test_two_images_and_the_convolution_beside(
     assert error(skipped, convolved(x, skip)) < (1e-6 if dtype == torch.float32 else 5e-3)
 
 
-@needs_compiler
+@on_both
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize("size", [(9, 64, 32, 14, 14), (2, 32, 64, 5, 6), (12, 96, 960, 12, 12)], ids=str)
 def test_the_gradients_of_image_and_residual(size: tuple[int, ...], dtype: torch.dtype, calls: list[str]) -> None:
@@ -125,7 +130,7 @@ def test_the_gradients_of_image_and_residual(size: tuple[int, ...], dtype: torch
         assert error(mine, other) < TOLERANCE[dtype]
 
 
-@needs_compiler
+@on_both
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 def test_threads_neighbours_and_what_was_in_memory_change_no_bit(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -160,7 +165,7 @@ def block(dropout: float = 0.0) -> ResBlock:
     return made.eval().requires_grad_(False)
 
 
-@needs_compiler
+@on_both
 def test_a_frozen_block_takes_two_kernels_and_gives_what_torch_gives(calls: list[str]) -> None:
     x, beside, emb = image(4, 32, 14, 14), image(4, 32, 28, 28), torch.randn(4, 128)
     frozen = block()
