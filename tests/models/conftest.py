@@ -5,13 +5,27 @@ from __future__ import annotations
 import ctypes
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.models import native
 
 HEADER = Path(__file__).parent / "avx512.h"
+
+
+@pytest.fixture
+def switched_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernels on, for images of any size and on any processor."""
+    monkeypatch.setattr(native, "LEAST_TILES", 1)
+    monkeypatch.setattr(native, "has_matrix_units", lambda: False)
+    threads = torch.get_num_threads()
+    native.use(True)
+    yield
+    native.use(False)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_cases import BOTH, TOLERANCE, error, needs_compiler, on_both
 from torch import Tensor, nn
 
 from pipeline.models import blocks, native, norm
 from pipeline.models.conv import Conv3x3
 from pipeline.user_cache import keep, user_cache
 
-needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
-BOTH = [torch.float32, torch.bfloat16]
-# Of Winograd's algorithm, which adds up rounded sums: bfloat16 has 8 bits, and loses three of them.
-TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
-
-
-def on_both(test: Callable[..., None]) -> Callable[..., None]:
-    """With the kernels as they are built here, and as for AVX-512 with bfloat16 products."""
-    return needs_compiler(pytest.mark.usefixtures("processor")(test))
-
-
-@pytest.fixture(autouse=True)
-def switched_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(native, "LEAST_TILES", 1)
-    monkeypatch.setattr(native, "has_matrix_units", lambda: False)
-    threads = torch.get_num_threads()
-    native.use(True)
-    yield
-    native.use(False)
-    torch.set_num_threads(threads)
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    found, wanted = found.detach().double(), wanted.detach().double()
-    return float((found - wanted).norm() / wanted.norm())
+pytestmark = pytest.mark.usefixtures("switched_on")
 
 
 def layer_of(in_channels: int, out_channels: int, dtype: torch.dtype) -> Conv3x3:

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_cases import BOTH, TOLERANCE, error, needs_compiler, on_both
 from torch import Tensor, nn
 
 from pipeline.models import native, norm, norm_conv
 from pipeline.models.blocks import NetworkConfig, ResBlock
 from pipeline.models.conv import Conv3x3
 
-needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
-BOTH = [torch.float32, torch.bfloat16]
-# Winograd's in bfloat16 loses three of its 8 bits; what is normalised is rounded before.
-TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
-
-
-def on_both(test: Callable[..., None]) -> Callable[..., None]:
-    """With the kernels as they are built here, and as for AVX-512 with bfloat16 products."""
-    return needs_compiler(pytest.mark.usefixtures("processor")(test))
-
-
-@pytest.fixture(autouse=True)
-def switched_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(native, "LEAST_TILES", 1)
-    monkeypatch.setattr(native, "has_matrix_units", lambda: False)
-    threads = torch.get_num_threads()
-    native.use(True)
-    yield
-    native.use(False)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("switched_on")
 
 
 @pytest.fixture
@@ -43,11 +24,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     call = native._call
     monkeypatch.setattr(native, "_call", lambda name, *a: made.append(name) or call(name, *a))  # type: ignore[func-returns-value]
     return made
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    found, wanted = found.detach().double(), wanted.detach().double()
-    return float((found - wanted).norm() / wanted.norm())
 
 
 def image(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
