@@ -102,7 +102,7 @@ def joined_times(shape: tuple[int, int, int, int, int], dtype: torch.dtype, repe
     conv, skip = (to_device(layer, CPU).eval() for layer in convs)
 
     def apart() -> None:
-        x = torch.cat(parts, dim=1)
+        x = norm_conv.join(parts)
         conv(norm.norm_act(x, group)), skip(x)
 
     native.use(True)

@@ -201,6 +201,11 @@ def attention_backward(qkv: Tensor, out: Tensor, lse: Tensor, grad: Tensor, head
     return grad_qkv
 
 
+def find_compiler() -> str | None:
+    """The machine's C++ compiler, which torch.compile takes too: $CXX, or the platform's own."""
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
+
+
 def has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 numbers, x86's (AVX512-BF16, AMX) or ARM's (BF16)."""
     return "bf16" in _processor()
@@ -240,17 +245,13 @@ def _built() -> ctypes.CDLL:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    compiler = _compiler()
+    compiler = find_compiler()
     if compiler is None:
         return None
     for flags in ((*FLAGS, *THREADS), FLAGS):
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             return _typed(_load(compiler, flags))
     return None  # none that works here: torch's own operations remain
-
-
-def _compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
 def _load(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:

@@ -8,9 +8,6 @@ it.
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
-import sys
 import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -163,8 +160,7 @@ def _own(x: Tensor) -> Tensor:
 
 def has_compiler() -> bool:
     """Whether what torch.compile builds with is here: the C++ compiler that it looks for, and Python's headers."""
-    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    return shutil.which(name) is not None and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+    return native.find_compiler() is not None and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 def set_precision(network: Model, precision: str, device: torch.device) -> Model:

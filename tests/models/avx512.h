@@ -20,13 +20,6 @@ typedef uint16_t Halves __attribute__((vector_size(64)));
 typedef uint16_t HalfHalves __attribute__((vector_size(32)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
 
-inline float widened(uint16_t half) {
-  uint32_t bits = (uint32_t)half << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 // To nearest, ties to even; denormal numbers to zero, as the processor has it.
 inline uint16_t rounded(float value) {
   uint32_t bits;

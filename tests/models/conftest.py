@@ -36,19 +36,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("the header that is emulated is x86's")
     made = tmp_path_factory.mktemp("kernels") / "emulated.so"
-    flags = (
-        "-std=c++17",
-        "-O2",
-        "-march=native",
-        "-Wno-psabi",
-        "-fPIC",
-        "-shared",
-        "-fopenmp",
-        "-include",
-        str(HEADER),
-    )
+    flags = (*native.FLAGS, *native.THREADS, "-O2", "-Wno-psabi", "-shared", "-include", str(HEADER))
     sources = sorted(str(path) for path in native.SOURCES.glob("*.cpp"))
-    compiler = native._compiler()
+    compiler = native.find_compiler()
     assert compiler is not None
     subprocess.run([compiler, *flags, *sources, "-o", str(made)], check=True)
     return native._typed(ctypes.CDLL(str(made)))

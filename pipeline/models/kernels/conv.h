@@ -209,10 +209,10 @@ struct Many {
     });
   }
 
-  // The same in groups of images, each one thread's, where all weights are one part. work(begin, count, kept,
-  // convolve): convolves that group by convolve(its images); kept: `keep` floats for the thread's own.
   static bool in_one_part(Size size) { return part_count(size.in, size.out) == padded(size.out); }
 
+  // The same in groups of images, each one thread's, where all weights are one part. work(begin, count, kept,
+  // convolve): convolves that group by convolve(its images); kept: `keep` floats for the thread's own.
   template <typename T, typename Work>
   static void in_groups(Images<T> images, long group, long keep, float* scratch, int threads, Work work) {
     Size size = images.size;
