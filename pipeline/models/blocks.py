@@ -18,6 +18,7 @@ from pipeline.models import native
 from pipeline.models.conv import Conv3x3
 from pipeline.models.norm import group_norm, norm_act, plain_norm
 from pipeline.models.norm_conv import join, norm_act_conv, norm_act_conv_and_skip
+from pipeline.models.resample import mean2x2, upsample
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Upsample(nn.Module):
         self.conv = Conv3x3(channels, channels) if use_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        x = upsample(x)
         return x if self.conv is None else self.conv(x)
 
 
@@ -102,21 +103,10 @@ class Downsample(nn.Module):
 
 
 class Mean2x2(nn.Module):
-    """``nn.AvgPool2d(2)``, with the same gradient by the upsampling kernel, the faster one on CPUs."""
+    """``nn.AvgPool2d(2)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = _Mean2x2.apply(x) if torch.is_grad_enabled() else F.avg_pool2d(x, 2)  # type: ignore[no-untyped-call]
-        return h
-
-
-class _Mean2x2(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return F.interpolate(grads[0] * 0.25, scale_factor=2, mode="nearest")
+        return mean2x2(x)
 
 
 class ResBlock(nn.Module):
@@ -155,6 +145,7 @@ class ResBlock(nn.Module):
         _, linear = self.emb_layers
         emb_out = linear(emb.to(weight_of(linear).dtype))
         norm, _, dropout, conv = self.out_layers
+        assert isinstance(dropout, nn.Dropout)
         if not self.scale_shift:
             return norm_act_conv(h + emb_out[..., None, None], norm, conv, residual=skipped, dropout=dropout)
         scale, shift = emb_out.chunk(2, dim=1)

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,19 @@ DTYPES = (torch.float32, torch.bfloat16)
 MOST_TOKENS = 1024  # of attention: for its gradient, each thread holds a number for every two of them
 
 _state = {"on": False}
+
+
+class NormConv(NamedTuple):
+    """What :func:`norm_conv3x3` gives.
+
+    y: (B, K, H, W); statistics: (4, B, C) float32, for :func:`norm_conv3x3_backward`; skipped: the 1x1 convolution's
+    result, (B, K, H, W), or None; between: the normalised images, (B, C, H, W), or None.
+    """
+
+    y: Tensor
+    statistics: Tensor
+    skipped: Tensor | None
+    between: Tensor | None
 
 
 def use(on: bool) -> None:
@@ -123,13 +137,14 @@ def norm_conv3x3(
     bias: Tensor,
     residual: Tensor | None = None,
     skip: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    keep: bool = False,
+) -> NormConv:
     """:func:`conv3x3` of SiLU(normalised images), a few images at a time, so that these never leave the cache.
 
     parts: one image, (B, C, H, W), or two whose channels lie side by side, the first perhaps of half the height and
     width, its pixels then twice as high and wide; norm: its weight and bias, (C,); scale, shift: (B, C); skip: weight,
-    (K, C, 1, 1), and bias of a 1x1 convolution of what is normalised. Returns the result, (4, B, C) float32 for
-    :func:`norm_conv3x3_backward`, and the 1x1 convolution's result, (B, K, H, W).
+    (K, C, 1, 1), and bias of a 1x1 convolution of what is normalised; keep: whether what is convolved is wanted too,
+    with one image and no ``skip``.
     """
     first, *others = (_channels_last(part) for part in parts)
     second = others[0] if others else None
@@ -139,6 +154,7 @@ def norm_conv3x3(
     channels = first_channels if second is None else first_channels + second.shape[1]
     y = _empty_image(first, batch, out, height, width)
     skipped = None if skip is None else torch.empty_like(y)
+    between = torch.empty_like(first) if keep else None
     statistics = y.new_empty((4, batch, channels), dtype=torch.float32)
     size = (batch, height, width, channels, out)
     scratch = _scratch("norm_conv3x3_scratch", y.dtype == torch.bfloat16, *size, channels, 0 if skip is None else out)
@@ -147,19 +163,21 @@ def norm_conv3x3(
     passing = (None, None) if skip is None else (skip[0].flatten(1).contiguous(), skip[1].float())
     added = None if residual is None else _channels_last(residual)
     kernel = (_channels_last(weight), bias.float(), added, y)
-    _call("norm_conv3x3", y.dtype, *images, *vectors, statistics, *passing, skipped, *kernel, *size, scratch)
-    return y, statistics, skipped
+    _call("norm_conv3x3", y.dtype, *images, *vectors, statistics, *passing, skipped, between, *kernel, *size, scratch)
+    return NormConv(y, statistics, skipped, between)
 
 
-def norm_conv3x3_backward(x: Tensor, statistics: Tensor, groups: int, weight: Tensor, grad: Tensor) -> Tensor:
-    """grad: (B, K, H, W) -> the gradient with respect to the one image ``x``, (B, C, H, W)."""
+def norm_conv3x3_backward(
+    x: Tensor, statistics: Tensor, groups: int, weight: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """grad: (B, K, H, W) -> the gradient of the one image ``x``, (B, C, H, W), and means as :func:`norm_backward`."""
     (batch, channels, height, width), out = x.shape, grad.shape[1]
-    grad_x = _empty_image(x, batch, channels, height, width)
+    grad_x, means = _empty_image(x, batch, channels, height, width), torch.empty_like(statistics)
     size = (batch, height, width, out, channels)
     scratch = _scratch("norm_conv3x3_scratch", x.dtype == torch.bfloat16, *size, channels, 0)
-    arrays = (_channels_last(x), statistics, groups, _channels_last(weight), _channels_last(grad), grad_x)
+    arrays = (_channels_last(x), statistics, groups, _channels_last(weight), _channels_last(grad), grad_x, means)
     _call("norm_conv3x3_backward", x.dtype, *arrays, *size, scratch)
-    return grad_x
+    return grad_x, means[0], means[1]
 
 
 def takes_attention(qkv: Tensor, width: int) -> bool:
@@ -296,8 +314,8 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.conv3x3.argtypes = [flag, *[array] * 5, *[number] * 5, flag, array, threads]
     library.conv3x3_weights.argtypes = [flag, *[array] * 4, *[number] * 5, array, threads]
     images = (array, array, number, flag, number)
-    library.norm_conv3x3.argtypes = [flag, *images, *[array] * 12, *[number] * 5, array, threads]
-    library.norm_conv3x3_backward.argtypes = [flag, *[array] * 2, number, *[array] * 3, *[number] * 5, array, threads]
+    library.norm_conv3x3.argtypes = [flag, *images, *[array] * 13, *[number] * 5, array, threads]
+    library.norm_conv3x3_backward.argtypes = [flag, *[array] * 2, number, *[array] * 4, *[number] * 5, array, threads]
     library.attention_forward.argtypes = [flag, *[array] * 3, *[number] * 4, flag, array, threads]
     library.attention_backward.argtypes = [flag, *[array] * 5, *[number] * 4, flag, array, threads]
     library.attention_scratch.argtypes = [flag, number, number, flag, threads]

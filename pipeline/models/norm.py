@@ -100,14 +100,20 @@ class _Norm(torch.autograd.Function):
         grad_x = _image(grad_x, grads[0].shape[2:])
         if not any(ctx.needs_input_grad[1:5]):
             return grad_x, None, None, None, None, None
-        sum_du, sum_du_xhat = count * mean_du, count * mean_du_xhat
-        factor = torch.ones_like(a) if scale is None else 1 + scale.float()
-        grad_weight = (sum_du_xhat * factor).sum(0).to(weight.dtype)
-        grad_bias = (sum_du * factor).sum(0).to(bias.dtype)
-        if scale is None:
-            return grad_x, grad_weight, grad_bias, None, None, None
-        grad_scale = sum_du_xhat * weight.float() + sum_du * bias.float()
-        return grad_x, grad_weight, grad_bias, grad_scale.to(scale.dtype), sum_du.to(scale.dtype), None
+        return grad_x, *affine_gradients(count * mean_du, count * mean_du_xhat, weight, bias, scale), None
+
+
+def affine_gradients(
+    sum_du: Tensor, sum_du_xhat: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients with respect to weight, bias, scale and shift, of sums over the tokens, (B, C)."""
+    factor = torch.ones_like(sum_du) if scale is None else 1 + scale.float()
+    grad_weight = (sum_du_xhat * factor).sum(0).to(weight.dtype)
+    grad_bias = (sum_du * factor).sum(0).to(bias.dtype)
+    if scale is None:
+        return grad_weight, grad_bias, None, None
+    grad_scale = sum_du_xhat * weight.float() + sum_du * bias.float()
+    return grad_weight, grad_bias, grad_scale.to(scale.dtype), sum_du.to(scale.dtype)
 
 
 def _tokens(x: Tensor) -> Tensor:

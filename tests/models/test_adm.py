@@ -10,8 +10,9 @@ from torch import nn
 
 from pipeline.models import norm
 from pipeline.models.adm import Classifier, UNet
-from pipeline.models.blocks import Mean2x2, NetworkConfig
+from pipeline.models.blocks import NetworkConfig
 from pipeline.models.precision import to_bfloat16, to_device
+from pipeline.models.resample import mean2x2, upsample
 
 pytestmark = pytest.mark.usefixtures("kernels")
 BASE = NetworkConfig(
@@ -149,10 +150,15 @@ def test_fast_precision_stays_near_exact(kernels: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_2x2_mean_is_torchs_and_so_is_its_gradient(dtype: torch.dtype) -> None:
+def test_resampling_is_torchs_and_so_are_its_gradients(dtype: torch.dtype) -> None:
+    near = 1e-2 if dtype == torch.bfloat16 else 1e-6
     x = torch.randn(3, 32, 8, 6).to(dtype).to(memory_format=torch.channels_last).requires_grad_()
-    weights = torch.randn(3, 32, 4, 3).to(dtype)
-    found, wanted = Mean2x2()(x), nn.functional.avg_pool2d(x, 2)
-    assert torch.equal(found, wanted)
-    ours, theirs = (torch.autograd.grad(y, x, weights)[0] for y in (found, wanted))
-    assert torch.equal(ours, theirs)
+    for ours, theirs in (
+        (mean2x2, lambda v: nn.functional.avg_pool2d(v, 2)),
+        (upsample, lambda v: nn.functional.interpolate(v, scale_factor=2)),
+    ):
+        found, wanted = ours(x), theirs(x)
+        assert torch.equal(found, wanted)
+        weights = torch.randn(found.shape).to(dtype)
+        mine, other = (torch.autograd.grad(y, x, weights)[0] for y in (found, wanted))
+        torch.testing.assert_close(mine, other, rtol=near, atol=near)

@@ -154,27 +154,56 @@ def test_a_frozen_block_takes_two_kernels_and_gives_what_torch_gives(calls: list
     assert error(found, wanted) < 5e-6
 
 
+@on_both
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("size", [(9, 64, 32, 14, 14), (2, 32, 64, 5, 6)], ids=str)
+def test_all_gradients_of_layers_that_train(
+    size: tuple[int, ...], dtype: torch.dtype, scaled: bool, calls: list[str]
+) -> None:
+    batch, channels, out, height, width = size
+    group, conv, _ = layers(channels, out, dtype)
+    scale, shift = (torch.randn(batch, channels).to(dtype).requires_grad_() for _ in range(2)) if scaled else [None] * 2
+    x, residual = image(batch, channels, height, width, dtype=dtype), image(batch, out, height, width, dtype=dtype)
+    named = (x, group.weight, group.bias, scale, shift, conv.weight, conv.bias, residual)
+    leaves = [v.requires_grad_() for v in named if v is not None]
+    weights = torch.randn_like(residual)
+    found = norm_conv.norm_act_conv(x, group, conv, scale, shift, residual)
+    ours = torch.autograd.grad(found, leaves, weights)
+    assert calls == ["norm_conv3x3", "norm_conv3x3_backward", "conv3x3_weights"]
+    wanted = convolved(normalised(x.double(), group, scale, shift), conv) + residual.double()
+    assert error(found, wanted) < TOLERANCE[dtype]
+    for mine, leaf, other in zip(ours, leaves, torch.autograd.grad(wanted, leaves, weights.double()), strict=True):
+        assert mine.dtype == leaf.dtype
+        assert error(mine, other) < TOLERANCE[dtype]
+
+
 @needs_compiler
-def test_what_trains_casts_or_wants_other_gradients_goes_one_by_one(calls: list[str]) -> None:
-    x, emb = image(4, 64, 28, 28), torch.randn(4, 128)
-    frozen = block()
-    wanted = frozen(x, emb)
-    assert set(calls) == {"norm_conv3x3"}
-    for change in (
-        lambda: (frozen.train(), emb),
-        lambda: (frozen.requires_grad_(), emb),
-        lambda: (frozen, emb.clone().requires_grad_()),
-    ):
-        calls.clear()
-        network, given = change()
-        assert error(network(x, given), wanted) < 5e-6
-        assert ("norm_conv3x3" in calls) == bool(given.requires_grad)  # the first half has nothing to do with emb
-        assert "conv3x3" in calls
-        frozen.eval().requires_grad_(False)
+def test_what_is_between_is_kept_for_the_weights_alone(calls: list[str]) -> None:
+    x, emb = image(4, 64, 28, 28), torch.randn(4, 128).requires_grad_()
+    trained = block()
+    torch.autograd.grad(trained(x, emb).sum(), emb)
+    assert calls == ["norm_conv3x3"] * 2 + ["norm_conv3x3_backward"]  # the first half has nothing to do with emb
+    trained.requires_grad_()
     calls.clear()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert error(frozen(x, emb), wanted) < 2e-2
-    assert "norm_conv3x3" not in calls
+    trained(x, emb).sum().backward()
+    assert calls.count("conv3x3_weights") == calls.count("norm_conv3x3_backward") == 2
+
+
+@needs_compiler
+def test_autocast_takes_the_kernel_for_images_in_its_type(calls: list[str]) -> None:
+    x, emb = image(4, 64, 28, 28), torch.randn(4, 128)
+    trained = block().requires_grad_()
+    wanted = trained(x, emb)
+    for given, taken in ((x, False), (x.bfloat16(), True)):
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = trained(given, emb)
+        assert error(found, wanted) < 2e-2
+        assert ("norm_conv3x3" in calls[:1]) == taken
+    found.float().square().sum().backward()
+    for parameter in trained.parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
 
 
 @needs_compiler
@@ -190,10 +219,12 @@ def test_another_convolution_beside_goes_by_itself(calls: list[str]) -> None:
 
 
 @needs_compiler
-def test_a_block_that_trains_drops_out() -> None:
+def test_a_block_that_trains_drops_out(calls: list[str]) -> None:
     x, emb = image(4, 64, 28, 28), torch.randn(4, 128)
     dropping = block(dropout=0.5)
     with torch.no_grad():
         steady = dropping(x, emb)
         assert torch.equal(dropping(x, emb), steady)
+        calls.clear()
         assert error(dropping.train()(x, emb), steady) > 0.01
+    assert calls == ["norm_conv3x3", "norm_forward", "conv3x3"]

@@ -133,19 +133,22 @@ struct Normalised {
   }
 };
 
+// between: where the normalised images are left, or none.
 template <typename F, typename T>
-void norm_conv(Normalised<F, T> normalised, Images<T> images, float* scratch, int threads) {
+void norm_conv(Normalised<F, T> normalised, Images<T> images, T* between, float* scratch, int threads) {
   auto before = [&](long begin, long count, T* kept, int threads) {
-    normalised.write(begin, count, kept, threads);
+    T* to = between ? between + begin * normalised.layer.tokens * normalised.layer.channels : kept;
+    normalised.write(begin, count, to, threads);
     Images<T> some = images.some(begin, count);
-    some.x = kept;
+    some.x = to;
     return some;
   };
   convolve_around<F>(images, images.size.in, scratch, threads, before, [](long, long, T*, int) {});
 }
 
 template <typename F, typename T>
-void norm_conv_back(const T* x, Layer layer, float* statistics, Images<T> images, float* scratch, int threads) {
+void norm_conv_back(const T* x, Layer layer, float* statistics, Images<T> images, float* means, float* scratch,
+                    int threads) {
   T* grad_x = images.y;
   long image = layer.tokens * layer.channels, batch = images.size.batch;
   auto before = [&](long begin, long count, T* kept, int) {
@@ -156,10 +159,9 @@ void norm_conv_back(const T* x, Layer layer, float* statistics, Images<T> images
   auto after = [&](long begin, long count, T* kept, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (long i = begin; i < begin + count; ++i) {
-      std::vector<float> means(4 * layer.channels);
       Statistics s = statistics_of(statistics, i, batch, layer.channels);
       normalise_back(x + i * image, kept + (i - begin) * image, grad_x + i * image, layer, s.a, s.b, s.mean, s.rstd,
-                     statistics_of(means.data(), 0, 1, layer.channels));
+                     statistics_of(means, i, batch, layer.channels));
     }
   };
   convolve_around<F>(images, images.size.out, scratch, threads, before, after);
@@ -202,11 +204,12 @@ extern "C" long norm_conv3x3_scratch(bool reduced, long batch, long height, long
 
 // conv3x3 of SiLU(normalised). first: (batch, height, width, first_channels), or half as high and wide; second: the
 // channels behind them, or none; statistics: (4, batch, in), written: a, b, mean, 1 / deviation. skip_y: (..., out),
-// written: a 1x1 convolution of what is normalised, by skip_weight, (out, in), and skip_bias; or none.
+// written: a 1x1 convolution of what is normalised, by skip_weight, (out, in), and skip_bias; or none. between: (..., in),
+// written: what is convolved; or none, and without a 1x1 convolution alone.
 extern "C" void norm_conv3x3(bool reduced, const void* first, const void* second, long first_channels, bool half,
                              long groups, const float* norm_weight, const float* norm_bias, const float* scale,
                              const float* shift, float* statistics, const void* skip_weight, const float* skip_bias,
-                             void* skip_y, const void* weight, const float* bias, const void* residual, void* y,
+                             void* skip_y, void* between, const void* weight, const float* bias, const void* residual, void* y,
                              long batch, long height, long width, long in, long out, float* scratch, int threads) {
   Size size{batch, height, width, in, out};
   auto run = [&](auto type, auto factor) {
@@ -219,21 +222,22 @@ extern "C" void norm_conv3x3(bool reduced, const void* first, const void* second
                                 {height * width, in, groups, true}, norm_weight, norm_bias, scale, shift, statistics,
                                 skip_y ? &skip : nullptr};
     Images<T> images{(const T*)first, (const T*)weight, bias, (const T*)residual, (T*)y, size, false};
-    norm_conv<F>(normalised, images, scratch, threads);
+    norm_conv<F>(normalised, images, (T*)between, scratch, threads);
   };
   reduced ? run(bfloat16{}, Factor{}) : run(0.0f, 0.0f);
 }
 
-// The gradient with respect to `x`, (batch, height, width, out), which was one array. grad: (..., in).
+// The gradient with respect to `x`, (batch, height, width, out), which was one array. grad: (..., in). means: as those
+// of norm_backward.
 extern "C" void norm_conv3x3_backward(bool reduced, const void* x, float* statistics, long groups, const void* weight,
-                                      const void* grad, void* grad_x, long batch, long height, long width, long in,
+                                      const void* grad, void* grad_x, float* means, long batch, long height, long width, long in,
                                       long out, float* scratch, int threads) {
   Size size{batch, height, width, in, out};
   auto run = [&](auto type, auto factor) {
     typedef decltype(type) T;
     Images<T> images{(const T*)grad, (const T*)weight, nullptr, nullptr, (T*)grad_x, size, true};
-    norm_conv_back<decltype(factor)>((const T*)x, {height * width, out, groups, true}, statistics, images, scratch,
-                                     threads);
+    norm_conv_back<decltype(factor)>((const T*)x, {height * width, out, groups, true}, statistics, images, means,
+                                     scratch, threads);
   };
   reduced ? run(bfloat16{}, Factor{}) : run(0.0f, 0.0f);
 }

@@ -137,7 +137,7 @@ void normalise_back(const T* x, const T* grad, T* grad_x, Layer layer, const flo
   auto sums = [&](long n, long c, Floats& sum, Floats& sum_xhat) {
     Floats values = load(x + n * channels + c);
     Floats du = grad_u<T>(values, load(grad + n * channels + c), load(a + c), load(b + c), layer.silu);
-    if (!ROUGH<T>) store(grad_x + n * channels + c, du);  // for the last pass, which then needs no exponential
+    store(grad_x + n * channels + c, du);  // for the last pass, which then needs no exponential
     sum += du;
     sum_xhat += du * (values - load(mean + c));
   };
@@ -156,9 +156,7 @@ void normalise_back(const T* x, const T* grad, T* grad_x, Layer layer, const flo
   }
   for (long n = 0; n < layer.tokens; ++n)
     for (long c = 0; c < channels; c += WIDTH) {
-      Floats values = load(x + n * channels + c), va = load(a + c);
-      Floats du = ROUGH<T> ? grad_u<T>(values, load(grad + n * channels + c), va, load(b + c), layer.silu)
-                           : load(grad_x + n * channels + c);
-      store(grad_x + n * channels + c, du * va + load(offset + c) + load(slope + c) * values);
+      Floats values = load(x + n * channels + c), du = load(grad_x + n * channels + c);
+      store(grad_x + n * channels + c, du * load(a + c) + load(offset + c) + load(slope + c) * values);
     }
 }

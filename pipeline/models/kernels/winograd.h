@@ -83,26 +83,31 @@ inline void input_column(const Floats d[SIDE], Floats v[SIDE]) {
   v[5] = NEAR2 * FAR2 * d[1] - (NEAR2 + FAR2) * d[3] + d[5];
 }
 
-// v: PLACES matrices, `stride` apart, of which this tile is one row. INSIDE: no pixel of the tile is beyond the image's
+// B^T d B of a vector of channels from c on: put(place, values). INSIDE: no pixel of the tile is beyond the image's
 // edge; a template, so that the compiler unrolls every loop and holds the tile in registers.
+template <bool INSIDE, typename T, typename Put>
+inline void transform_channels(const T* x, Size size, long top, long left, long c, Put put) {
+  Floats h[SIDE][SIDE];
+  for (long j = 0; j < SIDE; ++j) {
+    Floats d[SIDE], column[SIDE];
+    for (long i = 0; i < SIDE; ++i) {
+      long row = top + i, place = left + j;
+      bool there = INSIDE || (row >= 0 && row < size.height && place >= 0 && place < size.width);
+      d[i] = there ? load(x + (row * size.width + place) * size.in + c) : Floats{};
+    }
+    input_column(d, column);
+    for (long i = 0; i < SIDE; ++i) h[i][j] = column[i];
+  }
+  for (long i = 0; i < SIDE; ++i) {
+    Floats row[SIDE];
+    input_column(h[i], row);
+    for (long j = 0; j < SIDE; ++j) put(i * SIDE + j, row[j]);
+  }
+}
+
+// v: PLACES matrices, `stride` apart, of which this tile is one row.
 template <bool INSIDE, typename T, typename F>
 void transform_input(const T* x, Size size, long top, long left, F* v, long stride) {
-  for (long c = 0; c < size.in; c += WIDTH) {
-    Floats h[SIDE][SIDE];
-    for (long j = 0; j < SIDE; ++j) {
-      Floats d[SIDE], column[SIDE];
-      for (long i = 0; i < SIDE; ++i) {
-        long row = top + i, place = left + j;
-        bool there = INSIDE || (row >= 0 && row < size.height && place >= 0 && place < size.width);
-        d[i] = there ? load(x + (row * size.width + place) * size.in + c) : Floats{};
-      }
-      input_column(d, column);
-      for (long i = 0; i < SIDE; ++i) h[i][j] = column[i];
-    }
-    for (long i = 0; i < SIDE; ++i) {
-      Floats row[SIDE];
-      input_column(h[i], row);
-      for (long j = 0; j < SIDE; ++j) store(v + (i * SIDE + j) * stride + c, row[j]);
-    }
-  }
+  for (long c = 0; c < size.in; c += WIDTH)
+    transform_channels<INSIDE>(x, size, top, left, c, [=](long p, Floats values) { store(v + p * stride + c, values); });
 }
