@@ -30,6 +30,7 @@ def layer_of(in_channels: int, out_channels: int, dtype: torch.dtype) -> Conv3x3
 SIZES = [
     (2, 32, 32, 28, 28), (3, 64, 96, 7, 7), (1, 16, 48, 1, 1), (2, 32, 2, 9, 5), (5, 96, 32, 4, 13), (1, 48, 33, 6, 2),
     (1, 960, 200, 5, 5),  # more weights than are transformed at once
+    (3, 32, 1, 28, 28), (2, 48, 2, 9, 13), (1, 16, 3, 1, 12),  # few channels
 ]  # fmt: skip
 
 
@@ -94,15 +95,15 @@ def test_a_residual_is_added_and_gets_its_gradient(dtype: torch.dtype, in_channe
 
 @on_both
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
-@pytest.mark.parametrize("size", [(1, 7, 7), (40, 7, 14), (40, 5, 8)], ids=str)
+@pytest.mark.parametrize("size", [(1, 64, 7, 7), (40, 64, 7, 14), (40, 64, 5, 8), (4, 2, 5, 15)], ids=str)
 def test_what_was_in_memory_does_not_matter(
-    size: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Products that only pixels beyond the image's edge would need are left out, and their places never written."""
-    batch, height, width = size
-    layer = layer_of(32, 64, dtype)
+    batch, out, height, width = size
+    layer = layer_of(32, out, dtype)
     x = torch.randn(batch, 32, height, width).to(dtype).requires_grad_()
-    weights = torch.randn(batch, 64, height, width).to(dtype)
+    weights = torch.randn(batch, out, height, width).to(dtype)
 
     def results() -> list[Tensor]:
         y = layer(x)

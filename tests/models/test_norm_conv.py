@@ -89,6 +89,22 @@ def test_two_images_and_the_convolution_beside(
 
 @on_both
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("size", [(5, 32, 2, 28, 28), (3, 64, 3, 7, 17), (2, 32, 1, 9, 5)], ids=str)
+def test_few_channels_come_out(size: tuple[int, ...], dtype: torch.dtype, calls: list[str]) -> None:
+    batch, channels, out, height, width = size
+    group, conv, _ = layers(channels, out, dtype)
+    x = image(batch, channels, height, width, dtype=dtype)
+    with torch.no_grad():
+        whole, alone = (norm_conv.norm_act_conv(v, group, conv) for v in (x, x[1:2]))
+        torch.set_num_threads(2)
+        assert torch.equal(norm_conv.norm_act_conv(x, group, conv), whole)
+    assert calls == ["norm_conv3x3"] * 3
+    assert torch.equal(alone, whole[1:2])
+    assert error(whole, convolved(normalised(x.double(), group), conv)) < TOLERANCE[dtype]
+
+
+@on_both
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize("size", [(9, 64, 32, 14, 14), (2, 32, 64, 5, 6), (12, 96, 960, 12, 12)], ids=str)
 def test_the_gradients_of_image_and_residual(size: tuple[int, ...], dtype: torch.dtype, calls: list[str]) -> None:
     batch, channels, out, height, width = size

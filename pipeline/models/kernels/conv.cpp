@@ -1,15 +1,34 @@
 // 3x3 convolutions (conv.h), plain and of normalised images (norm.h).
-#include "conv.h"
 #include "norm.h"
+#include "taps.h"
 
 namespace {
 
 constexpr long KEPT = 320 << 10;  // bytes of a group's images: what a core's cache holds
 
+template <typename F, typename T>
+long scratch_floats(Size size, int threads) {
+  if (Taps<F, T>::take(size)) return Taps<F, T>::floats(size, threads);
+  return size.tiles() <= Few<F>::MOST ? Few<F>::floats(size, threads) : Many<F>::floats(size, threads);
+}
+
+template <typename F, typename T>
+void convolve(Images<T> images, float* scratch, int threads) {
+  if (Taps<F, T>::take(images.size)) {
+    auto work = [&](long begin, long count, float*, auto convolve) { convolve(images.some(begin, count)); };
+    in_groups<Taps<F, T>>(images, 1, 0, scratch, threads, work);
+  } else if (images.size.tiles() <= Few<F>::MOST) {
+    Few<F>::convolve(images, scratch, threads);
+  } else {
+    Many<F>::convolve(images, scratch, threads);
+  }
+}
+
 // Images that are normalised, convolved and left before the next: enough that their tiles fill blocks, in a number
 // that leaves few blocks with tiles of several kinds. 0: all of them, step by step.
-template <typename F>
+template <typename F, typename T>
 long group_of(Size size, long image_bytes, int threads) {
+  if (Taps<F, T>::take(size)) return 1;
   if (size.tiles() <= Few<F>::MOST || !Many<F>::in_one_part(size)) return 0;
   long tiles = size.tiles() / size.batch, group = std::max(KEPT / image_bytes, (ROWS + tiles - 1) / tiles);
   for (long multiple : {ROWS, 4L})
@@ -30,25 +49,29 @@ long kept_floats(long images, long image_bytes, long channels) {
 template <typename F, typename T, typename Before, typename After>
 void convolve_around(Images<T> images, long kept_channels, float* scratch, int threads, Before before, After after) {
   Size size = images.size;
-  long image = size.height * size.width * kept_channels * sizeof(T), group = group_of<F>(size, image, threads);
+  long image = size.height * size.width * kept_channels * sizeof(T), group = group_of<F, T>(size, image, threads);
   if (!group) {
-    float* kept = scratch + scratch_floats<F>(size, threads);
+    float* kept = scratch + scratch_floats<F, T>(size, threads);
     convolve<F>(before(0, size.batch, (T*)kept, threads), scratch, threads);
     after(0, size.batch, (T*)kept, threads);
     return;
   }
-  Many<F>::in_groups(images, group, kept_floats<T>(group, image, kept_channels), scratch, threads,
-                     [&](long begin, long count, float* kept, auto convolve) {
-                       convolve(before(begin, count, (T*)kept, 1));
-                       after(begin, count, (T*)kept, 1);
-                     });
+  auto work = [&](long begin, long count, float* kept, auto convolve) {
+    convolve(before(begin, count, (T*)kept, 1));
+    after(begin, count, (T*)kept, 1);
+  };
+  long keep = kept_floats<T>(group, image, kept_channels);
+  if (Taps<F, T>::take(size))
+    in_groups<Taps<F, T>>(images, group, keep, scratch, threads, work);
+  else
+    in_groups<Many<F>>(images, group, keep, scratch, threads, work);
 }
 
 template <typename F, typename T>
 long scratch_around(Size size, long kept_channels, int threads) {
-  long image = size.height * size.width * kept_channels * sizeof(T), group = group_of<F>(size, image, threads);
+  long image = size.height * size.width * kept_channels * sizeof(T), group = group_of<F, T>(size, image, threads);
   long kept = kept_floats<T>(group ? group : size.batch, image, kept_channels);
-  return scratch_floats<F>(size, threads) + (group ? threads : 1) * kept;
+  return scratch_floats<F, T>(size, threads) + (group ? threads : 1) * kept;
 }
 
 // A 1x1 convolution of the same images, into y. weight: (out, channels); u: it as panels, `floats` of them.
@@ -172,7 +195,7 @@ void norm_conv_back(const T* x, Layer layer, float* statistics, Images<T> images
 // Floats that conv3x3 needs for itself.
 extern "C" long conv3x3_scratch(bool reduced, long batch, long height, long width, long in, long out, int threads) {
   Size size{batch, height, width, in, out};
-  return reduced ? scratch_floats<Factor>(size, threads) : scratch_floats<float>(size, threads);
+  return reduced ? scratch_floats<Factor, bfloat16>(size, threads) : scratch_floats<float, float>(size, threads);
 }
 
 // x: (batch, height, width, in), in a multiple of the vector's width; y: (..., out); weight: (out, 3, 3, in), or turned

@@ -138,6 +138,11 @@ struct Images {
     return chosen;
   }
 
+  // One weight, of a tap of nine.
+  float tap(long c, long k, long number) const {
+    return value(turned ? weight[(c * 9 + 8 - number) * size.out + k] : weight[(k * 9 + number) * size.in + c]);
+  }
+
   template <typename F>
   void tile_in(long tile, F* v, long stride) const {
     Place place(size, tile);
@@ -211,27 +216,34 @@ struct Many {
 
   static bool in_one_part(Size size) { return part_count(size.in, size.out) == padded(size.out); }
 
-  // The same in groups of images, each one thread's, where all weights are one part. work(begin, count, kept,
-  // convolve): convolves that group by convolve(its images); kept: `keep` floats for the thread's own.
-  template <typename T, typename Work>
-  static void in_groups(Images<T> images, long group, long keep, float* scratch, int threads, Work work) {
+  template <typename T>
+  static void prepare(Images<T> images, float* scratch) {
+    transform(images, {(F*)scratch, images.size.in, padded(images.size.out)}, {0, padded(images.size.out)});
+  }
+
+  template <typename T>
+  static void run(Images<T> images, float* scratch, float* mine) {
     Size size = images.size;
-    Part part{0, padded(size.out)};
-    Panels<F> panels{(F*)scratch, size.in, part.count};
-#pragma omp parallel num_threads(threads)
-    {
-      transform(images, panels, part);
-      float* mine = scratch + weights(size) + thread_number() * (own(size) + keep);
-      auto convolve = [&](Images<T> some) {
-        for (long first = 0; first < some.size.tiles(); first += ROWS)
-          block(some, panels, part, first, (F*)mine, mine + tiles(size));
-      };
-#pragma omp for
-      for (long begin = 0; begin < size.batch; begin += group)
-        work(begin, std::min(group, size.batch - begin), mine + own(size), convolve);
-    }
+    for (long first = 0; first < size.tiles(); first += ROWS)
+      block(images, {(F*)scratch, size.in, padded(size.out)}, {0, padded(size.out)}, first, (F*)mine, mine + tiles(size));
   }
 };
+
+// By Form, whose weights are prepared at once (Many's are one part), in groups of images, each one thread's.
+// work(begin, count, kept, convolve): convolves that group by convolve(its images); kept: `keep` floats of the thread's.
+template <typename Form, typename T, typename Work>
+void in_groups(Images<T> images, long group, long keep, float* scratch, int threads, Work work) {
+  Size size = images.size;
+#pragma omp parallel num_threads(threads)
+  {
+    Form::prepare(images, scratch);
+    float* mine = scratch + Form::weights(size) + thread_number() * (Form::own(size) + keep);
+#pragma omp for
+    for (long begin = 0; begin < size.batch; begin += group)
+      work(begin, std::min(group, size.batch - begin), mine + Form::own(size),
+           [&](Images<T> some) { Form::run(some, scratch, mine); });
+  }
+}
 
 // Few tiles: all of them are transformed once; the weights, which are more, in pieces that stay in the cache until all
 // tiles are multiplied with them.
@@ -282,16 +294,3 @@ struct Few {
     }
   }
 };
-
-template <typename F>
-long scratch_floats(Size size, int threads) {
-  return size.tiles() <= Few<F>::MOST ? Few<F>::floats(size, threads) : Many<F>::floats(size, threads);
-}
-
-template <typename F, typename T>
-void convolve(Images<T> images, float* scratch, int threads) {
-  if (images.size.tiles() <= Few<F>::MOST)
-    Few<F>::convolve(images, scratch, threads);
-  else
-    Many<F>::convolve(images, scratch, threads);
-}
