@@ -67,28 +67,44 @@ def norm_times(batch: int, channels: int, side: int, dtype: torch.dtype, repeats
 
 
 def conv_times(shape: tuple[int, int, int, int], dtype: torch.dtype, repeats: int) -> dict[str, float]:
-    """Milliseconds of a convolution and of its image's gradient alone, and each form's relative error."""
+    """Milliseconds of a convolution and of its gradients, image and weights, and the errors relative to float64."""
     torch.manual_seed(0)
     batch, channels, out, side = shape
     x = torch.randn(batch, channels, side, side).to(dtype).to(memory_format=torch.channels_last)
     weight = torch.randn(out, channels, 3, 3).to(dtype).to(memory_format=torch.channels_last)
     bias, grad = torch.randn(out).to(dtype), torch.randn(batch, out, side, side).to(dtype)
     grad = grad.to(memory_format=torch.channels_last)
-    ones, only_x = [1, 1], [True, False, False]
+
+    def backward(of: int, *images: Tensor) -> Tensor:
+        ones, wanted = [1, 1], [number == of for number in range(3)]
+        found = torch.ops.aten.convolution_backward(*images, [out], ones, ones, ones, False, [0, 0], 1, wanted)
+        gradient: Tensor = found[of]
+        return gradient
+
     cases: dict[str, Callable[[], Tensor]] = {
         "torch": lambda: F.conv2d(x, weight, bias, padding=1),
         "native": lambda: native.conv3x3(x, weight, bias),
+        "torch gradient": lambda: backward(0, grad, x, weight),
+        "torch weights": lambda: backward(1, grad, x, weight),
+        "native weights": lambda: native.conv3x3_weights(x, grad)[0],
     }
-    errors = {}
-    wanted = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
-    for name, case in cases.items():
-        errors[f"{name} error"] = float(f"{float((case().double() - wanted).norm() / wanted.norm()):.2g}")
-    cases["torch gradient"] = lambda: torch.ops.aten.convolution_backward(
-        grad, x, weight, [out], ones, ones, ones, False, [0, 0], 1, only_x
-    )[0]
     if out % native.CHANNELS == 0:
         cases["native gradient"] = lambda: native.conv3x3(grad, weight, None, turned=True)
-    return _milliseconds(cases, repeats) | errors
+    exact = grad.double(), x.double(), weight.double()
+    wanted = {
+        "": F.conv2d(*exact[1:], bias.double(), padding=1),
+        " gradient": backward(0, *exact),
+        " weights": backward(1, *exact),
+    }
+    errors = {
+        name: _error(case(), wanted[name.removeprefix("torch").removeprefix("native")]) for name, case in cases.items()
+    }
+    return _milliseconds(cases, repeats) | {f"{name} error": error for name, error in errors.items()}
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    """Relative to the norm, in two digits."""
+    return float(f"{float((found.double() - wanted).norm() / wanted.norm()):.2g}")
 
 
 def joined_times(shape: tuple[int, int, int, int, int], dtype: torch.dtype, repeats: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from pipeline.models.blocks import (
     weight_of,
     zero_,
 )
-from pipeline.models.conv import Conv3x3
+from pipeline.models.conv import Conv3x3, working_dtype
 from pipeline.models.norm import group_norm, norm_act
 from pipeline.models.norm_conv import norm_act_conv
 
@@ -48,12 +48,11 @@ class ADM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the convolutions behind the first; outputs come back in float32."""
-        weight = weight_of(self.input_blocks[1][0].in_layers[2])  # type: ignore[index]
-        return torch.get_autocast_dtype(weight.device.type) if _autocasting(weight) else weight.dtype
+        return working_dtype(weight_of(self.input_blocks[1][0].in_layers[2]))  # type: ignore[index]
 
     def _to_head(self, h: Tensor) -> Tensor:
         """The output layers' input, in their own precision."""
-        return h if _autocasting(h) else h.to(weight_of(self.time_embed[0]).dtype)
+        return h.to(working_dtype(weight_of(self.time_embed[0])))
 
     def blocks(self) -> list[nn.Module]:
         """The residual and attention blocks, first to last."""
@@ -150,10 +149,6 @@ class Classifier(ADM):
         """Mean over pixels of the encoder's output at t = 0. x: (B, C, H, W) clean images -> (B, F) in x's dtype."""
         h, _ = self._encode(x, self._embed(torch.zeros(len(x), device=x.device), None))
         return self._to_head(h).mean(dim=(2, 3)).to(x.dtype)
-
-
-def _autocasting(weight: Tensor) -> bool:
-    return torch.is_autocast_enabled(weight.device.type)
 
 
 def _apply(block: nn.Module, x: Tensor, emb: Tensor, beside: Tensor | None = None) -> Tensor:

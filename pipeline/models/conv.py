@@ -11,6 +11,12 @@ from torch import Tensor, nn
 from pipeline.models import native
 
 
+def working_dtype(like: Tensor) -> torch.dtype:
+    """What a network with such weights or images computes in: autocast's type where that is on, else their own."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+
+
 class Conv3x3(nn.Conv2d):
     """``nn.Conv2d(in_channels, out_channels, 3, padding=1)``: the same parameters, results and gradients.
 
@@ -21,10 +27,8 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        dtype, bias = working_dtype(self.weight), self.bias
+        x, weight, bias = x.to(dtype), self.weight.to(dtype), None if bias is None else bias.to(dtype)
         channels = (self.in_channels, self.out_channels)
         if torch.is_grad_enabled() and any(native.takes_conv3x3(x, count) for count in channels):
             y: Tensor = _Conv.apply(x, weight, bias, residual)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models import native
-from pipeline.models.conv import Conv3x3
+from pipeline.models.conv import Conv3x3, working_dtype
 from pipeline.models.norm import GROUPS, affine_gradients, norm_act
 from pipeline.models.resample import upsample
 
@@ -65,10 +65,9 @@ def join(parts: Sequence[Tensor]) -> Tensor:
 def _takes(x: Tensor, conv: nn.Module) -> bool:
     """Whether the kernel is on for such images, and takes the gradient too where one may be asked for."""
     assert isinstance(conv, Conv3x3)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.get_autocast_dtype(x.device.type):
-        return False
     gradients = [conv.out_channels] if torch.is_grad_enabled() else []
-    return all(native.takes_conv3x3(x, channels) for channels in (conv.in_channels, *gradients))
+    sizes = (conv.in_channels, *gradients)
+    return x.dtype == working_dtype(x) and all(native.takes_conv3x3(x, channels) for channels in sizes)
 
 
 def _passes(skip: nn.Module) -> bool:

@@ -226,10 +226,7 @@ def train_step(
     """One optimiser step; returns its losses and gradient norm."""
     device = next(state.model.parameters()).device
     batch = make_batch(data, state.step, settings, device)
-    reduced = settings.precision == "bfloat16" and has_bfloat16(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
-        losses = loss_function(state.model, batch)
-    losses["loss"].backward()
+    losses = backward(state.model, loss_function, batch, settings.precision)
     _average_gradients(state.model)
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip, foreach=True)
     for group in state.optimizer.param_groups:
@@ -239,6 +236,16 @@ def train_step(
     _update_ema(state, min(settings.ema, (1 + state.step) / (10 + state.step)))
     state.step += 1
     return {**losses, "grad_norm": grad_norm}
+
+
+def backward(model: nn.Module, loss_function: LossFunction, batch: Batch, precision: str) -> dict[str, Tensor]:
+    """Add a batch's gradients to the parameters'; returns its losses. precision: as in TrainSettings."""
+    device = batch.x_0.device
+    reduced = precision == "bfloat16" and has_bfloat16(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+        losses = loss_function(model, batch)
+    losses["loss"].backward()
+    return losses
 
 
 def _average_gradients(model: nn.Module) -> None:
