@@ -45,7 +45,7 @@ long kept_floats(long images, long image_bytes, long channels) {
   return (images * image_bytes + ROWS * channels * sizeof(T)) / 4;
 }
 
-// before(begin, count, kept, threads): the images to convolve, which read `kept` or are left there; after: what follows.
+// before(begin, count, kept, threads): the images to convolve, which read `kept` or are left there; after: the rest.
 template <typename F, typename T, typename Before, typename After>
 void convolve_around(Images<T> images, long kept_channels, float* scratch, int threads, Before before, After after) {
   Size size = images.size;
@@ -227,13 +227,14 @@ extern "C" long norm_conv3x3_scratch(bool reduced, long batch, long height, long
 
 // conv3x3 of SiLU(normalised). first: (batch, height, width, first_channels), or half as high and wide; second: the
 // channels behind them, or none; statistics: (4, batch, in), written: a, b, mean, 1 / deviation. skip_y: (..., out),
-// written: a 1x1 convolution of what is normalised, by skip_weight, (out, in), and skip_bias; or none. between: (..., in),
-// written: what is convolved; or none, and without a 1x1 convolution alone.
+// written: a 1x1 convolution of what is normalised, by skip_weight, (out, in), and skip_bias; or none. between:
+// (..., in), written: what is convolved; or none, as always with a 1x1 convolution.
 extern "C" void norm_conv3x3(bool reduced, const void* first, const void* second, long first_channels, bool half,
                              long groups, const float* norm_weight, const float* norm_bias, const float* scale,
                              const float* shift, float* statistics, const void* skip_weight, const float* skip_bias,
-                             void* skip_y, void* between, const void* weight, const float* bias, const void* residual, void* y,
-                             long batch, long height, long width, long in, long out, float* scratch, int threads) {
+                             void* skip_y, void* between, const void* weight, const float* bias, const void* residual,
+                             void* y, long batch, long height, long width, long in, long out, float* scratch,
+                             int threads) {
   Size size{batch, height, width, in, out};
   auto run = [&](auto type, auto factor) {
     typedef decltype(type) T;
@@ -253,8 +254,8 @@ extern "C" void norm_conv3x3(bool reduced, const void* first, const void* second
 // The gradient with respect to `x`, (batch, height, width, out), which was one array. grad: (..., in). means: as those
 // of norm_backward.
 extern "C" void norm_conv3x3_backward(bool reduced, const void* x, float* statistics, long groups, const void* weight,
-                                      const void* grad, void* grad_x, float* means, long batch, long height, long width, long in,
-                                      long out, float* scratch, int threads) {
+                                      const void* grad, void* grad_x, float* means, long batch, long height, long width,
+                                      long in, long out, float* scratch, int threads) {
   Size size{batch, height, width, in, out};
   auto run = [&](auto type, auto factor) {
     typedef decltype(type) T;

@@ -218,19 +218,21 @@ struct Many {
 
   template <typename T>
   static void prepare(Images<T> images, float* scratch) {
-    transform(images, {(F*)scratch, images.size.in, padded(images.size.out)}, {0, padded(images.size.out)});
+    Part all{0, padded(images.size.out)};
+    transform(images, {(F*)scratch, images.size.in, all.count}, all);
   }
 
   template <typename T>
   static void run(Images<T> images, float* scratch, float* mine) {
     Size size = images.size;
+    Part all{0, padded(size.out)};
     for (long first = 0; first < size.tiles(); first += ROWS)
-      block(images, {(F*)scratch, size.in, padded(size.out)}, {0, padded(size.out)}, first, (F*)mine, mine + tiles(size));
+      block(images, {(F*)scratch, size.in, all.count}, all, first, (F*)mine, mine + tiles(size));
   }
 };
 
 // By Form, whose weights are prepared at once (Many's are one part), in groups of images, each one thread's.
-// work(begin, count, kept, convolve): convolves that group by convolve(its images); kept: `keep` floats of the thread's.
+// work(begin, count, kept, convolve): convolves that group by convolve(its images); kept: `keep` floats of the thread.
 template <typename Form, typename T, typename Work>
 void in_groups(Images<T> images, long group, long keep, float* scratch, int threads, Work work) {
   Size size = images.size;

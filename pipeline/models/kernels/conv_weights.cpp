@@ -30,7 +30,7 @@ inline void weight_back(const Floats u[SIDE], Floats g[3]) {
 
 // A y A^T of the result's gradient, of a vector of channels from `channel` on: put(place, values). Returns its sum.
 template <typename T, typename Put>
-inline Floats transform_gradient(const T* grad, Size size, long top, long left, long channel, Put put) {
+inline Floats transform_gradient(const T* grad, const Size& size, long top, long left, long channel, Put put) {
   Floats h[SIDE][TILE], sum{};
   for (long j = 0; j < TILE; ++j) {
     Floats y[TILE], column[SIDE];

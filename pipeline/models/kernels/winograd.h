@@ -86,7 +86,8 @@ inline void input_column(const Floats d[SIDE], Floats v[SIDE]) {
 // B^T d B of a vector of channels from c on: put(place, values). INSIDE: no pixel of the tile is beyond the image's
 // edge; a template, so that the compiler unrolls every loop and holds the tile in registers.
 template <bool INSIDE, typename T, typename Put>
-inline void transform_channels(const T* x, Size size, long top, long left, long c, Put put) {
+__attribute__((always_inline)) inline void transform_channels(const T* x, const Size& size, long top, long left, long c,
+                                                              Put put) {
   Floats h[SIDE][SIDE];
   for (long j = 0; j < SIDE; ++j) {
     Floats d[SIDE], column[SIDE];
@@ -109,5 +110,5 @@ inline void transform_channels(const T* x, Size size, long top, long left, long 
 template <bool INSIDE, typename T, typename F>
 void transform_input(const T* x, Size size, long top, long left, F* v, long stride) {
   for (long c = 0; c < size.in; c += WIDTH)
-    transform_channels<INSIDE>(x, size, top, left, c, [=](long p, Floats values) { store(v + p * stride + c, values); });
+    transform_channels<INSIDE>(x, size, top, left, c, [&](long p, Floats all) { store(v + p * stride + c, all); });
 }
