@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.error import relative_error
 from benchmarks.step import Case, timed
 from pipeline.bench.measure import interleave, machine, spread
 from pipeline.models import blocks, native, norm, norm_conv
@@ -97,14 +98,10 @@ def conv_times(shape: tuple[int, int, int, int], dtype: torch.dtype, repeats: in
         " weights": backward(1, *exact),
     }
     errors = {
-        name: _error(case(), wanted[name.removeprefix("torch").removeprefix("native")]) for name, case in cases.items()
+        name: relative_error(case(), wanted[name.removeprefix("torch").removeprefix("native")])
+        for name, case in cases.items()
     }
     return _milliseconds(cases, repeats) | {f"{name} error": error for name, error in errors.items()}
-
-
-def _error(found: Tensor, wanted: Tensor) -> float:
-    """Relative to the norm, in two digits."""
-    return float(f"{float((found.double() - wanted).norm() / wanted.norm()):.2g}")
 
 
 def joined_times(shape: tuple[int, int, int, int, int], dtype: torch.dtype, repeats: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baseline import unet_forward
+from benchmarks.error import relative_error
 from benchmarks.turns import take_turns
 from pipeline import assets
 from pipeline.allocator import keep_freed_memory
@@ -129,7 +130,7 @@ def gradient_distances(batch: int, device: torch.device) -> dict[str, float]:
         "gradient_error_without_kernels": gradient(network, 0, settings.precision),
         "other_batch": other,
     }
-    return {name: float(f"{float((value - wanted).norm() / wanted.norm()):.2g}") for name, value in found.items()}
+    return {name: relative_error(value, wanted) for name, value in found.items()}
 
 
 FORMS = {"baseline": baseline_step, "rarefy": our_step}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from goldens import relative_error
 from pipeline.models import native
 
 BOTH = [torch.float32, torch.bfloat16]
@@ -24,5 +25,4 @@ def on_both(test: Callable[..., None]) -> Callable[..., None]:
 
 def error(found: Tensor, wanted: Tensor) -> float:
     """Relative to the norm."""
-    found, wanted = found.detach().double(), wanted.detach().double()
-    return float((found - wanted).norm() / wanted.norm())
+    return relative_error(found.detach().double(), wanted.detach().double())

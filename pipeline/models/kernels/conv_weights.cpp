@@ -77,7 +77,8 @@ void transform_row(F* v, long r, long channels, long count, Transform transform)
   }
 }
 
-// u: (in, out) += v^T z over `rows` of them, for the first R or `in` channels of v and VECTORS vectors of z's.
+// u: (in, out) += v^T z over `rows` of them, for R of v's channels, or `count` where that is fewer, an even number, and
+// VECTORS vectors of z's.
 template <int VECTORS, long R = ROWS, typename F>
 inline void add_block(const F* v, const F* z, long rows, long in, long out, long count, float* u) {
   if constexpr (R > 2) {
