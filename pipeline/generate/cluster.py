@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -101,6 +102,17 @@ def _start(resources: Resources, folder: Path) -> None:
         logging_level=logging.ERROR,
         _temp_dir=str(folder),
     )
+    _end_log_monitor()
+
+
+def _end_log_monitor() -> None:
+    """End the server that polls all logs ten times a second for a driver that takes none: the costliest of Ray's.
+
+    Ray has no switch for it, and this call is not a public one: where a version has it no more, the server stays.
+    """
+    with suppress(AttributeError):
+        node: Any = ray._private.worker._global_node
+        node.kill_log_monitor()
 
 
 def _fit_machine(request: Request) -> Resources:

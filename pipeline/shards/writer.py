@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -134,6 +135,7 @@ def _marker(
     )
 
 
+@cache  # a millisecond a package
 def _versions() -> dict[str, str]:
     packages = ("torch", "numpy", "pillow", "webdataset", "pyarrow", "fsspec")
     return {name: version(name) for name in packages} | {"zlib": features.version("zlib") or "unknown"}

@@ -59,7 +59,8 @@ shard_size = 2
     @staticmethod
     def servers(pid: int) -> list[int]:
         """Ray's living servers under ``pid``. Its two agents are left out: they end a minute after the servers."""
-        return [child for child, title in _descendants(pid).items() if "/raylet" in title or "/gcs_server" in title]
+        names = ("/raylet", "/gcs_server", "/log_monitor")
+        return [child for child, title in _descendants(pid).items() if any(name in title for name in names)]
 
     @staticmethod
     def alive(pid: int) -> bool:
