@@ -10,8 +10,9 @@ its models to the last commit, and the whole of ``seal``. The bare clock runs fr
 to the last batch. Both begin in fresh processes, so whatever a first step costs (``fast`` compiles) is in both.
 ``ratio_with_startup`` divides the same bare seconds, still without any start-up, by all that the pipeline takes: Ray's
 start, imports and loading in the actors, and Ray's end. Start-up is a constant, so this one grows with the number of
-images. CPU seconds of the pipeline are those of the driver, Ray's servers and the actors; what Ray's servers use while
-they end is not seen. Wall seconds mean something on a quiet machine alone, CPU seconds on a shared one too.
+images. CPU seconds of the pipeline are those of the actors, the driver and Ray's servers, shown apart for the time of
+generating; what Ray's servers use while they end is not seen. Wall seconds mean something on a quiet machine alone, CPU
+seconds on a shared one too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks.manifests import MANIFEST
-from benchmarks.overhead_work import BareRun, Load, PipelineRun, run_bare, run_pipeline
+from benchmarks.overhead_work import WHOSE, BareRun, Load, PipelineRun, run_bare, run_pipeline
 from pipeline.bench.measure import Spread, machine, ratios, spread
 from pipeline.models.precision import COMPILES
 
@@ -68,16 +69,18 @@ def summarize(bare: list[BareRun], whole: list[PipelineRun]) -> dict[str, Any]:
             "generating_s": asdict(spread([getattr(run.generating, clock) for run in whole])),
             "seal_s": asdict(spread([getattr(run.seal, clock) for run in whole])),
         }
+    for name in WHOSE:
+        found["cpu"][f"generating_{name}_s"] = asdict(spread([run.shares[name] for run in whole]))
     found["wall"]["ray_end_s"] = asdict(spread([run.end_s for run in whole]))
     return found
 
 
 def table(found: dict[str, Any]) -> str:
     """The figures as lines: median (low to high quartile)."""
-    rows = [f"same images: {found['same_images']}", f"{'':22}{'wall':>26}{'CPU':>26}"]
-    for name in found["wall"]:
+    rows = [f"same images: {found['same_images']}", f"{'':24}{'wall':>26}{'CPU':>26}"]
+    for name in dict.fromkeys([*found["wall"], *found["cpu"]]):
         cells = [_cell(Spread(**found[clock][name])) if name in found[clock] else "" for clock in ("wall", "cpu")]
-        rows.append(f"{name:22}" + "".join(f"{cell:>26}" for cell in cells))
+        rows.append(f"{name:24}" + "".join(f"{cell:>26}" for cell in cells))
     return "\n".join(rows)
 
 

@@ -7,14 +7,14 @@ import multiprocessing
 import os
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pipeline.bench.processes import family
+from pipeline.bench.processes import Process, family
 from pipeline.diffusion.sampler import sample, to_uint8
 from pipeline.generate.driver import GenerateOptions, generate
 from pipeline.generate.execution import load_for_run
@@ -26,6 +26,7 @@ from pipeline.shards.store import Store
 from pipeline.stages import seal_run
 
 PATIENCE_S = 600.0
+WHOSE = ("actors", "driver", "ray")
 RAY_NICENESS = 15  # what Ray gives its workers: a loop of higher priority would win where other work runs beside
 
 
@@ -73,10 +74,14 @@ class BareRun:
 
 @dataclass(frozen=True)
 class PipelineRun:
-    """startup: to the first actor's models; generating: from there to the last commit; end: Ray's, wall only."""
+    """startup: to the first actor's models; generating: from there to the last commit; end: Ray's, wall only.
+
+    shares: CPU seconds of ``generating`` by whose they are (see :func:`whose`).
+    """
 
     startup: Seconds
     generating: Seconds
+    shares: Mapping[str, float]
     seal: Seconds
     end_s: float
     images_sha256: str
@@ -90,12 +95,20 @@ class PipelineRun:
         return Seconds(self.startup.wall + self.work.wall + self.end_s, self.startup.cpu + self.work.cpu)
 
 
+@dataclass(frozen=True)
+class Moment:
+    """wall: monotonic; cpu: seconds so far, by whose they are."""
+
+    wall: float
+    cpu: Mapping[str, float]
+
+
 class Watch:
     """A progress sink that notes wall time and the whole family's CPU time when models are there and at the end."""
 
     def __init__(self) -> None:
         self.begin = self._now()
-        self.ready: Seconds | None = None
+        self.ready: Moment | None = None
         self.last = self.begin
 
     def __call__(self, status: Status) -> None:
@@ -105,8 +118,18 @@ class Watch:
             self.last = self._now()
 
     @staticmethod
-    def _now() -> Seconds:
-        return Seconds(time.monotonic(), sum(process.cpu_s for process in family(os.getpid())))
+    def _now() -> Moment:
+        cpu = dict.fromkeys(WHOSE, 0.0)
+        for process in family(os.getpid()):
+            cpu[whose(process)] += process.cpu_s
+        return Moment(time.monotonic(), cpu)
+
+
+def whose(process: Process) -> str:
+    """One of WHOSE; ray: its servers, agents and idle workers."""
+    if process.pid == os.getpid():
+        return "driver"
+    return "actors" if process.title.startswith("ray::ShardGenerator") else "ray"
 
 
 def run_pipeline(load: Load, out: str) -> PipelineRun:
@@ -126,6 +149,7 @@ def run_pipeline(load: Load, out: str) -> PipelineRun:
     return PipelineRun(
         startup=_between(watch.begin, watch.ready),
         generating=_between(watch.ready, watch.last),
+        shares={name: total - watch.ready.cpu[name] for name, total in watch.last.cpu.items()},
         seal=seal,
         end_s=ended - watch.last.wall,
         images_sha256=_stored_sha256(store, load.manifest),
@@ -184,8 +208,8 @@ def _next(tasks: queue.Queue[int]) -> int | None:
         return None
 
 
-def _between(first: Seconds, second: Seconds) -> Seconds:
-    return Seconds(second.wall - first.wall, second.cpu - first.cpu)
+def _between(first: Moment, second: Moment) -> Seconds:
+    return Seconds(second.wall - first.wall, sum(second.cpu.values()) - sum(first.cpu.values()))
 
 
 def _stored_sha256(store: Store, manifest: Manifest) -> str:

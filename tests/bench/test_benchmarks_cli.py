@@ -181,6 +181,9 @@ def test_overhead(capsys: pytest.CaptureFixture[str]) -> None:
         assert figures["ratio"] == pytest.approx(figures["bare_s"] / figures["pipeline_s"])
         assert figures["pipeline_s"] == pytest.approx(figures["generating_s"] + figures["seal_s"])
         assert 0 < figures["ratio_with_startup"] < figures["ratio"]
+    shares = [figures[f"generating_{name}_s"] for name in ("actors", "driver", "ray")]  # of the CPU's, the last clock
+    assert shares[0] > 0 <= min(shares[1:])  # whole ticks of 10 ms
+    assert sum(shares) == pytest.approx(figures["generating_s"])
 
 
 def test_batches_of_the_bare_loop() -> None:
