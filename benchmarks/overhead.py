@@ -7,7 +7,9 @@ Separate processes do not wait for Python's lock, so no loop is stricter; the im
 
 ``ratio`` is the bare loop's seconds over the pipeline's while it generates: from the moment the first actor has loaded
 its models to the last commit, and the whole of ``seal``. The bare clock runs from the moment all its models are loaded
-to the last batch. Both begin in fresh processes, so whatever a first step costs (``fast`` compiles) is in both.
+to the last batch. Both begin in fresh processes, so whatever a first step costs (``fast`` compiles) is in both. Each
+runs for some seconds while the other is stopped, whose clock then stands: a machine whose speed changes by the minute
+is as slow for one as for the other.
 ``ratio_with_startup`` divides the same bare seconds, still without any start-up, by all that the pipeline takes: Ray's
 start, imports and loading in the actors, and Ray's end. Start-up is a constant, so this one grows with the number of
 images. CPU seconds of the pipeline are those of the actors, the driver and Ray's servers, shown apart for the time of
@@ -19,60 +21,84 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from benchmarks.alternate import Job, alternately
 from benchmarks.manifests import MANIFEST
 from benchmarks.overhead_work import WHOSE, BareRun, Load, PipelineRun, run_bare, run_pipeline
 from pipeline.bench.measure import Spread, machine, ratios, spread
 from pipeline.models.precision import COMPILES
 
 
-def measure(load: Load, repeats: int) -> tuple[list[BareRun], list[PipelineRun]]:
-    """Both forms in turn, which goes first changing; before them a bare run of one batch, for caches on disk."""
-    bare: list[BareRun] = []
-    whole: list[PipelineRun] = []
-    context = multiprocessing.get_context("spawn")
-    for turn in range(repeats):
-        for form in ("bare", "pipeline") if turn % 2 == 0 else ("pipeline", "bare"):
-            if form == "bare":
-                bare.append(run_bare(load))
-            else:
-                with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=context) as pool:
-                    whole.append(pool.submit(run_pipeline, load, f"{folder}/out").result())
-            print(f"{form}: run {turn + 1} of {repeats}", file=sys.stderr, flush=True)
-    return bare, whole
+@dataclass(frozen=True)
+class Pair:
+    """Seconds by clock, wall or cpu, and what they were for, of both forms in one turn; digest: of all images, or both.
+
+    The bare loop's are ``bare``.
+    """
+
+    seconds: Mapping[str, Mapping[str, float]]
+    digests: frozenset[str]
 
 
-def summarize(bare: list[BareRun], whole: list[PipelineRun]) -> dict[str, Any]:
-    """Spreads of every figure over the repeats, ratios from pairs of one turn."""
-    digests = {run.images_sha256 for run in bare} | {run.images_sha256 for run in whole}
-    found: dict[str, Any] = {"same_images": len(digests) == 1}
+def measure(load: Load, repeats: int) -> list[Pair]:
+    """Both forms by turns, as often as asked for; which goes first changes."""
+    pairs = []
+    for repeat in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            calls = [(run_bare, load), (run_pipeline, load, f"{folder}/out")]
+            order = (0, 1) if repeat % 2 == 0 else (1, 0)
+            jobs = alternately(*(calls[place] for place in order))
+        pairs.append(compare(*(jobs[place] for place in order)))
+        print(f"pair {repeat + 1} of {repeats}", file=sys.stderr, flush=True)
+    return pairs
+
+
+def compare(bare: Job, pipeline: Job) -> Pair:
+    """What the two took while they could run."""
+    loop: BareRun = bare.future.result()
+    run: PipelineRun = pipeline.future.result()
+    stages = {
+        "startup": (run.begin, run.ready),
+        "generating": (run.ready, run.last),
+        "ray_end": (run.last, run.ended),
+        "seal": (run.ended, run.sealed),
+    }
+    wall = {name: pipeline.seconds(first.wall, last.wall) for name, (first, last) in stages.items()}
+    shares = {
+        name: {whose: last.cpu[whose] - first.cpu[whose] for whose in WHOSE} for name, (first, last) in stages.items()
+    }
+    cpu = {name: sum(share.values()) for name, share in shares.items() if name != "ray_end"}
+    cpu |= {f"generating_{whose}": seconds for whose, seconds in shares["generating"].items()}
+    wall["bare"], cpu["bare"] = bare.seconds(loop.start, loop.end), loop.cpu
+    return Pair({"wall": wall, "cpu": cpu}, frozenset({loop.images_sha256, run.images_sha256}))
+
+
+def summarize(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Spreads of every figure over the repeats, ratios from pairs."""
+    found: dict[str, Any] = {"same_images": len(frozenset().union(*(pair.digests for pair in pairs))) == 1}
     for clock in ("wall", "cpu"):
-        loop = [getattr(run.seconds, clock) for run in bare]
-        work = [getattr(run.work, clock) for run in whole]
-        total = [getattr(run.total, clock) for run in whole]
+        columns = {name: [pair.seconds[clock][name] for pair in pairs] for name in pairs[0].seconds[clock]}
+        work = _sums(columns["generating"], columns["seal"])
+        total = _sums(columns["startup"], work, columns.get("ray_end", [0.0] * len(work)))
         found[clock] = {
-            "ratio": asdict(ratios(loop, work)),
-            "ratio_with_startup": asdict(ratios(loop, total)),
-            "bare_s": asdict(spread(loop)),
+            "ratio": asdict(ratios(columns["bare"], work)),
+            "ratio_with_startup": asdict(ratios(columns["bare"], total)),
             "pipeline_s": asdict(spread(work)),
-            "startup_s": asdict(spread([getattr(run.startup, clock) for run in whole])),
-            "generating_s": asdict(spread([getattr(run.generating, clock) for run in whole])),
-            "seal_s": asdict(spread([getattr(run.seal, clock) for run in whole])),
+            **{f"{name}_s": asdict(spread(column)) for name, column in columns.items()},
         }
-    for name in WHOSE:
-        found["cpu"][f"generating_{name}_s"] = asdict(spread([run.shares[name] for run in whole]))
-    found["wall"]["ray_end_s"] = asdict(spread([run.end_s for run in whole]))
     return found
+
+
+def _sums(*columns: Sequence[float]) -> list[float]:
+    return [sum(values) for values in zip(*columns, strict=True)]
 
 
 def table(found: dict[str, Any]) -> str:
@@ -109,8 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     sampler = {name: getattr(options, name) for name in ("images", "steps", "batch", "shard_size", "precision")}
     load = Load(MANIFEST.format(**sampler), options.actors, options.threads, options.device, options.compile)
-    run_bare(Load(MANIFEST.format(**sampler | {"images": 1, "steps": 1}), 1, 1, options.device))  # files into memory
-    found = summarize(*measure(load, options.repeats))
+    alternately(
+        (run_bare, Load(MANIFEST.format(**sampler | {"images": 1, "steps": 1}), 1, 1, options.device))
+    )  # caches
+    found = summarize(measure(load, options.repeats))
     print(table(found))
     if options.json:
         torch.set_num_threads(1)

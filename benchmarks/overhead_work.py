@@ -51,12 +51,6 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Seconds:
-    wall: float
-    cpu: float
-
-
-@dataclass(frozen=True)
 class BareShare:
     """One process's part: monotonic times, CPU seconds, pixels by number of the batch."""
 
@@ -68,61 +62,54 @@ class BareShare:
 
 @dataclass(frozen=True)
 class BareRun:
-    seconds: Seconds
+    """start, end: monotonic; cpu: seconds."""
+
+    start: float
+    end: float
+    cpu: float
     images_sha256: str
-
-
-@dataclass(frozen=True)
-class PipelineRun:
-    """startup: to the first actor's models; generating: from there to the last commit; end: Ray's, wall only.
-
-    shares: CPU seconds of ``generating`` by whose they are (see :func:`whose`).
-    """
-
-    startup: Seconds
-    generating: Seconds
-    shares: Mapping[str, float]
-    seal: Seconds
-    end_s: float
-    images_sha256: str
-
-    @property
-    def work(self) -> Seconds:
-        return Seconds(self.generating.wall + self.seal.wall, self.generating.cpu + self.seal.cpu)
-
-    @property
-    def total(self) -> Seconds:
-        return Seconds(self.startup.wall + self.work.wall + self.end_s, self.startup.cpu + self.work.cpu)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """wall: monotonic; cpu: seconds so far, by whose they are."""
+    """wall: monotonic; cpu: seconds so far, by whose they are (see :func:`whose`)."""
 
     wall: float
     cpu: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """Moments: its begin, the first actor's models loaded, the last commit, Ray's end, sealed."""
+
+    begin: Moment
+    ready: Moment
+    last: Moment
+    ended: Moment
+    sealed: Moment
+    images_sha256: str
 
 
 class Watch:
     """A progress sink that notes wall time and the whole family's CPU time when models are there and at the end."""
 
     def __init__(self) -> None:
-        self.begin = self._now()
+        self.begin = self.last = now()
         self.ready: Moment | None = None
-        self.last = self.begin
 
     def __call__(self, status: Status) -> None:
         if self.ready is None and status.actors_alive:
-            self.ready = self._now()
+            self.ready = now()
         if status.done >= status.total:
-            self.last = self._now()
+            self.last = now()
 
-    @staticmethod
-    def _now() -> Moment:
-        cpu = dict.fromkeys(WHOSE, 0.0)
-        for process in family(os.getpid()):
-            cpu[whose(process)] += process.cpu_s
-        return Moment(time.monotonic(), cpu)
+
+def now() -> Moment:
+    """This process's family at this moment."""
+    cpu = dict.fromkeys(WHOSE, 0.0)
+    for process in family(os.getpid()):
+        cpu[whose(process)] += process.cpu_s
+    return Moment(time.monotonic(), cpu)
 
 
 def whose(process: Process) -> str:
@@ -133,7 +120,7 @@ def whose(process: Process) -> str:
 
 
 def run_pipeline(load: Load, out: str) -> PipelineRun:
-    """Generate and seal into ``out``; meant for a process of its own."""
+    """Generate and seal into ``out``; for a process of its own."""
     gpus = 1.0 if load.device == "cuda" else 0.0
     threads = load.threads if load.device == "cpu" else None
     options = GenerateOptions(
@@ -141,23 +128,16 @@ def run_pipeline(load: Load, out: str) -> PipelineRun:
     )
     watch = Watch()
     generate(load.manifest, options, watch)
-    ended, cpu = time.monotonic(), time.process_time()
+    ended = now()
     store = Store(out)
     seal_run(store)
-    seal = Seconds(time.monotonic() - ended, time.process_time() - cpu)
+    sealed = now()
     assert watch.ready is not None
-    return PipelineRun(
-        startup=_between(watch.begin, watch.ready),
-        generating=_between(watch.ready, watch.last),
-        shares={name: total - watch.ready.cpu[name] for name, total in watch.last.cpu.items()},
-        seal=seal,
-        end_s=ended - watch.last.wall,
-        images_sha256=_stored_sha256(store, load.manifest),
-    )
+    return PipelineRun(watch.begin, watch.ready, watch.last, ended, sealed, _stored_sha256(store, load.manifest))
 
 
 def run_bare(load: Load) -> BareRun:
-    """Make the manifest's images and keep none, in ``load.concurrent`` fresh processes."""
+    """Make the manifest's images and keep none, in ``load.concurrent`` fresh processes; from a process of its own."""
     count = load.concurrent
     batches = len(plan_batches(load.manifest))
     context = multiprocessing.get_context("spawn")
@@ -170,8 +150,8 @@ def run_bare(load: Load) -> BareRun:
         shares = [future.result() for future in [pool.submit(bare_share, load, tasks, loaded) for _ in range(count)]]
     pixels = {number: data for share in shares for number, data in share.pixels.items()}
     digest = hashlib.sha256(b"".join(pixels[number] for number in sorted(pixels))).hexdigest()
-    wall = max(share.end for share in shares) - min(share.start for share in shares)
-    return BareRun(Seconds(wall, sum(share.cpu for share in shares)), digest)
+    start, end = min(share.start for share in shares), max(share.end for share in shares)
+    return BareRun(start, end, sum(share.cpu for share in shares), digest)
 
 
 def bare_share(load: Load, tasks: queue.Queue[int], loaded: Any) -> BareShare:
@@ -206,10 +186,6 @@ def _next(tasks: queue.Queue[int]) -> int | None:
         return tasks.get_nowait()
     except queue.Empty:
         return None
-
-
-def _between(first: Moment, second: Moment) -> Seconds:
-    return Seconds(second.wall - first.wall, sum(second.cpu.values()) - sum(first.cpu.values()))
 
 
 def _stored_sha256(store: Store, manifest: Manifest) -> str:
