@@ -59,7 +59,7 @@ shard_size = 2
     @staticmethod
     def servers(pid: int) -> list[int]:
         """Ray's living servers under ``pid``. Its two agents are left out: they end a minute after the servers."""
-        names = ("/raylet", "/gcs_server", "/log_monitor")
+        names = ("/raylet", "/gcs_server", "monitor.py", "dashboard.py")
         return [child for child, title in _descendants(pid).items() if any(name in title for name in names)]
 
     @staticmethod

@@ -62,7 +62,7 @@ def test_killed_and_interrupted_runs_end_as_an_undisturbed_one(runs: Any, tmp_pa
     killed = start(manifest, out)
     wait_for_shard(killed, out, 1)
     family = runs.actors(killed.pid) + runs.servers(killed.pid)
-    assert len(family) == 4, "two actors, raylet and gcs_server; the log monitor has ended"
+    assert len(family) == 4, "two actors, raylet and gcs_server; monitors and dashboard have ended"
     left = session_folders(killed.pid)
     killed.kill()
     killed.communicate()
