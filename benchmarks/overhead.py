@@ -39,9 +39,8 @@ from pipeline.models.precision import COMPILES
 
 @dataclass(frozen=True)
 class Pair:
-    """Seconds by clock, wall or cpu, and what they were for, of both forms in one turn; digest: of all images, or both.
-
-    The bare loop's are ``bare``.
+    """Both forms once. seconds: by clock, wall or cpu, and what they were for, ``bare`` being all of the bare loop's;
+    digests: one where both made the same images.
     """
 
     seconds: Mapping[str, Mapping[str, float]]
@@ -135,9 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
     sampler = {name: getattr(options, name) for name in ("images", "steps", "batch", "shard_size", "precision")}
     load = Load(MANIFEST.format(**sampler), options.actors, options.threads, options.device, options.compile)
-    alternately(
-        (run_bare, Load(MANIFEST.format(**sampler | {"images": 1, "steps": 1}), 1, 1, options.device))
-    )  # caches
+    one_step = Load(MANIFEST.format(**sampler | {"images": 1, "steps": 1}), 1, 1, options.device)
+    alternately((run_bare, one_step))  # files into memory
     found = summarize(measure(load, options.repeats))
     print(table(found))
     if options.json:
