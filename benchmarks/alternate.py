@@ -1,4 +1,7 @@
-"""Two jobs by turns, some seconds each: a machine that others slow down is then as slow for one as for the other."""
+"""Long jobs by turns, some seconds each: a machine that others slow down is then as slow for one as for the other.
+
+Calls that are short enough to take turns whole: ``turns``.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ import torch
 
 from benchmarks.alternate import Job, alternately
 from benchmarks.manifests import MANIFEST
-from benchmarks.overhead_work import WHOSE, BareRun, Load, PipelineRun, run_bare, run_pipeline
+from benchmarks.overhead_work import BareRun, Load, PipelineRun, cpu_between, run_bare, run_pipeline
 from pipeline.bench.measure import Spread, machine, ratios, spread
 from pipeline.models.precision import COMPILES
 
@@ -71,10 +71,8 @@ def compare(bare: Job, pipeline: Job) -> Pair:
         "seal": (run.ended, run.sealed),
     }
     wall = {name: pipeline.seconds(first.wall, last.wall) for name, (first, last) in stages.items()}
-    shares = {
-        name: {whose: last.cpu[whose] - first.cpu[whose] for whose in WHOSE} for name, (first, last) in stages.items()
-    }
-    cpu = {name: sum(share.values()) for name, share in shares.items() if name != "ray_end"}
+    shares = {name: cpu_between(*moments) for name, moments in stages.items() if name != "ray_end"}
+    cpu = {name: sum(share.values()) for name, share in shares.items()}
     cpu |= {f"generating_{whose}": seconds for whose, seconds in shares["generating"].items()}
     wall["bare"], cpu["bare"] = bare.seconds(loop.start, loop.end), loop.cpu
     return Pair({"wall": wall, "cpu": cpu}, frozenset({loop.images_sha256, run.images_sha256}))

@@ -72,10 +72,10 @@ class BareRun:
 
 @dataclass(frozen=True)
 class Moment:
-    """wall: monotonic; cpu: seconds so far, by whose they are (see :func:`whose`)."""
+    """wall: monotonic; processes: the pipeline's that live, the driver first, by pid."""
 
     wall: float
-    cpu: Mapping[str, float]
+    processes: Mapping[int, Process]
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,25 @@ class Watch:
 
 def now() -> Moment:
     """This process's family at this moment."""
+    return Moment(time.monotonic(), {process.pid: process for process in family(os.getpid())})
+
+
+def cpu_between(first: Moment, last: Moment) -> dict[str, float]:
+    """CPU seconds by WHOSE, of the processes that live at the last moment, by what each is by then.
+
+    An idle worker becomes an actor, so that sums by name at each moment would move its seconds from one to the other.
+    """
+    driver, *_ = last.processes
     cpu = dict.fromkeys(WHOSE, 0.0)
-    for process in family(os.getpid()):
-        cpu[whose(process)] += process.cpu_s
-    return Moment(time.monotonic(), cpu)
+    for pid, process in last.processes.items():
+        before = first.processes.get(pid)
+        cpu[whose(process, driver)] += process.cpu_s - (before.cpu_s if before else 0.0)
+    return cpu
 
 
-def whose(process: Process) -> str:
-    """One of WHOSE; ray: its servers, agents and idle workers."""
-    if process.pid == os.getpid():
+def whose(process: Process, driver: int) -> str:
+    """One of WHOSE; ray: its servers, agents and idle workers. driver: its pid."""
+    if process.pid == driver:
         return "driver"
     return "actors" if process.title.startswith("ray::ShardGenerator") else "ray"
 

@@ -11,6 +11,7 @@ from stamps import fail, stamp
 
 from benchmarks import alternate, overhead
 from benchmarks.overhead_work import BareRun, Moment, PipelineRun
+from pipeline.bench.processes import Process
 
 SLACK_S = 0.05  # a signal's way
 
@@ -42,7 +43,14 @@ def test_seconds_of_a_pair() -> None:
         return alternate.Job(0, future, list(awake))
 
     walls = (1.0, 4.0, 22.0, 23.0, 24.0)  # begin, models, last commit, Ray's end, sealed
-    moments = [Moment(wall, {"actors": 2 * wall, "driver": 1.0, "ray": wall / 2}) for wall in walls]
+    titles = {1: "python", 2: "ray::IDLE", 3: "raylet"}  # the second becomes an actor behind the first's models
+
+    def moment(wall: float) -> Moment:
+        seconds = {1: 1.0, 2: 2 * wall, 3: wall / 2}
+        named = titles if wall <= 4 else titles | {2: "ray::ShardGenerator"}
+        return Moment(wall, {pid: Process(pid, 0, named[pid], seconds[pid], 0.0) for pid in titles})
+
+    moments = [moment(wall) for wall in walls]
     bare = job(BareRun(start=11.0, end=17.0, cpu=5.0, images_sha256="same"), (10, 12), (14, 16))
     pipeline = job(PipelineRun(*moments, images_sha256="same"), (0, 10), (20, 30))
     pair = overhead.compare(bare, pipeline)
