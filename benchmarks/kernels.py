@@ -1,6 +1,6 @@
 """The small choices behind the step's speed, each beside its alternative: ``python benchmarks/kernels.py --threads 1``.
 
-Normalisation (torch's own against ours: in torch operations, those compiled, and as a kernel), 3x3 convolutions
+Normalisation (torch's own against ours, in torch operations and as a kernel), 3x3 convolutions
 (torch's against our kernel: time, and error against float64), what a decoder's block does first (join two images,
 normalise and convolve them, and the 1x1 convolution beside: our kernels one by one, and the one for all), attention
 (torch's fused kernel, plain products and our kernel, which runs in bfloat16 alone) and the C allocator (a float32 step
@@ -54,12 +54,11 @@ def norm_times(batch: int, channels: int, side: int, dtype: torch.dtype, repeats
     def written(form: str) -> Callable[[Tensor], Tensor]:
         def run(h: Tensor) -> Tensor:
             native.use(form == "native")
-            norm.set_compiled(batch if form == "compiled" else None)
             return norm.norm_act(h, layer, scale, shift)
 
         return run
 
-    forms = {"torch": torchs} | {form: written(form) for form in ("eager", "compiled", "native")}
+    forms = {"torch": torchs} | {form: written(form) for form in ("eager", "native")}
     cases: dict[str, Callable[[], object]] = {}
     for name, form in forms.items():
         cases[name] = functools.partial(_without_gradient, form, x)

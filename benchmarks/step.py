@@ -3,6 +3,7 @@
 The baseline (benchmarks/baseline.py, a stand-in checked against the goldens), ``exact`` and ``fast`` take turns, each
 in a process of its own that is set up as its users would have it. A step is timed in its parts while it is taken: in
 CPU seconds of its process with one thread, else in wall seconds. Ratios are medians over steps taken one after another.
+On a GPU the baseline's convolutions are float32 too, but with ``--tf32``, which rounds them as torch does unasked.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ WARM_UP = 2  # steps: the first compiles
 class Case:
     """What is measured: a form (baseline, exact or fast) of a preset's step for ``batch`` images, on a device.
 
-    keep_memory: whether the project's forms tell the C allocator to keep freed memory, as actors do; compile: theirs.
+    keep_memory: whether the project's forms tell the C allocator to keep freed memory, as actors do; compile: theirs;
+    tf32: whether a GPU may round the baseline's convolutions.
     """
 
     form: str
@@ -46,6 +48,7 @@ class Case:
     threads: int
     keep_memory: bool = True
     compile: str = "auto"
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def ours(case: Case) -> Form:
 def baseline(case: Case) -> Form:
     """The reference's step: float32, weights in its layout that want gradients."""
     device, batch, manifest = torch.device(case.device), case.batch, bench_manifest(None, case.preset, "exact")
+    torch.backends.cudnn.allow_tf32 = case.tf32
     models, _ = load_workload(manifest, device)
     for network in (models.unet, models.classifier):
         for parameter in network.requires_grad_().parameters():
@@ -151,12 +155,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=9, help="measured steps a form")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", choices=COMPILES, default="auto", help="of exact and fast, as rarefy run takes it")
+    parser.add_argument("--tf32", action="store_true", help="let a GPU round the baseline's convolutions to 10 bits")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     batch, device = arguments.batch or BATCHES[arguments.model], torch.device(arguments.device)
     base = Case(
-        "baseline", MODELS[arguments.model], batch, arguments.device, arguments.threads, compile=arguments.compile
+        "baseline",
+        MODELS[arguments.model],
+        batch,
+        arguments.device,
+        arguments.threads,
+        compile=arguments.compile,
+        tf32=arguments.tf32,
     )
     result = compare(base, arguments.repeats)
     _print_table(result)
@@ -165,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "model": arguments.model,
             "batch": batch,
             "compile": arguments.compile,
+            "tf32": arguments.tf32,
             "repeats": arguments.repeats,
             "machine": machine(device),
         }

@@ -27,9 +27,10 @@ from pipeline import assets
 from pipeline.allocator import keep_freed_memory
 from pipeline.bench.measure import clock, machine, ratios, spread
 from pipeline.diffusion.schedule import make_schedule
-from pipeline.models import native, norm
+from pipeline.models import native, triton_norm
 from pipeline.models.adm import UNet
 from pipeline.models.catalog import get_preset, load_models
+from pipeline.models.precision import use_kernels
 from pipeline.training.diffusion import HybridLoss
 from pipeline.training.loop import TrainSettings, backward, make_batch, start, train_step
 
@@ -71,6 +72,7 @@ def timed(case: Case) -> float:
 def step_of(case: Case) -> Callable[[], object]:
     """This process's form, made once."""
     torch.set_num_threads(case.threads)
+    torch.backends.cudnn.allow_tf32 = case.form != "baseline"  # float32 by its word; ours is as rarefy train sets it up
     return FORMS[case.form](TrainSettings(images=10**9, batch=case.batch), torch.device(case.device))
 
 
@@ -104,8 +106,7 @@ def our_step(settings: TrainSettings, device: torch.device) -> Callable[[], obje
     data = assets.reference(PRESET, "train")
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
     torch.manual_seed(0)
-    native.use(device.type == "cpu")
-    norm.set_compiled(settings.batch if device.type == "cuda" else None)
+    use_kernels(device)
     keep_freed_memory()
     state = start(UNet(preset.unet), settings, device, NEVER)
     return lambda: train_step(state, loss_function, data, settings)
@@ -119,14 +120,18 @@ def gradient_distances(batch: int, device: torch.device) -> dict[str, float]:
     network = load_models(preset, None, None, (None, None), device, "exact").unet.train().requires_grad_()
 
     def gradient(model: nn.Module, step: int, precision: str, kernels: bool = False) -> Tensor:
-        native.use(kernels)
+        if kernels:
+            use_kernels(device)
+        else:
+            native.use(False)
+            triton_norm.use(False)
         network.zero_grad()
         backward(model, loss_function, make_batch(data, step, settings, device), precision)
         return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
     wanted, other = (gradient(BaselineUNet(network), step, "float32") for step in (0, 1))
     found = {
-        "gradient_error": gradient(network, 0, settings.precision, device.type == "cpu"),
+        "gradient_error": gradient(network, 0, settings.precision, True),
         "gradient_error_without_kernels": gradient(network, 0, settings.precision),
         "other_batch": other,
     }

@@ -171,8 +171,8 @@ class Bench:
 
     def _point(self, models: Models, batch: int) -> Point:
         torch.compiler.reset()  # else torch.compile stops at so many shapes, and larger batches run eager
-        set_up((models.unet, models.classifier), self.execution, batch)
         try:
+            set_up((models.unet, models.classifier), self.execution, batch)
             split = time_step(models, full_steps(self.chain), batch)
         except torch.OutOfMemoryError as error:
             raise DeviceError(bad("batch", batch, f"small enough for the memory of {self.device}")) from error

@@ -248,13 +248,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over (B, heads, N, d).
 
     On a CPU, plain matrix products for few tokens where a gradient is wanted or in reduced precision: the flash kernel
-    is slow there. For more tokens it is faster, and keeps no weights of N x N for the backward pass.
+    is slow there. For more tokens it is faster, and keeps no weights of N x N for the backward pass. On a GPU its
+    gradient adds up in an order of its own each time, unless asked not to.
     """
     wants_gradient = torch.is_grad_enabled() and q.requires_grad
     reduced = q.dtype in (torch.bfloat16, torch.float16)
     if q.device.type == "cpu" and q.shape[-2] <= FEW_TOKENS and (wants_gradient or reduced):
         return plain_attention(q, k, v)
+    if q.is_cuda and wants_gradient:
+        attended: Tensor = _RepeatableAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
+        return attended
     return F.scaled_dot_product_attention(q, k, v)
+
+
+class _RepeatableAttention(torch.autograd.Function):
+    """torch's fused attention with the same gradient each time: equal work gives equal bytes.
+
+    The kernels have such a form, for which torch has a switch for the whole process alone, at which other operations
+    fail: it is on for this gradient, which takes the forward again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(True)
+        try:
+            with torch.enable_grad():
+                q, k, v = (part.detach().requires_grad_() for part in ctx.saved_tensors)
+                return torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), (q, k, v), grads[0])
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

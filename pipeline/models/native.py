@@ -77,23 +77,22 @@ def takes_conv3x3(x: Tensor, in_channels: int) -> bool:
 
 def norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, groups: int, silu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x: (B, N, C) contiguous -> y like x, and a, b, mean, 1 / deviation of (B, C) float32 (``norm._normalise``)."""
+) -> tuple[Tensor, Tensor]:
+    """x: (B, N, C) contiguous -> y like x, and a, b, mean, 1 / deviation, (4, B, C) float32 (``norm._normalise``)."""
     batch, tokens, channels = x.shape
     y, statistics = torch.empty_like(x), x.new_empty((4, batch, channels), dtype=torch.float32)
     size = (batch, tokens, channels, groups)
     vectors = [None if v is None else v.float().contiguous() for v in (weight, bias, scale, shift)]
     _call("norm_forward", x.dtype, x, y, *size, *vectors, silu, statistics)
-    a, b, mean, rstd = statistics.unbind()
-    return y, a, b, mean, rstd
+    return y, statistics
 
 
 def norm_backward(
-    x: Tensor, grad: Tensor, a: Tensor, b: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
+    x: Tensor, grad: Tensor, statistics: Tensor, groups: int, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """grad: like x -> the gradient with respect to x, and means over the tokens of du and du * x_hat, (B, C)."""
-    grad_x, means = torch.empty_like(x), a.new_empty((4, *a.shape))
-    _call("norm_backward", x.dtype, x, grad, grad_x, *x.shape, groups, a, b, mean, rstd, silu, means)
+    grad_x, means = torch.empty_like(x), torch.empty_like(statistics)
+    _call("norm_backward", x.dtype, x, grad, grad_x, *x.shape, groups, *statistics.unbind(), silu, means)
     return grad_x, means[0], means[1]
 
 

@@ -2,35 +2,23 @@
 
 torch's own kernels for channels-last images take up to seven times as long and would dominate a small U-Net's time.
 Here the statistics are means over the channels-last view, in float32 and centred before they are squared; what
-remains is one affine map and SiLU, forward and backward written out: in torch operations, each of the three passes a
-small function that :func:`set_compiled` puts under ``torch.compile`` (some seconds for the first call of a shape), and
-on CPUs as kernels of our own (:mod:`pipeline.models.native`). float64 takes torch's.
+remains is one affine map and SiLU, forward and backward written out: in torch operations, and as kernels of our own for
+CPUs (:mod:`pipeline.models.native`) and for GPUs (:mod:`pipeline.models.triton_norm`). float64 takes torch's.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import native
+from pipeline.models import native, triton_norm
 
 GROUPS = 32
 EPS = 1e-5
-
-_state: dict[str, int | None] = {"compiled_batch": None}
-
-
-def set_compiled(batch: int | None) -> None:
-    """Put the passes over ``batch`` images under ``torch.compile``, None none of them (process-wide; None at first).
-
-    Each shape compiles anew, so that any other batch, such as a run's last one, is faster eager.
-    """
-    _state["compiled_batch"] = batch
 
 
 def group_norm(num_channels: int) -> nn.GroupNorm:
@@ -64,8 +52,9 @@ def _plain(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def _fused(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
-    if native.takes_norm(x) and not torch.is_grad_enabled():
-        values, *_ = native.norm_forward(_tokens(x), norm.weight, norm.bias, scale, shift, GROUPS, silu)
+    kernels = _kernels(x)
+    if kernels is not None and not torch.is_grad_enabled():
+        values, _ = kernels.norm_forward(_tokens(x), norm.weight, norm.bias, scale, shift, GROUPS, silu)
         return _image(values, x.shape[2:])
     y: Tensor = _Norm.apply(x, norm.weight, norm.bias, scale, shift, silu)  # type: ignore[no-untyped-call]
     return y
@@ -78,25 +67,23 @@ class _Norm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool
     ) -> Tensor:
-        tokens = _tokens(x)
-        if native.takes_norm(tokens):
-            y, a, b, mean, rstd = native.norm_forward(tokens, weight, bias, scale, shift, GROUPS, silu)
+        tokens, kernels = _tokens(x), _kernels(x)
+        if kernels is None:
+            y, statistics = _normalise(tokens, weight, bias, scale, shift, silu)
         else:
-            y, a, b, mean, rstd = _run(_normalise, tokens)(tokens, weight, bias, scale, shift, silu)
-        ctx.save_for_backward(tokens, a, b, mean, rstd, weight, bias, scale)
+            y, statistics = kernels.norm_forward(tokens, weight, bias, scale, shift, GROUPS, silu)
+        ctx.save_for_backward(tokens, statistics, weight, bias, scale)
         ctx.silu = silu
         return _image(y, x.shape[2:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, a, b, mean, rstd, weight, bias, scale = ctx.saved_tensors
-        grad, count = _tokens(grads[0]), tokens.shape[1]
-        statistics = (a, b, mean, rstd)
-        if native.takes_norm(tokens):
-            grad_x, mean_du, mean_du_xhat = native.norm_backward(tokens, grad, *statistics, GROUPS, ctx.silu)
+        tokens, statistics, weight, bias, scale = ctx.saved_tensors
+        grad, count, kernels = _tokens(grads[0]), tokens.shape[1], _kernels(tokens)
+        if kernels is None:
+            grad_x, mean_du, mean_du_xhat = _gradients(tokens, grad, statistics, ctx.silu)
         else:
-            mean_du, mean_du_xhat, offset, slope = _run(_grad_means, tokens)(tokens, grad, *statistics, ctx.silu)
-            grad_x = _run(_grad_input, tokens)(tokens, grad, a, b, offset, slope, ctx.silu)
+            grad_x, mean_du, mean_du_xhat = kernels.norm_backward(tokens, grad, statistics, GROUPS, ctx.silu)
         grad_x = _image(grad_x, grads[0].shape[2:])
         if not any(ctx.needs_input_grad[1:5]):
             return grad_x, None, None, None, None, None
@@ -114,6 +101,11 @@ def affine_gradients(
         return grad_weight, grad_bias, None, None
     grad_scale = sum_du_xhat * weight.float() + sum_du * bias.float()
     return grad_weight, grad_bias, grad_scale.to(scale.dtype), sum_du.to(scale.dtype)
+
+
+def _kernels(x: Tensor) -> ModuleType | None:
+    """The project's own that are on for such images; None where torch's operations do the work."""
+    return next((module for module in (native, triton_norm) if module.takes_norm(x)), None)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -142,8 +134,8 @@ def _group_mean(values: Tensor) -> Tensor:
 
 def _normalise(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x: (B, N, C) -> y like x, and a, b, mean, 1 / deviation of (B, C) float32."""
+) -> tuple[Tensor, Tensor]:
+    """x: (B, N, C) -> y like x, and a, b, mean, 1 / deviation of the images' channels, (4, B, C) float32."""
     values = x.float()
     centre = _token_mean(values)
     mean = _group_mean(centre)
@@ -155,7 +147,7 @@ def _normalise(
         factor = 1 + scale.float()
         a, b = a * factor, b * factor + shift.float()
     u = torch.addcmul(b[:, None], values, a[:, None])
-    return (F.silu(u, inplace=True) if silu else u).to(x.dtype), a, b, mean, rstd
+    return (F.silu(u, inplace=True) if silu else u).to(x.dtype), torch.stack([a, b, mean, rstd])
 
 
 def _grad_u(values: Tensor, grad: Tensor, a: Tensor, b: Tensor, silu: bool) -> Tensor:
@@ -166,30 +158,13 @@ def _grad_u(values: Tensor, grad: Tensor, a: Tensor, b: Tensor, silu: bool) -> T
     return gradient
 
 
-def _grad_means(
-    x: Tensor, grad: Tensor, a: Tensor, b: Tensor, mean: Tensor, rstd: Tensor, silu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means over the tokens of du and du * x_hat, and the offset and slope that the statistics' share of grad_x has."""
-    values = x.float()
+def _gradients(x: Tensor, grad: Tensor, statistics: Tensor, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient with respect to x, and means over the tokens of du and du * x_hat, (B, C)."""
+    values, (a, b, mean, rstd) = x.float(), statistics.unbind()
     du = _grad_u(values, grad, a, b, silu)
     mean_du, mean_du_xhat = _token_mean(du), _token_mean((values - mean[:, None]).mul_(du)) * rstd
     gain = a / rstd
     slope = -rstd * rstd * _group_mean(mean_du_xhat * gain)
-    return mean_du, mean_du_xhat, -rstd * _group_mean(mean_du * gain) - slope * mean, slope
-
-
-def _grad_input(x: Tensor, grad: Tensor, a: Tensor, b: Tensor, offset: Tensor, slope: Tensor, silu: bool) -> Tensor:
-    values = x.float()
-    du = _grad_u(values, grad, a, b, silu)
-    return torch.addcmul(offset[:, None], values, slope[:, None]).addcmul_(du, a[:, None]).to(x.dtype)
-
-
-def _run(function: Callable[..., Any], tokens: Tensor) -> Callable[..., Any]:
-    return _compiled(function) if len(tokens) == _state["compiled_batch"] else function
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # A variant a shape, with and without scale: ADM-64 with its classifier has more than 64 of them.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-    return torch.compile(function, dynamic=False)
+    offset = -rstd * _group_mean(mean_du * gain) - slope * mean
+    grad_x = torch.addcmul(offset[:, None], values, slope[:, None]).addcmul_(du, a[:, None])
+    return grad_x.to(x.dtype), mean_du, mean_du_xhat

@@ -1,8 +1,7 @@
 """How a frozen network computes: ``exact`` or ``fast``, by torch, by our own kernels or under ``torch.compile``.
 
 The choice follows from what a device can do, in one function (:func:`choose`) that needs no device itself. The
-kernels' switch, the normalisation's and cuDNN's are the process's: the last :func:`set_up` holds for every network in
-it.
+kernels' switches and cuDNN's are the process's: the last :func:`set_up` holds for every network in it.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DeviceError, ManifestError, bad
-from pipeline.models import native, norm
+from pipeline.models import native, triton_norm
 from pipeline.models.adm import ADM, Classifier
+from pipeline.models.graph import recorded
 
 Network = TypeVar("Network", bound=nn.Module)
 Model = TypeVar("Model", bound=ADM)
@@ -27,15 +27,15 @@ Model = TypeVar("Model", bound=ADM)
 PRECISIONS = ("exact", "fast")
 COMPILES = ("auto", "off", "full")
 OUR_OWN = "our own"
-TRITON_GPU = (7, 0)  # least compute capability that torch.compile builds for
+TRITON_GPU = (7, 0)  # least compute capability that Triton builds for
 
 
 @dataclass(frozen=True)
 class Capability:
     """What a device can do.
 
-    device: "cpu" or "cuda"; present: torch finds it; compiler: torch.compile works for it; native: the project's own
-    kernels do.
+    device: "cpu" or "cuda"; present: torch finds it; compiler: torch.compile works for it, and so Triton on a GPU;
+    native: the project's own kernels for CPUs do.
     """
 
     device: str
@@ -48,15 +48,16 @@ class Capability:
 class Execution:
     """How networks are run.
 
-    native: the project's own kernels for CPUs; norm_compiled: the small functions of the normalisation under
-    torch.compile; network_mode: torch.compile's mode for whole networks, None for eager; tf32: cuDNN may round the
-    float32 convolutions of a GPU to 10 bits.
+    native: the project's own kernels for CPUs; triton: those for GPUs; graphs: on a GPU, whole networks recorded and
+    replayed; network_mode: torch.compile's mode for whole networks, None for eager; tf32: cuDNN may round the float32
+    convolutions of a GPU to 10 bits.
     """
 
-    native: bool
-    norm_compiled: bool
-    network_mode: str | None
-    tf32: bool
+    native: bool = False
+    triton: bool = False
+    graphs: bool = False
+    network_mode: str | None = None
+    tf32: bool = False
 
     @property
     def kernels(self) -> str:
@@ -65,7 +66,7 @@ class Execution:
             return "torch.compile's"
         if self.native:
             return OUR_OWN
-        return "torch's, normalisation compiled" if self.norm_compiled else "torch's"
+        return "torch's and, for the normalisation, our own" if self.triton else "torch's"
 
 
 def capability(device: torch.device) -> Capability:
@@ -89,9 +90,8 @@ def has_bfloat16(device: torch.device) -> bool:
 def choose(found: Capability, precision: str, compile: str) -> Execution:
     """What runs how on such a device. Raises DeviceError where it cannot carry out what was asked for.
 
-    compile: ``auto`` takes the project's own kernels on a CPU, and on a GPU puts the normalisation under torch.compile
-    in ``fast``, each where that is possible; ``off`` is torch alone, eager; ``full`` is torch.compile for the whole
-    networks, as CUDA graphs on a GPU.
+    compile: ``auto`` takes the project's own kernels where they can be had, and on a GPU replays recorded networks;
+    ``off`` is torch alone, eager; ``full`` is torch.compile for the whole networks, as CUDA graphs on a GPU.
     """
     if compile not in COMPILES:
         raise DeviceError(bad("compile", compile, f"one of {', '.join(COMPILES)}"))
@@ -100,32 +100,43 @@ def choose(found: Capability, precision: str, compile: str) -> Execution:
     if compile == "full" and not found.compiler:
         needed = "g++ (or $CXX) and Python's headers" + (", and Triton for a GPU" if found.device == "cuda" else "")
         raise DeviceError(bad("compile", compile, f"possible here: torch.compile needs {needed}; auto and off do not"))
-    graphs = "reduce-overhead" if found.device == "cuda" else "default"
+    gpu, auto = found.device == "cuda", compile == "auto"
+    mode = ("reduce-overhead" if gpu else "default") if compile == "full" else None
     return Execution(
-        native=compile == "auto" and found.native,
-        norm_compiled=compile == "auto" and precision == "fast" and found.device == "cuda" and found.compiler,
-        network_mode=graphs if compile == "full" else None,
-        tf32=found.device == "cuda" and precision == "fast",
+        native=auto and found.native,
+        triton=auto and gpu and found.compiler,
+        graphs=auto and gpu,
+        network_mode=mode,
+        tf32=gpu and precision == "fast",
     )
 
 
 def set_up(networks: Iterable[ADM], execution: Execution, batch: int) -> None:
     """Set this process and its networks up for batches of ``batch`` images, so that equal work gives equal bytes.
 
-    Compiled are only the calls that a sampler repeats: ``batch`` images, for a whole classifier with their gradient.
-    Any other call stays eager, since each new shape would cost seconds to minutes; results agree within rounding.
-    cuDNN never times its algorithms against each other: another winner would round differently.
+    Compiled or recorded are only the calls that a sampler repeats: ``batch`` images, for a classifier with their
+    gradient. Any other call stays eager, since each new shape would cost time and memory; results agree within
+    rounding. cuDNN never times its algorithms against each other: another winner would round differently.
     """
     native.use(execution.native)
-    norm.set_compiled(batch if execution.norm_compiled else None)
+    triton_norm.use(execution.triton)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = execution.tf32
     for network in networks:
         network.__dict__.pop("forward", None)
+        # A module calls its own attribute of that name before its class's.
         if execution.network_mode is not None:
-            # A module calls its own attribute of that name before its class's.
             network.__dict__["forward"] = _compiled(network, execution.network_mode, batch)
+        elif execution.graphs:
+            network.__dict__["forward"] = recorded(network, batch)
+
+
+def use_kernels(device: torch.device) -> None:
+    """Switch the project's own kernels on, where they can be had: what training, which records nothing, sets up."""
+    execution = choose(capability(device), "exact", "auto")
+    native.use(execution.native)
+    triton_norm.use(execution.triton)
 
 
 def _compiled(network: ADM, mode: str, batch: int) -> Callable[..., Tensor]:

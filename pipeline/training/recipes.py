@@ -27,11 +27,10 @@ from pipeline.diffusion.guidance import Networks
 from pipeline.diffusion.sampler import ImageNoise, SamplerSettings, denoiser, reverse_chain, to_uint8
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import DeviceError, ManifestError, OutputError, bad
-from pipeline.models import native, norm
 from pipeline.models.adm import ADM, Classifier, UNet
 from pipeline.models.catalog import Preset, get_preset
 from pipeline.models.checkpoint import check_entries, file_sha256, read_state
-from pipeline.models.precision import has_compiler, to_device
+from pipeline.models.precision import to_device, use_kernels
 from pipeline.training.classifier import ClassifierLoss, accuracy_at
 from pipeline.training.data import LabelledImages, load_images
 from pipeline.training.diffusion import HybridLoss
@@ -113,9 +112,7 @@ def run_training(
     folder = _claim(Path(out), recipe)
     data = load_images(recipe.data, recipe.preset.image_size, recipe.preset.channels, "train")
     torch.manual_seed(recipe.train.seed)
-    native.use(target.type == "cpu")
-    if target.type == "cuda" and recipe.train.precision == "bfloat16" and has_compiler():
-        norm.set_compiled(recipe.train.batch // place()[1])
+    use_kernels(target)
     keep_freed_memory()
     network, loss = _network(kind, recipe, target)
     state = start(network, recipe.train, target, folder / "state.pt")

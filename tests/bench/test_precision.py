@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.cli import main
 from pipeline.errors import DeviceError, ManifestError
-from pipeline.models import native, norm
+from pipeline.models import native, precision, triton_norm
 from pipeline.models.adm import Classifier
 from pipeline.models.blocks import NetworkConfig
 from pipeline.models.precision import (
@@ -34,8 +34,8 @@ CONFIG = NetworkConfig(
     image_size=8, in_channels=1, model_channels=32, out_channels=5, num_res_blocks=1, attention_resolutions=(),
     channel_mult=(1,), num_head_channels=32,
 )  # fmt: skip
-FULL = Execution(native=False, norm_compiled=False, network_mode="default", tf32=False)
-EAGER = Execution(native=False, norm_compiled=False, network_mode=None, tf32=False)
+FULL = Execution(network_mode="default")
+EAGER = Execution()
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +44,8 @@ def switches() -> Iterator[None]:
     names = ("benchmark", "deterministic", "allow_tf32")
     before = {name: getattr(torch.backends.cudnn, name) for name in names}
     yield
-    norm.set_compiled(None)
     native.use(False)
+    triton_norm.use(False)
     for name, value in before.items():
         setattr(torch.backends.cudnn, name, value)
     torch.compiler.reset()
@@ -54,16 +54,17 @@ def switches() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("found", "precision", "compile", "wanted"),
     [
-        (CPU, "exact", "auto", Execution(True, False, None, False)),
-        (CPU, "fast", "auto", Execution(True, False, None, False)),
-        (CPU, "fast", "off", Execution(False, False, None, False)),
-        (CPU, "fast", "full", Execution(False, False, "default", False)),
-        (replace(CPU, native=False), "exact", "auto", Execution(False, False, None, False)),
-        (GPU, "exact", "auto", Execution(False, False, None, False)),
-        (GPU, "fast", "auto", Execution(False, True, None, True)),
-        (GPU, "exact", "full", Execution(False, False, "reduce-overhead", False)),
-        (GPU, "fast", "full", Execution(False, False, "reduce-overhead", True)),
-        (replace(GPU, compiler=False), "fast", "auto", Execution(False, False, None, True)),
+        (CPU, "exact", "auto", Execution(native=True)),
+        (CPU, "fast", "auto", Execution(native=True)),
+        (CPU, "fast", "off", EAGER),
+        (CPU, "fast", "full", FULL),
+        (replace(CPU, native=False), "exact", "auto", EAGER),
+        (GPU, "exact", "auto", Execution(triton=True, graphs=True)),
+        (GPU, "fast", "auto", Execution(triton=True, graphs=True, tf32=True)),
+        (GPU, "fast", "off", Execution(tf32=True)),
+        (GPU, "exact", "full", Execution(network_mode="reduce-overhead")),
+        (GPU, "fast", "full", Execution(network_mode="reduce-overhead", tf32=True)),
+        (replace(GPU, compiler=False), "fast", "auto", Execution(graphs=True, tf32=True)),
     ],
 )
 def test_choice_by_capability(found: Capability, precision: str, compile: str, wanted: Execution) -> None:
@@ -121,15 +122,25 @@ def test_a_gpu_that_is_not_there() -> None:
 
 
 def test_set_up_reaches_every_switch() -> None:
-    set_up([], Execution(native=True, norm_compiled=True, network_mode=None, tf32=True), 3)
+    set_up([], Execution(native=True, triton=True, tf32=True), 3)
     assert native.takes_norm(torch.zeros(1, 1, 32)) is native.available()
     assert torch.backends.cudnn.allow_tf32
-    assert norm._state["compiled_batch"] == 3
+    assert triton_norm._state["on"]
     set_up([], EAGER, 3)
     cudnn = torch.backends.cudnn
     assert (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic) == (False, False, True)
-    assert norm._state["compiled_batch"] is None
+    assert not triton_norm._state["on"]
     assert not native.takes_norm(torch.zeros(1, 1, 32))
+
+
+def test_recorded_are_the_networks_that_are_set_up_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is recorded here, where no GPU is: what would be is asked for."""
+    monkeypatch.setattr(precision, "recorded", lambda network, batch: lambda *_: batch)
+    model = Classifier(CONFIG)
+    set_up([model], Execution(graphs=True), 3)
+    assert model(*images(3)) == 3
+    set_up([model], EAGER, 3)
+    assert model(*images(3)).shape == (3, 5)
 
 
 def network() -> Classifier:

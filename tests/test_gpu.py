@@ -1,0 +1,161 @@
+"""What only a GPU can show; skipped where there is none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from test_golden import NETWORK_TOLERANCE
+from torch import Tensor
+from triton_errors import LARGE, WORST, errors, silu_at_its_ends
+
+from goldens import config, fill, read, relative_error
+from pipeline.cli import main
+from pipeline.models import native, triton_norm
+from pipeline.models.adm import ADM, Classifier, UNet
+from pipeline.models.blocks import attend
+from pipeline.models.precision import capability, choose, set_up, to_bfloat16, to_device
+
+GPU = torch.device("cuda")
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def switches() -> Iterator[None]:
+    """Process-wide switches are put back."""
+    names = ("benchmark", "deterministic", "allow_tf32")
+    before = {name: getattr(torch.backends.cudnn, name) for name in names}
+    yield
+    native.use(False)
+    triton_norm.use(False)
+    for name, value in before.items():
+        setattr(torch.backends.cudnn, name, value)
+
+
+def files(kind: str) -> list[Path]:
+    return [file for file in sorted(GOLDEN.glob("*.json")) if json.loads(file.read_text())["kind"] == kind]
+
+
+def arrays_of(file: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+    golden, arrays = read(file)
+    return golden, {name: array.to(GPU) for name, array in arrays.items()}
+
+
+def set_to(network: ADM, compile: str, batch: int) -> None:
+    set_up([network], choose(capability(GPU), "exact", compile), batch)
+
+
+def log_prob_gradient(network: ADM, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    logits = network(x, t)
+    return logits.detach(), torch.autograd.grad(logits.log_softmax(-1).gather(1, y[:, None]).sum(), x)[0]
+
+
+@pytest.mark.parametrize("compile", ["auto", "off"])
+@pytest.mark.parametrize("file", files("unet"), ids=lambda file: file.stem)
+def test_unet_gives_the_references_numbers(file: Path, compile: str) -> None:
+    golden, arrays = arrays_of(file)
+    network = to_device(fill(UNet(config(golden["config"]))), GPU)  # type: ignore[arg-type]
+    x, t, y = arrays["x"], arrays["t"], arrays.get("y")
+    set_to(network, compile, len(x))
+    with torch.no_grad():
+        for _ in range(2):
+            assert relative_error(network(x, t, y), arrays["output"]) < NETWORK_TOLERANCE
+        assert torch.equal(network(x, t, y), type(network).forward(network, x, t, y))  # recorded or not
+
+
+@pytest.mark.parametrize("compile", ["auto", "off"])
+@pytest.mark.parametrize("file", files("classifier"), ids=lambda file: file.stem)
+def test_classifier_and_its_gradient_give_the_references_numbers(file: Path, compile: str) -> None:
+    golden, arrays = arrays_of(file)
+    network = to_device(fill(Classifier(config(golden["config"]))), GPU)  # type: ignore[arg-type]
+    x, t, y = arrays["x"], arrays["t"], arrays["y"]
+    set_to(network, compile, len(x))
+    logits, gradient = log_prob_gradient(network, x, t, y)
+    assert relative_error(logits, arrays["logits"]) < NETWORK_TOLERANCE
+    assert relative_error(gradient, arrays["grad_log_prob"]) < NETWORK_TOLERANCE
+    # Another call between, and another batch, which runs eager.
+    other = log_prob_gradient(network, x.flip(0), t.flip(0), y.flip(0))[1].flip(0)
+    assert relative_error(other, arrays["grad_log_prob"]) < NETWORK_TOLERANCE
+    assert relative_error(log_prob_gradient(network, x[:1], t[:1], y[:1])[1], arrays["grad_log_prob"][:1]) < 1e-4
+    network.__dict__.pop("forward", None)
+    assert torch.equal(log_prob_gradient(network, x, t, y)[1], gradient)
+
+
+def test_normalisation_and_its_gradients_are_torchs() -> None:
+    for dtype, cases in errors("cuda", LARGE).items():
+        for name, case in cases.items():
+            assert max(case) < WORST[dtype], (dtype, name, case)
+    torch.testing.assert_close(*silu_at_its_ends("cuda"), rtol=1e-6, atol=1e-8, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(4, 6, 1024, 64), (8, 3, 49, 32)], ids=str)
+def test_attentions_gradient_is_the_same_each_time(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(shape, device=GPU, dtype=dtype, requires_grad=True) for _ in range(3))
+    grad = torch.randn(shape, device=GPU, dtype=dtype)
+    first, *others = (torch.autograd.grad(attend(q, k, v), (q, k, v), grad) for _ in range(8))
+    for found in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True))
+    exact = tuple(part.detach().double().requires_grad_() for part in (q, k, v))
+    weights = (exact[0] * shape[-1] ** -0.5 @ exact[1].transpose(-2, -1)).softmax(dim=-1)
+    wanted = torch.autograd.grad(weights @ exact[2], exact, grad.double())
+    for mine, other in zip(first, wanted, strict=True):
+        assert relative_error(mine.double(), other) < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_a_networks_gradient_is_the_same_each_time(precision: str) -> None:
+    """With as many tokens as ADM's own classifiers have."""
+    golden, _ = arrays_of(files("classifier")[0])
+    shape = config({**golden["config"], "image_size": 64, "attention_resolutions": [2, 4]})  # type: ignore[dict-item]
+    network = fill(Classifier(shape))
+    assert isinstance(network, Classifier)
+    to_device(to_bfloat16(network) if precision == "fast" else network, GPU)
+    x = torch.randn(8, shape.in_channels, 64, 64, device=GPU)
+    t, y = torch.full((8,), 300.0, device=GPU), torch.zeros(8, dtype=torch.int64, device=GPU)
+    for compile in ("auto", "off"):
+        set_up([network], choose(capability(GPU), precision, compile), 8)
+        first, *others = (log_prob_gradient(network, x, t, y)[1] for _ in range(4))
+        assert first.norm() > 0 and all(torch.equal(first, other) for other in others)
+
+
+def images(out: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(out.rglob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                found[member.name] = hashlib.sha256(file.read()).hexdigest()
+    return {name: digest for name, digest in found.items() if name.endswith(".png")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_a_run_on_a_gpu_gives_the_same_images_each_time(precision: str, tmp_path: Path) -> None:
+    text = (ROOT / "manifests" / "smoke.toml").read_text()
+    manifest = tmp_path / "smoke.toml"
+    manifest.write_text(text.replace("[sampler]", f'[sampler]\nprecision = "{precision}"'))
+    for name, actors in (("one", 1), ("two", 2)):
+        share = ["--actors", str(actors), "--gpus-per-actor", str(1 / actors)]
+        assert main(["generate", str(manifest), "--out", str(tmp_path / name), *share]) == 0
+    found = images(tmp_path / "one")
+    assert len(found) == 20 and found == images(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_bench_measures_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--device", "cuda", "--precision", "fast", "--batch", "8,16", "--growth", "--actors", "1", "--json"]
+    assert main(["bench", str(ROOT / "manifests" / "smoke.toml"), *options]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [point["batch"] for point in found["batches"]] == [8, 16]
+    assert found["dtype"] == "bfloat16" and all(point["images_per_second"] > 0 for point in found["batches"])
