@@ -61,7 +61,8 @@ def silu_at_its_ends(device: str) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    triton_norm.TILE, triton_norm.MOST_CHUNKS = 512, 4  # so that small images have many chunks, of many tiles
+    # So that small images have many chunks, of many tiles.
+    triton_norm.TILE, triton_norm.STATISTICS_TILE, triton_norm.MOST_CHUNKS = 512, 1024, 4
     ends, wanted_ends = silu_at_its_ends("cpu")
     torch.testing.assert_close(ends, wanted_ends, rtol=1e-6, atol=1e-8, equal_nan=True)
     print(json.dumps(errors("cpu", SMALL)))

@@ -40,7 +40,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
     if native.takes_conv3x3(x, x.shape[1]):
         return native.conv3x3(x, weight, bias, None if residual is None else residual.to(x.dtype))
     y = F.conv2d(x, weight, bias, padding=1)
-    return y if residual is None else residual + y
+    if residual is None:
+        return y
+    return y.add_(residual) if y.dtype == residual.dtype else residual + y
 
 
 class _Conv(torch.autograd.Function):

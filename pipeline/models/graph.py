@@ -6,6 +6,7 @@ kernels are those of the eager call, and so are the results, to the bit.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,10 +52,13 @@ class _Recording:
             self.rest = [torch.zeros(batch, device=device)]
             if config.num_classes is not None:
                 self.rest.append(torch.zeros(batch, device=device, dtype=torch.int64))
-            for _ in range(WARM_UP):
-                y = eager(self.x, *self.rest)
-                if gradient:
-                    torch.autograd.grad(y, self.x, torch.ones_like(y))
+            with warnings.catch_warnings():
+                # Of the thread that computes gradients, before its first kernel.
+                warnings.filterwarnings("ignore", message="Attempting to run cuBLAS")
+                for _ in range(WARM_UP):
+                    y = eager(self.x, *self.rest)
+                    if gradient:
+                        torch.autograd.grad(y, self.x, torch.ones_like(y))
             self.forward = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.forward, stream=stream):
                 self.y = eager(self.x, *self.rest)

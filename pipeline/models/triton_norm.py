@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.models.native import DTYPES
 
 EPS = 1e-5
-TILE = 4096  # values of a program
+TILE, STATISTICS_TILE = 4096, 8192  # values of a program; of the one that reads and hardly computes
 MOST_CHUNKS = 64  # of an image's tokens: what one program merges
 
 _state = {"on": False}
@@ -41,9 +41,10 @@ class _Cut:
     chunks: int
 
     @staticmethod
-    def of(tokens: int, channels: int) -> _Cut:
+    def of(tokens: int, channels: int, tile: int) -> _Cut:
+        """tile: values of one."""
         width = min(channels & -channels, 128)  # the largest power of two that divides them: 32 at least
-        rows = TILE // width
+        rows = tile // width
         tiles = -(-tokens // (rows * MOST_CHUNKS))
         return _Cut(width, rows, tiles, -(-tokens // (rows * tiles)))
 
@@ -54,7 +55,7 @@ def norm_forward(
     """x: (B, N, C) contiguous -> y like x, and a, b, mean, 1 / deviation, (4, B, C) float32 (``norm._normalise``)."""
     kernels = _kernels()
     (batch, tokens, channels), y = x.shape, torch.empty_like(x)
-    cut = _Cut.of(tokens, channels)
+    cut, tile = (_Cut.of(tokens, channels, values) for values in (STATISTICS_TILE, TILE))
     parts = x.new_empty((2, batch, cut.chunks, channels), dtype=torch.float32)
     statistics = x.new_empty((4, batch, channels), dtype=torch.float32)
     none = scale is None or shift is None
@@ -71,8 +72,8 @@ def norm_forward(
             *size, cut.chunks, cut.rows * cut.tiles, *strides, EPS,
             SCALED=not none, CHUNKS=_power(cut.chunks), WIDTH=_power(channels // groups),
         )  # fmt: skip
-        kernels.apply[batch, -(-tokens // cut.rows), columns](
-            x, y, statistics, *size, SILU=silu, ROWS=cut.rows, CHANNELS=cut.channels
+        kernels.apply[batch, -(-tokens // tile.rows), columns](
+            x, y, statistics, *size, SILU=silu, ROWS=tile.rows, CHANNELS=tile.channels
         )
     return y, statistics
 
@@ -83,7 +84,7 @@ def norm_backward(
     """grad: like x -> the gradient with respect to x, and means over the tokens of du and du * x_hat, (B, C)."""
     kernels = _kernels()
     (batch, tokens, channels), grad_x = x.shape, torch.empty_like(x)
-    cut = _Cut.of(tokens, channels)
+    cut = _Cut.of(tokens, channels, TILE)
     sums = x.new_empty((2, batch, cut.chunks, channels), dtype=torch.float32)
     gradients = torch.empty_like(statistics)
     with torch.cuda.device_of(x):

@@ -56,7 +56,7 @@ def test_they_are_off_on_a_cpu() -> None:
 @pytest.mark.parametrize("tokens", [1, 49, 128, 129, 65_536, 512 * 512])
 @pytest.mark.parametrize("channels", [32, 96, 768, 1344])
 def test_an_image_is_cut_into_whole_tiles_that_cover_it_once(tokens: int, channels: int) -> None:
-    cut = triton_norm._Cut.of(tokens, channels)
+    cut = triton_norm._Cut.of(tokens, channels, triton_norm.TILE)
     assert channels % cut.channels == 0 and cut.channels * cut.rows == triton_norm.TILE
     chunk = cut.rows * cut.tiles
     assert (cut.chunks - 1) * chunk < tokens <= cut.chunks * chunk
