@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
+JOBS ?= 2
 
 .PHONY: help setup demo smoke test lint format weights bench bench-gpu quality reproduce clean
 
@@ -23,8 +24,8 @@ demo: setup ## make an audited data set of rare images in out/demo (OUT=... to c
 smoke: setup ## the demo's smallest form: the same stages in well under a minute
 	$(BIN)/rarefy run manifests/smoke.toml --out $(or $(SMOKE_OUT),out/smoke)
 
-test: setup ## run every test
-	$(BIN)/python -m pytest -q
+test: setup ## run every test, in two processes (JOBS=... to choose)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
