@@ -99,7 +99,7 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_compile(group: Any) -> None:
-    text = "kernels: our own on CPUs (auto, default), torch's alone (off), whole networks under torch.compile (full)"
+    text = "kernels: our own, on GPUs as recorded graphs (auto, default), torch's alone (off), torch.compile's (full)"
     # The literal saves --help an import; pipeline.models.precision has the same.
     group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
 
