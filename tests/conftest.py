@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipeline.models import native
+from pipeline.models import native, triton_norm
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,3 +25,16 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     native.use(request.param == "native")
     yield request.param
     native.use(False)
+
+
+@pytest.fixture
+def switches() -> Iterator[None]:
+    """What ``set_up`` switches for the whole process is put back."""
+    names = ("benchmark", "deterministic", "allow_tf32")
+    before = {name: getattr(torch.backends.cudnn, name) for name in names}
+    yield
+    native.use(False)
+    triton_norm.use(False)
+    for name, value in before.items():
+        setattr(torch.backends.cudnn, name, value)
+    torch.compiler.reset()

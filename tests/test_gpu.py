@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from triton_errors import LARGE, WORST, errors, silu_at_its_ends
 
 from goldens import config, fill, read, relative_error
 from pipeline.cli import main
-from pipeline.models import native, triton_norm
 from pipeline.models.adm import ADM, Classifier, UNet
 from pipeline.models.blocks import attend
 from pipeline.models.precision import capability, choose, set_up, to_bfloat16, to_device
@@ -24,19 +22,10 @@ from pipeline.models.precision import capability, choose, set_up, to_bfloat16, t
 GPU = torch.device("cuda")
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-@pytest.fixture(autouse=True)
-def switches() -> Iterator[None]:
-    """Process-wide switches are put back."""
-    names = ("benchmark", "deterministic", "allow_tf32")
-    before = {name: getattr(torch.backends.cudnn, name) for name in names}
-    yield
-    native.use(False)
-    triton_norm.use(False)
-    for name, value in before.items():
-        setattr(torch.backends.cudnn, name, value)
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.usefixtures("switches"),
+]
 
 
 def files(kind: str) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -38,17 +37,7 @@ FULL = Execution(network_mode="default")
 EAGER = Execution()
 
 
-@pytest.fixture(autouse=True)
-def switches() -> Iterator[None]:
-    """Process-wide switches are put back."""
-    names = ("benchmark", "deterministic", "allow_tf32")
-    before = {name: getattr(torch.backends.cudnn, name) for name in names}
-    yield
-    native.use(False)
-    triton_norm.use(False)
-    for name, value in before.items():
-        setattr(torch.backends.cudnn, name, value)
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("switches")
 
 
 @pytest.mark.parametrize(
