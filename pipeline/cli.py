@@ -303,7 +303,7 @@ def _models(arguments: argparse.Namespace) -> int:
     shown = ["name", "image_size", "channels", "num_classes", "classifier_classes", "schedule", "diffusion_steps"]
     shown += ["recommended_scale", "embedded", "description"]
     rows = [{key: getattr(preset, key) for key in shown} for preset in PRESETS.values()]
-    lines = [f"{row['name']:<26}{row['image_size']:>4} px  {row['description']}" for row in rows]
+    lines = [f"{row['name']:<28}{row['image_size']:>4} px  {row['description']}" for row in rows]
     return _print(arguments, rows, "\n".join(lines))
 
 
