@@ -88,7 +88,7 @@ def measure(case: Case, folder: str) -> dict[str, int]:
     reset_peak(CPU)
     models = load_models(preset, paths[0], paths[1], (None, None), CPU, case.precision)
     loaded = resident()
-    execution = choose(capability(models.device), case.precision, case.compile)
+    execution = choose(capability(models.device, case.compile), case.precision, case.compile)
     set_up((models.unet, models.classifier), execution, case.batch)
     gc.collect()
     reset_peak(CPU)

@@ -105,7 +105,9 @@ def ours(case: Case) -> Form:
     if device.type == "cpu" and case.keep_memory:
         keep_freed_memory()
     models, _ = load_workload(manifest, device)
-    set_up((models.unet, models.classifier), choose(capability(device), case.form, case.compile), case.batch)
+    set_up(
+        (models.unet, models.classifier), choose(capability(device, case.compile), case.form, case.compile), case.batch
+    )
     clock = StepClock(device)
     steps = endless_steps(models, manifest.settings.chain(models.preset, manifest.terms), case.batch, clock)
     return Form(lambda: next(steps), clock)

@@ -109,7 +109,7 @@ class Bench:
     def __init__(self, manifest: Manifest, options: BenchOptions, say: Say) -> None:
         self.manifest, self.options, self.say = manifest, options, say
         self.device = find_device(options.device)
-        self.execution = choose(capability(self.device), manifest.precision, options.compile)
+        self.execution = choose(capability(self.device, options.compile), manifest.precision, options.compile)
         if not 1 <= options.threads <= 1024:
             raise DeviceError(bad("threads", options.threads, "from 1 to 1024"))
         self.chain = manifest.settings.chain(manifest.preset, manifest.terms)

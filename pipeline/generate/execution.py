@@ -17,7 +17,7 @@ def full_batch(manifest: Manifest) -> int:
 
 def load_for_run(manifest: Manifest, device: torch.device, compile: str) -> Models:
     """A run's models, with this process set up for its batches. Raises CheckpointError, DeviceError."""
-    execution = choose(capability(device), manifest.precision, compile)
+    execution = choose(capability(device, compile), manifest.precision, compile)
     if device.type == "cpu":
         torch.set_num_threads(1)
         keep_freed_memory()

@@ -69,10 +69,10 @@ class Execution:
         return "torch's and, for the normalisation, our own" if self.triton else "torch's"
 
 
-def capability(device: torch.device) -> Capability:
-    """Look at a device of this machine and at the tools to compile for it."""
+def capability(device: torch.device, compile: str = "auto") -> Capability:
+    """Look at a device of this machine and at the tools to compile for it; for ``auto`` alone our own are built."""
     if device.type == "cpu":
-        return Capability("cpu", True, has_compiler(), native.available())
+        return Capability("cpu", True, has_compiler(), compile == "auto" and native.available())
     if not torch.cuda.is_available():
         return Capability("cuda", False, False, False)
     triton = importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= TRITON_GPU

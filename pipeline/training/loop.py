@@ -6,6 +6,7 @@ stopped. Started by ``torchrun``, each process takes its share of every batch an
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,14 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        weights = self.model.state_dict()
+        self._weights = [weights[name] for name in self.ema]  # the model's own memory
+
+    def update_ema(self, decay: float) -> None:
+        """Move the average towards the weights."""
+        torch._foreach_lerp_(list(self.ema.values()), self._weights, 1 - decay)
+
     def save(self, path: Path) -> None:
         """Write atomically: a kill leaves the last whole checkpoint."""
         temporary = path.with_suffix(".tmp")
@@ -141,9 +150,13 @@ def batch_rows(step: int, batch: int, count: int, seed: int) -> NDArray[np.int64
     epochs, offsets = position // count, position % count
     rows = np.empty(batch, np.int64)
     for epoch in np.unique(epochs):
-        order = np.random.default_rng((seed, int(epoch))).permutation(count)
-        rows[epochs == epoch] = order[offsets[epochs == epoch]]
+        rows[epochs == epoch] = _order(seed, int(epoch), count)[offsets[epochs == epoch]]
     return rows
+
+
+@functools.lru_cache(maxsize=2)  # a batch may lie in two epochs
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def make_batch(data: LabelledImages, step: int, settings: TrainSettings, device: torch.device) -> Batch:
@@ -233,7 +246,7 @@ def train_step(
         group["lr"] = settings.lr_at(state.step)
     state.optimizer.step()
     state.optimizer.zero_grad()
-    _update_ema(state, min(settings.ema, (1 + state.step) / (10 + state.step)))
+    state.update_ema(min(settings.ema, (1 + state.step) / (10 + state.step)))
     state.step += 1
     return {**losses, "grad_norm": grad_norm}
 
@@ -258,8 +271,3 @@ def _average_gradients(model: nn.Module) -> None:
     dist.all_reduce(flat)
     for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         grad.copy_(part.view(grad.shape))
-
-
-def _update_ema(state: TrainState, decay: float) -> None:
-    source = state.model.state_dict()
-    torch._foreach_lerp_(list(state.ema.values()), [source[name].detach() for name in state.ema], 1 - decay)

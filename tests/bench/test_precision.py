@@ -74,6 +74,12 @@ def test_what_cannot_be_carried_out(found: Capability, precision: str, compile: 
         choose(found, precision, compile)
 
 
+@pytest.mark.parametrize("compile", ["off", "full"])
+def test_no_kernel_is_built_that_is_not_asked_for(compile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: pytest.fail("builds"))
+    assert not capability(torch.device("cpu"), compile).native
+
+
 def test_this_processor_is_there() -> None:
     found = capability(torch.device("cpu"))
     assert (found.device, found.present) == ("cpu", True)
