@@ -81,9 +81,8 @@ def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSin
         _check_room(store, manifest)
         _check_weights(manifest, on_this_machine=options.ray_address is None)
         if options.ray_address is None and not options.gpus_per_actor:
-            choose(
-                capability(torch.device("cpu"), options.compile), manifest.precision, options.compile
-            )  # elsewhere the actors look
+            cpu = capability(torch.device("cpu"), options.compile)
+            choose(cpu, manifest.precision, options.compile)  # elsewhere the actors look
         left = make_plan(manifest).num_shards - len(done)
         request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
         with connected(request, options.ray_address) as resources:

@@ -249,13 +249,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     On a CPU, plain matrix products for few tokens where a gradient is wanted or in reduced precision: the flash kernel
     is slow there. For more tokens it is faster, and keeps no weights of N x N for the backward pass. On a GPU its
-    gradient adds up in an order of its own each time, unless asked not to.
+    gradient adds up in an order of its own each time, unless asked not to, which torch.compile does not carry over.
     """
     wants_gradient = torch.is_grad_enabled() and q.requires_grad
     reduced = q.dtype in (torch.bfloat16, torch.float16)
     if q.device.type == "cpu" and q.shape[-2] <= FEW_TOKENS and (wants_gradient or reduced):
         return plain_attention(q, k, v)
-    if q.is_cuda and wants_gradient:
+    if q.is_cuda and wants_gradient and not torch.compiler.is_compiling():
         attended: Tensor = _RepeatableAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
         return attended
     return F.scaled_dot_product_attention(q, k, v)
