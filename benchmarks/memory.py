@@ -79,7 +79,7 @@ def measure(case: Case, folder: str) -> dict[str, int]:
     from pipeline.diffusion.sampler import SamplerSettings, sample
     from pipeline.diffusion.terms import ClassifierGuidance
     from pipeline.models.catalog import get_preset, load_models
-    from pipeline.models.precision import capability, choose, set_up
+    from pipeline.models.precision import execution_on, set_up
 
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -88,7 +88,7 @@ def measure(case: Case, folder: str) -> dict[str, int]:
     reset_peak(CPU)
     models = load_models(preset, paths[0], paths[1], (None, None), CPU, case.precision)
     loaded = resident()
-    execution = choose(capability(models.device, case.compile), case.precision, case.compile)
+    execution = execution_on(models.device, case.precision, case.compile)
     set_up((models.unet, models.classifier), execution, case.batch)
     gc.collect()
     reset_peak(CPU)

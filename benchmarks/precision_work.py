@@ -32,7 +32,7 @@ from pipeline.diffusion.terms import (
 from pipeline.generate.score import score_images
 from pipeline.manifest import load_manifest
 from pipeline.models.catalog import Models, get_preset, load_models
-from pipeline.models.precision import capability, choose, set_up, to_bfloat16
+from pipeline.models.precision import execution_on, set_up, to_bfloat16
 from pipeline.plan import sample_seed
 
 PRESET = "fashion-mnist-28"
@@ -108,7 +108,7 @@ def load(job: Job, mode: str) -> Models:
     if precision == "fast":
         to_bfloat16(models.unet)
         to_bfloat16(models.classifier)
-    execution = choose(capability(device), precision, "off" if eager else "auto")
+    execution = execution_on(device, precision, "off" if eager else "auto")
     set_up((models.unet, models.classifier), execution, job.batch)
     return models
 

@@ -25,7 +25,7 @@ from pipeline.allocator import keep_freed_memory
 from pipeline.bench.measure import machine, ratios
 from pipeline.bench.step import Split, StepClock, endless_steps
 from pipeline.bench.workload import bench_manifest, load_workload
-from pipeline.models.precision import COMPILES, capability, choose, set_up
+from pipeline.models.precision import COMPILES, execution_on, set_up
 
 MODELS = {"embedded": "fashion-mnist-28", "adm-64": "adm-imagenet-64", "adm-256": "adm-imagenet-256"}
 BATCHES = {"embedded": 64, "adm-64": 4, "adm-256": 1}
@@ -105,9 +105,7 @@ def ours(case: Case) -> Form:
     if device.type == "cpu" and case.keep_memory:
         keep_freed_memory()
     models, _ = load_workload(manifest, device)
-    set_up(
-        (models.unet, models.classifier), choose(capability(device, case.compile), case.form, case.compile), case.batch
-    )
+    set_up((models.unet, models.classifier), execution_on(device, case.form, case.compile), case.batch)
     clock = StepClock(device)
     steps = endless_steps(models, manifest.settings.chain(models.preset, manifest.terms), case.batch, clock)
     return Form(lambda: next(steps), clock)

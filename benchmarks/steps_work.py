@@ -30,7 +30,7 @@ from pipeline.errors import DataError, bad
 from pipeline.generate.score import Scores, score_images
 from pipeline.manifest import Manifest, ModelSpec
 from pipeline.models.catalog import Models, get_preset, load_models
-from pipeline.models.precision import capability, choose, set_up
+from pipeline.models.precision import execution_on, set_up
 from pipeline.plan import Plan, Slot, class_rank, sample_seed
 
 REFERENCE = "ancestral"
@@ -109,7 +109,7 @@ def start_worker(model: ModelSpec, common: Common, device: str) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     models, _ = loaded(model, common.precision, device)
-    execution = choose(capability(models.device), common.precision, "auto")
+    execution = execution_on(models.device, common.precision, "auto")
     set_up((models.unet, models.classifier), execution, common.batch)
     chain = SamplerSettings(steps="2").chain(models.preset, (ClassifierGuidance(),))
     for _ in sample(models, torch.zeros(common.batch, dtype=torch.int64, device=device), range(common.batch), chain):

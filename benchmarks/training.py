@@ -27,10 +27,9 @@ from pipeline import assets
 from pipeline.allocator import keep_freed_memory
 from pipeline.bench.measure import clock, machine, ratios, spread
 from pipeline.diffusion.schedule import make_schedule
-from pipeline.models import native, triton_norm
 from pipeline.models.adm import UNet
 from pipeline.models.catalog import get_preset, load_models
-from pipeline.models.precision import use_kernels
+from pipeline.models.precision import execution_on, use_kernels
 from pipeline.training.diffusion import HybridLoss
 from pipeline.training.loop import TrainSettings, backward, make_batch, start, train_step
 
@@ -106,7 +105,7 @@ def our_step(settings: TrainSettings, device: torch.device) -> Callable[[], obje
     data = assets.reference(PRESET, "train")
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
     torch.manual_seed(0)
-    use_kernels(device)
+    use_kernels(execution_on(device, "exact", "auto"))
     keep_freed_memory()
     state = start(UNet(preset.unet), settings, device, NEVER)
     return lambda: train_step(state, loss_function, data, settings)
@@ -119,19 +118,15 @@ def gradient_distances(batch: int, device: torch.device) -> dict[str, float]:
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
     network = load_models(preset, None, None, (None, None), device, "exact").unet.train().requires_grad_()
 
-    def gradient(model: nn.Module, step: int, precision: str, kernels: bool = False) -> Tensor:
-        if kernels:
-            use_kernels(device)
-        else:
-            native.use(False)
-            triton_norm.use(False)
+    def gradient(model: nn.Module, step: int, precision: str, compile: str = "off") -> Tensor:
+        use_kernels(execution_on(device, "exact", compile))
         network.zero_grad()
         backward(model, loss_function, make_batch(data, step, settings, device), precision)
         return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
     wanted, other = (gradient(BaselineUNet(network), step, "float32") for step in (0, 1))
     found = {
-        "gradient_error": gradient(network, 0, settings.precision, True),
+        "gradient_error": gradient(network, 0, settings.precision, "auto"),
         "gradient_error_without_kernels": gradient(network, 0, settings.precision),
         "other_batch": other,
     }

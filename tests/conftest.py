@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.models import native, triton_norm
+from pipeline.models import native
+from pipeline.models.precision import Execution, use_kernels
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,8 +34,7 @@ def switches() -> Iterator[None]:
     names = ("benchmark", "deterministic", "allow_tf32")
     before = {name: getattr(torch.backends.cudnn, name) for name in names}
     yield
-    native.use(False)
-    triton_norm.use(False)
+    use_kernels(Execution())
     for name, value in before.items():
         setattr(torch.backends.cudnn, name, value)
     torch.compiler.reset()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.models.blocks import NetworkConfig
 
+GOLDEN = Path(__file__).parent / "golden"
 NO_SHAPE = {"dims", "use_checkpoint", "use_fp16"}  # the reference's options that change no number in float32
 
 
@@ -24,6 +25,11 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with np.load(path.with_suffix(".npz")) as arrays:
         return json.loads(path.read_text()), {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def files(kind: str) -> list[Path]:
+    """The golden files of a kind: unet, classifier or sampler_trace."""
+    return [file for file in sorted(GOLDEN.glob("*.json")) if json.loads(file.read_text())["kind"] == kind]
 
 
 def config(values: dict[str, Any]) -> NetworkConfig:

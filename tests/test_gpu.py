@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tarfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from test_golden import NETWORK_TOLERANCE
 from torch import Tensor
 from triton_errors import LARGE, WORST, errors, silu_at_its_ends
 
-from goldens import config, fill, read, relative_error
+from goldens import config, files, fill, read, relative_error
 from pipeline.cli import main
 from pipeline.models.adm import ADM, Classifier, UNet
 from pipeline.models.blocks import attend
-from pipeline.models.precision import capability, choose, set_up, to_bfloat16, to_device
+from pipeline.models.precision import execution_on, set_up, to_bfloat16, to_device
 
 GPU = torch.device("cuda")
 ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "golden"
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.usefixtures("switches"),
 ]
 
 
-def files(kind: str) -> list[Path]:
-    return [file for file in sorted(GOLDEN.glob("*.json")) if json.loads(file.read_text())["kind"] == kind]
-
-
 def arrays_of(file: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     golden, arrays = read(file)
     return golden, {name: array.to(GPU) for name, array in arrays.items()}
-
-
-def set_to(network: ADM, compile: str, batch: int) -> None:
-    set_up([network], choose(capability(GPU), "exact", compile), batch)
 
 
 def log_prob_gradient(network: ADM, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +43,7 @@ def test_unet_gives_the_references_numbers(file: Path, compile: str) -> None:
     golden, arrays = arrays_of(file)
     network = to_device(fill(UNet(config(golden["config"]))), GPU)  # type: ignore[arg-type]
     x, t, y = arrays["x"], arrays["t"], arrays.get("y")
-    set_to(network, compile, len(x))
+    set_up([network], execution_on(GPU, "exact", compile), len(x))
     with torch.no_grad():
         for _ in range(2):
             assert relative_error(network(x, t, y), arrays["output"]) < NETWORK_TOLERANCE
@@ -66,7 +56,7 @@ def test_classifier_and_its_gradient_give_the_references_numbers(file: Path, com
     golden, arrays = arrays_of(file)
     network = to_device(fill(Classifier(config(golden["config"]))), GPU)  # type: ignore[arg-type]
     x, t, y = arrays["x"], arrays["t"], arrays["y"]
-    set_to(network, compile, len(x))
+    set_up([network], execution_on(GPU, "exact", compile), len(x))
     logits, gradient = log_prob_gradient(network, x, t, y)
     assert relative_error(logits, arrays["logits"]) < NETWORK_TOLERANCE
     assert relative_error(gradient, arrays["grad_log_prob"]) < NETWORK_TOLERANCE
@@ -112,20 +102,15 @@ def test_a_networks_gradient_is_the_same_each_time(precision: str) -> None:
     x = torch.randn(8, shape.in_channels, 64, 64, device=GPU)
     t, y = torch.full((8,), 300.0, device=GPU), torch.zeros(8, dtype=torch.int64, device=GPU)
     for compile in ("auto", "off"):
-        set_up([network], choose(capability(GPU), precision, compile), 8)
+        set_up([network], execution_on(GPU, precision, compile), 8)
         first, *others = (log_prob_gradient(network, x, t, y)[1] for _ in range(4))
         assert first.norm() > 0 and all(torch.equal(first, other) for other in others)
 
 
 def images(out: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(out.rglob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                assert file is not None
-                found[member.name] = hashlib.sha256(file.read()).hexdigest()
-    return {name: digest for name, digest in found.items() if name.endswith(".png")}
+    """Hashes of the PNGs, by key."""
+    rows = pq.read_table(out / "metadata", columns=["key", "image_sha256"]).to_pylist()
+    return {row["key"]: row["image_sha256"] for row in rows}
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from pipeline.bench.workload import enlarged, find_device, load_workload, random
 from pipeline.errors import DeviceError, bad
 from pipeline.manifest import Manifest
 from pipeline.models.catalog import Models
-from pipeline.models.precision import capability, choose, set_up
+from pipeline.models.precision import execution_on, set_up
 
 AUTO = "auto"
 SIZES = (1, 2)
@@ -109,7 +109,7 @@ class Bench:
     def __init__(self, manifest: Manifest, options: BenchOptions, say: Say) -> None:
         self.manifest, self.options, self.say = manifest, options, say
         self.device = find_device(options.device)
-        self.execution = choose(capability(self.device, options.compile), manifest.precision, options.compile)
+        self.execution = execution_on(self.device, manifest.precision, options.compile)
         if not 1 <= options.threads <= 1024:
             raise DeviceError(bad("threads", options.threads, "from 1 to 1024"))
         self.chain = manifest.settings.chain(manifest.preset, manifest.terms)

@@ -13,7 +13,7 @@ from pipeline.generate.cluster import Request, connected
 from pipeline.generate.fleet import Fleet
 from pipeline.generate.progress import ProgressSink, duration
 from pipeline.manifest import Manifest
-from pipeline.models.precision import capability, choose
+from pipeline.models.precision import execution_on
 from pipeline.plan import estimate_bytes, make_plan, shard_names
 from pipeline.shards.index import claim_output, committed
 from pipeline.shards.store import Store
@@ -81,8 +81,7 @@ def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSin
         _check_room(store, manifest)
         _check_weights(manifest, on_this_machine=options.ray_address is None)
         if options.ray_address is None and not options.gpus_per_actor:
-            cpu = capability(torch.device("cpu"), options.compile)
-            choose(cpu, manifest.precision, options.compile)  # elsewhere the actors look
+            execution_on(torch.device("cpu"), manifest.precision, options.compile)  # elsewhere the actors look
         left = make_plan(manifest).num_shards - len(done)
         request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
         with connected(request, options.ray_address) as resources:

@@ -16,7 +16,7 @@ from pipeline.errors import CheckpointError
 from pipeline.generate.progress import duration
 from pipeline.manifest import Manifest
 from pipeline.models.catalog import Models, load_models
-from pipeline.models.precision import capability, choose, set_up
+from pipeline.models.precision import execution_on, set_up
 from pipeline.plan import estimate_bytes, make_plan
 
 PROBE_STEPS = 4
@@ -114,7 +114,7 @@ def _image_step_seconds(models: Models, manifest: Manifest, whole: Chain) -> flo
     if one > SLOW_STEP_S:
         return one if _round(whole) == 1 else _time_chain(models, chain, 1, steps) / steps
     batch = min(manifest.batch, manifest.total, PROBE_BATCH)
-    set_up((models.unet, models.classifier), choose(capability(models.device), manifest.precision, "auto"), batch)
+    set_up((models.unet, models.classifier), execution_on(models.device, manifest.precision, "auto"), batch)
     _time_chain(models, chain, batch, 1)  # compilation
     return _time_chain(models, chain, batch, steps) / (steps * batch)
 

@@ -7,7 +7,7 @@ import torch
 from pipeline.allocator import keep_freed_memory
 from pipeline.manifest import Manifest
 from pipeline.models.catalog import Models, load_models
-from pipeline.models.precision import capability, choose, set_up
+from pipeline.models.precision import execution_on, set_up
 
 
 def full_batch(manifest: Manifest) -> int:
@@ -17,7 +17,7 @@ def full_batch(manifest: Manifest) -> int:
 
 def load_for_run(manifest: Manifest, device: torch.device, compile: str) -> Models:
     """A run's models, with this process set up for its batches. Raises CheckpointError, DeviceError."""
-    execution = choose(capability(device, compile), manifest.precision, compile)
+    execution = execution_on(device, manifest.precision, compile)
     if device.type == "cpu":
         torch.set_num_threads(1)
         keep_freed_memory()

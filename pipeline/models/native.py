@@ -31,6 +31,7 @@ THREADS = ("-fopenmp",)  # where the compiler has it; without, a kernel is one t
 CHANNELS = 16  # what channels must be a multiple of: the widest vector
 LEAST_TILES = 8  # of 4 x 4 pixels, from where on transforming the weights pays (benchmarks/kernels.py)
 DTYPES = (torch.float32, torch.bfloat16)
+EPS = 1e-5  # of the normalisation; kernels/norm.h has it too
 MOST_TOKENS = 1024  # of attention: for its gradient, each thread holds a number for every two of them
 
 _state = {"on": False}

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models import native, triton_norm
+from pipeline.models.native import EPS
 
 GROUPS = 32
-EPS = 1e-5
 
 
 def group_norm(num_channels: int) -> nn.GroupNorm:

@@ -69,7 +69,7 @@ class Execution:
         return "torch's and, for the normalisation, our own" if self.triton else "torch's"
 
 
-def capability(device: torch.device, compile: str = "auto") -> Capability:
+def capability(device: torch.device, compile: str) -> Capability:
     """Look at a device of this machine and at the tools to compile for it; for ``auto`` alone our own are built."""
     if device.type == "cpu":
         return Capability("cpu", True, has_compiler(), compile == "auto" and native.available())
@@ -111,6 +111,11 @@ def choose(found: Capability, precision: str, compile: str) -> Execution:
     )
 
 
+def execution_on(device: torch.device, precision: str, compile: str) -> Execution:
+    """What :func:`choose` says for a device of this machine."""
+    return choose(capability(device, compile), precision, compile)
+
+
 def set_up(networks: Iterable[ADM], execution: Execution, batch: int) -> None:
     """Set this process and its networks up for batches of ``batch`` images, so that equal work gives equal bytes.
 
@@ -118,8 +123,7 @@ def set_up(networks: Iterable[ADM], execution: Execution, batch: int) -> None:
     gradient. Any other call stays eager, since each new shape would cost time and memory; results agree within
     rounding. cuDNN never times its algorithms against each other: another winner would round differently.
     """
-    native.use(execution.native)
-    triton_norm.use(execution.triton)
+    use_kernels(execution)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = execution.tf32
@@ -132,9 +136,8 @@ def set_up(networks: Iterable[ADM], execution: Execution, batch: int) -> None:
             network.__dict__["forward"] = recorded(network, batch)
 
 
-def use_kernels(device: torch.device) -> None:
-    """Switch the project's own kernels on, where they can be had: what training, which records nothing, sets up."""
-    execution = choose(capability(device), "exact", "auto")
+def use_kernels(execution: Execution) -> None:
+    """Switch the project's own kernels on or off: all that training, which records nothing, sets up."""
     native.use(execution.native)
     triton_norm.use(execution.triton)
 

@@ -2,7 +2,8 @@
 """Triton kernels of the group normalisation; :mod:`pipeline.models.triton_norm` launches them.
 
 Images are tokens, (B, N, C) contiguous. A program has an image and some of its channels: all tokens of a chunk, tile by
-tile, or a tile of ROWS tokens. Coefficients of an image's channels lie in planes of (B, C) float32 behind each other.
+tile, or a tile of ROWS tokens; CHANNELS divides C. Coefficients of an image's channels lie in planes of (B, C) float32
+behind each other.
 """
 
 import triton
@@ -14,7 +15,7 @@ def _tile(image, first, columns, tokens, channels, ROWS: tl.constexpr):
     """Places of a tile's values, and which of them are the image's."""
     rows = first + tl.arange(0, ROWS)
     places = (image.to(tl.int64) * tokens + rows[:, None]) * channels + columns[None, :]
-    return places, (rows < tokens)[:, None] & (columns < channels)[None, :]
+    return places, (rows < tokens)[:, None]
 
 
 @triton.jit
@@ -51,8 +52,8 @@ def chunk_statistics(
         mean += delta * count / total
         square += tl.sum(distance * distance, axis=0) + delta * delta * (seen * (count / total))
     place = (image * tl.num_programs(1) + chunk) * channels + columns
-    tl.store(means + place, mean, mask=columns < channels)
-    tl.store(squares + place, square, mask=columns < channels)
+    tl.store(means + place, mean)
+    tl.store(squares + place, square)
 
 
 @triton.jit
@@ -93,8 +94,8 @@ def apply(x, y, found, tokens, channels, SILU: tl.constexpr, ROWS: tl.constexpr,
     image, columns = tl.program_id(0), tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     places, inside = _tile(image, tl.program_id(1) * ROWS, columns, tokens, channels, ROWS)
     place, plane = image * channels + columns, tl.num_programs(0) * channels
-    a = tl.load(found + place, mask=columns < channels, other=0.0)
-    b = tl.load(found + plane + place, mask=columns < channels, other=0.0)
+    a = tl.load(found + place)
+    b = tl.load(found + plane + place)
     u = tl.load(x + places, mask=inside, other=0.0).to(tl.float32) * a[None, :] + b[None, :]
     if SILU:
         u = u / (1 + tl.exp(-u))
@@ -109,11 +110,10 @@ def chunk_gradients(
     """Sums over a chunk of du and of du (x - mean) -> sums, (2, B, chunks, C)."""
     image, chunk = tl.program_id(0), tl.program_id(1)
     columns = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    keep = columns < channels
     place, plane = image * channels + columns, tl.num_programs(0) * channels
-    a = tl.load(found + place, mask=keep, other=0.0)
-    b = tl.load(found + plane + place, mask=keep, other=0.0)
-    mean = tl.load(found + 2 * plane + place, mask=keep, other=0.0)
+    a = tl.load(found + place)
+    b = tl.load(found + plane + place)
+    mean = tl.load(found + 2 * plane + place)
     sum_du, sum_du_x = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     for tile in range(TILES):
         places, inside = _tile(image, (chunk * TILES + tile) * ROWS, columns, tokens, channels, ROWS)
@@ -123,8 +123,8 @@ def chunk_gradients(
         sum_du_x += tl.sum(du * (values - mean[None, :]), axis=0)
     chunks = tl.num_programs(1)
     place = (image * chunks + chunk) * channels + columns
-    tl.store(sums + place, sum_du, mask=keep)
-    tl.store(sums + plane * chunks + place, sum_du_x, mask=keep)
+    tl.store(sums + place, sum_du)
+    tl.store(sums + plane * chunks + place, sum_du_x)
 
 
 @triton.jit
@@ -157,13 +157,12 @@ def gradient_input(
 ):  # fmt: skip
     """grad_x = a du + slope x + offset."""
     image, columns = tl.program_id(0), tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    keep = columns < channels
     places, inside = _tile(image, tl.program_id(1) * ROWS, columns, tokens, channels, ROWS)
     place, plane = image * channels + columns, tl.num_programs(0) * channels
-    a = tl.load(found + place, mask=keep, other=0.0)
-    b = tl.load(found + plane + place, mask=keep, other=0.0)
-    offset = tl.load(gradients + 2 * plane + place, mask=keep, other=0.0)
-    slope = tl.load(gradients + 3 * plane + place, mask=keep, other=0.0)
+    a = tl.load(found + place)
+    b = tl.load(found + plane + place)
+    offset = tl.load(gradients + 2 * plane + place)
+    slope = tl.load(gradients + 3 * plane + place)
     values = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
     du = _gradient_u(values, tl.load(grad + places, mask=inside, other=0.0).to(tl.float32), a, b, SILU)
     gradient = du * a[None, :] + values * slope[None, :] + offset[None, :]

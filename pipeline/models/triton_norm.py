@@ -1,6 +1,6 @@
 """The normalisation on GPUs as kernels of our own, by Triton: three a pass, forward and backward.
 
-Triton comes with torch's builds for GPUs and compiles the kernels at first use, in a second or two; its own cache
+Triton comes with torch's builds for GPUs and compiles the kernels at first use, in some seconds; its own cache
 keeps them. Where it is not there, or :func:`use` has switched them off, torch's operations do the same work.
 """
 
@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.models.native import DTYPES
+from pipeline.models.native import DTYPES, EPS
 
-EPS = 1e-5
 TILE, STATISTICS_TILE = 4096, 8192  # values of a program; of the one that reads and hardly computes
 MOST_CHUNKS = 64  # of an image's tokens: what one program merges
 

@@ -30,7 +30,7 @@ from pipeline.errors import DeviceError, ManifestError, OutputError, bad
 from pipeline.models.adm import ADM, Classifier, UNet
 from pipeline.models.catalog import Preset, get_preset
 from pipeline.models.checkpoint import check_entries, file_sha256, read_state
-from pipeline.models.precision import to_device, use_kernels
+from pipeline.models.precision import execution_on, to_device, use_kernels
 from pipeline.training.classifier import ClassifierLoss, accuracy_at
 from pipeline.training.data import LabelledImages, load_images
 from pipeline.training.diffusion import HybridLoss
@@ -112,7 +112,7 @@ def run_training(
     folder = _claim(Path(out), recipe)
     data = load_images(recipe.data, recipe.preset.image_size, recipe.preset.channels, "train")
     torch.manual_seed(recipe.train.seed)
-    use_kernels(target)
+    use_kernels(execution_on(target, "exact", "auto"))
     keep_freed_memory()
     network, loss = _network(kind, recipe, target)
     state = start(network, recipe.train, target, folder / "state.pt")

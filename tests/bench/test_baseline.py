@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.baseline import BaselineStep, classifier_forward, unet_forward
-from goldens import config, fill, read, relative_error
+from goldens import GOLDEN, config, files, fill, read, relative_error
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.models.adm import Classifier, UNet
-
-GOLDEN = Path(__file__).parent.parent / "golden"
-
-
-def files(kind: str) -> list[Path]:
-    return [file for file in sorted(GOLDEN.glob("*.json")) if json.loads(file.read_text())["kind"] == kind]
 
 
 @pytest.mark.parametrize("file", files("unet"), ids=lambda file: file.stem)

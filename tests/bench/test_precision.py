@@ -81,7 +81,7 @@ def test_no_kernel_is_built_that_is_not_asked_for(compile: str, monkeypatch: pyt
 
 
 def test_this_processor_is_there() -> None:
-    found = capability(torch.device("cpu"))
+    found = capability(torch.device("cpu"), "auto")
     assert (found.device, found.present) == ("cpu", True)
 
 
@@ -113,7 +113,7 @@ def test_an_unknown_precision_is_named() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there() -> None:
-    assert not capability(torch.device("cuda")).present
+    assert not capability(torch.device("cuda"), "auto").present
 
 
 def test_set_up_reaches_every_switch() -> None:
@@ -166,7 +166,7 @@ def gradient(model: Classifier, batch: int = 3) -> Tensor:
     return torch.autograd.grad(log_probs[:, 2].sum(), x)[0]
 
 
-@pytest.mark.skipif(not capability(torch.device("cpu")).compiler, reason="needs a C++ compiler")
+@pytest.mark.skipif(not capability(torch.device("cpu"), "auto").compiler, reason="needs a C++ compiler")
 @pytest.mark.slow
 def test_a_compiled_classifier_gives_the_eager_gradient() -> None:
     model = network()
