@@ -3,8 +3,10 @@
 The reference trains in float32 with its attention blocks recomputed, averages the weights parameter by parameter and
 sums the norms of weights and gradients for its log; the loss is the same code for both. Both take the same batches of
 the package's real images, in turn, each in a process of its own that is set up as its users would have it; times are
-CPU seconds (GPU: wall seconds). How far our gradient of the trained network is from the baseline's, with and without
-our kernels, stands beside how far that of another batch is, all as parts of its norm.
+CPU seconds (GPU: wall seconds). What a direct computation would take a second is compared with what a large product
+reaches in the form's type: above 1 is what Winograd's algorithm saves. How far our gradient of the trained network is
+from the baseline's, with and without our kernels, stands beside how far that of another batch is, all as parts of its
+norm.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from benchmarks.error import relative_error
 from benchmarks.turns import take_turns
 from pipeline import assets
 from pipeline.allocator import keep_freed_memory
-from pipeline.bench.measure import clock, machine, ratios, spread
+from pipeline.bench.flops import count_training_flops
+from pipeline.bench.measure import ceiling_gflops, clock, machine, ratios, spread
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.models.adm import UNet
 from pipeline.models.catalog import get_preset, load_models
-from pipeline.models.precision import execution_on, use_kernels
+from pipeline.models.precision import execution_on, has_bfloat16, use_kernels
 from pipeline.training.diffusion import HybridLoss
 from pipeline.training.loop import TrainSettings, backward, make_batch, start, train_step
 
@@ -133,6 +136,14 @@ def gradient_distances(batch: int, device: torch.device) -> dict[str, float]:
     return {name: relative_error(value, wanted) for name, value in found.items()}
 
 
+def ceiling_shares(images_per_s: dict[str, float], device: torch.device) -> dict[str, float]:
+    """A direct computation's operations a second, at each form's speed, over the ceiling of its type: by one clock."""
+    types = {"baseline": torch.float32, "rarefy": torch.bfloat16 if has_bfloat16(device) else torch.float32}
+    ceilings = {dtype: ceiling_gflops(dtype, device) for dtype in dict.fromkeys(types.values())}
+    gflops = count_training_flops(get_preset(PRESET)) / 1e9
+    return {name: round(gflops * speed / ceilings[types[name]], 2) for name, speed in images_per_s.items()}
+
+
 FORMS = {"baseline": baseline_step, "rarefy": our_step}
 WARM_UP = 2  # steps
 
@@ -153,12 +164,14 @@ def main() -> int:
     speeds = {name: round(arguments.batch / spread(values).median, 1) for name, values in seconds.items()}
     print(f"images/s: baseline {speeds['baseline']}, rarefy {speeds['rarefy']}")
     print(f"ratio {ratio.median:.2f}, quartiles {ratio.low:.2f} to {ratio.high:.2f}")
+    shares = ceiling_shares(speeds, device)
+    print("of a large product's operations a second: " + ", ".join(f"{name} {share}" for name, share in shares.items()))
     distances = gradient_distances(arguments.batch, device)
     print("gradient, from the baseline's: " + ", ".join(f"{name} {value}" for name, value in distances.items()))
     if arguments.json:
         found = {"training_ratio": round(ratio.median, 3), "spread": [round(ratio.low, 3), round(ratio.high, 3)]}
         about = {"batch": arguments.batch, "repeats": arguments.repeats, "machine": machine(device)}
-        print(json.dumps({**found, **distances, "images_per_s": speeds, **about}))
+        print(json.dumps({**found, **distances, "images_per_s": speeds, "of_ceiling": shares, **about}))
     return 0
 
 

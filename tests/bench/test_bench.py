@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.bench.batch import GAIN, LARGEST, find_batch
-from pipeline.bench.flops import count_flops
+from pipeline.bench.flops import count_flops, count_training_flops
 from pipeline.bench.step import classifier_passes, full_steps, network_term_share, time_step
 from pipeline.bench.workload import bench_manifest, enlarged, load_workload, random_models
 from pipeline.cli import main
@@ -69,6 +69,13 @@ def test_operations_of_the_classifier_and_of_its_gradient() -> None:
     # A layer's gradient costs what the layer does, a product of two activations twice that; embeddings have none.
     embeddings = EMBEDDING + 3 * linear(4 * C, 2 * C)
     assert found.classifier_backward == ENCODER + pool - embeddings + 2 * linear(SIDE**2, C, SIDE**2) + products
+
+
+def test_operations_of_a_training_step_are_three_times_the_unets() -> None:
+    decoder = 2 * res_block(2 * C) + conv(C, 2)
+    # A layer has two gradients that each cost what it does; the image and the embedded time step need none.
+    not_asked = conv(1, C) + linear(C, 4 * C)
+    assert count_training_flops(SMALL_PRESET) == 3 * (ENCODER + decoder) - not_asked
 
 
 def test_a_step_is_its_parts() -> None:

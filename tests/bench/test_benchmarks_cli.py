@@ -215,6 +215,10 @@ def test_a_training_step_is_timed_and_its_gradient_is_the_baselines(
     assert found["repeats"] == 2
     assert found["training_ratio"] > 0
     assert all(speed > 0 for speed in found["images_per_s"].values())
+    shares, speeds = found["of_ceiling"], found["images_per_s"]
+    assert 0 < shares["baseline"] < 1  # no direct computation passes it
+    if not native.has_bfloat16():  # one ceiling for both
+        assert shares["rarefy"] / shares["baseline"] == pytest.approx(speeds["rarefy"] / speeds["baseline"], rel=0.1)
     for form in ("", "_without_kernels"):
         assert 0 < found[f"gradient_error{form}"] < (0.1 if native.has_bfloat16() else 1e-4)
     assert found["other_batch"] > 0.1
