@@ -32,9 +32,9 @@ from pipeline.bench.measure import ceiling_gflops, clock, machine, ratios, sprea
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.models.adm import UNet
 from pipeline.models.catalog import get_preset, load_models
-from pipeline.models.precision import execution_on, has_bfloat16, use_kernels
+from pipeline.models.precision import execution_on, use_kernels
 from pipeline.training.diffusion import HybridLoss
-from pipeline.training.loop import TrainSettings, backward, make_batch, start, train_step
+from pipeline.training.loop import TrainSettings, backward, make_batch, start, train_step, training_dtype
 
 PRESET = "fashion-mnist-28"
 NEVER = Path("never-written")  # no checkpoint is read or due within a benchmark
@@ -123,6 +123,7 @@ def gradient_distances(batch: int, device: torch.device) -> dict[str, float]:
 
     def gradient(model: nn.Module, step: int, precision: str, compile: str = "off") -> Tensor:
         use_kernels(execution_on(device, "exact", compile))
+        torch.backends.cudnn.allow_tf32 = not isinstance(model, BaselineUNet)  # as in step_of
         network.zero_grad()
         backward(model, loss_function, make_batch(data, step, settings, device), precision)
         return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
@@ -138,7 +139,7 @@ def gradient_distances(batch: int, device: torch.device) -> dict[str, float]:
 
 def ceiling_shares(images_per_s: dict[str, float], device: torch.device) -> dict[str, float]:
     """A direct computation's operations a second, at each form's speed, over the ceiling of its type: by one clock."""
-    types = {"baseline": torch.float32, "rarefy": torch.bfloat16 if has_bfloat16(device) else torch.float32}
+    types = {"baseline": torch.float32, "rarefy": training_dtype(TrainSettings.precision, device)}
     ceilings = {dtype: ceiling_gflops(dtype, device) for dtype in dict.fromkeys(types.values())}
     gflops = count_training_flops(get_preset(PRESET)) / 1e9
     return {name: round(gflops * speed / ceilings[types[name]], 2) for name, speed in images_per_s.items()}

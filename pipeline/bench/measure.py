@@ -63,7 +63,7 @@ def ceiling_gflops(dtype: torch.dtype, device: torch.device, repeats: int = 5) -
     """GFLOP/s of a square matrix product or a 3x3 convolution in ``dtype``, whichever is faster, best of ``repeats``.
 
     Both, as their libraries differ: on an AMD processor MKL's float32 product runs at half of what oneDNN's
-    convolution reaches.
+    convolution reaches. A GPU's float32 is not rounded to TF32, whatever the process allows.
     """
     side, channels = (8192, 1024) if device.type == "cuda" else (2048, 256)
     a = torch.randn(side, side, device=device).to(dtype)
@@ -71,7 +71,11 @@ def ceiling_gflops(dtype: torch.dtype, device: torch.device, repeats: int = 5) -
     kernel = torch.randn(channels, channels, 3, 3, device=device).to(dtype).to(memory_format=torch.channels_last)
     cases = {"matmul": lambda: a @ a, "convolution": lambda: torch.nn.functional.conv2d(image, kernel)}
     operations = {"matmul": 2 * side**3, "convolution": 2 * 9 * channels**2 * 32**2}
-    runs = interleave(cases, repeats, device)
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        runs = interleave(cases, repeats, device)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
     return max(operations[name] / min(seconds) for name, seconds in runs.items()) / 1e9
 
 

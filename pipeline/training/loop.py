@@ -251,10 +251,15 @@ def train_step(
     return {**losses, "grad_norm": grad_norm}
 
 
+def training_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What most products of a step are in. precision: as in TrainSettings."""
+    return torch.bfloat16 if precision == "bfloat16" and has_bfloat16(device) else torch.float32
+
+
 def backward(model: nn.Module, loss_function: LossFunction, batch: Batch, precision: str) -> dict[str, Tensor]:
     """Add a batch's gradients to the parameters'; returns its losses. precision: as in TrainSettings."""
     device = batch.x_0.device
-    reduced = precision == "bfloat16" and has_bfloat16(device)
+    reduced = training_dtype(precision, device) == torch.bfloat16
     with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
         losses = loss_function(model, batch)
     losses["loss"].backward()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.bench import measure
 from pipeline.bench.batch import GAIN, LARGEST, find_batch
 from pipeline.bench.flops import count_flops, count_training_flops
 from pipeline.bench.step import classifier_passes, full_steps, network_term_share, time_step
@@ -76,6 +77,21 @@ def test_operations_of_a_training_step_are_three_times_the_unets() -> None:
     # A layer has two gradients that each cost what it does; the image and the embedded time step need none.
     not_asked = conv(1, C) + linear(C, 4 * C)
     assert count_training_flops(SMALL_PRESET) == 3 * (ENCODER + decoder) - not_asked
+
+
+@pytest.mark.usefixtures("switches")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_ceiling_is_of_its_type_and_leaves_the_switch_alone(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.backends.cudnn.allow_tf32 = allowed
+    seen = []
+
+    def run(cases: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return {name: [1.0] for name in cases}
+
+    monkeypatch.setattr(measure, "interleave", run)
+    assert measure.ceiling_gflops(torch.float32, torch.device("cpu")) == pytest.approx(2 * 2048**3 / 1e9)
+    assert (seen, torch.backends.cudnn.allow_tf32) == ([False], allowed)
 
 
 def test_a_step_is_its_parts() -> None:
