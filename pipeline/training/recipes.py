@@ -109,12 +109,12 @@ def run_training(
         dist.init_process_group("nccl" if target.type == "cuda" else "gloo")
     if threads:
         torch.set_num_threads(threads)
-    folder = _claim(Path(out), recipe)
     data = load_images(recipe.data, recipe.preset.image_size, recipe.preset.channels, "train")
     torch.manual_seed(recipe.train.seed)
     use_kernels(execution_on(target, "exact", "auto"))
     keep_freed_memory()
     network, loss = _network(kind, recipe, target)
+    folder = _claim(Path(out), recipe)  # after all that a recipe can name wrongly: the corrected one is to be let in
     state = start(network, recipe.train, target, folder / "state.pt")
     for report in train(state, loss, data, recipe.train, folder / "state.pt"):
         if place()[0] > 0:

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.cli import main
 from pipeline.diffusion.schedule import make_schedule
-from pipeline.errors import DataError, DeviceError, ManifestError, OutputError
+from pipeline.errors import CheckpointError, DataError, DeviceError, ManifestError, OutputError
 from pipeline.models.catalog import get_preset
 from pipeline.training import recipes
 from pipeline.training.classifier import ClassifierLoss, accuracy_at
@@ -301,6 +301,20 @@ def test_bad_recipes_name_key_value_and_what_is_allowed(
     (tmp_path / "r.toml").write_text(text)
     with pytest.raises(error, match=message):
         recipes.run_training("diffusion", str(tmp_path / "r.toml"), str(tmp_path / "out"), "cpu", None)
+    assert not (tmp_path / "out").exists()  # or the corrected recipe would be refused there
+
+
+def test_weights_to_begin_from_that_do_not_fit_leave_nothing(tmp_path: Path) -> None:
+    write_folders(tmp_path / "data")
+    save_file({"other": torch.zeros(1)}, tmp_path / "init.safetensors")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'preset = "fashion-mnist-28"\ndata = "{tmp_path / "data"}"\ninit = "{tmp_path / "init.safetensors"}"\n'
+        "[train]\nimages = 5\n"
+    )
+    with pytest.raises(CheckpointError, match=r"init\.safetensors"):
+        recipes.run_training("diffusion", str(recipe), str(tmp_path / "out"), "cpu", None)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
