@@ -276,6 +276,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
     a = arguments
     result = run_training(a.kind, a.recipe, a.out, a.device, a.threads, a.ect)
+    if not result:  # of torchrun's processes the first one speaks
+        return OK
     return _print(arguments, result, f"weights: {arguments.out.rstrip('/')}/weights.safetensors")
 
 

@@ -120,7 +120,9 @@ def _load_shards(tars: list[Path], size: int, channels: int) -> LabelledImages:
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     keys: list[str] = []
-    for sample in wds.WebDataset([str(t) for t in tars], shardshuffle=False, handler=wds.reraise_exception):
+    # No node splitter: under torchrun every process reads all, and takes its share of each batch.
+    options = {"shardshuffle": False, "handler": wds.reraise_exception, "nodesplitter": None}
+    for sample in wds.WebDataset([str(t) for t in tars], **options):
         suffix = next((s for s in IMAGE_SUFFIXES if s[1:] in sample), None)
         if suffix is None or "cls" not in sample:
             raise DataError(f"data: sample {sample['__key__']} of {sample['__url__']} has no image or no .cls")

@@ -100,7 +100,8 @@ def run_training(
     ect: for a classifier, instead of the recipe's; the copy that ``out`` gets has it.
 
     Leaves state.pt (to resume), log.jsonl, weights.safetensors (EMA) and provenance.json; sample grids for diffusion.
-    Under ``torchrun`` every process trains on its share of each batch and the first one writes. Returns the provenance.
+    Under ``torchrun`` every process trains on its share of each batch and the first one writes. Returns the provenance,
+    in the others nothing.
     Raises ManifestError, DataError, DeviceError or OutputError.
     """
     recipe = load_recipe(Path(recipe_path), kind, ect)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from webdataset import TarWriter
 
 from pipeline.cli import main
 from pipeline.diffusion.schedule import make_schedule
 from pipeline.errors import CheckpointError, DataError, DeviceError, ManifestError, OutputError
 from pipeline.models.catalog import get_preset
+from pipeline.shards.writer import encode_png
 from pipeline.training import recipes
 from pipeline.training.classifier import ClassifierLoss, accuracy_at
 from pipeline.training.data import LabelledImages
@@ -215,6 +219,26 @@ def test_a_run_leaves_weights_that_load_and_their_provenance(kind: str, tmp_path
     other.write_text(recipe.read_text() + "lr = 1e-3\n")
     with pytest.raises(OutputError, match="another recipe"):
         recipes.run_training(kind, str(other), str(out), "cpu", None)
+
+
+@pytest.mark.slow
+def test_torchruns_processes_train_one_network_on_shards(tmp_path: Path) -> None:
+    data = tiny_data()
+    with TarWriter(str(tmp_path / "a-000000.tar"), encoder=False) as tar:
+        for row in range(20):
+            content = {"png": encode_png(data.images[row]), "cls": str(data.labels[row]).encode()}
+            tar.write({"__key__": f"{row:05d}", **content})
+    recipe, out = tmp_path / "r.toml", tmp_path / "out"
+    recipe.write_text(f'preset = "fashion-mnist-28"\ndata = "{tmp_path}"\n[train]\nimages = 8\nbatch = 4\n')
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "pipeline.cli", "train", "classifier", str(recipe), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"weights: {out}/weights.safetensors"]
+    assert json.loads((out / "provenance.json").read_text())["images"] == 8
+    assert len((out / "log.jsonl").read_text().splitlines()) == 1
+    weights = recipes.Classifier(get_preset("fashion-mnist-28").classifier)
+    weights.load_state_dict(load_file(out / "weights.safetensors"))
 
 
 def test_a_given_ect_takes_the_recipes_place_and_a_resumed_run_is_held_to_it(
