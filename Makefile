@@ -42,7 +42,7 @@ weights: setup ## train the embedded networks again (hours; the recipes in manif
 	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-classifier-ect.toml --out out/weights/classifier-ect
 	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-judge.toml --out out/weights/judge
 	$(BIN)/rarefy train diffusion manifests/train/fashion-mnist-28-uncond-diffusion.toml --out out/weights/diffusion-uncond
-	$(BIN)/python jobs/embed_assets.py --unet out/weights/diffusion --unet-uncond out/weights/diffusion-uncond \
+	$(BIN)/python -m benchmarks.quality.embed --unet out/weights/diffusion --unet-uncond out/weights/diffusion-uncond \
 		--classifier out/weights/classifier --classifier-ect out/weights/classifier-ect --judge out/weights/judge
 
 bench: setup ## speed of the embedded model here: a step's parts, the best batch, growth
@@ -55,7 +55,7 @@ quality: setup ## measure the embedded model: 10,000 unguided images against the
 	$(BIN)/rarefy run manifests/quality.toml --out out/quality
 
 reproduce: setup ## the papers' experiment: sweep, every sampler's images, docs/results.json (hours; a second run goes on)
-	$(BIN)/python -m jobs.reproduce --stages sweep,final
+	$(BIN)/python -m benchmarks.quality.reproduce --stages sweep,final
 
 clean: ## remove the environment and caches (never data sets)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.bench.processes import family
+from rarefy.bench.processes import family
 
 TURN_S = 5.0
 

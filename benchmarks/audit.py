@@ -36,10 +36,10 @@ from numpy.typing import NDArray
 from prdc import compute_prdc
 from threadpoolctl import threadpool_limits
 
-from pipeline.audit.fidelity import precision_recall
-from pipeline.audit.neighbors import Crossing, build_manifold, compare
-from pipeline.bench.measure import interleave, machine, ratios
-from pipeline.bench.memory import peak_bytes, reset_peak
+from rarefy.audit.features.fidelity import precision_recall
+from rarefy.audit.metrics.neighbors import Crossing, build_manifold, compare
+from rarefy.bench.measure import interleave, machine, ratios
+from rarefy.bench.memory import peak_bytes, reset_peak
 
 Features = NDArray[np.float32]
 GROWTH = (5_000, 10_000, 20_000, 50_000)

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.diffusion.schedule import Schedule
-from pipeline.models.adm import ADM, Classifier, UNet
-from pipeline.models.blocks import AttentionBlock, AttentionPool, ResBlock, timestep_embedding
+from rarefy.diffusion.schedule import Schedule
+from rarefy.models.adm import ADM, Classifier, UNet
+from rarefy.models.blocks import AttentionBlock, AttentionPool, ResBlock, timestep_embedding
 
 
 def unet_forward(network: UNet, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:

@@ -23,10 +23,12 @@ from torch import Tensor
 
 from benchmarks.error import relative_error
 from benchmarks.step import Case, timed
-from pipeline.bench.measure import interleave, machine, spread
-from pipeline.models import blocks, native, norm, norm_conv
-from pipeline.models.conv import Conv3x3
-from pipeline.models.precision import to_device
+from rarefy.bench.measure import interleave, machine, spread
+from rarefy.fast import norm, norm_conv
+from rarefy.fast.conv import Conv3x3
+from rarefy.fast.cpu import native
+from rarefy.fast.precision import to_device
+from rarefy.models import blocks
 
 NORM_SHAPES = ((64, 32, 28), (64, 64, 14), (64, 96, 7), (4, 192, 64))  # batch, channels, side
 CONV_SHAPES = (  # batch, channels in and out, side: the embedded model's, then ADM-64's down to its smallest images

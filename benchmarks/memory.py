@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.bench.memory import reset_peak
+from rarefy.bench.memory import reset_peak
 
 WEIGHTS_SLACK = 1.2
 CPU = torch.device("cpu")
@@ -75,15 +75,16 @@ def resident() -> Resident:
 def measure(case: Case, folder: str) -> dict[str, int]:
     """Bytes of one mode; meant for a process of its own."""
     before = resident()
-    from pipeline.allocator import keep_freed_memory
-    from pipeline.diffusion.sampler import SamplerSettings, sample
-    from pipeline.diffusion.terms import ClassifierGuidance
-    from pipeline.models.catalog import get_preset, load_models
-    from pipeline.models.precision import execution_on, set_up
+    from rarefy.diffusion.sampler import SamplerSettings, sample
+    from rarefy.fast.cpu.allocator import keep_freed_memory
+    from rarefy.fast.precision import execution_on, set_up
+    from rarefy.guidance.terms import ClassifierGuidance
+    from rarefy.models.folder import find_model
+    from rarefy.models.load import load_models
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    preset = get_preset(case.preset)
+    preset = find_model(case.preset)
     paths = [str(path) for path in _files(folder)]
     reset_peak(CPU)
     models = load_models(preset, paths[0], paths[1], (None, None), CPU, case.precision)
@@ -121,10 +122,10 @@ def write_weights(preset_name: str, folder: str) -> None:
     """Random weights of both networks as safetensors, float32 as OpenAI's files are."""
     import safetensors.torch
 
-    from pipeline.models.adm import Classifier, UNet
-    from pipeline.models.catalog import get_preset
+    from rarefy.models.adm import Classifier, UNet
+    from rarefy.models.folder import find_model
 
-    preset = get_preset(preset_name)
+    preset = find_model(preset_name)
     with torch.device("meta"):
         networks = [UNet(preset.unet), Classifier(preset.classifier)]
     torch.manual_seed(0)
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = run(options)
     print(table(found))
     if options.json:
-        from pipeline.bench.measure import machine
+        from rarefy.bench.measure import machine
 
         settings = {name: getattr(options, name) for name in ("preset", "batch", "steps", "compile")}
         print(json.dumps({**settings, "bytes": found, "machine": machine(CPU)}))

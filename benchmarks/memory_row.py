@@ -13,13 +13,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from pipeline.diffusion.guidance import Networks, StepState
-from pipeline.diffusion.guide import Guide
-from pipeline.diffusion.sampler import denoiser
-from pipeline.diffusion.terms import ClassifierGuidance
-from pipeline.models.adm import Classifier, UNet
-from pipeline.models.catalog import get_preset
-from pipeline.models.precision import set_precision
+from rarefy.diffusion.sampler import denoiser
+from rarefy.fast.precision import set_precision
+from rarefy.guidance.base import Networks, StepState
+from rarefy.guidance.guide import Guide
+from rarefy.guidance.terms import ClassifierGuidance
+from rarefy.models.adm import Classifier, UNet
+from rarefy.models.folder import find_model
 
 
 class Live(TorchDispatchMode):
@@ -72,7 +72,7 @@ class Blocks:
 
 def activations(preset_name: str, batch: int, precision: str) -> dict[str, int]:
     """Bytes of the block row and its parts, and of everything alive at the step's peak. Runs no arithmetic."""
-    preset = get_preset(preset_name)
+    preset = find_model(preset_name)
     with FakeTensorMode():
         unet, classifier = UNet(preset.unet), Classifier(preset.classifier)
         for network in (unet, classifier):

@@ -33,8 +33,8 @@ import torch
 from benchmarks.alternate import Job, alternately
 from benchmarks.manifests import MANIFEST
 from benchmarks.overhead_work import BareRun, Load, PipelineRun, cpu_between, run_bare, run_pipeline
-from pipeline.bench.measure import Spread, machine, ratios, spread
-from pipeline.models.precision import COMPILES
+from rarefy.bench.measure import Spread, machine, ratios, spread
+from rarefy.fast.precision import COMPILES
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from pipeline.bench.processes import Process, family
-from pipeline.diffusion.sampler import sample, to_uint8
-from pipeline.generate.driver import GenerateOptions, generate
-from pipeline.generate.execution import load_for_run
-from pipeline.generate.progress import Status
-from pipeline.manifest import Manifest, parse_manifest
-from pipeline.plan import Slot, class_rank, make_plan, sample_seed, shard_name
-from pipeline.shards.reader import read_samples
-from pipeline.shards.store import Store
-from pipeline.stages import seal_run
+from rarefy.bench.processes import Process, family
+from rarefy.diffusion.sampler import sample, to_uint8
+from rarefy.generate.driver import GenerateOptions, generate
+from rarefy.generate.execution import load_for_run
+from rarefy.generate.progress import Status
+from rarefy.manifest import Manifest, parse_manifest
+from rarefy.plan import Slot, class_rank, make_plan, sample_seed, shard_name
+from rarefy.shards.reader import read_samples
+from rarefy.shards.store import Store
+from rarefy.stages import seal_run
 
 PATIENCE_S = 600.0
 WHOSE = ("actors", "driver", "ray")

@@ -32,10 +32,10 @@ import torch
 
 from benchmarks.precision_work import PRESET, SETS, Job, run_job
 from benchmarks.rows import read_rows
-from pipeline.assets import weights
-from pipeline.bench.measure import machine
-from pipeline.models.checkpoint import file_sha256
-from pipeline.models.precision import has_bfloat16
+from rarefy.bench.measure import machine
+from rarefy.fast.precision import has_bfloat16
+from rarefy.models.checkpoint import file_sha256
+from rarefy.models.folder import find_model
 
 ALL_REFERENCE = 10_000
 HEADLINES = ("fid", "recall", "confidence", "entropy")
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 def plan_jobs(options: argparse.Namespace) -> list[Job]:
     """Every row that the options ask for, the longest first."""
-    files = [file_sha256(weights(PRESET, network)) for network in ("unet", "classifier")]
+    files = [file_sha256(find_model(PRESET).file(network)) for network in ("unet", "classifier")]
     shared = (options.eager, options.device, hashlib.sha256("".join(files).encode()).hexdigest()[:16])
     batch, steps, against = options.batch, options.steps, options.against
     jobs = [
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = ("against", "images", "seeds", "steps", "pixel_images", "batch", "reference", "eager")
     about = {name: getattr(options, name) for name in names} | {"machine": machine(torch.device(options.device))}
     if options.save:
-        hashes = {f"{name}_sha256": file_sha256(weights(PRESET, file)) for name, file in FILES.items()}
+        hashes = {f"{name}_sha256": file_sha256(find_model(PRESET).file(file)) for name, file in FILES.items()}
         options.save.write_text(json.dumps({**hashes, **about, **headline(found)}, indent=1) + "\n")
     if options.json:
         print(json.dumps({**about, **found}))

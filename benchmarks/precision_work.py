@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.allocator import keep_freed_memory
-from pipeline.assets import reference
-from pipeline.audit.features import Images, extract_features, kept_features, load_extractor
-from pipeline.audit.metrics import DEFAULT_K, compare_manifolds
-from pipeline.audit.neighbors import build_manifold
-from pipeline.diffusion.guidance import StepState, Term
-from pipeline.diffusion.guide import Guide
-from pipeline.diffusion.sampler import SamplerSettings, networks_of, sample, to_uint8
-from pipeline.diffusion.schedule import make_schedule
-from pipeline.diffusion.terms import (
+from rarefy.audit.features.extractors import Images, extract_features, kept_features, load_extractor
+from rarefy.audit.inputs.reference import read_embedded
+from rarefy.audit.metrics.comparison import DEFAULT_K, compare_manifolds
+from rarefy.audit.metrics.neighbors import build_manifold
+from rarefy.diffusion.sampler import SamplerSettings, networks_of, sample, to_uint8
+from rarefy.diffusion.schedule import make_schedule
+from rarefy.fast.cpu.allocator import keep_freed_memory
+from rarefy.fast.precision import execution_on, set_up, to_bfloat16
+from rarefy.generate.score import score_images
+from rarefy.guidance.base import StepState, Term
+from rarefy.guidance.guide import Guide
+from rarefy.guidance.terms import (
     BoostAndSkip,
     ClassifierGuidance,
     EntropyAscent,
@@ -29,11 +31,10 @@ from pipeline.diffusion.terms import (
     PredictedRealImage,
     SelfGuided,
 )
-from pipeline.generate.score import score_images
-from pipeline.manifest import load_manifest
-from pipeline.models.catalog import Models, get_preset, load_models
-from pipeline.models.precision import execution_on, set_up, to_bfloat16
-from pipeline.plan import sample_seed
+from rarefy.manifest import load_manifest
+from rarefy.models.folder import find_model
+from rarefy.models.load import Models, load_models
+from rarefy.plan import sample_seed
 
 PRESET = "fashion-mnist-28"
 DEMO = Path(__file__).parents[1] / "manifests" / "demo.toml"
@@ -104,7 +105,7 @@ def load(job: Job, mode: str) -> Models:
     """
     precision, eager = (job.against, job.eager) if mode == "against" else ("exact", False)
     device = torch.device(job.device)
-    models = load_models(get_preset(PRESET), None, None, (None, None), device, "exact")
+    models = load_models(find_model(PRESET), None, None, (None, None), device, "exact")
     if precision == "fast":
         to_bfloat16(models.unet)
         to_bfloat16(models.classifier)
@@ -136,7 +137,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> dict[str, float]:
 
 def _steps(job: Job, models: Models) -> list[tuple[Tensor, Tensor | None]]:
     """eps and G at each time step; the noise is the same for every mode."""
-    preset, real = models.preset, reference(PRESET, "test")
+    preset, real = models.preset, read_embedded(find_model(PRESET), "reference")
     alphas = make_schedule(preset.schedule, preset.diffusion_steps).alphas_cumprod.tolist()
     generator = torch.Generator().manual_seed(job.seed)
     chosen = torch.randperm(len(real), generator=generator)[: job.images]
@@ -178,7 +179,7 @@ def make_images(job: Job, mode: str) -> Images:
 
 
 def _classes(job: Job) -> Tensor:
-    classes = get_preset(PRESET).classifier_classes
+    classes = find_model(PRESET).classifier_classes
     return torch.arange(job.images) % classes
 
 
@@ -195,7 +196,7 @@ def distribution_metrics(job: Job, sets: Sequence[Images]) -> list[dict[str, flo
     own_confidence and own_entropy are what a run in that mode writes into its metadata.
     """
     extractor = load_extractor()
-    tests = reference(PRESET, "test").images[: job.reference]
+    tests = read_embedded(find_model(PRESET), "reference").images[: job.reference]
     real = build_manifold(kept_features(tests, extractor, job.device), DEFAULT_K)
     exact = load(job, "exact")
     found = []

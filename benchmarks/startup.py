@@ -34,8 +34,8 @@ from typing import Any
 import torch
 
 from benchmarks.manifests import MANIFEST
-from pipeline.bench.measure import Spread, machine, spread
-from pipeline.bench.processes import Process, family
+from rarefy.bench.measure import Spread, machine, spread
+from rarefy.bench.processes import Process, family
 
 REPO = Path(__file__).parents[1]
 POLL_S = 0.03
@@ -70,7 +70,7 @@ def first_image(manifest: str, launch: Launch) -> dict[str, float]:
 @contextmanager
 def _command(arguments: Sequence[str], launch: Launch) -> Iterator[subprocess.Popen[str]]:
     """The command in a process group of its own, ended as by Ctrl-C in a terminal."""
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    command = [sys.executable, "-m", "rarefy.cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(launch.cache)}
     with (launch.folder / STDERR).open("w") as stderr:
         process = subprocess.Popen(
@@ -115,7 +115,7 @@ def _progress(processes: Sequence[Process]) -> dict[str, float]:
 def help_seconds(repeats: int) -> dict[str, Spread]:
     """Wall seconds of ``rarefy --help`` and, beside it, of a Python that does nothing. One run each first."""
     environment = os.environ | {"PYTHONPATH": str(REPO)}
-    commands = {"help": ["-m", "pipeline.cli", "--help"], "python": ["-c", "pass"]}
+    commands = {"help": ["-m", "rarefy.cli", "--help"], "python": ["-c", "pass"]}
     found: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(repeats + 1):
         for name, arguments in commands.items():

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from benchmarks.baseline import BaselineStep
 from benchmarks.turns import take_turns
-from pipeline.allocator import keep_freed_memory
-from pipeline.bench.measure import machine, ratios
-from pipeline.bench.step import Split, StepClock, endless_steps
-from pipeline.bench.workload import bench_manifest, load_workload
-from pipeline.models.precision import COMPILES, execution_on, set_up
+from rarefy.bench.measure import machine, ratios
+from rarefy.bench.step import Split, StepClock, endless_steps
+from rarefy.bench.workload import bench_manifest, load_workload
+from rarefy.fast.cpu.allocator import keep_freed_memory
+from rarefy.fast.precision import COMPILES, execution_on, set_up
 
 MODELS = {"embedded": "fashion-mnist-28", "adm-64": "adm-imagenet-64", "adm-256": "adm-imagenet-256"}
 BATCHES = {"embedded": 64, "adm-64": 4, "adm-256": 1}

@@ -22,10 +22,10 @@ import torch
 from benchmarks.rows import read_rows
 from benchmarks.steps_report import Sweep, curves, summary, table
 from benchmarks.steps_work import REFERENCE, SOLVERS, Bench, Common, Options, Setting
-from pipeline.bench.measure import machine
-from pipeline.diffusion.guidance import ClassifierTerm, Term
-from pipeline.errors import RarefyError
-from pipeline.manifest import load_manifest
+from rarefy.bench.measure import machine
+from rarefy.errors import RarefyError
+from rarefy.guidance.base import ClassifierTerm, Term
+from rarefy.manifest import load_manifest
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -15,23 +15,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.allocator import keep_freed_memory
-from pipeline.audit.features import Extractor, extract_features, kept_features, load_extractor, resolve_device
-from pipeline.audit.fidelity import Features, frechet_distance
-from pipeline.audit.metrics import DEFAULT_K, metric_name
-from pipeline.audit.neighbors import Manifold, build_manifold, compare
-from pipeline.audit.reference import load_reference, match_counts
-from pipeline.audit.tail import tail_members
-from pipeline.bench.measure import clock
-from pipeline.diffusion.guidance import Term
-from pipeline.diffusion.sampler import SamplerSettings, sample, to_uint8
-from pipeline.diffusion.terms import ClassifierGuidance
-from pipeline.errors import DataError, bad
-from pipeline.generate.score import Scores, score_images
-from pipeline.manifest import Manifest, ModelSpec
-from pipeline.models.catalog import Models, get_preset, load_models
-from pipeline.models.precision import execution_on, set_up
-from pipeline.plan import Plan, Slot, class_rank, sample_seed
+from rarefy.audit.features.extractors import Extractor, extract_features, kept_features, load_extractor, resolve_device
+from rarefy.audit.features.fidelity import Features, frechet_distance
+from rarefy.audit.inputs.reference import load_reference, match_counts
+from rarefy.audit.metrics.comparison import DEFAULT_K, metric_name
+from rarefy.audit.metrics.neighbors import Manifold, build_manifold, compare
+from rarefy.audit.metrics.tail import tail_members
+from rarefy.bench.measure import clock
+from rarefy.diffusion.sampler import SamplerSettings, sample, to_uint8
+from rarefy.errors import DataError, bad
+from rarefy.fast.cpu.allocator import keep_freed_memory
+from rarefy.fast.precision import execution_on, set_up
+from rarefy.generate.score import Scores, score_images
+from rarefy.guidance.base import Term
+from rarefy.guidance.terms import ClassifierGuidance
+from rarefy.manifest import Manifest, ModelSpec
+from rarefy.models.folder import find_model
+from rarefy.models.load import Models, load_models
+from rarefy.plan import Plan, Slot, class_rank, sample_seed
 
 REFERENCE = "ancestral"
 SOLVERS = {
@@ -100,7 +101,7 @@ class Batch:
 def loaded(model: ModelSpec, precision: str, device: str) -> tuple[Models, Extractor]:
     """This process's networks."""
     hashes = model.checkpoint_sha256, model.classifier_sha256
-    place, preset = resolve_device(device), get_preset(model.preset)
+    place, preset = resolve_device(device), find_model(model.preset)
     return load_models(preset, model.checkpoint, model.classifier, hashes, place, precision), load_extractor()
 
 

@@ -25,16 +25,17 @@ from torch import Tensor, nn
 from benchmarks.baseline import unet_forward
 from benchmarks.error import relative_error
 from benchmarks.turns import take_turns
-from pipeline import assets
-from pipeline.allocator import keep_freed_memory
-from pipeline.bench.flops import count_training_flops
-from pipeline.bench.measure import ceiling_gflops, clock, machine, ratios, spread
-from pipeline.diffusion.schedule import make_schedule
-from pipeline.models.adm import UNet
-from pipeline.models.catalog import get_preset, load_models
-from pipeline.models.precision import execution_on, use_kernels
-from pipeline.training.diffusion import HybridLoss
-from pipeline.training.loop import TrainSettings, backward, make_batch, start, train_step, training_dtype
+from rarefy.audit.inputs.reference import read_embedded
+from rarefy.bench.flops import count_training_flops
+from rarefy.bench.measure import ceiling_gflops, clock, machine, ratios, spread
+from rarefy.diffusion.schedule import make_schedule
+from rarefy.fast.cpu.allocator import keep_freed_memory
+from rarefy.fast.precision import execution_on, use_kernels
+from rarefy.models.adm import UNet
+from rarefy.models.folder import find_model
+from rarefy.models.load import load_models
+from rarefy.training.diffusion import HybridLoss
+from rarefy.training.loop import TrainSettings, backward, make_batch, start, train_step, training_dtype
 
 PRESET = "fashion-mnist-28"
 NEVER = Path("never-written")  # no checkpoint is read or due within a benchmark
@@ -80,8 +81,8 @@ def step_of(case: Case) -> Callable[[], object]:
 
 def baseline_step(settings: TrainSettings, device: torch.device) -> Callable[[], object]:
     """A step as the reference's TrainLoop takes it."""
-    preset = get_preset(PRESET)
-    data = assets.reference(PRESET, "train")
+    preset = find_model(PRESET)
+    data = read_embedded(find_model(PRESET), "held_out")
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
     torch.manual_seed(0)
     model = BaselineUNet(UNet(preset.unet)).to(device).train()
@@ -104,8 +105,8 @@ def baseline_step(settings: TrainSettings, device: torch.device) -> Callable[[],
 
 def our_step(settings: TrainSettings, device: torch.device) -> Callable[[], object]:
     """A step of ``rarefy train diffusion``."""
-    preset = get_preset(PRESET)
-    data = assets.reference(PRESET, "train")
+    preset = find_model(PRESET)
+    data = read_embedded(find_model(PRESET), "held_out")
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
     torch.manual_seed(0)
     use_kernels(execution_on(device, "exact", "auto"))
@@ -116,8 +117,8 @@ def our_step(settings: TrainSettings, device: torch.device) -> Callable[[], obje
 
 def gradient_distances(batch: int, device: torch.device) -> dict[str, float]:
     """To the baseline's gradient, relative to its norm, for the embedded weights."""
-    preset, settings = get_preset(PRESET), TrainSettings(images=10**9, batch=batch)
-    data = assets.reference(PRESET, "train")
+    preset, settings = find_model(PRESET), TrainSettings(images=10**9, batch=batch)
+    data = read_embedded(find_model(PRESET), "held_out")
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
     network = load_models(preset, None, None, (None, None), device, "exact").unet.train().requires_grad_()
 
@@ -141,7 +142,7 @@ def ceiling_shares(images_per_s: dict[str, float], device: torch.device) -> dict
     """A direct computation's operations a second, at each form's speed, over the ceiling of its type: by one clock."""
     types = {"baseline": torch.float32, "rarefy": training_dtype(TrainSettings.precision, device)}
     ceilings = {dtype: ceiling_gflops(dtype, device) for dtype in dict.fromkeys(types.values())}
-    gflops = count_training_flops(get_preset(PRESET)) / 1e9
+    gflops = count_training_flops(find_model(PRESET)) / 1e9
     return {name: round(gflops * speed / ceilings[types[name]], 2) for name, speed in images_per_s.items()}
 
 

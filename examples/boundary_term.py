@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.diffusion.guidance import ClassifierTerm, Ramp, StepState, at
-from pipeline.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad
+from rarefy.guidance import ClassifierTerm, Ramp, StepState, at
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.models import native
-from pipeline.models.precision import Execution, use_kernels
+from rarefy.fast.cpu import native
+from rarefy.fast.precision import Execution, use_kernels
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

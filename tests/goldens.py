@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.blocks import NetworkConfig
+from rarefy.models.config import NetworkConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 NO_SHAPE = {"dims", "use_checkpoint", "use_fp16"}  # the reference's options that change no number in float32

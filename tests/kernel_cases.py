@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from goldens import relative_error
-from pipeline.models import native
+from rarefy.fast.cpu import native
 
 BOTH = [torch.float32, torch.bfloat16]
 # Of Winograd's algorithm, which adds up rounded sums: bfloat16 has 8 bits, and loses three of them.

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from goldens import config, fill, read, relative_error
-from pipeline.diffusion.guidance import Networks, entropy
-from pipeline.diffusion.sampler import Chain, reverse_chain
-from pipeline.diffusion.schedule import make_schedule
-from pipeline.diffusion.terms import ClassifierGuidance
-from pipeline.models.adm import Classifier, UNet
+from rarefy.diffusion.sampler import Chain, reverse_chain
+from rarefy.diffusion.schedule import make_schedule
+from rarefy.guidance.base import Networks, entropy
+from rarefy.guidance.terms import ClassifierGuidance
+from rarefy.models.adm import Classifier, UNet
 
 pytestmark = pytest.mark.usefixtures("kernels")
 NETWORK_TOLERANCE = 1e-4

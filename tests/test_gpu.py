@@ -13,10 +13,10 @@ from torch import Tensor
 from triton_errors import LARGE, WORST, errors, silu_at_its_ends
 
 from goldens import config, files, fill, read, relative_error
-from pipeline.cli import main
-from pipeline.models.adm import ADM, Classifier, UNet
-from pipeline.models.blocks import attend
-from pipeline.models.precision import execution_on, set_up, to_bfloat16, to_device
+from rarefy.cli import main
+from rarefy.fast.precision import execution_on, set_up, to_bfloat16, to_device
+from rarefy.models.adm import ADM, Classifier, UNet
+from rarefy.models.blocks import attend
 
 GPU = torch.device("cuda")
 ROOT = Path(__file__).parents[1]

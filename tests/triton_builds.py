@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pipeline.models import triton_kernels
+from rarefy.fast.gpu import kernels as triton_kernels
 
 ARRAYS = {"x", "y", "grad", "grad_x", "scale", "shift"}
 FLOATS = {"means", "squares", "weight", "bias", "found", "sums", "gradients"}

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models import norm, triton_norm
+from rarefy.fast import norm
+from rarefy.fast.gpu import norm as triton_norm
 
 # images, tokens, channels: groups of 1 to 24 channels, chunks that are not full, one token.
 SMALL = [(2, 49, 96), (1, 300, 32), (1, 20, 224), (2, 1, 192)]

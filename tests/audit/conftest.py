@@ -13,12 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.manifest import Manifest, parse_manifest
-from pipeline.plan import make_plan, shard_name
-from pipeline.shards.index import claim_output
-from pipeline.shards.metadata import SampleRecord, sample_key
-from pipeline.shards.store import Store
-from pipeline.shards.writer import Sample, ShardHeader, commit_shard, encode_png
+from rarefy.manifest import Manifest, parse_manifest
+from rarefy.plan import make_plan, shard_name
+from rarefy.shards.index import claim_output
+from rarefy.shards.metadata import SampleRecord, sample_key
+from rarefy.shards.store import Store
+from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 # (class id, ordinal) -> image (C, H, W), predicted id, confidence
 Blob = Callable[[int, int], tuple[NDArray[np.uint8], int, float]]

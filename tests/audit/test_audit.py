@@ -13,19 +13,19 @@ from PIL import Image
 from scipy.stats import wasserstein_distance
 from small_run import MANIFEST, quiet
 
-from pipeline.audit.audit import METRICS_PATH, AuditOptions, run_audit
-from pipeline.audit.dataset import read_run
-from pipeline.audit.features import extract_features, load_extractor
-from pipeline.audit.metrics import compare_features
-from pipeline.audit.reference import load_reference, match_counts, rows_within
-from pipeline.audit.summary import histogram, rarest, wasserstein_1
-from pipeline.errors import DataError, OutputError, RarefyError, ShardError
-from pipeline.generate.score import score_images
-from pipeline.manifest import Manifest, parse_manifest
-from pipeline.models.adm import Classifier, UNet
-from pipeline.models.catalog import get_preset
-from pipeline.shards.store import Store
-from pipeline.shards.writer import encode_png
+from rarefy.audit.audit import METRICS_PATH, AuditOptions, run_audit
+from rarefy.audit.features.extractors import extract_features, load_extractor
+from rarefy.audit.inputs.dataset import read_run
+from rarefy.audit.inputs.reference import load_reference, match_counts, rows_within
+from rarefy.audit.metrics.comparison import compare_features
+from rarefy.audit.metrics.summary import histogram, rarest, wasserstein_1
+from rarefy.errors import DataError, OutputError, RarefyError, ShardError
+from rarefy.generate.score import score_images
+from rarefy.manifest import Manifest, parse_manifest
+from rarefy.models.adm import Classifier, UNet
+from rarefy.models.folder import find_model
+from rarefy.shards.store import Store
+from rarefy.shards.writer import encode_png
 
 CommitRun = Callable[[Store, str], Manifest]
 Blob = Callable[[int, int], tuple[NDArray[np.uint8], int, float]]
@@ -71,7 +71,7 @@ def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, co
 def test_gates_copies_map_and_classes(
     tmp_path: Path, real_folder: Path, blob: Blob, commit_images: CommitImages
 ) -> None:
-    shown = load_reference(get_preset("fashion-mnist-28"), str(real_folder))
+    shown = load_reference(find_model("fashion-mnist-28"), str(real_folder))
     assert shown is not None
     place = np.flatnonzero(shown.real.labels == 1)[3]
     copied, copied_key = shown.real.images[place], shown.real.keys[place]
@@ -165,7 +165,7 @@ def test_reference_is_scored_by_the_runs_own_classifier(
     tmp_path: Path, real_folder: Path, commit_run: CommitRun
 ) -> None:
     torch.manual_seed(0)
-    preset = get_preset("fashion-mnist-28")
+    preset = find_model("fashion-mnist-28")
     classifier = Classifier(preset.classifier).eval()
     for parameter in classifier.parameters():  # the output layer starts at zero, which would make every score equal
         torch.nn.init.normal_(parameter, std=0.1)
@@ -257,7 +257,7 @@ def test_a_reference_that_cannot_be_used(tmp_path: Path, commit_run: CommitRun) 
 
 
 def test_halves_share_no_image_and_hold_every_class(real_folder: Path) -> None:
-    found = load_reference(get_preset("fashion-mnist-28"), str(real_folder))
+    found = load_reference(find_model("fashion-mnist-28"), str(real_folder))
     assert found is not None
     for half in (found.real, found.held_out):
         assert np.bincount(half.labels).tolist() == [10] * 10

@@ -11,17 +11,17 @@ import pytest
 from PIL import Image
 from small_run import MANIFEST, quiet
 
-from pipeline.audit.audit import AuditOptions, run_audit
-from pipeline.audit.dataset import read_run
-from pipeline.audit.reference import load_reference
-from pipeline.audit.reference_check import check_reference
-from pipeline.cli import main
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest
-from pipeline.models.catalog import get_preset
-from pipeline.plan import shard_names
-from pipeline.shards.store import Store
-from pipeline.shards.writer import encode_png
+from rarefy.audit.audit import AuditOptions, run_audit
+from rarefy.audit.inputs.dataset import read_run
+from rarefy.audit.inputs.reference import load_reference
+from rarefy.audit.inputs.reference_check import check_reference
+from rarefy.cli import main
+from rarefy.errors import DataError
+from rarefy.manifest import Manifest
+from rarefy.models.folder import find_model
+from rarefy.plan import shard_names
+from rarefy.shards.store import Store
+from rarefy.shards.writer import encode_png
 
 CommitRun = Callable[[Store, str], Manifest]
 
@@ -87,12 +87,12 @@ def test_a_sample_that_its_metadata_contradict_is_left_out(tmp_path: Path, commi
 def test_a_reference_that_does_not_fit_is_named_by_file(real_folder: Path, mode: str, side: int, told: str) -> None:
     Image.new(mode, (side, side), "red" if mode == "RGB" else 9).save(real_folder / "3" / "05.png")
     with pytest.raises(DataError, match=rf"3/05\.png: '?.*{told}"):
-        load_reference(get_preset("fashion-mnist-28"), str(real_folder))
+        load_reference(find_model("fashion-mnist-28"), str(real_folder))
 
 
 def test_larger_reference_images_are_counted(real_folder: Path) -> None:
     Image.new("L", (40, 30), 9).save(real_folder / "3" / "05.png")
-    found = load_reference(get_preset("fashion-mnist-28"), str(real_folder))
+    found = load_reference(find_model("fashion-mnist-28"), str(real_folder))
     assert found is not None
     assert found.resized == 1
     assert check_reference(str(real_folder), 28, 1) == 1
@@ -126,7 +126,7 @@ def test_exit_codes(
     code: int,
 ) -> None:
     # Without a reference the audit is quick; on_class_rate is 0.75 of what it finds.
-    monkeypatch.setattr("pipeline.audit.audit.load_reference", lambda preset, folder: None)
+    monkeypatch.setattr("rarefy.audit.audit.load_reference", lambda preset, folder: None)
     store = Store(str(tmp_path / "out"))
     manifest = commit_run(store, MANIFEST)
     if partial:

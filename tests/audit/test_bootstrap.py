@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline.audit.bootstrap import REPLICATES, Estimate, around, estimate_mean, estimate_means, moved_also
-from pipeline.audit.metrics import compare_manifolds
-from pipeline.audit.neighbors import build_manifold
-from pipeline.audit.summary import share
+from rarefy.audit.metrics.bootstrap import REPLICATES, Estimate, around, estimate_mean, estimate_means, moved_also
+from rarefy.audit.metrics.comparison import compare_manifolds
+from rarefy.audit.metrics.neighbors import build_manifold
+from rarefy.audit.metrics.summary import share
 
 
 def test_the_spread_of_a_share_is_the_binomial_one() -> None:

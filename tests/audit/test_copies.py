@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.audit.copies import Twin, find_copies, find_duplicates, listed, repeated
-from pipeline.audit.neighbors import build_manifold, compare
+from rarefy.audit.metrics.copies import Twin, find_copies, find_duplicates, listed, repeated
+from rarefy.audit.metrics.neighbors import build_manifold, compare
 
 
 def line(*values: float) -> NDArray[np.float32]:

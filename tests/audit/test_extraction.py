@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pipeline.audit.cache import cache_folder
-from pipeline.audit.extraction import outputs_of_parts
-from pipeline.audit.features import Extractor
-from pipeline.errors import DeviceError
-from pipeline.generate.cluster import Request, connected
+from rarefy.audit.features.cache import cache_folder
+from rarefy.audit.features.extraction import outputs_of_parts
+from rarefy.audit.features.extractors import Extractor
+from rarefy.errors import DeviceError
+from rarefy.generate.cluster import Request, connected
 
 
 def parts() -> list[np.ndarray]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.audit.cache import array_digest, cache_folder, cached
-from pipeline.audit.features import extract_features, extract_outputs, load_extractor, load_plain_efficientnet
-from pipeline.audit.fidelity import load_module
-from pipeline.errors import CheckpointError, DataError, DeviceError, ManifestError
+from rarefy.audit.features.cache import array_digest, cache_folder, cached
+from rarefy.audit.features.extractors import extract_features, extract_outputs, load_extractor, load_plain_efficientnet
+from rarefy.audit.features.fidelity import load_module
+from rarefy.errors import CheckpointError, DataError, DeviceError, ManifestError
 
 
 def images(count: int, channels: int, side: int) -> np.ndarray:
@@ -156,7 +156,7 @@ def blank_inception(folder: Path) -> torch.nn.Module:
 
 def test_torch_fidelity_imports_in_a_fresh_process() -> None:
     code = (
-        "from pipeline.audit.fidelity import load_module; m = load_module('metric_prc');"
+        "from rarefy.audit.features.fidelity import load_module; m = load_module('metric_prc');"
         "import torchvision; print(m.KEY_METRIC_RECALL)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.audit.gates import METRICS, Gate, check_gates, gate_verdict, load_gates, parse_gates
-from pipeline.audit.metrics import METRIC_KINDS
-from pipeline.errors import ManifestError
-from pipeline.manifest import parse_manifest
+from rarefy.audit.metrics.comparison import METRIC_KINDS
+from rarefy.errors import ManifestError
+from rarefy.gates import METRICS, Gate, check_gates, gate_verdict, load_gates, parse_gates
+from rarefy.manifest import parse_manifest
 
 MANIFEST = 'name = "m"\n[model]\npreset = "fashion-mnist-28"\n[classes]\nper_class = 2\n'
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import LocalOutlierFactor
 
-from pipeline.audit.fidelity import (
+from rarefy.audit.features.fidelity import (
     frechet_distance,
     frechet_influences,
     inception_scores,
@@ -16,13 +16,13 @@ from pipeline.audit.fidelity import (
     kernel_influences,
     load_module,
 )
-from pipeline.audit.metrics import compare_features
-from pipeline.audit.neighbors import build_manifold
-from pipeline.audit.outliers import local_outlier_factors
-from pipeline.audit.reference import Reference
-from pipeline.audit.tail import find_tail, tail_members
-from pipeline.errors import DataError, ManifestError
-from pipeline.training.data import LabelledImages
+from rarefy.audit.inputs.reference import Reference
+from rarefy.audit.metrics.comparison import compare_features
+from rarefy.audit.metrics.neighbors import build_manifold
+from rarefy.audit.metrics.outliers import local_outlier_factors
+from rarefy.audit.metrics.tail import find_tail, tail_members
+from rarefy.errors import DataError, ManifestError
+from rarefy.images import LabelledImages
 
 Floats = NDArray[np.float32]
 

@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from prdc import compute_prdc
 
-from pipeline.audit import neighbors
-from pipeline.audit.fidelity import precision_recall
-from pipeline.audit.neighbors import build_manifold, compare
-from pipeline.errors import DataError
+from rarefy.audit.features.fidelity import precision_recall
+from rarefy.audit.metrics import neighbors
+from rarefy.audit.metrics.neighbors import build_manifold, compare
+from rarefy.errors import DataError
 
 Floats = NDArray[np.float32]
 

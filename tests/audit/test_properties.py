@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.audit import neighbors
-from pipeline.audit.neighbors import Crossing, Neighborhood, build_manifold, compare
-from pipeline.audit.search import error_share, fast_dtype, sketch
-from pipeline.errors import DataError
+from rarefy.audit.metrics import neighbors
+from rarefy.audit.metrics.neighbors import Crossing, Neighborhood, build_manifold, compare
+from rarefy.audit.metrics.search import error_share, fast_dtype, sketch
+from rarefy.errors import DataError
 
 Floats = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from stamps import fail, stamp
 
 from benchmarks import alternate, overhead
 from benchmarks.overhead_work import BareRun, Moment, PipelineRun
-from pipeline.bench.processes import Process
+from rarefy.bench.processes import Process
 
 SLACK_S = 0.05  # a signal's way
 

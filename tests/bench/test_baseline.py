@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.baseline import BaselineStep, classifier_forward, unet_forward
 from goldens import GOLDEN, config, files, fill, read, relative_error
-from pipeline.diffusion.schedule import make_schedule
-from pipeline.models.adm import Classifier, UNet
+from rarefy.diffusion.schedule import make_schedule
+from rarefy.models.adm import Classifier, UNet
 
 
 @pytest.mark.parametrize("file", files("unet"), ids=lambda file: file.stem)

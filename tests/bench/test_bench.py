@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.bench import measure
-from pipeline.bench.batch import GAIN, LARGEST, find_batch
-from pipeline.bench.flops import count_flops, count_training_flops
-from pipeline.bench.step import classifier_passes, full_steps, network_term_share, time_step
-from pipeline.bench.workload import bench_manifest, enlarged, load_workload, random_models
-from pipeline.cli import main
-from pipeline.diffusion.sampler import SamplerSettings
-from pipeline.diffusion.terms import BoostAndSkip, ClassifierGuidance, LowConfidence, PredictedRealImage, SelfGuided
-from pipeline.models.blocks import NetworkConfig
-from pipeline.models.catalog import get_preset
+from rarefy.bench import measure
+from rarefy.bench.batch import GAIN, LARGEST, find_batch
+from rarefy.bench.flops import count_flops, count_training_flops
+from rarefy.bench.step import classifier_passes, full_steps, network_term_share, time_step
+from rarefy.bench.workload import bench_manifest, enlarged, load_workload, random_models
+from rarefy.cli import main
+from rarefy.diffusion.sampler import SamplerSettings
+from rarefy.guidance.terms import BoostAndSkip, ClassifierGuidance, LowConfidence, PredictedRealImage, SelfGuided
+from rarefy.models.config import NetworkConfig
+from rarefy.models.folder import find_model
 
-EMBEDDED = get_preset("fashion-mnist-28")
+EMBEDDED = find_model("fashion-mnist-28")
 C, SIDE = 32, 8
 SMALL = NetworkConfig(
     image_size=SIDE, in_channels=1, model_channels=C, out_channels=2, num_res_blocks=1, attention_resolutions=(),

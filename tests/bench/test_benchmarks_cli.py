@@ -27,10 +27,10 @@ from benchmarks import (
     step,
     training,
 )
-from pipeline.bench.processes import family
-from pipeline.models import native
-from pipeline.models.adm import Classifier, UNet
-from pipeline.models.catalog import get_preset
+from rarefy.bench.processes import family
+from rarefy.fast.cpu import native
+from rarefy.models.adm import Classifier, UNet
+from rarefy.models.folder import find_model
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
 TINY = [
@@ -145,7 +145,7 @@ def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
     size = "--preset fashion-mnist-28 --modes exact --batch 2 --steps 1 --json"
     assert memory.main(size.split()) == 0
     found = last_json(capsys)["bytes"]["exact"]
-    preset = get_preset("fashion-mnist-28")
+    preset = find_model("fashion-mnist-28")
     networks = [UNet(preset.unet), Classifier(preset.classifier)]
     assert found["weights"] == 4 * sum(p.numel() for network in networks for p in network.parameters())
     # 32 channels twice at 28 px, 32 and 64 at 14, 64 and 96 at 7; float32, 2 images

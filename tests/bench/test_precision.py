@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.cli import main
-from pipeline.errors import DeviceError, ManifestError
-from pipeline.models import native, precision, triton_norm
-from pipeline.models.adm import Classifier
-from pipeline.models.blocks import NetworkConfig
-from pipeline.models.precision import (
+from rarefy.cli import main
+from rarefy.errors import DeviceError, ManifestError
+from rarefy.fast.cpu import native, precision, triton_norm
+from rarefy.fast.precision import (
     Capability,
     Execution,
     capability,
@@ -26,6 +24,8 @@ from pipeline.models.precision import (
     to_bfloat16,
     to_device,
 )
+from rarefy.models.adm import Classifier
+from rarefy.models.config import NetworkConfig
 
 CPU = Capability("cpu", True, True, True)
 GPU = Capability("cuda", True, True, False)

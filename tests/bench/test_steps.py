@@ -17,11 +17,11 @@ from benchmarks.rows import read_rows
 from benchmarks.steps import wanted
 from benchmarks.steps_report import Sweep, conclusion, curves, fewest, limits, summary, table
 from benchmarks.steps_work import SOLVERS, Common, Job, Setting, make_batch
-from pipeline.diffusion.guidance import Term
-from pipeline.diffusion.terms import ClassifierGuidance, PredictedRealImage
-from pipeline.manifest import ModelSpec
-from pipeline.models.catalog import get_preset
-from pipeline.plan import Plan
+from rarefy.guidance.base import Term
+from rarefy.guidance.terms import ClassifierGuidance, PredictedRealImage
+from rarefy.manifest import ModelSpec
+from rarefy.models.folder import find_model
+from rarefy.plan import Plan
 
 COMMON = Common("fashion-mnist-28", "weights", "reference", "()", 20, 4, "exact")
 
@@ -146,7 +146,7 @@ def test_rows_are_read_back_as_settings_and_half_a_line_is_cut_off(tmp_path: Pat
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_takes_every_number_of_steps_of_the_sweep(solver: str) -> None:
     for steps in (10, 15, 25, 50, 100, 250):
-        chain = Setting(solver, steps, 1, 0, COMMON).sampler.chain(get_preset("fashion-mnist-28"))
+        chain = Setting(solver, steps, 1, 0, COMMON).sampler.chain(find_model("fashion-mnist-28"))
         assert len(chain.schedule) == steps
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import Networks, StepState
-from pipeline.diffusion.guide import Guide
-from pipeline.diffusion.sampler import Chain, ImageNoise, reverse_chain, to_uint8
-from pipeline.diffusion.schedule import Schedule, make_schedule
-from pipeline.diffusion.terms import ClassifierGuidance, PredictedRealImage
-from pipeline.errors import ManifestError
-from pipeline.models.adm import UNet
-from pipeline.models.blocks import NetworkConfig
+from rarefy.diffusion.sampler import Chain, ImageNoise, reverse_chain, to_uint8
+from rarefy.diffusion.schedule import Schedule, make_schedule
+from rarefy.errors import ManifestError
+from rarefy.guidance.base import Networks, StepState
+from rarefy.guidance.guide import Guide
+from rarefy.guidance.terms import ClassifierGuidance, PredictedRealImage
+from rarefy.models.adm import UNet
+from rarefy.models.config import NetworkConfig
 
 MEAN, STD = 0.2, 0.05
 

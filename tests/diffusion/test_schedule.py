@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.diffusion.schedule import LOGSNR_START, Schedule, kept_timesteps, make_betas, make_schedule
-from pipeline.errors import ManifestError
+from rarefy.diffusion.schedule import LOGSNR_START, Schedule, kept_timesteps, make_betas, make_schedule
+from rarefy.errors import ManifestError
 
 COSINE = make_schedule("cosine", 1000)
 LINEAR = make_schedule("linear", 1000)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.models import norm
-from pipeline.models.adm import Classifier, UNet
-from pipeline.models.blocks import NetworkConfig
-from pipeline.models.precision import to_bfloat16, to_device
-from pipeline.models.resample import mean2x2, upsample
+from rarefy.fast import norm
+from rarefy.fast.precision import to_bfloat16, to_device
+from rarefy.fast.resample import mean2x2, upsample
+from rarefy.models.adm import Classifier, UNet
+from rarefy.models.config import NetworkConfig
 
 pytestmark = pytest.mark.usefixtures("kernels")
 BASE = NetworkConfig(

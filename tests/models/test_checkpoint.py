@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
-from pipeline.models import checkpoint
-from pipeline.models.adm import ADM, Classifier, UNet
-from pipeline.models.blocks import NetworkConfig
-from pipeline.models.catalog import PRESETS, get_preset, load_models
-from pipeline.models.checkpoint import file_sha256, load_network
-from pipeline.models.precision import to_bfloat16
+from rarefy.errors import CheckpointError
+from rarefy.fast.precision import to_bfloat16
+from rarefy.models import checkpoint
+from rarefy.models.adm import ADM, Classifier, UNet
+from rarefy.models.checkpoint import file_sha256, load_network
+from rarefy.models.config import NetworkConfig
+from rarefy.models.folder import find_model, library
+from rarefy.models.load import load_models
 
 KEYS = Path(__file__).parent.parent / "checkpoint-keys"
 SMALL = NetworkConfig(
@@ -31,7 +32,7 @@ SMALL = NetworkConfig(
 def network_of(name: str) -> ADM:
     """The preset network that a public file belongs to."""
     size = name.split("x")[0]
-    preset = PRESETS[f"adm-imagenet-{size}{'-uncond' if name.endswith('uncond') else ''}"]
+    preset = library()[f"adm-imagenet-{size}{'-uncond' if name.endswith('uncond') else ''}"]
     return Classifier(preset.classifier) if name.endswith("classifier") else UNet(preset.unet)
 
 
@@ -107,8 +108,8 @@ def test_values_arrive_in_the_networks_types_and_layout(tmp_path: Path) -> None:
 def test_loading_leaves_the_compiler_alone() -> None:
     """Drawing initial weights on the meta device would import it: a second and 70 MB in each actor."""
     code = (
-        "import sys, torch; from pipeline.models.catalog import get_preset, load_models; "
-        "load_models(get_preset('fashion-mnist-28'), None, None, (None, None), torch.device('cpu'), 'fast'); "
+        "import sys, torch; from rarefy.models.folder import find_model; from rarefy.models.load import load_models; "
+        "load_models(find_model('fashion-mnist-28'), None, None, (None, None), torch.device('cpu'), 'fast'); "
         "sys.exit('sympy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
@@ -150,4 +151,4 @@ def test_a_missing_file_and_a_wrong_hash_are_named(tmp_path: Path) -> None:
 
 def test_a_public_preset_without_a_path_says_which_field_is_missing() -> None:
     with pytest.raises(CheckpointError, match=r"model\.checkpoint: None is not the path of a file"):
-        load_models(get_preset("adm-imagenet-64"), None, None, (None, None), torch.device("cpu"), "exact")
+        load_models(find_model("adm-imagenet-64"), None, None, (None, None), torch.device("cpu"), "exact")

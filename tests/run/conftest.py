@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.generate.actor import ShardGenerator
-from pipeline.manifest import load_manifest
-from pipeline.plan import make_plan
+from rarefy.generate.actor import ShardGenerator
+from rarefy.manifest import load_manifest
+from rarefy.plan import make_plan
 
 
 class Runs:

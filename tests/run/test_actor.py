@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.assets import weights
-from pipeline.diffusion.sampler import sample, to_uint8
-from pipeline.errors import CheckpointError, DeviceError, ShardError
-from pipeline.generate.actor import ShardGenerator, Snapshot
-from pipeline.manifest import Manifest, load_manifest
-from pipeline.models.catalog import Models, load_models
-from pipeline.plan import sample_seed
-from pipeline.shards.metadata import SampleRecord, read_records
-from pipeline.shards.reader import read_samples
-from pipeline.shards.store import Store
+from rarefy.diffusion.sampler import sample, to_uint8
+from rarefy.errors import CheckpointError, DeviceError, ShardError
+from rarefy.generate.actor import ShardGenerator, Snapshot
+from rarefy.manifest import Manifest, load_manifest
+from rarefy.models.folder import find_model
+from rarefy.models.load import Models, load_models
+from rarefy.plan import sample_seed
+from rarefy.shards.metadata import SampleRecord, read_records
+from rarefy.shards.reader import read_samples
+from rarefy.shards.store import Store
 
 SHARDS = [f"rare-{k:06d}" for k in range(10)]
 CLASSIFIER_GUIDANCE = '[[guidance]]\nterm = "classifier"\nscale = 1.0'
@@ -92,8 +92,11 @@ def test_rows_say_what_was_made(runs: Any, tmp_path: Path) -> None:
     assert (one.candidate, one.guidance, one.steps, one.accepted, one.manifest_digest) == (
         0, "classifier", 4, True, digest,
     )  # fmt: skip
-    assert one.checkpoint_sha256 == hashlib.sha256(weights("fashion-mnist-28", "unet").read_bytes()).hexdigest()
-    assert one.classifier_sha256 == hashlib.sha256(weights("fashion-mnist-28", "classifier").read_bytes()).hexdigest()
+    assert one.checkpoint_sha256 == hashlib.sha256(find_model("fashion-mnist-28").file("unet").read_bytes()).hexdigest()
+    assert (
+        one.classifier_sha256
+        == hashlib.sha256(find_model("fashion-mnist-28").file("classifier").read_bytes()).hexdigest()
+    )
 
 
 def test_a_rejected_draw_is_replaced_by_the_next_candidate(runs: Any, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.cli import main
-from pipeline.diffusion.guidance import Networks, StepState
-from pipeline.diffusion.terms import SelfGuided
-from pipeline.manifest import load_manifest
+from rarefy.cli import main
+from rarefy.guidance.base import Networks, StepState
+from rarefy.guidance.terms import SelfGuided
+from rarefy.manifest import load_manifest
 
 REPO = Path(__file__).parents[2]
 
@@ -206,6 +206,6 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_does_not_load_what_it_does_not_need() -> None:
-    program = "import sys, pipeline.cli as cli; cli.make_parser().format_help(); print(*sys.modules)"
+    program = "import sys, rarefy.cli as cli; cli.make_parser().format_help(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "numpy", "pyarrow", "webdataset"} & set(loaded.stdout.split())

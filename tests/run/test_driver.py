@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.assets import weights
-from pipeline.errors import CheckpointError, DeviceError, OutputError, ShardError
-from pipeline.generate.driver import GenerateOptions, generate
-from pipeline.generate.progress import Status, silent
-from pipeline.manifest import load_manifest
-from pipeline.shards.store import Store
-from pipeline.stages import seal_run, verify_run
+from rarefy.errors import CheckpointError, DeviceError, OutputError, ShardError
+from rarefy.generate.driver import GenerateOptions, generate
+from rarefy.generate.progress import Status, silent
+from rarefy.manifest import load_manifest
+from rarefy.models.folder import find_model
+from rarefy.shards.store import Store
+from rarefy.stages import seal_run, verify_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,7 +104,7 @@ def test_what_cannot_be_made_is_named_and_the_rest_is_kept(runs: Any, tmp_path: 
 
 def test_a_users_error_in_an_actor_is_that_error_and_no_retry(runs: Any, tmp_path: Path) -> None:
     path, out = runs.manifest(), tmp_path / "out"
-    wrong = weights("fashion-mnist-28", "classifier")
+    wrong = find_model("fashion-mnist-28").file("classifier")
     path.write_text(path.read_text().replace("[sampler]", f'checkpoint = "{wrong}"\n[sampler]'))
     with pytest.raises(CheckpointError, match="does not fit this network"):
         generate(load_manifest(path), GenerateOptions(str(out), actors=1), silent)
@@ -116,7 +116,7 @@ def test_a_users_error_in_an_actor_is_that_error_and_no_retry(runs: Any, tmp_pat
 
 def test_other_weights_than_the_first_sessions_are_refused(runs: Any, tmp_path: Path) -> None:
     own = tmp_path / "own.safetensors"
-    own.write_bytes(weights("fashion-mnist-28", "unet").read_bytes())
+    own.write_bytes(find_model("fashion-mnist-28").file("unet").read_bytes())
     path, out = runs.manifest(), tmp_path / "out"
     path.write_text(path.read_text().replace("[sampler]", f'checkpoint = "{own}"\n[sampler]'))
     runs.undisturbed(path, out)

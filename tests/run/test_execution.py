@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.generate.execution import full_batch
-from pipeline.manifest import load_manifest
+from rarefy.generate.execution import full_batch
+from rarefy.manifest import load_manifest
 
 DEMO = Path(__file__).parents[2] / "manifests" / "demo.toml"
 

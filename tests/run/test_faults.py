@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.generate.cluster import FOLDER_PREFIX
+from rarefy.generate.cluster import FOLDER_PREFIX
 
 REPO = Path(__file__).parents[2]
 PATIENCE_S = 120.0
 
 
 def start(manifest: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipeline.cli", "generate", str(manifest), "--out", str(out), "--actors", "2"]
+    command = [sys.executable, "-m", "rarefy.cli", "generate", str(manifest), "--out", str(out), "--actors", "2"]
     environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     # A process group of its own, so that Ctrl-C can go to all of it, as a terminal's does.
     return subprocess.Popen(

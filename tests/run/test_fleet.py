@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.generate.cluster import Resources
-from pipeline.generate.fleet import Fleet, _Worker
-from pipeline.manifest import load_manifest
-from pipeline.shards.store import Store
+from rarefy.generate.cluster import Resources
+from rarefy.generate.fleet import Fleet, _Worker
+from rarefy.manifest import load_manifest
+from rarefy.shards.store import Store
 
 DEMO = Path(__file__).parents[2] / "manifests" / "demo.toml"
 

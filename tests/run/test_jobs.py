@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.cli import make_parser
-from pipeline.manifest import load_manifest
+from rarefy.cli import make_parser
+from rarefy.manifest import load_manifest
 
 REPO = Path(__file__).parents[2]
 

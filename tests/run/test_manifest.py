@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.reproduction.methods import final_sets
-from pipeline.diffusion.sampler import SamplerSettings
-from pipeline.diffusion.schedule import make_schedule
-from pipeline.diffusion.terms import PredictedRealImage
-from pipeline.errors import ManifestError
-from pipeline.manifest import Manifest, load_manifest, parse_manifest
+from benchmarks.quality.methods import final_sets
+from rarefy.diffusion.sampler import SamplerSettings
+from rarefy.diffusion.schedule import make_schedule
+from rarefy.errors import ManifestError
+from rarefy.guidance.terms import PredictedRealImage
+from rarefy.manifest import Manifest, load_manifest, parse_manifest
 
 REPO = Path(__file__).parents[2]
 BASE = """

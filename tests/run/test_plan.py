@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import Plan, ShardPlan, Slot, class_rank, sample_seed
+from rarefy.plan import Plan, ShardPlan, Slot, class_rank, sample_seed
 
 
 def brute_force(counts: dict[int, int]) -> list[tuple[int, int]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.shards.metadata import read_records
-from pipeline.shards.store import Store
+from rarefy.cli import main
+from rarefy.shards.metadata import read_records
+from rarefy.shards.store import Store
 
 REPO = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ def test_the_example_runs_on_ray_actors_that_find_it_on_the_python_path(tmp_path
     environment = {**os.environ, "PYTHONPATH": path}
     for command in (["generate", str(tiny(tmp_path)), "--out", str(out), "--actors", "1"], ["verify", str(out)]):
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *command],
+            [sys.executable, "-m", "rarefy.cli", *command],
             cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def test_the_example_runs_on_ray_actors_that_find_it_on_the_python_path(tmp_path
 def test_actors_that_cannot_import_it_end_the_run_with_the_modules_name(tmp_path: Path) -> None:
     """Here the driver alone can: a path of its own is not the environment that actors inherit."""
     program = (
-        f"import sys; sys.path.append({str(REPO / 'examples')!r}); from pipeline.cli import main; "
+        f"import sys; sys.path.append({str(REPO / 'examples')!r}); from rarefy.cli import main; "
         f"sys.exit(main(['generate', {str(tiny(tmp_path))!r}, '--out', {str(tmp_path / 'out')!r}, '--actors', '1']))"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPO)}

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from pipeline.generate.progress import ProgressLine, Status, duration
+from rarefy.generate.progress import ProgressLine, Status, duration
 
 STATUS = Status(12.4, 600, 0, 3.217, 182.6, 2, 3, 1, 0.8149, 0.3871)
 

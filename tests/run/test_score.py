@@ -11,8 +11,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pipeline.generate.score import Scores, accepted, score_images
-from pipeline.manifest import Accept, Bounds
+from rarefy.generate.score import Scores, accepted, score_images
+from rarefy.manifest import Accept, Bounds
 
 
 def classify(x: Tensor, t: Tensor) -> Tensor:

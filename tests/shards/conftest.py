@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.shards.index import CardInfo, claim_output
-from pipeline.shards.metadata import SampleRecord, sample_key
-from pipeline.shards.store import Store
-from pipeline.shards.writer import Sample, ShardHeader, commit_shard, encode_png
+from rarefy.shards.index import CardInfo, claim_output
+from rarefy.shards.metadata import SampleRecord, sample_key
+from rarefy.shards.store import Store
+from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 TEXT = 'name = "probe"  # kept verbatim\n'
 DIGEST = "d" * 64

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.errors import OutputError, ShardError
-from pipeline.shards.index import CardInfo, claim_output, committed, is_sealed, seal, verify, verify_shard
-from pipeline.shards.store import Store
-from pipeline.shards.writer import Sample, ShardHeader, commit_shard, encode_png
+from rarefy.errors import OutputError, ShardError
+from rarefy.shards.index import CardInfo, claim_output, committed, is_sealed, seal, verify, verify_shard
+from rarefy.shards.store import Store
+from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 Plan = tuple[str, str, list[str], dict[int, int]]
 Header = Callable[[int], ShardHeader]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import webdataset
 
-from pipeline.errors import ShardError
-from pipeline.shards.index import CardInfo, seal
-from pipeline.shards.metadata import read_records
-from pipeline.shards.reader import read_samples
-from pipeline.shards.store import Store
-from pipeline.shards.writer import Sample, ShardHeader, commit_shard
+from rarefy.errors import ShardError
+from rarefy.shards.index import CardInfo, seal
+from rarefy.shards.metadata import read_records
+from rarefy.shards.reader import read_samples
+from rarefy.shards.store import Store
+from rarefy.shards.writer import Sample, ShardHeader, commit_shard
 
 Plan = tuple[str, str, list[str], dict[int, int]]
 Image = Callable[..., np.ndarray]

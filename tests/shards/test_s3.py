@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pipeline.errors import OutputError, ShardError
-from pipeline.shards.index import CardInfo, claim_output, is_sealed, seal
-from pipeline.shards.reader import read_samples
-from pipeline.shards.store import Store
-from pipeline.shards.writer import Sample, ShardHeader, commit_shard
+from rarefy.errors import OutputError, ShardError
+from rarefy.shards.index import CardInfo, claim_output, is_sealed, seal
+from rarefy.shards.reader import read_samples
+from rarefy.shards.store import Store
+from rarefy.shards.writer import Sample, ShardHeader, commit_shard
 
 s3fs = pytest.importorskip("s3fs")
 moto = pytest.importorskip("moto.server")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import OutputError
-from pipeline.shards.store import Store
+from rarefy.errors import OutputError
+from rarefy.shards.store import Store
 
 
 def test_round_trip(store: Store, tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_no_space_left_simulated_at_fsync(tmp_path: Path, monkeypatch: pytest.Mo
 
 FILL = """
 import sys
-from pipeline.errors import OutputError
-from pipeline.shards.store import Store
+from rarefy.errors import OutputError
+from rarefy.shards.store import Store
 store = Store(sys.argv[1])
 store.check_writable()
 try:

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.errors import ShardError
-from pipeline.shards.index import claim_output, committed, verify_shard
-from pipeline.shards.marker import parse_marker, read_marker
-from pipeline.shards.metadata import SCHEMA, SampleRecord, read_records, read_table, to_records, write_table
-from pipeline.shards.store import Store
-from pipeline.shards.writer import Sample, ShardHeader, commit_shard, encode_png
+from rarefy.errors import ShardError
+from rarefy.shards.index import claim_output, committed, verify_shard
+from rarefy.shards.marker import parse_marker, read_marker
+from rarefy.shards.metadata import SCHEMA, SampleRecord, read_records, read_table, to_records, write_table
+from rarefy.shards.store import Store
+from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 Plan = tuple[str, str, list[str], dict[int, int]]
 Header = Callable[[int], ShardHeader]
@@ -90,7 +90,7 @@ def test_writing_leaves_pandas_alone(tmp_path: Path, make_sample: Callable[..., 
     """Which pyarrow would import for Python's own objects, in each actor."""
     (tmp_path / "record").write_bytes(pickle.dumps(make_sample(0, 0).record))
     code = (
-        "import pickle, sys; from pathlib import Path; from pipeline.shards.metadata import write_table; "
+        "import pickle, sys; from pathlib import Path; from rarefy.shards.metadata import write_table; "
         "folder = Path(sys.argv[1]); record = pickle.loads((folder / 'record').read_bytes()); "
         "write_table(folder / 'rows.parquet', [record], '', ''); sys.exit('pandas' in sys.modules)"
     )
@@ -155,7 +155,7 @@ DIE = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[3])
 import conftest
-from pipeline.shards import store, writer
+from rarefy.shards import store, writer
 
 class Dying(store.Store):
     def write_bytes(self, rel, data):

@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from webdataset import TarWriter
 
-from pipeline.cli import main
-from pipeline.diffusion.schedule import make_schedule
-from pipeline.errors import CheckpointError, DataError, DeviceError, ManifestError, OutputError
-from pipeline.models.catalog import get_preset
-from pipeline.shards.writer import encode_png
-from pipeline.training import recipes
-from pipeline.training.classifier import ClassifierLoss, accuracy_at
-from pipeline.training.data import LabelledImages
-from pipeline.training.diffusion import HybridLoss
-from pipeline.training.loop import Batch, TrainSettings, batch_rows, make_batch, start, train
+from rarefy.cli import main
+from rarefy.diffusion.schedule import make_schedule
+from rarefy.errors import CheckpointError, DataError, DeviceError, ManifestError, OutputError
+from rarefy.images import LabelledImages
+from rarefy.models.folder import find_model
+from rarefy.shards.writer import encode_png
+from rarefy.training import recipes
+from rarefy.training.classifier import ClassifierLoss, accuracy_at
+from rarefy.training.diffusion import HybridLoss
+from rarefy.training.loop import Batch, TrainSettings, batch_rows, make_batch, start, train
 
 CPU = torch.device("cpu")
 SCHEDULE = make_schedule("cosine", 100)
@@ -41,7 +41,7 @@ def batch(seed: int = 0, count: int = 64) -> Batch:
 class Oracle(nn.Module):
     """Knows x_0, so it can answer with the true eps; ``v`` picks the variance."""
 
-    config = get_preset("adm-imagenet-256-uncond").unet
+    config = find_model("adm-imagenet-256-uncond").unet
 
     def __init__(self, x_0: Tensor, v: float) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def weights_after(folder: Path, stops: list[int], settings: TrainSettings) -> di
     data, loss = tiny_data(), ClassifierLoss(make_schedule("cosine", 1000), CPU)
     for stop in stops:
         torch.manual_seed(0)
-        network = recipes.Classifier(get_preset("fashion-mnist-28").classifier)
+        network = recipes.Classifier(find_model("fashion-mnist-28").classifier)
         state = start(network, settings, CPU, folder / "state.pt")
         for _ in range(stop - state.step):
             recipes_step(state, loss, data, settings)
@@ -137,7 +137,7 @@ def weights_after(folder: Path, stops: list[int], settings: TrainSettings) -> di
 
 
 def recipes_step(state: object, loss: object, data: LabelledImages, settings: TrainSettings) -> None:
-    from pipeline.training.loop import train_step
+    from rarefy.training.loop import train_step
 
     train_step(state, loss, data, settings)  # type: ignore[arg-type]
 
@@ -162,7 +162,7 @@ def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint_of_it(tmp_path: Path) 
             signal.raise_signal(signal.SIGINT)
         return inner(model, b)
 
-    state = start(recipes.Classifier(get_preset("fashion-mnist-28").classifier), settings, CPU, tmp_path / "state.pt")
+    state = start(recipes.Classifier(find_model("fashion-mnist-28").classifier), settings, CPU, tmp_path / "state.pt")
     with pytest.raises(KeyboardInterrupt):
         list(train(state, interrupted, tiny_data(), settings, tmp_path / "state.pt"))
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == len(calls) == 4
@@ -211,7 +211,7 @@ def test_a_run_leaves_weights_that_load_and_their_provenance(kind: str, tmp_path
     result = recipes.run_training(kind, str(recipe), str(out), "cpu", None)
     assert result["images"] == 8 and result == json.loads((out / "provenance.json").read_text())
     network = recipes.UNet if kind == "diffusion" else recipes.Classifier
-    preset = get_preset("fashion-mnist-28")
+    preset = find_model("fashion-mnist-28")
     loaded = network(preset.unet if kind == "diffusion" else preset.classifier)  # type: ignore[operator]
     loaded.load_state_dict(load_file(out / "weights.safetensors"))
     assert len(list(out.glob("samples-*.png"))) == (kind == "diffusion")
@@ -231,13 +231,13 @@ def test_torchruns_processes_train_one_network_on_shards(tmp_path: Path) -> None
     recipe, out = tmp_path / "r.toml", tmp_path / "out"
     recipe.write_text(f'preset = "fashion-mnist-28"\ndata = "{tmp_path}"\n[train]\nimages = 8\nbatch = 4\n')
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "pipeline.cli", "train", "classifier", str(recipe), "--out", str(out)]
+    command += ["-m", "rarefy.cli", "train", "classifier", str(recipe), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"weights: {out}/weights.safetensors"]
     assert json.loads((out / "provenance.json").read_text())["images"] == 8
     assert len((out / "log.jsonl").read_text().splitlines()) == 1
-    weights = recipes.Classifier(get_preset("fashion-mnist-28").classifier)
+    weights = recipes.Classifier(find_model("fashion-mnist-28").classifier)
     weights.load_state_dict(load_file(out / "weights.safetensors"))
 
 
@@ -350,14 +350,14 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(tmp_path:
 
 
 def test_an_unconditional_network_begins_as_the_mean_class() -> None:
-    preset = get_preset("fashion-mnist-28")
+    preset = find_model("fashion-mnist-28")
     conditional = recipes.UNet(preset.unet)
     weight = conditional.label_emb.weight
     with torch.no_grad():
         for parameter in conditional.parameters():
             parameter.normal_(std=0.05)
         weight[:] = weight.mean(0)
-    unconditional = recipes.UNet(get_preset("fashion-mnist-28-uncond").unet)
+    unconditional = recipes.UNet(find_model("fashion-mnist-28-uncond").unet)
     unconditional.load_state_dict(recipes.without_classes(conditional.state_dict()))
     x, t = torch.randn(3, 1, 28, 28), torch.tensor([0.0, 400.0, 999.0])
     expected = conditional.eval()(x, t, torch.tensor([0, 4, 9]))

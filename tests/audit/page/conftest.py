@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.audit.schema import BOOTSTRAP_PATH, COPIES_PATH, FORMAT, METRICS_PATH, RAREST_PATH
-from pipeline.shards.store import Store
+from rarefy.audit.schema import BOOTSTRAP_PATH, COPIES_PATH, FORMAT, METRICS_PATH, RAREST_PATH
+from rarefy.shards.store import Store
 
 SCRIPT = "<script>alert(1)</script>"
 NAMES = {0: SCRIPT, 1: "coat & boot"}

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.audit.compare import compare_runs
-from pipeline.audit.compare_page import write_page
-from pipeline.audit.report import REPORT_PATH, write_report
-from pipeline.shards.store import Store
+from rarefy.audit.compare import compare_runs
+from rarefy.audit.page.compare_page import write_page
+from rarefy.audit.page.report import REPORT_PATH, write_report
+from rarefy.shards.store import Store
 
 
 def _load(path: Path) -> ModuleType:

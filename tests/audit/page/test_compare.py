@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.audit.compare import compare_runs, difference, run_labels, table_text
-from pipeline.audit.compare_page import write_page
-from pipeline.cli import main
-from pipeline.errors import OutputError, RarefyError, ShardError
-from pipeline.shards.store import Store
+from rarefy.audit.compare import compare_runs, difference, run_labels, table_text
+from rarefy.audit.page.compare_page import write_page
+from rarefy.cli import main
+from rarefy.errors import OutputError, RarefyError, ShardError
+from rarefy.shards.store import Store
 
 Result = dict[str, Any]
 MakeAudit = Callable[..., Store]

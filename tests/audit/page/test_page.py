@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.audit.page import class_table, gate_views, metric_views, notes, verdict
+from rarefy.audit.page.figures import class_table, gate_views, metric_views, notes, verdict
 
 Result = dict[str, Any]
 

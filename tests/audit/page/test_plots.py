@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.audit.plots import VARIABLES, PlanePoint, histogram_plot, map_plot, plane_plot
+from rarefy.audit.page.plots import VARIABLES, PlanePoint, histogram_plot, map_plot, plane_plot
 
 Result = dict[str, Any]
 Points = list[tuple[float, float]]

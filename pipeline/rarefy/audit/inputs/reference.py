@@ -1,0 +1,87 @@
+"""The real images that a data set is held against: one part as the reference, another as the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rarefy.audit.inputs.reference_check import check_reference
+from rarefy.errors import DataError, bad
+from rarefy.images import LabelledImages, load_images
+from rarefy.models.folder import ModelFolder
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """real: what the metrics compare with; held_out: other real images, for the floor; source: where they are from.
+
+    Both have keys, numbers from 0 where the source has no names. resized: images that the source holds in another size.
+    """
+
+    real: LabelledImages
+    held_out: LabelledImages
+    source: str
+    resized: int = 0
+
+
+def load_reference(preset: ModelFolder, folder: str | None) -> Reference | None:
+    """The user's folder of real images, else the preset's embedded ones, else None.
+
+    A folder (class folders, WebDataset shards, IDX files) is split at random, class by class, into halves.
+    Raises DataError.
+    """
+    if folder is not None:
+        resized = check_reference(folder, preset.image_size, preset.channels)
+        images = _named(load_images(folder, preset.image_size, preset.channels))
+        real, held_out = _halves(images.labels)
+        source = f"{folder} (random halves of each class)"
+        return Reference(take(images, real), take(images, held_out), source, resized)
+    if not preset.embedded:
+        return None
+    test, train = (_named(read_embedded(preset, role)) for role in ("reference", "held_out"))
+    return Reference(test, train, "embedded test images")
+
+
+def read_embedded(preset: ModelFolder, role: str) -> LabelledImages:
+    """Real images that ship with a model: ``reference`` (test images) or ``held_out`` (for the real baseline)."""
+    with np.load(preset.file(role), allow_pickle=False) as arrays:
+        return LabelledImages(arrays["images"], arrays["labels"], tuple(arrays["class_names"].tolist()))
+
+
+def match_counts(images: LabelledImages, counts: Mapping[int, int]) -> LabelledImages:
+    """Random images with the given number of each class, or as many as there are: a floor with the set's own mix."""
+    return take(images, rows_within(images.labels, counts))
+
+
+def rows_within(class_ids: NDArray[np.int64], available: Mapping[int, int]) -> NDArray[np.int64]:
+    """Ascending rows, at most the available number of each class, chosen at random with a fixed seed."""
+    order = np.random.default_rng(SEED).permutation(len(class_ids))
+    chosen = [order[class_ids[order] == class_id][:count] for class_id, count in sorted(available.items())]
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
+def _halves(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    rank = np.empty(len(labels), np.int64)
+    for class_id in np.unique(labels):
+        members = order[labels[order] == class_id]
+        rank[members] = np.arange(len(members))
+    even = rank % 2 == 0
+    if even.all():
+        raise DataError(bad("reference", f"{len(labels)} images", "a folder with at least two images of a class"))
+    return np.flatnonzero(even), np.flatnonzero(~even)
+
+
+def take(images: LabelledImages, rows: NDArray[np.int64]) -> LabelledImages:
+    """These rows of images that have keys."""
+    keys = tuple(images.keys[row] for row in rows)
+    return LabelledImages(images.images[rows], images.labels[rows], images.class_names, keys)
+
+
+def _named(images: LabelledImages) -> LabelledImages:
+    return images if images.keys else replace(images, keys=tuple(str(row) for row in range(len(images))))

@@ -1,0 +1,61 @@
+"""The guiding classifier's view of the real images, to hold the generated ones' confidence and entropy against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rarefy.audit.features.cache import cached
+from rarefy.audit.features.extractors import resolve_device
+from rarefy.errors import CheckpointError
+from rarefy.generate.score import score_images
+from rarefy.images import LabelledImages
+from rarefy.manifest import Manifest
+from rarefy.models.load import load_models
+
+
+@dataclass(frozen=True)
+class ReferenceScores:
+    """The classifier's view of the real images at t = 0: p(own class), entropy in nats, most probable class."""
+
+    confidence: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    predicted_id: NDArray[np.int64]
+
+
+def score_reference(
+    manifest: Manifest, real: LabelledImages, device: str, batch: int, progress: Callable[[str, int, int], None]
+) -> ReferenceScores | None:
+    """Score the real images; None where the classifier's weights are not within reach of this machine."""
+    model = manifest.model
+    try:
+        hashes = (model.checkpoint_sha256, model.classifier_sha256)
+        place = resolve_device(device)
+        models = load_models(manifest.preset, model.checkpoint, model.classifier, hashes, place, "exact")
+    except CheckpointError:
+        return None
+
+    def compute() -> dict[str, NDArray[Any]]:
+        parts = []
+        for start in range(0, len(real), batch):
+            progress("scoring the reference", start, len(real))
+            images = torch.tensor(real.images[start : start + batch]).to(place)
+            labels = torch.tensor(real.labels[start : start + batch]).to(place)
+            scores = score_images(models.classifier, images, labels)
+            parts.append((scores.confidence, scores.entropy, scores.predicted_id))
+        columns = [
+            np.concatenate([torch.as_tensor(a).cpu().numpy() for a in column]) for column in zip(*parts, strict=True)
+        ]
+        return dict(zip(("confidence", "entropy", "predicted_id"), columns, strict=True))
+
+    found = cached(("scores", models.classifier_sha256, real.sha256()), compute)
+    return ReferenceScores(
+        np.asarray(found["confidence"], np.float64),
+        np.asarray(found["entropy"], np.float64),
+        np.asarray(found["predicted_id"], np.int64),
+    )

@@ -1,0 +1,271 @@
+"""One chunked k-NN pass over two feature matrices: who lies in whose neighbourhood, and how rare each sample is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rarefy.audit.features.fidelity import Features
+from rarefy.audit.metrics.search import Sketch, error_share, exact_distances, fast_dtype, kth_bound, sketch, smallest
+from rarefy.errors import DataError, bad
+
+BLOCK_ELEMENTS = 1 << 23  # distances held at a time: 32 MiB of float32
+MAX_BLOCK_ROWS = 4096
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """A feature matrix with the balls that its k-NN distances draw around each row.
+
+    features (N, D); radius (N,): distance to the k-th nearest other row; mean_distance (N,): mean distance to the k
+    nearest other rows (AvgkNN, Sehwag et al. 2022), large where the data are sparse; nearest, nearest_index (N,):
+    the nearest other row.
+    """
+
+    features: Features
+    k: int
+    radius: Floats
+    mean_distance: Floats
+    nearest: Floats
+    nearest_index: Indices
+
+
+@dataclass(frozen=True)
+class Neighborhood:
+    """How a generated set (N rows) lies in a real one (M rows); distances in feature units.
+
+    nearest, nearest_index, mean_distance (N,): the nearest real row, and the mean distance to the k nearest.
+    balls (N,): number of real balls that hold the row; 0 means outside the real manifold.
+    rarity (N,): the smallest radius among those balls (Han et al., ICLR 2023), NaN outside the manifold.
+    recalled (M,): real row lies in some generated ball; empty where the generated balls were not given.
+    covered (M,): real ball holds some generated row.
+    sole_recall, sole_cover (M,): the generated row that alone makes it so; -1 where it takes none or several.
+    """
+
+    nearest: Floats
+    nearest_index: Indices
+    mean_distance: Floats
+    balls: Indices
+    rarity: Floats
+    recalled: Bools
+    covered: Bools
+    sole_recall: Indices
+    sole_cover: Indices
+
+    @property
+    def precision(self) -> float:
+        """Share of generated rows inside the real manifold (Kynkaanniemi et al. 2019)."""
+        return float((self.balls > 0).mean())
+
+    @property
+    def recall(self) -> float:
+        """Share of real rows inside the generated manifold (Kynkaanniemi et al. 2019)."""
+        return float(self.recalled.mean())
+
+    def density(self, k: int) -> float:
+        """Mean number of real balls a generated row lies in, over k (Naeem et al. 2020); may exceed 1."""
+        return float(self.balls.mean() / k)
+
+    @property
+    def coverage(self) -> float:
+        """Share of real balls that hold a generated row (Naeem et al. 2020)."""
+        return float(self.covered.mean())
+
+
+def build_manifold(features: Features, k: int, device: str = "cpu") -> Manifold:
+    """Radii and mean distances of each row's k nearest other rows.
+
+    Raises DataError unless 1 <= k < N and all features are finite.
+    """
+    if not 1 <= k < len(features):
+        raise DataError(bad("k", k, f"between 1 and {len(features) - 1}, one less than the images compared"))
+    rows = _rows(features, device)
+    whole = sketch(rows, rows.mean(dim=0), fast_dtype(rows.device))
+    near, index = torch.empty(len(rows), k), torch.empty(len(rows), k, dtype=torch.int64)
+    share = error_share(whole, whole)
+    for part in _blocks(len(rows), len(rows)):
+        upper = _upper(whole, part, whole, share)
+        inner = torch.arange(len(upper), device=rows.device)
+        upper[inner, inner + part.start] = torch.inf  # a row is not its own neighbour, duplicates are
+        reach = kth_bound(upper, k) + 2 * share * whole.norms[part]
+        pairs = _pairs(upper.sub_(2 * share * whole.norms) <= reach[:, None])
+        distances = exact_distances(rows[part], rows, pairs)
+        near[part], index[part] = (found.cpu() for found in smallest(pairs, distances, len(upper), k))
+    return Manifold(
+        features,
+        k,
+        near[:, -1].contiguous().numpy(),
+        near.mean(dim=1).numpy(),
+        near[:, 0].contiguous().numpy(),
+        index[:, 0].contiguous().numpy(),
+    )
+
+
+def compare(generated: Manifold, real: Manifold, device: str = "cpu") -> Neighborhood:
+    """The cross pass between two manifolds of the same k and feature length."""
+    crossing = Crossing(real, device)
+    crossing.add(generated.features, generated.radius)
+    return crossing.result()
+
+
+class _Found:
+    """What is known of some rows, on the CPU. One array a column: pieces of a million rows would litter the memory."""
+
+    def __init__(self, rows: int, k: int) -> None:
+        self.near = torch.empty(rows, k)
+        self.index, self.balls = (torch.empty(rows, dtype=torch.int64) for _ in range(2))
+        self.rarity = torch.empty(rows)
+
+
+class _Reached:
+    """Of each real row, how many generated rows have reached it, and which was the last."""
+
+    def __init__(self, real: int, device: torch.device) -> None:
+        self.count = torch.zeros(real, dtype=torch.int64, device=device)
+        self._last = torch.full((real,), -1, dtype=torch.int64, device=device)
+
+    def add(self, columns: Tensor, rows: Tensor) -> None:
+        """Generated rows that have reached the real rows ``columns``, pair by pair."""
+        self.count += torch.bincount(columns, minlength=len(self.count))
+        self._last[columns] = rows
+
+    def any(self) -> Bools:
+        return np.asarray((self.count > 0).cpu().numpy())
+
+    def sole(self) -> Indices:
+        return np.asarray(torch.where(self.count == 1, self._last, -1).cpu().numpy())
+
+
+class Crossing:
+    """A cross pass that takes generated rows part by part, so that a set of any size streams against the real one.
+
+    Memory: the real rows twice, one block of distances, and some 30 bytes a generated row.
+    """
+
+    def __init__(self, real: Manifold, device: str = "cpu") -> None:
+        rows = _rows(real.features, device)
+        self._k = min(real.k, len(rows))
+        self._real = sketch(rows, rows.mean(dim=0), fast_dtype(rows.device))
+        self._radius = torch.from_numpy(real.radius).to(device)
+        self._covered, self._recalled = (_Reached(len(rows), rows.device) for _ in range(2))
+        self._found: list[_Found] = []
+        self._rows = 0
+        self._with_balls = True
+
+    def add(self, features: Features, radius: Floats | None = None) -> None:
+        """Take rows (N, D) and, where recall is wanted, the radii of their own balls (N,).
+
+        Raises DataError for features of another length than the real ones' or that are not finite.
+        """
+        device = self._radius.device
+        rows = _rows(features, str(device))
+        if rows.shape[1] != self._real.rows.shape[1]:
+            raise DataError(bad("features", rows.shape[1], f"{self._real.rows.shape[1]} long, as the real ones are"))
+        self._with_balls &= radius is not None
+        own = torch.full((len(rows),), -1.0) if radius is None else torch.from_numpy(radius)
+        self._found.append(_Found(len(rows), self._k))
+        for part in _blocks(len(rows), len(self._radius)):
+            block = sketch(rows[part], self._real.center, self._real.rounded.dtype)
+            self._cross(block, own[part].to(device), part)
+        self._rows += len(rows)
+
+    def result(self) -> Neighborhood:
+        """What all rows added so far amount to, in the order they were added."""
+        near, index, balls, rarity = (
+            torch.cat([getattr(part, name) for part in self._found]) for name in ("near", "index", "balls", "rarity")
+        )
+        return Neighborhood(
+            nearest=near[:, 0].contiguous().numpy(),
+            nearest_index=index.numpy(),
+            mean_distance=near.mean(dim=1).numpy(),
+            balls=balls.numpy(),
+            rarity=rarity.numpy(),
+            recalled=self._recalled.any() if self._with_balls else np.empty(0, np.bool_),
+            covered=self._covered.any(),
+            sole_recall=self._recalled.sole(),
+            sole_cover=self._covered.sole(),
+        )
+
+    def _cross(self, block: Sketch, own: Tensor, part: slice) -> None:
+        """One block against all real rows: pairs that any threshold may hold, then those alone."""
+        real, share = self._real, error_share(block, self._real)
+        spread = 2 * share * real.norms
+        lower = _upper(block, slice(None), real, share)
+        base = (1 - share) * block.norms
+        reach = kth_bound(lower, self._k) + 2 * share * block.norms  # of what is near, less |a|^2 (1 - share)
+        outer = torch.maximum(reach, torch.where(own >= 0, own.square() - base, -torch.inf))
+        lower.sub_(spread)
+        mask = lower <= outer[:, None]
+        mask |= lower <= self._radius.square() - base[:, None]
+        pairs = _pairs(mask)
+        low = lower[pairs] + base[pairs[0]]
+        high = low + 2 * share * (block.norms[pairs[0]] + real.norms[pairs[1]])
+        near = low <= (reach + base)[pairs[0]]
+        self._decide(block, own, pairs, (low, high, near), part)
+
+    def _decide(
+        self,
+        block: Sketch,
+        own: Tensor,
+        pairs: tuple[Tensor, Tensor],
+        bounds: tuple[Tensor, Tensor, Tensor],
+        part: slice,
+    ) -> None:
+        """Sort pairs (i, j) into balls; low and high bound their squared distances, near may be among the k nearest.
+
+        part: the block's rows among those under way.
+        """
+        first, found = self._rows + part.start, self._found[-1]
+        (i, j), (low, high, near) = pairs, bounds
+        ball, mine = self._radius[j].square(), torch.where(own >= 0, own.square(), -torch.inf)[i]
+        sure = high <= mine
+        self._recalled.add(j[sure], i[sure] + first)
+        # Whether a third generated ball holds a real row changes nothing.
+        unsure = near | ((low <= ball) & (high > ball)) | ((low <= mine) & ~sure & (self._recalled.count[j] < 2))
+        exact = torch.full_like(high, torch.inf)
+        exact[unsure] = exact_distances(block.rows, self._real.rows, (i[unsure], j[unsure]))
+        inside = (high <= ball) & ~unsure | (exact <= self._radius[j])
+        late = ~sure & (exact <= own[i])
+        self._recalled.add(j[late], i[late] + first)
+        self._covered.add(j[inside], i[inside] + first)
+        rarity = torch.full((len(block.rows),), torch.inf, device=own.device)
+        rarity.scatter_reduce_(0, i[inside], self._radius[j[inside]], "amin")
+        balls = torch.bincount(i[inside], minlength=len(block.rows))
+        distances, columns = smallest((i[near], j[near]), exact[near], len(block.rows), self._k)
+        found.near[part], found.index[part] = distances.cpu(), columns[:, 0].cpu()
+        found.balls[part], found.rarity[part] = balls.cpu(), rarity.masked_fill_(balls == 0, torch.nan).cpu()
+
+
+def _upper(block: Sketch, part: slice, columns: Sketch, share: float) -> Tensor:
+    """Upper bounds (R, M) of the squared distances, each less its row's own |a|^2 (1 + share)."""
+    products = block.rounded[part] @ columns.rounded.T
+    return torch.add((1 + share) * columns.norms, products, alpha=-2)
+
+
+def _pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
+    i, j = mask.nonzero(as_tuple=True)
+    return i, j
+
+
+def _rows(features: Features, device: str) -> Tensor:
+    rows = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
+    sums = rows.sum(dim=1)  # NaN and infinity reach the sum: no second matrix is made to look for them
+    if not torch.isfinite(sums).all():
+        first = int((~torch.isfinite(sums)).nonzero()[0])
+        raise DataError(bad("features", f"row {first}", "finite numbers"))
+    return rows.to(device)
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    step = min(MAX_BLOCK_ROWS, max(1, BLOCK_ELEMENTS // columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

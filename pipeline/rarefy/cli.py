@@ -1,0 +1,329 @@
+"""The command line: arguments and exit codes, nothing else. Heavy imports live in the handlers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rarefy.errors import RarefyError
+
+if TYPE_CHECKING:
+    from rarefy.generate.driver import GenerateOptions
+
+OK, USER_ERROR, PROBLEMS, INTERRUPTED = 0, 2, 1, 130
+GATES_FAILED, INCOMPLETE_AUDIT = 3, 5
+Handler = Callable[[argparse.Namespace], int]
+
+
+class UsageError(RarefyError):
+    """Arguments that the command line does not have."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument errors in one line, as all errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0, 2 for a user's error (one line on stderr), 1 for problems found, 130 for Ctrl-C.
+
+    run and audit: 3 where a gate failed, 5 where the audit had to leave something out.
+    """
+    try:
+        arguments = make_parser().parse_args(argv)
+        handler: Handler = arguments.handler
+        return handler(arguments)
+    except RarefyError as error:
+        print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("rarefy: interrupted; what is finished is kept, run the same command to resume", file=sys.stderr)
+        return INTERRUPTED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands; each sets ``handler``."""
+    parser = _Parser(prog="rarefy", description="Audited data sets of rare images from a diffusion model.")
+    parser.add_argument("--version", action="version", version=f"rarefy {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(commands, "run", _run, "generate, seal, audit and report")
+    _add_generate_arguments(command)
+    command = _command(commands, "plan", _plan, "what a manifest would make: classes, shards, bytes, time")
+    command.add_argument("manifest", metavar="MANIFEST")
+    command = _command(commands, "generate", _generate, "make and commit every shard that is not there yet")
+    _add_generate_arguments(command)
+    command = _command(commands, "seal", _seal, "verify all shards and write index, card and _SUCCESS")
+    command.add_argument("out", metavar="OUT")
+    command = _command(
+        commands, "verify", _verify, "hash every shard again; exit code 1 where one is missing or damaged"
+    )
+    command.add_argument("out", metavar="OUT")
+    _add_audit(commands)
+    command = _command(commands, "report", _report, "write audit/report.html from what audit found")
+    command.add_argument("out", metavar="OUT")
+    command = _command(commands, "compare", _compare, "set audits beside each other, on equal footing")
+    command.add_argument("runs", metavar="OUT", nargs="+", help="audited runs; the others are held against the first")
+    command.add_argument("--page", default="compare.html", help="the page to write (default compare.html)")
+    _add_train(commands)
+    _add_bench(commands)
+    _command(commands, "models", _models, "list the models known by name")
+    return parser
+
+
+def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("manifest", metavar="MANIFEST")
+    command.add_argument("--out", required=True, help="local folder or fsspec URL (s3://, gs://)")
+    group = command.add_argument_group("resources (none of them changes an image)")
+    group.add_argument("--actors", type=int, help="processes that sample (default: as many as fit)")
+    group.add_argument("--gpus-per-actor", type=float, default=0.0, help="fractions allowed (default 0: CPU)")
+    group.add_argument("--cpus-per-actor", type=int, help="default: the cores shared out among the actors")
+    group.add_argument("--ray-address", help="a Ray cluster, e.g. auto (default: an embedded local Ray)")
+    group.add_argument("--shard-timeout", type=float, default=6 * 3600.0, help="seconds a shard (default 6 hours)")
+    group.add_argument("--max-attempts", type=int, default=3, help="tries a shard (default 3)")
+    _add_compile(group)
+
+
+def _add_compile(group: Any) -> None:
+    text = "kernels: our own, on GPUs as recorded graphs (auto, default), torch's alone (off), torch.compile's (full)"
+    # The literal saves --help an import; rarefy.fast.precision has the same.
+    group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
+
+
+def _add_audit(commands: Any) -> None:
+    command = _command(commands, "audit", _audit, "measure a run against real images")
+    command.add_argument("out", metavar="OUT")
+    command.add_argument("--reference", help="folder of real images (default: the preset's embedded ones)")
+    command.add_argument(
+        "--extractor", default="efficientnet-lite0", help="efficientnet-lite0, inception-v3, vgg16, dinov2-*, clip-*"
+    )
+    command.add_argument(
+        "--extractor-weights", "--inception-weights", help="its weights file (default: as torch-fidelity downloads it)"
+    )
+    command.add_argument("--tail", default="avgknn", help="avgknn, confidence or a file with a real image's key a line")
+    command.add_argument("--limit", type=int, default=10_000, help="images measured at most (default 10,000)")
+    command.add_argument("--gates", help="TOML file whose [gates] stand in for those of the run's manifest")
+    command.add_argument("--ray-address", help="a Ray cluster for the features (default: this process)")
+    command.add_argument("--device", default="cpu", help="of features and distances: cpu (default), cuda, cuda:1")
+
+
+def _add_train(commands: Any) -> None:
+    command = _command(commands, "train", _train, "train a diffusion model or its noise-aware classifier")
+    command.add_argument("kind", choices=("diffusion", "classifier"))
+    command.add_argument("recipe", metavar="RECIPE")
+    command.add_argument("--out", required=True)
+    command.add_argument("--device", default="auto")
+    command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    command.add_argument(
+        "--ect",
+        type=float,
+        help="classifier: weight of the entropy constraint, e.g. 0.1 (default: the recipe's, or 0)",
+    )
+
+
+def _add_bench(commands: Any) -> None:
+    command = _command(commands, "bench", _bench, "measure a model's guided step on this machine")
+    command.add_argument("manifest", metavar="MANIFEST", nargs="?", help="default: the embedded model, plain guidance")
+    command.add_argument("--preset", help="a model by name in place of a manifest (see rarefy models)")
+    command.add_argument("--precision", choices=("exact", "fast"), help="default: the manifest's")
+    command.add_argument("--batch", help="sizes such as 8,16, or auto (default: the manifest's, without one auto)")
+    command.add_argument("--growth", action="store_true", help="also twice the image size, with random weights")
+    command.add_argument("--actors", help="also so many processes side by side, such as 1,2,4")
+    command.add_argument(
+        "--threads", type=int, default=1, help="torch's, on the CPU (default 1, as an actor's batch has)"
+    )
+    command.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    _add_compile(command)
+
+
+def _options(arguments: argparse.Namespace) -> GenerateOptions:
+    from rarefy.generate.driver import GenerateOptions
+
+    return GenerateOptions(
+        out=arguments.out,
+        actors=arguments.actors,
+        gpus_per_actor=arguments.gpus_per_actor,
+        cpus_per_actor=arguments.cpus_per_actor,
+        ray_address=arguments.ray_address,
+        shard_timeout_s=arguments.shard_timeout,
+        max_attempts=arguments.max_attempts,
+        compile=arguments.compile,
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rarefy.generate.progress import ProgressLine, stage_line
+    from rarefy.manifest import load_manifest
+    from rarefy.stages import run
+
+    manifest = load_manifest(arguments.manifest)
+    with ProgressLine() as progress:
+        result = run(manifest, _options(arguments), progress, stage_line)
+    page = f"{arguments.out.rstrip('/')}/{result.report}"
+    text = f"{result.generated.text()}\nsealed {result.sealed.samples:,} images\nreport: {page}"
+    _print(arguments, dataclasses.asdict(result), "\n".join([text, *_audit_lines(result.metrics)]))
+    return _audit_code(result.metrics)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from rarefy.generate.estimate import summarize
+    from rarefy.manifest import load_manifest
+
+    summary = summarize(load_manifest(arguments.manifest))
+    return _print(arguments, dataclasses.asdict(summary), summary.text())
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from rarefy.generate.driver import generate
+    from rarefy.generate.progress import ProgressLine
+    from rarefy.manifest import load_manifest
+
+    manifest = load_manifest(arguments.manifest)
+    with ProgressLine() as progress:
+        result = generate(manifest, _options(arguments), progress)
+    return _print(arguments, dataclasses.asdict(result), result.text())
+
+
+def _seal(arguments: argparse.Namespace) -> int:
+    from rarefy.shards.store import Store
+    from rarefy.stages import seal_run
+
+    sealed = seal_run(Store(arguments.out))
+    text = f"sealed: {sealed.samples:,} images in {sealed.shards:,} shards, {sealed.size_bytes / 1e6:,.1f} MB"
+    return _print(arguments, dataclasses.asdict(sealed), text)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from rarefy.shards.store import Store
+    from rarefy.stages import verify_run
+
+    problems = verify_run(Store(arguments.out))
+    lines = [f"{name}: {problem}" for name, found in problems.items() for problem in found]
+    _print(arguments, {"problems": problems}, "\n".join(lines) or "every shard is there and whole")
+    return PROBLEMS if problems else OK
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from rarefy.audit.audit import AuditOptions, run_audit
+    from rarefy.gates import load_gates
+    from rarefy.generate.progress import stage_line
+    from rarefy.shards.store import Store
+
+    options = AuditOptions(
+        extractor=arguments.extractor,
+        extractor_weights=arguments.extractor_weights,
+        device=arguments.device,
+        reference=arguments.reference,
+        tail=arguments.tail,
+        limit=arguments.limit,
+        ray_address=arguments.ray_address,
+        gates=load_gates(arguments.gates) if arguments.gates else None,
+    )
+    result = run_audit(Store(arguments.out), options, stage_line)
+    lines = [f"{name}: {_figure(entry['value'])} (real images: {_figure(entry['floor'])})"
+             for name, entry in result["metrics"].items()]  # fmt: skip
+    _print(arguments, result, "\n".join([*lines, *_audit_lines(result)]))
+    return _audit_code(result)
+
+
+def _audit_lines(result: dict[str, Any]) -> list[str]:
+    failed = [check for check in result["gates"] if not check["passed"]]
+    lines = [f"problem: {problem['where']}: {problem['what']}" for problem in result["problems"]]
+    lines += [f"gate failed: {check['metric']} ({check['scope']}) is {_figure(check['value'])}, "
+              f"{check['bound']} {check['limit']:g}" for check in failed]  # fmt: skip
+    return lines
+
+
+def _audit_code(result: dict[str, Any]) -> int:
+    if result["verdict"] == "failed":
+        return GATES_FAILED
+    return INCOMPLETE_AUDIT if result["partial"] else OK
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from rarefy.audit.page.report import write_report
+    from rarefy.shards.store import Store
+
+    path = f"{arguments.out.rstrip('/')}/{write_report(Store(arguments.out))}"
+    return _print(arguments, {"report": path}, path)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from rarefy.audit.compare import compare_runs, table_text
+    from rarefy.audit.page.compare_page import write_page
+
+    result = compare_runs(arguments.runs)
+    write_page(result, arguments.page)
+    return _print(arguments, result | {"page": arguments.page}, f"{table_text(result)}\npage: {arguments.page}")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from rarefy.training.recipes import run_training
+
+    a = arguments
+    result = run_training(a.kind, a.recipe, a.out, a.device, a.threads, a.ect)
+    if not result:  # of torchrun's processes the first one speaks
+        return OK
+    return _print(arguments, result, f"weights: {arguments.out.rstrip('/')}/weights.safetensors")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from rarefy.bench.bench import AUTO, Bench, BenchOptions
+    from rarefy.bench.table import table
+    from rarefy.bench.workload import bench_manifest
+
+    manifest = bench_manifest(arguments.manifest, arguments.preset, arguments.precision)
+    options = BenchOptions(
+        batch=arguments.batch or (None if arguments.manifest else AUTO),
+        growth=arguments.growth,
+        actors=arguments.actors,
+        threads=arguments.threads,
+        device=arguments.device,
+        compile=arguments.compile,
+    )
+    result = Bench(manifest, options, lambda line: print(f"bench: {line}", file=sys.stderr, flush=True)).run()
+    return _print(arguments, dataclasses.asdict(result), table(result))
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from rarefy.models.folder import library
+
+    shown = ["name", "image_size", "channels", "num_classes", "classifier_classes", "schedule", "diffusion_steps"]
+    shown += ["recommended_scale", "embedded", "description"]
+    rows = [{key: getattr(preset, key) for key in shown} for preset in library().values()]
+    lines = [f"{row['name']:<28}{row['image_size']:>4} px  {row['description']}" for row in rows]
+    return _print(arguments, rows, "\n".join(lines))
+
+
+def _print(arguments: argparse.Namespace, result: object, text: str) -> int:
+    print(json.dumps(result, indent=1) if arguments.json else text)
+    return OK
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _version() -> str:
+    try:
+        return version("rarefy")
+    except PackageNotFoundError:  # run from a checkout
+        return "0 (not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Noise schedules and respacing (Ho et al. 2020; Nichol & Dhariwal 2021), computed in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import ManifestError, bad
+
+SCHEDULES = ("linear", "cosine")
+RESPACINGS = 'a count ("250"), section counts ("10,10,5"), "ddimN" or "logsnrN"'
+LOGSNR_START = -5.1
+"""Half log-SNR, as in Lu et al.'s DPM-Solver: at more noise pred_xstart is the clip's, not the network's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A (respaced) discrete diffusion chain.
+
+    timesteps: (S,) int64, the kept original time steps, ascending: the network's time input.
+    betas: (S,) float64, of the respaced chain.
+    """
+
+    timesteps: Tensor
+    betas: Tensor
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    def up_to(self, t: float) -> Schedule:
+        """This chain without the steps above original time step ``t``. Raises ManifestError where none is left."""
+        count = int((self.timesteps <= t).sum())
+        if not count:
+            raise ManifestError(bad("start", t, f"at least {int(self.timesteps[0])}, the chain's least noisy step"))
+        return self if count == len(self) else Schedule(self.timesteps[:count], self.betas[:count])
+
+    def thinned(self, count: int) -> Schedule:
+        """``count`` of the chain's steps, evenly spread from the first to the last. count: from 1 to len(self)."""
+        chosen = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).round().long()
+        return _through(self.timesteps[chosen], self.alphas_cumprod[chosen])
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """abar, (S,) float64."""
+        return torch.cumprod(1 - self.betas, 0)
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> Tensor:
+        """abar of the next less noisy step; 1 below the last, (S,) float64."""
+        return torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+
+    @cached_property
+    def half_log_snr(self) -> Tensor:
+        """lambda = log(sqrt(abar) / sqrt(1 - abar)), (S,) float64."""
+        return _half_log_snr(self.alphas_cumprod)
+
+    @cached_property
+    def multistep_weight(self) -> Tensor:
+        """h / (2 h'), h a step's length in lambda and h' that of the step before it, (S,) float64.
+
+        The weight of DPM-Solver++(2M)'s difference; zero at the first step, which has none before it, and at the last,
+        whose h has no end.
+        """
+        h = -self.half_log_snr.diff()
+        weight = torch.zeros_like(self.betas)
+        weight[1:-1] = h[:-1] / (2 * h[1:])
+        return weight
+
+    @cached_property
+    def posterior_variance(self) -> Tensor:
+        """beta~ of q(x_{t-1} | x_t, x_0), (S,) float64; zero at the first step."""
+        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_log_variance(self) -> Tensor:
+        """log beta~, with the first step's zero replaced by its neighbour's, as the reference clips it."""
+        clipped = self.posterior_variance.clone()
+        clipped[0] = self.posterior_variance[1] if len(self) > 1 else self.betas[0]
+        return clipped.log()
+
+    @cached_property
+    def posterior_mean_coef_xstart(self) -> Tensor:
+        """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0)."""
+        return self.betas * self.alphas_cumprod_prev.sqrt() / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_mean_coef_xt(self) -> Tensor:
+        """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
+        return (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
+
+
+def make_betas(name: str, num_timesteps: int) -> Tensor:
+    """Betas of a full chain, (num_timesteps,) float64. ``linear`` (rescaled by 1000 / T) or ``cosine``."""
+    if num_timesteps < 1:
+        raise ManifestError(bad("diffusion_steps", num_timesteps, "at least 1"))
+    if name == "linear":
+        scale = 1000 / num_timesteps
+        return torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64)
+    if name == "cosine":
+        s = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        bar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    raise ManifestError(bad("schedule", name, f"one of {', '.join(SCHEDULES)}"))
+
+
+def kept_timesteps(alphas_cumprod: Tensor, respacing: str) -> list[int]:
+    """The original steps that a respaced chain keeps, ascending.
+
+    alphas_cumprod: abar of the whole chain, (T,) float64. respacing: "" (all), a count ("250"), section counts
+    ("10,10,5", least noisy section first), "ddimN" (a fixed integer stride) or "logsnrN" (equal steps of half log-SNR).
+    Raises ManifestError for counts below 1 or beyond the chain.
+    """
+    num_timesteps = len(alphas_cumprod)
+    if not respacing:
+        return list(range(num_timesteps))
+    if respacing.startswith("ddim"):
+        return _ddim_steps(num_timesteps, _count(respacing[4:], respacing))
+    if respacing.startswith("logsnr"):
+        return _logsnr_steps(_half_log_snr(alphas_cumprod), _count(respacing[6:], respacing))
+    counts = [_count(part, respacing) for part in respacing.split(",")]
+    steps: list[int] = []
+    start = 0
+    for index, count in enumerate(counts):
+        size = num_timesteps // len(counts) + (index < num_timesteps % len(counts))
+        if count > size:
+            raise ManifestError(
+                bad("steps", respacing, f"within the chain: section {index + 1} has {size} of {num_timesteps} steps")
+            )
+        stride = 1.0 if count == 1 else (size - 1) / (count - 1)
+        steps += [start + round(stride * k) for k in range(count)]
+        start += size
+    return steps
+
+
+def make_schedule(name: str, num_timesteps: int = 1000, respacing: str = "") -> Schedule:
+    """The chain that keeps ``respacing`` of ``num_timesteps`` steps of the named schedule."""
+    alphas_cumprod = torch.cumprod(1 - make_betas(name, num_timesteps), 0)
+    steps = torch.tensor(kept_timesteps(alphas_cumprod, respacing))
+    return _through(steps, alphas_cumprod[steps])
+
+
+def _through(timesteps: Tensor, alphas_cumprod: Tensor) -> Schedule:
+    """The chain that has these steps at these noise levels, (S,) each."""
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    return Schedule(timesteps=timesteps, betas=1 - alphas_cumprod / previous)
+
+
+def _ddim_steps(num_timesteps: int, count: int) -> list[int]:
+    for stride in range(1, num_timesteps + 1):
+        steps = list(range(0, num_timesteps, stride))
+        if len(steps) == count:
+            return steps
+    raise ManifestError(bad("steps", f"ddim{count}", f"a count that an integer stride gives in {num_timesteps} steps"))
+
+
+def _logsnr_steps(half_log_snr: Tensor, count: int) -> list[int]:
+    """The steps nearest to ``count`` equal parts from LOGSNR_START, or the chain's end, to the first step.
+
+    Where the chain is coarser than the parts, steps move up to the next free one.
+    """
+    available = int((half_log_snr >= LOGSNR_START).sum())
+    if count > available:
+        allowed = f"within the chain: it has {available} steps of half log-SNR {LOGSNR_START} or more"
+        raise ManifestError(bad("steps", f"logsnr{count}", allowed))
+    low, high = half_log_snr[available - 1].item(), half_log_snr[0].item()
+    parts = torch.linspace(low, high, count, dtype=torch.float64).flip(0)
+    steps: list[int] = []
+    for k, nearest in enumerate((half_log_snr[:available] - parts[:, None]).abs().argmin(1).tolist()):
+        free = steps[-1] + 1 if steps else 0
+        steps.append(min(max(nearest, free), available - count + k))
+    return steps
+
+
+def _half_log_snr(alphas_cumprod: Tensor) -> Tensor:
+    return 0.5 * (alphas_cumprod.log() - (-alphas_cumprod).log1p())
+
+
+def _count(text: str, respacing: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise ManifestError(bad("steps", respacing, RESPACINGS))
+    return int(text)

@@ -1,0 +1,119 @@
+"""The normalisation on GPUs as kernels of our own, by Triton: three a pass, forward and backward.
+
+Triton comes with torch's builds for GPUs and compiles the kernels at first use, in some seconds; its own cache
+keeps them. Where it is not there, or :func:`use` has switched them off, torch's operations do the same work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rarefy.fast.cpu.native import DTYPES, EPS
+
+TILE, STATISTICS_TILE = 4096, 8192  # values of a program; of the one that reads and hardly computes
+MOST_CHUNKS = 64  # of an image's tokens: what one program merges
+
+_state = {"on": False}
+
+
+def use(on: bool) -> None:
+    """Switch the kernels on or off (process-wide; off at first). On needs Triton and a GPU that it builds for."""
+    _state["on"] = on
+
+
+def takes_norm(x: Tensor) -> bool:
+    """Whether :func:`norm_forward` is on for such images."""
+    return _state["on"] and x.is_cuda and x.dtype in DTYPES and not torch.compiler.is_compiling()
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How an image is cut: columns of ``channels`` channels, tiles of ``rows`` tokens, chunks of ``tiles`` tiles."""
+
+    channels: int
+    rows: int
+    tiles: int
+    chunks: int
+
+    @staticmethod
+    def of(tokens: int, channels: int, tile: int) -> _Cut:
+        """tile: values of one."""
+        width = min(channels & -channels, 128)  # the largest power of two that divides them: 32 at least
+        rows = tile // width
+        tiles = -(-tokens // (rows * MOST_CHUNKS))
+        return _Cut(width, rows, tiles, -(-tokens // (rows * tiles)))
+
+
+def norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, groups: int, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """x: (B, N, C) contiguous -> y like x, and a, b, mean, 1 / deviation, (4, B, C) float32 (``norm._normalise``)."""
+    kernels = _kernels()
+    (batch, tokens, channels), y = x.shape, torch.empty_like(x)
+    cut, tile = (_Cut.of(tokens, channels, values) for values in (STATISTICS_TILE, TILE))
+    parts = x.new_empty((2, batch, cut.chunks, channels), dtype=torch.float32)
+    statistics = x.new_empty((4, batch, channels), dtype=torch.float32)
+    none = scale is None or shift is None
+    scale, shift = (weight if none else _rows(v) for v in (scale, shift))
+    strides = (0, 0) if none else (scale.stride(0), shift.stride(0))
+    with torch.cuda.device_of(x):
+        size = (tokens, channels)
+        columns = channels // cut.channels
+        kernels.chunk_statistics[batch, cut.chunks, columns](
+            x, parts[0], parts[1], *size, TILES=cut.tiles, ROWS=cut.rows, CHANNELS=cut.channels
+        )
+        kernels.coefficients[batch, groups](
+            parts[0], parts[1], weight, bias, scale, shift, statistics,
+            *size, cut.chunks, cut.rows * cut.tiles, *strides, EPS,
+            SCALED=not none, CHUNKS=_power(cut.chunks), WIDTH=_power(channels // groups),
+        )  # fmt: skip
+        kernels.apply[batch, -(-tokens // tile.rows), columns](
+            x, y, statistics, *size, SILU=silu, ROWS=tile.rows, CHANNELS=tile.channels
+        )
+    return y, statistics
+
+
+def norm_backward(
+    x: Tensor, grad: Tensor, statistics: Tensor, groups: int, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """grad: like x -> the gradient with respect to x, and means over the tokens of du and du * x_hat, (B, C)."""
+    kernels = _kernels()
+    (batch, tokens, channels), grad_x = x.shape, torch.empty_like(x)
+    cut = _Cut.of(tokens, channels, TILE)
+    sums = x.new_empty((2, batch, cut.chunks, channels), dtype=torch.float32)
+    gradients = torch.empty_like(statistics)
+    with torch.cuda.device_of(x):
+        size = (tokens, channels)
+        columns = channels // cut.channels
+        kernels.chunk_gradients[batch, cut.chunks, columns](
+            x, grad, statistics, sums, *size, SILU=silu, TILES=cut.tiles, ROWS=cut.rows, CHANNELS=cut.channels
+        )
+        kernels.gradient_coefficients[batch, groups](
+            sums, statistics, gradients, *size, cut.chunks, CHUNKS=_power(cut.chunks), WIDTH=_power(channels // groups)
+        )
+        kernels.gradient_input[batch, -(-tokens // cut.rows), columns](
+            x, grad, statistics, gradients, grad_x, *size, SILU=silu, ROWS=cut.rows, CHANNELS=cut.channels
+        )
+    return grad_x, gradients[0], gradients[1]
+
+
+def _kernels() -> Any:
+    """Imported where they run alone: a machine without a GPU has no Triton."""
+    from rarefy.fast.gpu import kernels as triton_kernels
+
+    return triton_kernels
+
+
+def _rows(v: Tensor | None) -> Tensor:
+    """(B, C), the channels side by side."""
+    assert v is not None
+    return v if v.stride(1) == 1 else v.contiguous()
+
+
+def _power(count: int) -> int:
+    """The least power of two that is no less."""
+    return 1 << (count - 1).bit_length()

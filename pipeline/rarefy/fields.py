@@ -1,0 +1,93 @@
+"""Typed reading of TOML tables: each takes a table and a dotted field, and raises ManifestError in one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from rarefy.errors import ManifestError, bad
+
+Table = Mapping[str, object]
+
+
+def known_keys(table: Table, field: str, allowed: Collection[str]) -> None:
+    """Refuse keys that are not allowed, naming the nearest one that is."""
+    for key in table:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, 1, 0.5)
+            hint = f"nearest: {near[0]}" if near else f"known: {', '.join(allowed)}"
+            where = f"a key of [{field}]" if field else "a key of the manifest"
+            raise ManifestError(bad("key", f"{field}.{key}".lstrip("."), f"{where} ({hint})"))
+
+
+def _leaf(field: str) -> str:
+    return field.rsplit(".", 1)[-1]
+
+
+def get_table(parent: Table, field: str) -> Table:
+    """A sub-table; an empty one where it is absent."""
+    value = parent.get(_leaf(field), {})
+    if not isinstance(value, dict):
+        raise ManifestError(bad(field, value, "a table"))
+    return value
+
+
+def get_text(table: Table, field: str, default: str | None = None) -> str:
+    """A text that is not empty."""
+    value = table.get(_leaf(field), default)
+    if not isinstance(value, str) or not value:
+        raise ManifestError(bad(field, value, "a text"))
+    return value
+
+
+def get_match(table: Table, field: str, pattern: str, allowed: str, default: str | None = None) -> str:
+    """A text that the pattern matches whole."""
+    value = table.get(_leaf(field), default)
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise ManifestError(bad(field, value, allowed))
+    return value
+
+
+def get_choice(table: Table, field: str, choices: tuple[str, ...], default: str) -> str:
+    """One of the choices."""
+    value = table.get(_leaf(field), default)
+    if not isinstance(value, str) or value not in choices:
+        raise ManifestError(bad(field, value, f"one of {', '.join(choices)}"))
+    return value
+
+
+def get_integer(table: Table, field: str, low: int, high: int, default: int | None = None) -> int:
+    """An integer within low and high, both included."""
+    return check_integer(table.get(_leaf(field), default), field, low, high)
+
+
+def check_integer(value: object, field: str, low: int, high: int) -> int:
+    """The value, where it is an integer within low and high, both included."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ManifestError(bad(field, value, f"an integer from {low} to {high}"))
+    return value
+
+
+def get_number(table: Table, field: str, low: float, high: float, default: float) -> float:
+    """A finite number within low and high, both included, as a float."""
+    value = table.get(_leaf(field), default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ManifestError(bad(field, value, f"a number from {low:g} to {high:g}"))
+    return float(value)
+
+
+def get_path(table: Table, field: str, folder: Path) -> str | None:
+    """A local path made absolute from ``folder``; None where it is absent or empty."""
+    if not table.get(_leaf(field)):
+        return None
+    value = get_text(table, field)
+    return str((folder / Path(value).expanduser()).absolute())
+
+
+def get_sha256(table: Table, field: str) -> str | None:
+    """A sha256 in hex; None where it is absent or empty."""
+    if not table.get(_leaf(field)):
+        return None
+    return get_match(table, field, "[0-9a-f]{64}", "a sha256 of 64 lower-case hex digits")

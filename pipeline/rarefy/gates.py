@@ -1,0 +1,133 @@
+"""Gates: bounds that a data set must meet before anything trains on it.
+
+    [gates]
+    recall = { min = 0.45 }
+    coverage.per_class = { min = 0.6 }
+    duplicates = { max = 0.001 }
+
+They change no image and are no part of the manifest's digest: a bound may change and the same run be audited again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rarefy.errors import ManifestError, bad
+from rarefy.fields import Table, get_number, get_table, known_keys
+
+METRICS = (
+    "fid", "kid", "inception_score", "precision", "recall", "tail_recall", "density", "coverage", "tail_coverage",
+    "rarity", "outside", "avg_knn", "nearest", "lof", "duplicates", "copies", "on_class_rate",
+)  # fmt: skip
+PER_CLASS = (
+    "count", "precision", "recall", "coverage", "on_class_rate", "confidence", "entropy", "confidence_w1",
+    "entropy_w1", "acceptance_rate",
+)  # fmt: skip
+NAMED_AFTER_EXTRACTOR = ("fid", "kid")
+FAR = 1e12
+WHOLE_SET = "all"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One bound. bound: ``min`` or ``max``; per_class: it holds for every planned class on its own."""
+
+    metric: str
+    bound: str
+    limit: float
+    per_class: bool = False
+
+
+def parse_gates(table: Table) -> tuple[Gate, ...]:
+    """The gates of a ``[gates]`` table, in its order. Raises ManifestError."""
+    gates: list[Gate] = []
+    for name in table:
+        field = f"gates.{name}"
+        bounds = get_table(table, field)
+        known_keys(bounds, field, ("min", "max", "per_class"))
+        if not bounds:
+            raise ManifestError(bad(field, dict(bounds), "a bound such as { min = 0.5 }"))
+        if "min" in bounds or "max" in bounds:
+            _check_name(field, name, METRICS)
+            gates += _bounds(name, field, {key: bounds[key] for key in bounds if key != "per_class"}, False)
+        if "per_class" in bounds:
+            _check_name(f"{field}.per_class", name, PER_CLASS)
+            gates += _bounds(name, f"{field}.per_class", get_table(bounds, f"{field}.per_class"), True)
+    return tuple(gates)
+
+
+def load_gates(path: str) -> tuple[Gate, ...]:
+    """The ``[gates]`` of a TOML file, which may be a whole manifest. Raises ManifestError."""
+    try:
+        root = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ManifestError(bad("gates", path, f"a readable TOML file ({' '.join(str(error).split())})")) from None
+    return parse_gates(get_table(root, "gates"))
+
+
+def check_gates(
+    gates: Iterable[Gate], metrics: Mapping[str, Any], per_class: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The ``gates`` of metrics.json. A value that the audit could not find does not pass."""
+    rows, checks = list(per_class), []
+    for gate in gates:
+        if gate.per_class:
+            values = [(str(row["class_name"]), row.get(gate.metric)) for row in rows]
+        else:
+            values = [(WHOLE_SET, _find(gate.metric, metrics))]
+        checks += [_check(gate, scope, value) for scope, value in values]
+    return checks
+
+
+def gate_verdict(checks: Iterable[Mapping[str, Any]]) -> str:
+    """``passed``, ``failed`` or ``no gates``."""
+    results = [check["passed"] for check in checks]
+    return "no gates" if not results else "passed" if all(results) else "failed"
+
+
+def _check(gate: Gate, scope: str, value: float | None) -> dict[str, Any]:
+    if value is None or math.isnan(value):
+        passed = False
+    else:
+        passed = value >= gate.limit if gate.bound == "min" else value <= gate.limit
+    return {
+        "metric": gate.metric,
+        "scope": scope,
+        "bound": gate.bound,
+        "limit": gate.limit,
+        "value": value,
+        "passed": passed,
+    }
+
+
+def _find(name: str, metrics: Mapping[str, Any]) -> float | None:
+    """By name; fid and kid also without the extractor that the audit's names carry."""
+    names = [name, *(key for key in metrics if name in NAMED_AFTER_EXTRACTOR and key.startswith(f"{name}_"))]
+    entry = next((metrics[key] for key in names if key in metrics), None)
+    return None if entry is None else entry["value"]
+
+
+def _check_name(field: str, name: str, allowed: tuple[str, ...]) -> None:
+    of_extractor = allowed is METRICS and name.startswith(tuple(f"{kind}_" for kind in NAMED_AFTER_EXTRACTOR))
+    if name in allowed or of_extractor:
+        return
+    near = difflib.get_close_matches(name, allowed, 1, 0.5)
+    hint = f"nearest: {near[0]}" if near else f"known: {', '.join(allowed)}"
+    raise ManifestError(bad(field, name, f"a metric that can be gated here ({hint})"))
+
+
+def _bounds(name: str, field: str, table: Table, per_class: bool) -> list[Gate]:
+    known_keys(table, field, ("min", "max"))
+    if not table:
+        raise ManifestError(bad(field, dict(table), "a bound such as { min = 0.5 }"))
+    found = [Gate(name, bound, get_number(table, f"{field}.{bound}", -FAR, FAR, 0.0), per_class) for bound in table]
+    limits = {gate.bound: gate.limit for gate in found}
+    if len(limits) == 2 and limits["min"] > limits["max"]:
+        raise ManifestError(bad(f"{field}.min", limits["min"], f"at most {field}.max = {limits['max']!r}"))
+    return found

@@ -1,0 +1,219 @@
+"""Makes one shard at a time from its plan: sample, score, filter, encode, commit. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rarefy.diffusion.sampler import Chain, sample, to_uint8
+from rarefy.errors import ShardError
+from rarefy.generate.execution import load_for_run
+from rarefy.generate.score import Scores, accepted, score_images
+from rarefy.manifest import Manifest
+from rarefy.models.load import Models
+from rarefy.plan import Slot, class_rank, make_plan, sample_seed, shard_name
+from rarefy.shards.marker import Marker
+from rarefy.shards.metadata import SampleRecord, sample_key
+from rarefy.shards.store import Store
+from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An actor's work so far. in_flight: images' worth of steps by attempt; scored: draws, with their sums."""
+
+    in_flight: Mapping[str, float] = field(default_factory=dict)
+    scored: int = 0
+    confidence_sum: float = 0.0
+    entropy_sum: float = 0.0
+
+
+def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Sums over all draws; nothing in flight."""
+    found = list(snapshots)
+    return Snapshot(
+        scored=sum(s.scored for s in found),
+        confidence_sum=sum(s.confidence_sum for s in found),
+        entropy_sum=sum(s.entropy_sum for s in found),
+    )
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """One slot's kept image, its PNG still in the making."""
+
+    slot: Slot
+    candidate: int
+    scores: Scores
+    place: int
+    accepted: bool
+    png: Future[bytes]
+
+
+@dataclass
+class _Tally:
+    """A shard under way: images' worth of steps done, and when the first began."""
+
+    images: float = 0.0
+    started: float | None = None
+
+
+class ShardGenerator:
+    """Generates shards with models that it loads once.
+
+    ``generate`` may be called from two threads: the batches of both take turns, so that one shard's encoding and
+    writing run while the next is sampled. device: "cpu" or "cuda"; threads: batches under way at once, on the CPU;
+    compile: auto, off or full (see models.precision).
+    """
+
+    def __init__(self, manifest: Manifest, root: str, device: str, threads: int, compile: str = "auto") -> None:
+        self.manifest, self.root, self.device, self.compile = manifest, root, device, compile
+        self._counting = threading.Lock()
+        self._tallies: dict[str, _Tally] = {}
+        self._totals = Snapshot()
+        # On the CPU each batch has one thread: torch's own threads round differently for each number of them.
+        self._sampler = ThreadPoolExecutor(threads if device == "cpu" else 1, thread_name_prefix="sample")
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="png")
+
+    def load(self) -> tuple[str, str]:
+        """Load the models; returns the sha256 of checkpoint and classifier. Raises CheckpointError, DeviceError."""
+        self._models: Models = load_for_run(self.manifest, torch.device(self.device), self.compile)
+        self._chain: Chain = self.manifest.settings.chain(self.manifest.preset, self.manifest.terms)
+        self._store = Store(self.root)
+        return self._models.checkpoint_sha256, self._models.classifier_sha256
+
+    def generate(self, shard: int, attempt: str) -> Marker:
+        """Make shard number ``shard`` and commit it. Raises ShardError where slots run out of candidates."""
+        with self._counting:
+            tally = self._tallies[attempt] = _Tally()
+        try:
+            samples = [self._sample(shard, draw) for draw in self._fill(shard, tally)]
+            name = shard_name(self.manifest.prefix, shard)
+            header = ShardHeader(name, shard, self.manifest.text, self.manifest.digest, attempt)
+            assert tally.started is not None
+            return commit_shard(self._store, header, samples, time.monotonic() - tally.started)
+        finally:
+            with self._counting:
+                del self._tallies[attempt]
+
+    def progress(self) -> Snapshot:
+        """Counts so far; safe to call while shards are being made."""
+        with self._counting:
+            totals, in_flight = self._totals, {name: tally.images for name, tally in self._tallies.items()}
+        return Snapshot(in_flight, totals.scored, totals.confidence_sum, totals.entropy_sum)
+
+    def _fill(self, shard: int, tally: _Tally) -> list[_Draw]:
+        """One draw a slot, in slot order: rejected slots take their next candidates in rounds of whole batches."""
+        accept = self.manifest.accept
+        rounds = accept.max_candidates if accept else 1
+        keep_last = accept is not None and accept.exhausted == "keep"
+        kept: dict[int, _Draw] = {}
+        drawn: Counter[int] = Counter()
+        pending: Sequence[Slot] = make_plan(self.manifest).shard(shard).slots
+        for candidate in range(rounds):
+            drawn.update(slot.class_id for slot in pending)
+            for draw in self._round(pending, candidate, keep_last and candidate == rounds - 1, tally):
+                kept[draw.slot.index] = draw
+            pending = [slot for slot in pending if slot.index not in kept]
+            if not pending:
+                return [kept[index] for index in sorted(kept)]
+        raise ShardError(self._exhausted(shard, pending, drawn, kept))
+
+    def _round(self, pending: Sequence[Slot], candidate: int, keep_all: bool, tally: _Tally) -> list[_Draw]:
+        """The draws to keep of one candidate a pending slot; batches are cut in slot order."""
+        size = self.manifest.batch
+        batches = [pending[start : start + size] for start in range(0, len(pending), size)]
+        futures = [self._sampler.submit(self._draw, slots, candidate, keep_all, tally) for slots in batches]
+        try:
+            return [draw for future in futures for draw in future.result()]
+        finally:
+            for future in futures:
+                future.cancel()  # those behind one that failed
+
+    def _draw(self, slots: Sequence[Slot], candidate: int, keep_all: bool, tally: _Tally) -> list[_Draw]:
+        """Sample and score one batch; the draws to keep."""
+        seeds = [sample_seed(self.manifest.seed, s.class_id, s.class_index, candidate) for s in slots]
+        y = torch.tensor([slot.class_id for slot in slots], device=self.device)
+        ranks = torch.tensor([class_rank(slot.class_index) for slot in slots], device=self.device)
+        self._count(tally, 0.0)
+        for state in sample(self._models, y, seeds, self._chain, ranks):
+            x = state.x
+            self._count(tally, len(slots) / len(self._chain.schedule))
+        images = to_uint8(x)
+        scores = score_images(self._models.classifier, images, y)
+        self._add(scores)
+        pixels: NDArray[np.uint8] = images.cpu().numpy()
+        draws = []
+        for place, slot in enumerate(slots):
+            passes = accepted(self.manifest.accept, scores, place, slot.class_id)
+            if passes or keep_all:
+                png = self._encoder.submit(encode_png, pixels[place])
+                draws.append(_Draw(slot, candidate, scores, place, passes, png))
+        self._count(tally, float(len(draws) - len(slots)))
+        return draws
+
+    def _sample(self, shard: int, draw: _Draw) -> Sample:
+        manifest, slot, scores, place = self.manifest, draw.slot, draw.scores, draw.place
+        png = draw.png.result()
+        record = SampleRecord(
+            key=sample_key(shard, slot.index),
+            shard=shard,
+            index=slot.index,
+            class_id=slot.class_id,
+            class_name=manifest.preset.class_name(slot.class_id),
+            predicted_id=int(scores.predicted_id[place]),
+            confidence=float(scores.confidence[place]),
+            entropy=float(scores.entropy[place]),
+            entropy_normalized=float(scores.entropy_normalized[place]),
+            margin=float(scores.margin[place]),
+            seed=sample_seed(manifest.seed, slot.class_id, slot.class_index, draw.candidate),
+            candidate=draw.candidate,
+            guidance="+".join(term.name for term in manifest.terms),
+            steps=len(self._chain.schedule),
+            checkpoint_sha256=self._models.checkpoint_sha256,
+            classifier_sha256=self._models.classifier_sha256,
+            manifest_digest=manifest.digest,
+            image_sha256=hashlib.sha256(png).hexdigest(),
+            width=manifest.preset.image_size,
+            height=manifest.preset.image_size,
+            created_at=datetime.now(UTC),
+            accepted=draw.accepted,
+        )
+        return Sample(record, png)
+
+    def _count(self, tally: _Tally, images: float) -> None:
+        with self._counting:
+            tally.started = tally.started or time.monotonic()
+            tally.images += images
+
+    def _add(self, scores: Scores) -> None:
+        with self._counting:
+            old = self._totals
+            self._totals = Snapshot(
+                scored=old.scored + len(scores.confidence),
+                confidence_sum=old.confidence_sum + float(scores.confidence.sum()),
+                entropy_sum=old.entropy_sum + float(scores.entropy.sum()),
+            )
+
+    def _exhausted(self, shard: int, pending: Sequence[Slot], drawn: Counter[int], kept: dict[int, _Draw]) -> str:
+        """Names the class with most empty slots and how many of its draws passed."""
+        class_id, empty = Counter(slot.class_id for slot in pending).most_common(1)[0]
+        passed = sum(draw.slot.class_id == class_id for draw in kept.values())
+        accept = self.manifest.accept
+        assert accept is not None
+        return (
+            f"{shard_name(self.manifest.prefix, shard)}: {empty} slots of class {class_id} "
+            f"({self.manifest.preset.class_name(class_id)}) found no image that [accept] takes in "
+            f"{accept.max_candidates} candidates: {passed} of {drawn[class_id]} draws passed "
+            f"({passed / drawn[class_id]:.1%}); widen [accept], raise accept.max_candidates or set exhausted = 'keep'"
+        )

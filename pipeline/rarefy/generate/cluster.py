@@ -1,0 +1,167 @@
+"""A Ray to run on: an embedded one that leaves nothing behind, or a cluster by address."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from rarefy.errors import DeviceError, bad
+
+CORES_AN_ACTOR = 8  # on the CPU, where the user does not say: more would wait for Python's lock
+OBJECT_STORE_BYTES = 256 * 2**20  # images go to files; only small replies pass through the store
+FOLDER_PREFIX = "rarefy-ray-"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each actor gets. actors: how many; gpus: may be a fraction; cpus: also batches at once on the CPU."""
+
+    actors: int
+    gpus: float
+    cpus: int
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. actors None: as many as fit, at most ``shards``; cpus None: the cores shared out."""
+
+    actors: int | None
+    gpus: float
+    cpus: int | None
+    shards: int
+
+    def count(self, fitting: int) -> int:
+        """How many actors, where ``fitting`` find room."""
+        return self.actors or max(1, min(fitting, self.shards))
+
+
+@contextmanager
+def connected(request: Request, address: str | None) -> Iterator[Resources]:
+    """Connect to ``address``, or start an embedded Ray and end it; yields what each actor gets.
+
+    A Ray that this process has connected to already is used and left. Raises DeviceError where an actor cannot fit,
+    for this machine before anything starts. Ray's own messages about dead workers, which it prints whatever it is told,
+    go to stderr: stdout is the result's.
+    """
+    with redirect_stdout(sys.stderr), _connection(request, address) as resources:
+        yield resources
+
+
+@contextmanager
+def _connection(request: Request, address: str | None) -> Iterator[Resources]:
+    if ray.is_initialized():
+        yield _fit_cluster(request)
+    elif address is None:
+        resources = _fit_machine(request)
+        with _private_folder() as folder:
+            _start(resources, folder)
+            try:
+                yield resources
+            finally:
+                ray.shutdown()
+    else:
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as cause:
+            reason = " ".join(str(cause).split())[:200]
+            raise DeviceError(bad("ray_address", address, f"a Ray cluster that answers ({reason})")) from cause
+        try:
+            yield _fit_cluster(request)
+        finally:
+            ray.shutdown()
+
+
+def _start(resources: Resources, folder: Path) -> None:
+    # Ray's own switches: no usage reports, and no warning about CUDA_VISIBLE_DEVICES in actors without a GPU.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        "local",
+        num_cpus=resources.actors * resources.cpus,
+        num_gpus=math.ceil(resources.actors * resources.gpus),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(folder),
+    )
+    _end_idle_servers()
+
+
+def _end_idle_servers() -> None:
+    """End those of Ray's servers that a Ray of one run has no use for, a hundredth of a core and 140 MB in all.
+
+    The log monitor polls ten times a second for a driver that takes no logs; autoscaler and dashboard are a cluster's.
+    Ray has no switch for them, and these calls are not public ones: where a version has them no more, servers stay.
+    """
+    with suppress(AttributeError):
+        node: Any = ray._private.worker._global_node
+        for end in (node.kill_log_monitor, node.kill_monitor, node.kill_dashboard):
+            end(check_alive=False)
+
+
+def _fit_machine(request: Request) -> Resources:
+    cores, gpus = len(os.sched_getaffinity(0)), request.gpus
+    found = torch.cuda.device_count() if gpus else 0
+    actors = request.count(int(found / gpus) if gpus else cores // (request.cpus or CORES_AN_ACTOR))
+    if actors * gpus > found:
+        raise DeviceError(bad("actors x gpus_per_actor", actors * gpus, f"at most the {found} GPUs of this machine"))
+    return Resources(actors, gpus, request.cpus or max(1, cores // actors))
+
+
+def _fit_cluster(request: Request) -> Resources:
+    """Actors beyond the cluster's size wait for it to grow, but one must fit a machine that is there."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray's own
+    cpus, gpus = [int(node.get("CPU", 0)) for node in nodes], [float(node.get("GPU", 0)) for node in nodes]
+    if request.gpus > max(gpus):
+        allowed = f"at most {max(gpus):g}, the GPUs of the largest machine of this cluster"
+        raise DeviceError(bad("gpus_per_actor", request.gpus, allowed))
+    on_cpus = sum(max(1, number // (request.cpus or CORES_AN_ACTOR)) for number in cpus if number)
+    fitting = int(sum(gpus) / request.gpus) if request.gpus else on_cpus
+    actors = request.count(fitting)
+    share = 1 if request.gpus else max(1, min(sum(cpus) // actors, max(cpus)))
+    if (wanted := request.cpus or share) > max(cpus):
+        allowed = f"at most {max(cpus)}, the CPUs of the largest machine of this cluster"
+        raise DeviceError(bad("cpus_per_actor", wanted, allowed))
+    return Resources(actors, request.gpus, wanted)
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder for Ray's session, gone afterwards; also sweeps those of runs that were killed.
+
+    A live run holds a lock on its folder. Straight under /tmp, as Ray's socket paths have room for about 100 letters.
+    """
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp"))
+    try:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep() -> None:
+    for lock_path in Path("/tmp").glob(f"{FOLDER_PREFIX}*/lock"):
+        # Another user's, locked by a live run, or swept by another run at this moment: left alone.
+        with suppress(OSError), lock_path.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock_path.parent, ignore_errors=True)

@@ -1,0 +1,117 @@
+"""Generates a manifest's shards: what is done already, where to write, with what resources."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rarefy.errors import CheckpointError, DeviceError, bad
+from rarefy.fast.precision import execution_on
+from rarefy.generate.cluster import Request, connected
+from rarefy.generate.fleet import Fleet
+from rarefy.generate.progress import ProgressSink, duration
+from rarefy.manifest import Manifest
+from rarefy.plan import estimate_bytes, make_plan, shard_names
+from rarefy.shards.index import claim_output, committed
+from rarefy.shards.store import Store
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Where and with what resources; none of it changes an image.
+
+    actors: None starts as many as fit; gpus_per_actor: 0 for the CPU, fractions allowed; cpus_per_actor: batches a time
+    on the CPU, None shares the cores out; ray_address: None starts an embedded Ray; max_attempts: tries a shard;
+    compile: what runs under torch.compile, auto, off or full (see models.precision).
+    """
+
+    out: str
+    actors: int | None = None
+    gpus_per_actor: float = 0.0
+    cpus_per_actor: int | None = None
+    ray_address: str | None = None
+    shard_timeout_s: float = 6 * 3600.0
+    max_attempts: int = 3
+    compile: str = "auto"
+
+    def check(self) -> None:
+        """Raise DeviceError for values out of range."""
+        for name, low in (("actors", 1), ("max_attempts", 1), ("cpus_per_actor", 1), ("gpus_per_actor", 0)):
+            value = getattr(self, name)
+            if value is not None and not low <= value < 100_000:
+                raise DeviceError(bad(name, value, f"from {low} to 99999"))
+        if not self.shard_timeout_s > 0:
+            raise DeviceError(bad("shard_timeout_s", self.shard_timeout_s, "above 0"))
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """shards, images: in the whole run; made_*: in this session; retries: failed attempts; seconds: of wall clock."""
+
+    shards: int
+    images: int
+    made_shards: int
+    made_images: int
+    retries: int
+    seconds: float
+
+    def text(self) -> str:
+        """The result in one line."""
+        made = f"{self.made_images:,} of {self.images:,} images and {self.made_shards:,} of {self.shards:,} shards"
+        return f"made {made} in {duration(self.seconds)}, {self.retries} retries"
+
+
+def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSink) -> GenerateResult:
+    """Make and commit every shard of the plan that is not committed yet.
+
+    Nothing is written before the models have loaded. Raises ShardError naming the shards that could not be made,
+    DeviceError, OutputError, CheckpointError; on KeyboardInterrupt the committed shards stay.
+    """
+    start = time.monotonic()
+    options.check()
+    store = Store(options.out)
+    if store.list():
+        claim_output(store, manifest.text, manifest.digest)
+    done = committed(store, shard_names(manifest), manifest.digest)
+    retries = 0
+    if len(done) < make_plan(manifest).num_shards:
+        _check_room(store, manifest)
+        _check_weights(manifest, on_this_machine=options.ray_address is None)
+        if options.ray_address is None and not options.gpus_per_actor:
+            execution_on(torch.device("cpu"), manifest.precision, options.compile)  # elsewhere the actors look
+        left = make_plan(manifest).num_shards - len(done)
+        request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
+        with connected(request, options.ray_address) as resources:
+            limits = options.shard_timeout_s, options.max_attempts
+            fleet = Fleet(manifest, store, resources, *limits, options.compile)
+            retries = fleet.finish(done, progress)
+    images = sum(marker.rows for marker in done.values())
+    plan = make_plan(manifest)
+    return GenerateResult(
+        plan.num_shards, plan.total, plan.num_shards - len(done), plan.total - images, retries, time.monotonic() - start
+    )
+
+
+def _check_weights(manifest: Manifest, on_this_machine: bool) -> None:
+    """What is sure to fail in every actor, said before any is started."""
+    spec, preset = manifest.model, manifest.preset
+    for name, path in (("model.checkpoint", spec.checkpoint), ("model.classifier", spec.classifier)):
+        if path is None and not preset.embedded:
+            raise CheckpointError(bad(name, path, f"the path of a file for {preset.name}, whose weights do not ship"))
+        if path is not None and on_this_machine and not Path(path).is_file():
+            raise CheckpointError(bad(name, path, "a file that can be read here"))
+
+
+def _check_room(store: Store, manifest: Manifest) -> None:
+    """Probe the place before models load; locally at the nearest folder there is, so that no empty one is left."""
+    if store.is_local:
+        folder = Path(store.path)
+        while not folder.exists():
+            folder = folder.parent
+        # Half: the estimate must not refuse a run that would fit.
+        Store(str(folder)).check_writable(estimate_bytes(manifest) // 2)
+    else:
+        store.check_writable()

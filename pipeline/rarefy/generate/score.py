@@ -1,0 +1,57 @@
+"""What the noise-aware classifier says of finished images, at t = 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rarefy.guidance.base import entropy
+from rarefy.manifest import Accept
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One value an image, (B,) on the CPU.
+
+    predicted_id: int64, the most probable class; confidence: p(y) of the target class; entropy: of the class
+    probabilities, nats; entropy_normalized: entropy / log K; margin: highest less second highest probability.
+    """
+
+    predicted_id: Tensor
+    confidence: Tensor
+    entropy: Tensor
+    entropy_normalized: Tensor
+    margin: Tensor
+
+
+@torch.no_grad()
+def score_images(classifier: Callable[[Tensor, Tensor], Tensor], images: Tensor, y: Tensor) -> Scores:
+    """Score the 8-bit images that are written, not the floats before them.
+
+    classifier: (x, t (B,)) -> logits (B, K); images: (B, C, H, W) uint8; y: (B,) int64. Softmax in float32.
+    """
+    x = images.float() / 127.5 - 1
+    log_probs = classifier(x, torch.zeros(len(x), device=x.device)).float().log_softmax(dim=1)
+    probs = log_probs.exp()
+    top = probs.topk(2, dim=1)
+    nats = entropy(log_probs)
+    return Scores(
+        predicted_id=top.indices[:, 0].cpu(),
+        confidence=probs.gather(1, y[:, None])[:, 0].cpu(),
+        entropy=nats.cpu(),
+        entropy_normalized=(nats / math.log(probs.shape[1])).cpu(),
+        margin=(top.values[:, 0] - top.values[:, 1]).cpu(),
+    )
+
+
+def accepted(accept: Accept | None, scores: Scores, index: int, class_id: int) -> bool:
+    """Whether image ``index`` of the batch passes the manifest's filter."""
+    if accept is None:
+        return True
+    on_class = not accept.on_class or int(scores.predicted_id[index]) == class_id
+    confidence, nats = float(scores.confidence[index]), float(scores.entropy[index])
+    return on_class and accept.confidence.hold(confidence) and accept.entropy.hold(nats)

@@ -1,0 +1,33 @@
+"""Guidance terms: what a term of your own derives from and works with (docs/TERMS.md)."""
+
+from rarefy.guidance.base import (
+    ClassifierTerm,
+    Networks,
+    NetworkTerm,
+    Ramp,
+    ScoreTerm,
+    StartTerm,
+    StepState,
+    Term,
+    at,
+    entropy,
+    other_log_prob,
+    target_log_prob,
+    times,
+)
+
+__all__ = [
+    "ClassifierTerm",
+    "NetworkTerm",
+    "Networks",
+    "Ramp",
+    "ScoreTerm",
+    "StartTerm",
+    "StepState",
+    "Term",
+    "at",
+    "entropy",
+    "other_log_prob",
+    "target_log_prob",
+    "times",
+]

@@ -1,0 +1,217 @@
+"""Guidance terms: what they are, what they see of a step and what they may call.
+
+A term is a frozen dataclass of its parameters, in a file of its own (pipeline/diffusion/terms). Classifier terms give
+an objective an image, from log p(. | x_t); one classifier forward and one backward serve their sum. Score terms give
+their gradient from the step's state, network terms may call the networks for theirs, start terms change where the chain
+begins. Formulas and sources: docs/METHODS.md; how to write a term: docs/TERMS.md.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import ManifestError, bad
+
+Ramp = float | tuple[tuple[float, float], ...]
+"""A constant, or (time step, value) points in ascending time, linear between them and constant beyond the ends."""
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t (B, C, H, W), t (B,) original time steps, y (B,)) -> eps, with v behind it where sigma is learned."""
+
+Classify = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, C, H, W), t (B,)) -> logits (B, K)."""
+
+LATER = {"later": True}
+"""Metadata of a field that is left out of a manifest's digest while it is None: older digests stay as they are."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepState:
+    """One reverse step, before guidance.
+
+    step: index in the respaced chain, 0 the last; t: original time step; alpha_cumprod: abar_t; x_t, eps, pred_xstart:
+    (B, C, H, W) float32, pred_xstart clipped to [-1, 1] and detached; y: (B,) target class ids; ranks: (B,) in [0, 1),
+    the images' places among those of their class, None where there are none.
+    """
+
+    step: int
+    t: int
+    alpha_cumprod: float
+    x_t: Tensor
+    y: Tensor
+    eps: Tensor
+    pred_xstart: Tensor
+    ranks: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """What a chain and its terms may call.
+
+    features: (B, C, H, W) clean images -> (B, F), the classifier's encoder at t = 0; fresh_noise: () -> standard normal
+    (B, C, H, W) of one stream an image, apart from the sampler's; alphas_cumprod: abar of every original step, (T,).
+    A plain chain needs ``denoise`` alone, classifier terms ``classify``, network terms whatever they call.
+    """
+
+    denoise: Denoise
+    classify: Classify | None = None
+    features: Callable[[Tensor], Tensor] | None = None
+    fresh_noise: Callable[[], Tensor] | None = None
+    alphas_cumprod: Tensor | None = None
+
+    def predict(self, x_t: Tensor, t: int, y: Tensor) -> Tensor:
+        """The U-Net's prediction of the clean image at original step ``t``, not clipped; one pass, differentiable."""
+        abar = self._abar(t)
+        eps = self.denoise(x_t, times(x_t, t), y)[:, : x_t.shape[1]]
+        return (x_t - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
+
+    def renoise(self, x_0: Tensor, t: int) -> Tensor:
+        """A draw of q(x_t | x_0) at original step ``t``, with fresh noise."""
+        assert self.fresh_noise is not None
+        abar = self._abar(t)
+        return math.sqrt(abar) * x_0 + math.sqrt(1 - abar) * self.fresh_noise()
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the original chain's steps."""
+        assert self.alphas_cumprod is not None
+        return len(self.alphas_cumprod)
+
+    def _abar(self, t: int) -> float:
+        assert self.alphas_cumprod is not None
+        return float(self.alphas_cumprod[t])
+
+
+def import_path(kind: type) -> str:
+    """``package.module:Class``."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """Base of all terms. window: [low, high] in original time steps, outside which the term is zero; None is always.
+
+    ``name`` is what rows and reports call it; a term that has none goes by its import path. A term checks its own
+    fields in ``__post_init__``: a ValueError that begins with the field's name is shown behind the manifest's place.
+    """
+
+    name: ClassVar[str]
+    window: tuple[float, float] | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = import_path(cls)
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window[0] > self.window[1]:
+            raise ManifestError(bad("window", list(self.window), "[low, high] in original time steps, low first"))
+
+    def active(self, t: int) -> bool:
+        """Whether the term acts at original time step ``t``."""
+        return self.window is None or self.window[0] <= t <= self.window[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTerm(Term):
+    """A term whose gradient is that of an objective of the classifier's output."""
+
+    def objective(self, log_probs: Tensor, state: StepState) -> Tensor:
+        """log_probs: (B, K) float32, of the classifier at x_t -> (B,), to be differentiated with respect to x_t."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTerm(Term):
+    """A term whose gradient follows from the step's state without a network."""
+
+    def gradient(self, state: StepState) -> Tensor:
+        """The term's contribution to G, (B, C, H, W)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkTerm(Term):
+    """A term that calls networks for its gradient. every: it acts at every n-th step, counted from the chain's last."""
+
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every < 1:
+            raise ManifestError(bad("every", self.every, "at least 1"))
+
+    def due(self, step: int, t: int) -> bool:
+        """Whether the term acts at step ``step`` of the respaced chain, original time step ``t``."""
+        return self.active(t) and step % self.every == 0
+
+    def gradient(self, state: StepState, networks: Networks) -> Tensor:
+        """The term's contribution to G, (B, C, H, W). Called without gradients: enable them where they are needed."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartTerm(Term):
+    """A term without a gradient: it changes where the chain begins."""
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            raise ManifestError(bad("window", list(self.window), f"a key of {self.name}, which acts before any step"))
+
+    def noisiest(self) -> float:
+        """The noisiest original time step that the chain takes; those above are skipped."""
+        return math.inf
+
+    def begin(self, x_T: Tensor) -> Tensor:
+        """The chain's first state from standard normal noise, both (B, C, H, W)."""
+        return x_T
+
+
+KINDS = (ClassifierTerm, ScoreTerm, NetworkTerm, StartTerm)
+
+
+def times(x: Tensor, t: float) -> Tensor:
+    """Time step ``t`` for each image of ``x``, (B,), as networks take it."""
+    return torch.full((len(x),), float(t), device=x.device, dtype=x.dtype)
+
+
+def at(ramp: Ramp, t: float) -> float:
+    """Value of a ramp at original time step ``t``."""
+    if not isinstance(ramp, tuple):
+        return ramp
+    times = [point[0] for point in ramp]
+    right = bisect_right(times, t)
+    if right == 0:
+        return ramp[0][1]
+    if right == len(ramp):
+        return ramp[-1][1]
+    (t_low, low), (t_high, high) = ramp[right - 1], ramp[right]
+    return low + (high - low) * (t - t_low) / (t_high - t_low)
+
+
+def ramp_values(ramp: Ramp) -> list[float]:
+    """The values that a ramp runs between."""
+    return [value for _, value in ramp] if isinstance(ramp, tuple) else [ramp]
+
+
+def target_log_prob(log_probs: Tensor, y: Tensor) -> Tensor:
+    """log p(y), (B,)."""
+    return log_probs.gather(1, y[:, None])[:, 0]
+
+
+def other_log_prob(log_probs: Tensor, y: Tensor) -> Tensor:
+    """log(1 - p(y)) as the log sum of the other classes, which stays exact as p(y) -> 1. (B,)."""
+    others = log_probs.scatter(1, y[:, None], -torch.inf)
+    return others.logsumexp(dim=1) - log_probs.logsumexp(dim=1)
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """H(p) in nats, (B,)."""
+    return -(log_probs.exp() * log_probs).sum(dim=1)

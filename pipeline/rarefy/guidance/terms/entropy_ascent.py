@@ -1,0 +1,21 @@
+"""Guidance toward images that the classifier is unsure of, whatever their class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rarefy.guidance.base import ClassifierTerm, Ramp, StepState, at, entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyAscent(ClassifierTerm):
+    """scale * grad H(p(. | x_t)), H in nats: an ablation of low-confidence, which knows the target class."""
+
+    name: ClassVar[str] = "entropy"
+    scale: Ramp = 1.0
+
+    def objective(self, log_probs: Tensor, state: StepState) -> Tensor:
+        return at(self.scale, state.t) * entropy(log_probs)

@@ -1,0 +1,74 @@
+"""Guidance toward a confidence, one for all images or spread over those of a class."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rarefy.errors import ManifestError, bad
+from rarefy.guidance.base import (
+    LATER,
+    ClassifierTerm,
+    Ramp,
+    StepState,
+    at,
+    other_log_prob,
+    ramp_values,
+    target_log_prob,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowConfidence(ClassifierTerm):
+    """scale * grad [tau log p + (1 - tau) log(1 - p)], p = p(y | x_t): toward the confidence tau.
+
+    Our reconstruction of arXiv 2606.13347 from its abstract. tau = 1 is classifier guidance. tau_quantiles: instead of
+    one tau, the quantile function of the confidences wanted, at evenly spaced ranks from 0 to 1 and linear between;
+    each image takes the value at its rank.
+    """
+
+    name: ClassVar[str] = "low-confidence"
+    scale: Ramp = 1.0
+    tau: Ramp | None = None  # 0.5 where there are no quantiles
+    tau_quantiles: tuple[float, ...] | None = field(default=None, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau_quantiles is not None:
+            self._check_quantiles(self.tau_quantiles)
+        elif self.tau is None:
+            object.__setattr__(self, "tau", 0.5)
+        elif not all(0 <= value <= 1 for value in ramp_values(self.tau)):
+            raise ManifestError(bad("tau", self.tau, "within 0 and 1"))
+
+    def _check_quantiles(self, quantiles: tuple[float, ...]) -> None:
+        if self.tau is not None:
+            raise ManifestError(bad("tau_quantiles", list(quantiles), "allowed beside tau: give one of the two"))
+        ascending = all(low <= high for low, high in itertools.pairwise(quantiles))
+        if len(quantiles) < 2 or not ascending or not 0 <= quantiles[0] <= quantiles[-1] <= 1:
+            raise ManifestError(bad("tau_quantiles", list(quantiles), "two or more numbers within 0 and 1, ascending"))
+
+    def objective(self, log_probs: Tensor, state: StepState) -> Tensor:
+        tau = self._tau(state, log_probs)
+        pull = tau * target_log_prob(log_probs, state.y)
+        if isinstance(tau, Tensor) or tau != 1:
+            pull = pull + (1 - tau) * other_log_prob(log_probs, state.y)
+        return at(self.scale, state.t) * pull
+
+    def _tau(self, state: StepState, log_probs: Tensor) -> Tensor | float:
+        """One number, or with quantiles (B,); an image without a rank counts as its class's middle one."""
+        if self.tau is not None:
+            return at(self.tau, state.t)
+        ranks = torch.full_like(log_probs[:, 0], 0.5) if state.ranks is None else state.ranks.to(log_probs)
+        return quantile_function(log_probs.new_tensor(self.tau_quantiles), ranks)
+
+
+def quantile_function(values: Tensor, ranks: Tensor) -> Tensor:
+    """The function through ``values`` (N,) at evenly spaced ranks from 0 to 1, linear between. ranks: (B,) -> (B,)."""
+    place = ranks * (len(values) - 1)
+    low = place.floor().long().clamp(max=len(values) - 2)
+    return torch.lerp(values[low], values[low + 1], place - low)

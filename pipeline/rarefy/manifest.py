@@ -1,0 +1,280 @@
+"""The manifest: one typed TOML file that holds everything that changes an image, and only that."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rarefy.diffusion.sampler import SamplerSettings
+from rarefy.diffusion.schedule import RESPACINGS
+from rarefy.errors import ManifestError, bad
+from rarefy.fields import (
+    Table,
+    check_integer,
+    get_choice,
+    get_integer,
+    get_match,
+    get_number,
+    get_path,
+    get_sha256,
+    get_table,
+    get_text,
+    known_keys,
+)
+from rarefy.gates import Gate, parse_gates
+from rarefy.guidance.base import Term, import_path
+from rarefy.guidance.registry import parse_term
+from rarefy.models.folder import ModelFolder, find_model
+
+MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's place in its shard
+MAX_SHARDS = 1_000_000  # and six for the shard
+DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 as good as 250 ancestral steps (docs/PERFORMANCE.md)
+_NAME = "lower-case letters, digits and hyphens"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which networks: a preset and, where it is not embedded, its two files, as absolute paths."""
+
+    preset: str
+    checkpoint: str | None = None
+    checkpoint_sha256: str | None = None
+    classifier: str | None = None
+    classifier_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A closed interval that a score must lie in."""
+
+    min: float = -math.inf
+    max: float = math.inf
+
+    def hold(self, value: float) -> bool:
+        return self.min <= value <= self.max
+
+
+@dataclass(frozen=True)
+class Accept:
+    """The filter after scoring. confidence: p(y) at t = 0; entropy: nats; exhausted: "error" or "keep"."""
+
+    confidence: Bounds = Bounds()
+    entropy: Bounds = Bounds()
+    on_class: bool = False
+    max_candidates: int = 8
+    exhausted: str = "error"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked manifest. counts: images wanted a class id, ascending ids, zero counts left out.
+
+    digest: sha256 over everything that changes an image or a file, which the gates do not; text: the TOML source,
+    verbatim.
+    """
+
+    name: str
+    seed: int
+    model: ModelSpec
+    settings: SamplerSettings
+    precision: str
+    batch: int
+    terms: tuple[Term, ...]
+    counts: dict[int, int]
+    accept: Accept | None
+    shard_size: int
+    prefix: str
+    digest: str
+    text: str
+    gates: tuple[Gate, ...] = ()
+
+    @property
+    def preset(self) -> ModelFolder:
+        return find_model(self.model.preset)
+
+    @property
+    def total(self) -> int:
+        """Images in the whole run."""
+        return sum(self.counts.values())
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """Read and check a manifest file. Raises ManifestError (unreadable, not TOML, unknown key, bad value)."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: str, source: str) -> Manifest:
+    """Check manifest text. ``source`` names it in errors; relative checkpoint paths start at its folder."""
+    try:
+        root = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ManifestError(f"{source}: not TOML: {error}") from None
+    known_keys(root, "", ("name", "seed", "model", "sampler", "guidance", "classes", "accept", "output", "gates"))
+    model = _model(get_table(root, "model"), Path(source).parent)
+    preset = find_model(model.preset)
+    sampler, output = get_table(root, "sampler"), get_table(root, "output")
+    known_keys(sampler, "sampler", ("method", "steps", "eta", "classifier_every", "precision", "batch"))
+    known_keys(output, "output", ("shard_size", "prefix"))
+    manifest = Manifest(
+        name=get_match(root, "name", "[a-z0-9-]+", _NAME),
+        seed=get_integer(root, "seed", 0, 2**63 - 1, 0),
+        model=model,
+        settings=_settings(sampler, preset),
+        precision=get_choice(sampler, "sampler.precision", ("exact", "fast"), "exact"),
+        batch=get_integer(sampler, "sampler.batch", 1, 65_536, 64),
+        terms=_terms(root.get("guidance", [])),
+        counts=_counts(get_table(root, "classes"), preset),
+        accept=_accept(get_table(root, "accept")) if "accept" in root else None,
+        shard_size=get_integer(output, "output.shard_size", 1, MAX_SHARD_SIZE, 500),
+        prefix=get_match(output, "output.prefix", "[a-z0-9-]+", _NAME, "rare"),
+        digest="",
+        text=text,
+        gates=parse_gates(get_table(root, "gates")),
+    )
+    if manifest.total > MAX_SHARDS * manifest.shard_size:
+        raise ManifestError(bad("classes", manifest.total, f"at most {MAX_SHARDS} shards of output.shard_size images"))
+    return dataclasses.replace(manifest, digest=_digest(manifest, get_table(root, "model")))
+
+
+def _model(table: Table, folder: Path) -> ModelSpec:
+    known_keys(table, "model", [field.name for field in dataclasses.fields(ModelSpec)])
+    return ModelSpec(
+        preset=get_text(table, "model.preset"),
+        checkpoint=get_path(table, "model.checkpoint", folder),
+        checkpoint_sha256=get_sha256(table, "model.checkpoint_sha256"),
+        classifier=get_path(table, "model.classifier", folder),
+        classifier_sha256=get_sha256(table, "model.classifier_sha256"),
+    )
+
+
+def _settings(table: Table, preset: ModelFolder) -> SamplerSettings:
+    method = get_text(table, "sampler.method", DEFAULT_METHOD)
+    steps = table.get("steps", 250 if method == "ancestral" else 50)
+    if isinstance(steps, bool) or not isinstance(steps, int | str):
+        raise ManifestError(bad("sampler.steps", steps, RESPACINGS))
+    if isinstance(steps, int) and method != "ancestral":
+        steps = f"logsnr{check_integer(steps, 'sampler.steps', 1, preset.diffusion_steps)}"
+    settings = SamplerSettings(
+        method=method,
+        steps=str(steps),
+        eta=get_number(table, "sampler.eta", 0.0, 1.0, 1.0 if method == "dpm-solver++" else 0.0),
+        classifier_every=get_integer(table, "sampler.classifier_every", 1, preset.diffusion_steps, 1),
+    )
+    settings.chain(preset)  # steps beyond the chain, an unknown method, eta where it has no place
+    return settings
+
+
+def _terms(tables: object) -> tuple[Term, ...]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ManifestError(bad("guidance", tables, "a list of tables: write [[guidance]] before each term"))
+    return tuple(parse_term(table, f"guidance[{index}]") for index, table in enumerate(tables))
+
+
+def _counts(table: Table, preset: ModelFolder) -> dict[int, int]:
+    """Images a class id from per_class, total or counts."""
+    known_keys(table, "classes", ("per_class", "total", "counts", "ids"))
+    ways = [key for key in ("per_class", "total", "counts") if key in table]
+    if len(ways) != 1:
+        raise ManifestError(bad("classes", ways, "exactly one of per_class, total, counts"))
+    if ways == ["counts"]:
+        wanted = get_table(table, "classes.counts")
+        if "ids" in table:
+            raise ManifestError(bad("classes.ids", table["ids"], "allowed beside classes.counts, which names its own"))
+        ids = [_class_id(key, "classes.counts", preset) for key in wanted]
+        numbers = [check_integer(value, f"classes.counts.{key}", 0, 10**12) for key, value in wanted.items()]
+    else:
+        chosen = table.get("ids", list(range(preset.classifier_classes)))
+        if not isinstance(chosen, list) or not chosen:
+            raise ManifestError(bad("classes.ids", chosen, "a list of class ids or names"))
+        ids = [_class_id(key, "classes.ids", preset) for key in chosen]
+        number = get_integer(table, f"classes.{ways[0]}", 0, 10**12)
+        share, rest = (number, 0) if ways == ["per_class"] else divmod(number, len(ids))
+        numbers = [share + (place < rest) for place in range(len(ids))]
+    if len(set(ids)) < len(ids):
+        twice = next(class_id for class_id in ids if ids.count(class_id) > 1)
+        raise ManifestError(bad("classes", twice, "named once"))
+    if not sum(numbers):
+        raise ManifestError(bad(f"classes.{ways[0]}", table[ways[0]], "at least one image in all"))
+    return {class_id: number for class_id, number in sorted(zip(ids, numbers, strict=True)) if number}
+
+
+def _class_id(key: object, field: str, preset: ModelFolder) -> int:
+    """A class by id (int or digits) or by one of the preset's names."""
+    if isinstance(key, str) and key in preset.class_names:
+        return preset.class_names.index(key)
+    number = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < preset.classifier_classes:
+        near = difflib.get_close_matches(str(key), preset.class_names, 1)
+        hint = f" (nearest: {near[0]})" if near else ""
+        allowed = f"a class of {preset.name}: 0 to {preset.classifier_classes - 1} or a class name{hint}"
+        raise ManifestError(bad(field, key, allowed))
+    return number
+
+
+def _accept(table: Table) -> Accept:
+    known_keys(table, "accept", [field.name for field in dataclasses.fields(Accept)])
+    on_class = table.get("on_class", False)
+    if not isinstance(on_class, bool):
+        raise ManifestError(bad("accept.on_class", on_class, "true or false"))
+    return Accept(
+        confidence=_bounds(get_table(table, "accept.confidence"), "accept.confidence", 1.0),
+        entropy=_bounds(get_table(table, "accept.entropy"), "accept.entropy", math.inf),
+        on_class=on_class,
+        max_candidates=get_integer(table, "accept.max_candidates", 1, 1_000_000, 8),
+        exhausted=get_choice(table, "accept.exhausted", ("error", "keep"), "error"),
+    )
+
+
+def _bounds(table: Table, field: str, highest: float) -> Bounds:
+    known_keys(table, field, ("min", "max"))
+    low = get_number(table, f"{field}.min", 0.0, highest, 0.0) if "min" in table else -math.inf
+    high = get_number(table, f"{field}.max", 0.0, highest, 0.0) if "max" in table else math.inf
+    if low > high:
+        raise ManifestError(bad(f"{field}.min", low, f"at most {field}.max = {high!r}"))
+    return Bounds(low, high)
+
+
+def _digest(manifest: Manifest, written: Table) -> str:
+    """sha256 over all fields but the text; a weights file stands by its hash if given, else by its path as written."""
+    model = manifest.model
+    content = _plain(manifest)
+    assert isinstance(content, dict)
+    content |= {"text": "", "format": 1}
+    del content["gates"]
+    content["model"] = [
+        model.preset,
+        model.checkpoint_sha256 or written.get("checkpoint", ""),
+        model.classifier_sha256 or written.get("classifier", ""),
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    """The value as JSON types; a dataclass takes its class along, so that two kinds of term never look alike."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        left_out = {f.name for f in dataclasses.fields(value) if f.metadata.get("later") and fields[f.name] is None}
+        kept = {name: _plain(item) for name, item in fields.items() if name not in left_out}
+        return {"": _class_name(type(value)), **kept}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _class_name(kind: type) -> str:
+    """A class's own name, of a plug-in's its import path."""
+    return kind.__name__ if kind.__module__.startswith("rarefy.") else import_path(kind)

@@ -1,0 +1,49 @@
+"""What an ADM network is built from, in the words of openai/guided-diffusion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of an ADM network, in the reference's vocabulary.
+
+    attention_resolutions are downsampling factors (image_size // resolution). num_head_channels of -1 means that
+    num_heads is used instead. num_classes of None means unconditional. pool is read by the classifier alone.
+    """
+
+    image_size: int
+    in_channels: int
+    model_channels: int
+    out_channels: int
+    num_res_blocks: int
+    attention_resolutions: tuple[int, ...]
+    channel_mult: tuple[float, ...]
+    dropout: float = 0.0
+    num_classes: int | None = None
+    num_heads: int = 1
+    num_head_channels: int = -1
+    num_heads_upsample: int = -1
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    conv_resample: bool = True
+    use_new_attention_order: bool = False
+    pool: str = "attention"
+
+    def __post_init__(self) -> None:
+        factor = 2 ** (len(self.channel_mult) - 1)
+        if self.image_size % factor:
+            raise ValueError(
+                f"image_size: {self.image_size} does not divide by {factor}, the downsampling of "
+                f"{len(self.channel_mult)} levels"
+            )
+        if self.pool not in POOLS:
+            raise ValueError(f"pool: {self.pool!r} is not one of {', '.join(POOLS)}")
+
+    @property
+    def learn_sigma(self) -> bool:
+        """Whether the network's output carries a variance beside eps."""
+        return self.out_channels == 2 * self.in_channels

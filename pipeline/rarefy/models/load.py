@@ -1,0 +1,66 @@
+"""Loading a model's networks from their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rarefy.errors import CheckpointError, bad
+from rarefy.fast.precision import set_precision, to_device
+from rarefy.models.adm import Classifier, UNet
+from rarefy.models.checkpoint import load_network
+from rarefy.models.folder import ModelFolder
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """Loaded networks, in eval mode, frozen, on one device."""
+
+    preset: ModelFolder
+    unet: UNet
+    classifier: Classifier
+    checkpoint_sha256: str
+    classifier_sha256: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return next(self.unet.parameters()).device
+
+
+def load_models(
+    preset: ModelFolder,
+    checkpoint: str | None,
+    classifier: str | None,
+    sha256s: tuple[str | None, str | None],
+    device: torch.device,
+    precision: str,
+) -> Models:
+    """Load a preset's two networks. Paths may be left out where the preset's weights are embedded.
+
+    precision: ``exact`` (float32) or ``fast`` (bfloat16 where the device multiplies it). Raises CheckpointError.
+    """
+    unet_path = _path(preset, "unet", checkpoint, "checkpoint")
+    classifier_path = _path(preset, "classifier", classifier, "classifier")
+    unet, unet_sha = load_network(lambda: set_precision(UNet(preset.unet), precision, device), unet_path, sha256s[0])
+    guide, guide_sha = load_network(
+        lambda: set_precision(Classifier(preset.classifier), precision, device), classifier_path, sha256s[1]
+    )
+    return Models(
+        preset=preset,
+        unet=to_device(unet, device),
+        classifier=to_device(guide, device),
+        checkpoint_sha256=unet_sha,
+        classifier_sha256=guide_sha,
+    )
+
+
+def _path(preset: ModelFolder, role: str, given: str | None, key: str) -> Path:
+    if given:
+        return Path(given)
+    if role not in preset.files:
+        allowed = f"the path of a file for {preset.name}, whose weights do not ship with rarefy"
+        raise CheckpointError(bad(f"model.{key}", given, allowed))
+    return preset.file(role)

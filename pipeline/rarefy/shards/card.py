@@ -1,0 +1,112 @@
+"""The data-set card: a README that people read and the Hugging Face hub parses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rarefy.shards.metadata import SCHEMA
+
+SIZE_CATEGORIES = (
+    (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CardInfo:
+    """What the card says. ``class_names`` may be empty; ``guidance``: term names; ``sampler``: one line."""
+
+    name: str
+    preset: str
+    image_size: int
+    channels: int
+    class_names: tuple[str, ...]
+    guidance: tuple[str, ...]
+    sampler: str
+    checkpoint_sha256: str
+    classifier_sha256: str
+
+
+def render_card(info: CardInfo, counts: Mapping[int, int], names: Sequence[str], digest: str) -> str:
+    """README.md of a sealed data set; ``counts``: samples by class id; ``names``: its shards."""
+    total = sum(counts.values())
+    sections = (_front_matter(info, total), _summary(info, total, len(names)), _usage(names))
+    provenance = (
+        f"## Provenance\n\nEvery image can be made again from `manifest.toml` and its key.\n\n"
+        f"- manifest digest `{digest}`\n- diffusion weights sha256 `{info.checkpoint_sha256}`\n"
+        f"- classifier weights sha256 `{info.classifier_sha256}`\n"
+    )
+    return "\n".join((*sections, _columns(), _classes(info, counts), provenance))
+
+
+def _front_matter(info: CardInfo, total: int) -> str:
+    size = next((label for bound, label in SIZE_CATEGORIES if total < bound), "10B<n<100B")
+    # JSON strings are YAML strings: a name with a colon or a quote stays one.
+    return f"""---
+pretty_name: {json.dumps(info.name)}
+task_categories:
+- image-classification
+tags:
+- synthetic
+- rare
+- webdataset
+- rarefy
+size_categories:
+- {json.dumps(size)}
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: shards/*.tar
+---
+"""
+
+
+def _summary(info: CardInfo, total: int, shards: int) -> str:
+    guidance = " + ".join(info.guidance) or "none"
+    colour = "grey" if info.channels == 1 else "colour"
+    return f"""# {info.name}
+
+{total:,} synthetic {colour} images of {info.image_size} x {info.image_size} pixels in {shards:,} WebDataset shards,
+drawn from a diffusion model by rarefy.
+
+| | |
+|---|---|
+| model | {info.preset} |
+| sampler | {info.sampler} |
+| guidance | {guidance} |
+"""
+
+
+def _usage(names: Sequence[str]) -> str:
+    prefix, _, first = names[0].rpartition("-")
+    pattern = f"shards/{prefix}-{{{first}..{names[-1].rpartition('-')[2]}}}.tar"
+    return f"""## Use
+
+```python
+import webdataset as wds
+dataset = wds.WebDataset("{pattern}", shardshuffle=False).decode("pil")
+for sample in dataset:
+    image, class_id, info = sample["png"], sample["cls"], sample["json"]
+```
+
+`index.json` is a wids index (random access); `metadata/*.parquet` holds one row a sample; `state/*.json` the hashes.
+"""
+
+
+def _columns() -> str:
+    lines = []
+    for field in SCHEMA:
+        unit = field.metadata.get(b"unit", b"").decode()
+        lines.append(f"| {field.name} | {field.type} | {field.metadata[b'description'].decode()} | {unit} |")
+    return "## Columns\n\n| column | type | meaning | unit |\n|---|---|---|---|\n" + "\n".join(lines) + "\n"
+
+
+def _classes(info: CardInfo, counts: Mapping[int, int]) -> str:
+    lines = []
+    for class_id in sorted(counts):
+        name = info.class_names[class_id] if class_id < len(info.class_names) else str(class_id)
+        lines.append(f"| {class_id} | {name.replace('|', '/')} | {counts[class_id]:,} |")
+    return "## Classes\n\n| id | class | images |\n|---|---|---|\n" + "\n".join(lines) + "\n"

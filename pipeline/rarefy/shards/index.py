@@ -1,0 +1,177 @@
+"""From committed shards to a data set: claim the output, find what is done, verify, seal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rarefy.errors import OutputError, ShardError, bad
+from rarefy.shards.card import CardInfo, render_card
+from rarefy.shards.marker import Marker, marker_path, read_marker
+from rarefy.shards.metadata import SCHEMA, parquet_path, tar_path
+from rarefy.shards.store import Store
+from rarefy.shards.verify import NOT_COMMITTED, THREADS, verify, verify_shard
+
+__all__ = ["CardInfo", "Sealed", "claim_output", "committed", "is_sealed", "seal", "verify", "verify_shard"]
+
+RUN_FILE = "state/run.json"
+SUCCESS = "_SUCCESS"
+NAMES_SHOWN = 8
+# The root of a mounted volume holds this one from birth.
+IGNORED_IN_ROOT = frozenset({"lost+found"})
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """shards and samples: how many; size_bytes: of all tars; counts: samples by class id."""
+
+    shards: int
+    samples: int
+    size_bytes: int
+    counts: Mapping[int, int]
+
+
+def claim_output(store: Store, manifest_text: str, digest: str) -> None:
+    """Make the output this run's, or find that it is already.
+
+    Raises OutputError where another manifest's run is there, the folder holds other files or it cannot be written.
+    """
+    if not store.exists(RUN_FILE):
+        foreign = [name for name in store.list() if name not in IGNORED_IN_ROOT]
+        if foreign == ["state"]:
+            foreign = store.list("state")
+        if foreign:
+            raise OutputError(bad("out", store.root, f"an empty place or a rarefy run (it holds {_shown(foreign)})"))
+        store.write_bytes(RUN_FILE, json.dumps({"manifest_digest": digest}).encode() + b"\n")
+    if (other := _run_digest(store)) != digest:
+        raise OutputError(bad("out", store.root, f"of this manifest, {digest} (it holds the run of {other})"))
+    if not store.exists("manifest.toml"):
+        store.write_bytes("manifest.toml", manifest_text.encode())
+
+
+def committed(store: Store, plan_names: Iterable[str], digest: str) -> dict[str, Marker]:
+    """Markers of this manifest that are there, by shard name in plan order; damaged and other runs' ones left out."""
+    present = set(store.list("state"))
+    names = [name for name in plan_names if f"{name}.json" in present]
+    with ThreadPoolExecutor(THREADS) as pool:
+        markers = pool.map(lambda name: _marker_or_none(store, name), names)
+        return {
+            name: marker
+            for name, marker in zip(names, markers, strict=True)
+            if marker is not None and marker.manifest_digest == digest
+        }
+
+
+def is_sealed(store: Store) -> bool:
+    return store.exists(SUCCESS)
+
+
+def seal(
+    store: Store, manifest_text: str, digest: str, names: Sequence[str], counts: Mapping[int, int], card: CardInfo
+) -> Sealed:
+    """Verify every shard and write index, listing, card and, last, ``_SUCCESS``.
+
+    names: all shards of the plan; counts: the plan's samples by class id. A damaged shard loses its marker, so the
+    next generate makes it again. Raises ShardError naming missing and damaged shards, or counts that differ.
+    """
+    if not store.exists(RUN_FILE):
+        raise OutputError(bad("out", store.root, "a rarefy run"))
+    claim_output(store, manifest_text, digest)
+    try:
+        markers = _whole_shards(store, digest, names)
+        made = _checked_counts(markers.values(), counts)
+    except ShardError:
+        store.delete(SUCCESS)
+        raise
+    _write_json(store, "index.json", _wids_index(card.name, markers))
+    _write_json(store, "metadata/_index.json", _metadata_listing(markers, made))
+    store.write_bytes("README.md", render_card(card, made, names, digest).encode())
+    for folder in ("", "state", "shards", "metadata"):
+        store.sweep(folder)
+    sealed = Sealed(len(markers), sum(made.values()), sum(marker.tar_bytes for marker in markers.values()), made)
+    _write_json(store, SUCCESS, {"manifest_digest": digest, "shards": sealed.shards, "samples": sealed.samples})
+    return sealed
+
+
+def _run_digest(store: Store) -> str:
+    try:
+        return str(json.loads(store.read_bytes(RUN_FILE))["manifest_digest"])
+    except (ValueError, KeyError, TypeError) as cause:
+        raise OutputError(bad("out", f"{store.root}/{RUN_FILE}", "a rarefy run's own file")) from cause
+
+
+def _marker_or_none(store: Store, name: str) -> Marker | None:
+    try:
+        return read_marker(store, name)
+    except ShardError:
+        return None
+
+
+def _whole_shards(store: Store, digest: str, names: Sequence[str]) -> dict[str, Marker]:
+    if problems := verify(store, names, digest):
+        raise ShardError(_take_back(store, problems))
+    planned = {f"{name}.tar" for name in names}
+    if strangers := [name for name in store.list("shards") if name not in planned]:
+        raise ShardError(f"shards: {_shown(strangers)} is not of this plan; move it elsewhere")
+    return committed(store, names, digest)
+
+
+def _take_back(store: Store, problems: Mapping[str, Sequence[str]]) -> str:
+    """Delete the damaged shards' markers; the line that names missing and damaged shards."""
+    missing = [name for name, found in problems.items() if NOT_COMMITTED in found]
+    damaged = [f"{name} ({found[0]})" for name, found in problems.items() if NOT_COMMITTED not in found]
+    for name in problems:
+        store.delete(marker_path(name))
+    parts = [f"{len(missing)} missing: {_shown(missing)}"] if missing else []
+    if damaged:
+        parts.append(f"{len(damaged)} damaged, their markers removed: {_shown(damaged)}")
+    return f"shards: {'; '.join(parts)}; run generate again"
+
+
+def _checked_counts(markers: Iterable[Marker], planned: Mapping[int, int]) -> dict[int, int]:
+    total: Counter[int] = Counter()
+    for marker in markers:
+        total.update({int(class_id): number for class_id, number in marker.counts.items()})
+    if total != Counter(planned):
+        raise ShardError(f"counts: {dict(total)} images by class is not what the plan says, {dict(planned)}")
+    return dict(sorted(total.items()))
+
+
+def _wids_index(name: str, markers: Mapping[str, Marker]) -> dict[str, object]:
+    shards = [
+        {"url": tar_path(name), "md5sum": marker.tar_md5, "nsamples": marker.rows, "filesize": marker.tar_bytes}
+        for name, marker in markers.items()
+    ]
+    return {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": shards}
+
+
+def _metadata_listing(markers: Mapping[str, Marker], counts: Mapping[int, int]) -> dict[str, object]:
+    columns = [{"name": field.name, "type": str(field.type), **_text(field.metadata)} for field in SCHEMA]
+    shards = [
+        {
+            "name": name,
+            "parquet": parquet_path(name),
+            "tar": tar_path(name),
+            "rows": marker.rows,
+            "counts": marker.counts,
+        }
+        for name, marker in markers.items()
+    ]
+    total = sum(counts.values())
+    return {"columns": columns, "total": total, "counts": {str(key): n for key, n in counts.items()}, "shards": shards}
+
+
+def _text(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def _write_json(store: Store, rel: str, table: Mapping[str, object]) -> None:
+    store.write_bytes(rel, json.dumps(table, indent=1).encode() + b"\n")
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
