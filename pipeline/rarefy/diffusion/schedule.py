@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, repeat
 
 import torch
 from torch import Tensor
@@ -131,7 +132,8 @@ def kept_timesteps(alphas_cumprod: Tensor, respacing: str) -> list[int]:
                 bad("steps", respacing, f"within the chain: section {index + 1} has {size} of {num_timesteps} steps")
             )
         stride = 1.0 if count == 1 else (size - 1) / (count - 1)
-        steps += [start + round(stride * k) for k in range(count)]
+        # The reference accumulates the stride; multiplying it would round differently for 278 of 1,000 counts.
+        steps += [start + round(place) for place in accumulate(repeat(stride, count - 1), initial=0.0)]
         start += size
     return steps
 
