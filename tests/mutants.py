@@ -1,6 +1,7 @@
 """Tests a fixed random sample of mutants with mutmut: ``make mutants`` (docs/MUTANTS.md).
 
-mutmut works on copies in ``out/mutants``. A second call resumes the first; delete the folder to start over.
+mutmut works on copies in ``out/mutants``. A second call resumes the first one and tests survivors again. If the package
+has changed since, everything starts over.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 REPO = Path(__file__).parents[1]
 WORK = REPO / "out" / "mutants"
 SEED = 22
+SURVIVED = (0, 33)  # exit codes: all tests passed; no test calls the function
 LINKS = {"src": "pipeline"} | {
     name: name for name in ("benchmarks", "docs", "examples", "manifests", "pyproject.toml", "tests")
 }
@@ -63,17 +66,22 @@ def results() -> dict[str, int | None]:
 
 
 def main(count: int) -> None:
+    newest = max(file.stat().st_mtime for file in (REPO / "pipeline").rglob("*.py"))
+    config = WORK / "setup.cfg"
+    if config.exists() and config.stat().st_mtime < newest:
+        shutil.rmtree(WORK)
     WORK.mkdir(parents=True, exist_ok=True)
-    (WORK / "setup.cfg").write_text(CONFIG)
+    if not config.exists():
+        config.write_text(CONFIG)
     for link, target in LINKS.items():
         if not (WORK / link).exists():
             (WORK / link).symlink_to(REPO / target)
     if not results():
         mutmut("rarefy.plan.x_shard_name__mutmut_1")
     sample = random.Random(SEED).sample(sorted(results()), count)
-    if left := [name for name in sample if results()[name] is None]:
+    if left := [name for name in sample if results()[name] in (None, *SURVIVED)]:
         mutmut(*left)
-    survivors = [name for name in sample if results()[name] in (0, 33)]  # 33: no test calls the function
+    survivors = [name for name in sample if results()[name] in SURVIVED]
     print(f"{count - len(survivors)} of {count} mutants killed; {len(survivors)} survived:", *survivors, sep="\n")
 
 
