@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from rarefy.models.config import NetworkConfig
 
 GOLDEN = Path(__file__).parent / "golden"
-NO_SHAPE = {"dims", "use_checkpoint", "use_fp16"}  # the reference's options that change no number in float32
+IGNORED = {"dims", "use_checkpoint", "use_fp16"}  # options of the reference that change no number in float32
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -33,7 +33,7 @@ def files(kind: str) -> list[Path]:
 
 
 def config(values: dict[str, Any]) -> NetworkConfig:
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in NO_SHAPE}
+    known = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in IGNORED}
     return NetworkConfig(**known)
 
 

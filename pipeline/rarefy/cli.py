@@ -21,20 +21,21 @@ Handler = Callable[[argparse.Namespace], int]
 
 
 class UsageError(RarefyError):
-    """Arguments that the command line does not have."""
+    """Arguments that the command line does not accept."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument errors in one line, as all errors are."""
+    """Reports argument errors in one line, like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0, 2 for a user's error (one line on stderr), 1 for problems found, 130 for Ctrl-C.
+    """Run a command and return its exit code.
 
-    run and audit: 3 where a gate failed, 5 where the audit had to leave something out.
+    0: success; 1: verify found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the audit is
+    incomplete; 130: Ctrl-C.
     """
     try:
         arguments = make_parser().parse_args(argv)
@@ -44,33 +45,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("rarefy: interrupted; what is finished is kept, run the same command to resume", file=sys.stderr)
+        print("rarefy: interrupted; finished work is kept, run the same command to resume", file=sys.stderr)
         return INTERRUPTED
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All commands; each sets ``handler``."""
+    """The parser of all commands; each command sets ``handler``."""
     parser = _Parser(prog="rarefy", description="Audited data sets of rare images from a diffusion model.")
     parser.add_argument("--version", action="version", version=f"rarefy {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = _command(commands, "run", _run, "generate, seal, audit and report")
     _add_generate_arguments(command)
-    command = _command(commands, "plan", _plan, "what a manifest would make: classes, shards, bytes, time")
+    command = _command(commands, "plan", _plan, "show what a manifest would produce: classes, shards, size, time")
     command.add_argument("manifest", metavar="MANIFEST")
-    command = _command(commands, "generate", _generate, "make and commit every shard that is not there yet")
+    command = _command(commands, "generate", _generate, "generate every shard that is not committed yet")
     _add_generate_arguments(command)
     command = _command(commands, "seal", _seal, "verify all shards and write index, card and _SUCCESS")
     command.add_argument("out", metavar="OUT")
-    command = _command(
-        commands, "verify", _verify, "hash every shard again; exit code 1 where one is missing or damaged"
-    )
+    command = _command(commands, "verify", _verify, "check all hashes; exit with 1 if a shard is missing or damaged")
     command.add_argument("out", metavar="OUT")
     _add_audit(commands)
-    command = _command(commands, "report", _report, "write audit/report.html from what audit found")
+    command = _command(commands, "report", _report, "write audit/report.html from the audit's results")
     command.add_argument("out", metavar="OUT")
-    command = _command(commands, "compare", _compare, "set audits beside each other, on equal footing")
-    command.add_argument("runs", metavar="OUT", nargs="+", help="audited runs; the others are held against the first")
+    command = _command(commands, "compare", _compare, "compare audited runs under equal conditions")
+    command.add_argument("runs", metavar="OUT", nargs="+", help="audited runs; each is compared with the first")
     command.add_argument("--page", default="compare.html", help="the page to write (default compare.html)")
     _add_train(commands)
     _add_bench(commands)
@@ -88,37 +87,41 @@ def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.
 def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("manifest", metavar="MANIFEST")
     command.add_argument("--out", required=True, help="local folder or fsspec URL (s3://, gs://)")
-    group = command.add_argument_group("resources (none of them changes an image)")
-    group.add_argument("--actors", type=int, help="processes that sample (default: as many as fit)")
-    group.add_argument("--gpus-per-actor", type=float, default=0.0, help="fractions allowed (default 0: CPU)")
-    group.add_argument("--cpus-per-actor", type=int, help="default: the cores shared out among the actors")
+    group = command.add_argument_group("resources (they never change an image)")
+    group.add_argument("--actors", type=int, help="number of sampling processes (default: as many as fit)")
+    group.add_argument("--gpus-per-actor", type=float, default=0.0, help="may be a fraction (default 0: CPU)")
+    group.add_argument("--cpus-per-actor", type=int, help="default: all cores divided among the actors")
     group.add_argument("--ray-address", help="a Ray cluster, e.g. auto (default: an embedded local Ray)")
-    group.add_argument("--shard-timeout", type=float, default=6 * 3600.0, help="seconds a shard (default 6 hours)")
-    group.add_argument("--max-attempts", type=int, default=3, help="tries a shard (default 3)")
+    group.add_argument("--shard-timeout", type=float, default=6 * 3600.0, help="seconds per shard (default 6 hours)")
+    group.add_argument("--max-attempts", type=int, default=3, help="attempts per shard (default 3)")
     _add_compile(group)
 
 
 def _add_compile(group: Any) -> None:
-    text = "kernels: our own, on GPUs as recorded graphs (auto, default), torch's alone (off), torch.compile's (full)"
-    # The literal saves --help an import; rarefy.fast.precision has the same.
+    text = "kernels: rarefy's own and recorded CUDA graphs (auto, default), plain PyTorch (off), torch.compile (full)"
+    # The same as rarefy.execution.COMPILES, whose import would slow down --help.
     group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
 
 
 def _add_audit(commands: Any) -> None:
     command = _command(commands, "audit", _audit, "measure a run against real images")
     command.add_argument("out", metavar="OUT")
-    command.add_argument("--reference", help="folder of real images (default: the preset's embedded ones)")
+    command.add_argument("--reference", help="folder of real images (default: those that ship with the model)")
     command.add_argument(
         "--extractor", default="efficientnet-lite0", help="efficientnet-lite0, inception-v3, vgg16, dinov2-*, clip-*"
     )
     command.add_argument(
-        "--extractor-weights", "--inception-weights", help="its weights file (default: as torch-fidelity downloads it)"
+        "--extractor-weights",
+        "--inception-weights",
+        help="the extractor's weights (default: torch-fidelity downloads them)",
     )
-    command.add_argument("--tail", default="avgknn", help="avgknn, confidence or a file with a real image's key a line")
-    command.add_argument("--limit", type=int, default=10_000, help="images measured at most (default 10,000)")
-    command.add_argument("--gates", help="TOML file whose [gates] stand in for those of the run's manifest")
-    command.add_argument("--ray-address", help="a Ray cluster for the features (default: this process)")
-    command.add_argument("--device", default="cpu", help="of features and distances: cpu (default), cuda, cuda:1")
+    command.add_argument(
+        "--tail", default="avgknn", help="avgknn, confidence or a file of real-image keys, one per line"
+    )
+    command.add_argument("--limit", type=int, default=10_000, help="measure at most this many images (default 10,000)")
+    command.add_argument("--gates", help="TOML file whose [gates] replace those of the run's manifest")
+    command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
+    command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda, cuda:1")
 
 
 def _add_train(commands: Any) -> None:
@@ -138,14 +141,12 @@ def _add_train(commands: Any) -> None:
 def _add_bench(commands: Any) -> None:
     command = _command(commands, "bench", _bench, "measure a model's guided step on this machine")
     command.add_argument("manifest", metavar="MANIFEST", nargs="?", help="default: the embedded model, plain guidance")
-    command.add_argument("--preset", help="a model by name in place of a manifest (see rarefy models)")
+    command.add_argument("--preset", help="name of a model, instead of a manifest (see rarefy models)")
     command.add_argument("--precision", choices=("exact", "fast"), help="default: the manifest's")
-    command.add_argument("--batch", help="sizes such as 8,16, or auto (default: the manifest's, without one auto)")
-    command.add_argument("--growth", action="store_true", help="also twice the image size, with random weights")
-    command.add_argument("--actors", help="also so many processes side by side, such as 1,2,4")
-    command.add_argument(
-        "--threads", type=int, default=1, help="torch's, on the CPU (default 1, as an actor's batch has)"
-    )
+    command.add_argument("--batch", help="sizes such as 8,16, or auto (default: the manifest's, else auto)")
+    command.add_argument("--growth", action="store_true", help="also measure twice the image size, with random weights")
+    command.add_argument("--actors", help="also time N parallel processes, such as 1,2,4")
+    command.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1, as in an actor)")
     command.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     _add_compile(command)
 
@@ -212,8 +213,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from rarefy.stages import verify_run
 
     problems = verify_run(Store(arguments.out))
-    lines = [f"{name}: {problem}" for name, found in problems.items() for problem in found]
-    _print(arguments, {"problems": problems}, "\n".join(lines) or "every shard is there and whole")
+    lines = [f"{name}: {line}" for name, lines in problems.items() for line in lines]
+    _print(arguments, {"problems": problems}, "\n".join(lines) or "all shards are complete and undamaged")
     return PROBLEMS if problems else OK
 
 
@@ -276,7 +277,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     a = arguments
     result = run_training(a.kind, a.recipe, a.out, a.device, a.threads, a.ect)
-    if not result:  # of torchrun's processes the first one speaks
+    if not result:  # under torchrun only rank 0 prints
         return OK
     return _print(arguments, result, f"weights: {arguments.out.rstrip('/')}/weights.safetensors")
 

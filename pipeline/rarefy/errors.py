@@ -1,22 +1,22 @@
-"""The errors a user can cause. The command line prints one line for them and exits with code 2."""
+"""Errors that a user can cause. The command line prints them in one line and exits with code 2."""
 
 from __future__ import annotations
 
 
 class RarefyError(ValueError):
-    """Base of the errors that name a field, its value and what is allowed."""
+    """Base class. The message names a field, its value and what is allowed."""
 
 
 class ManifestError(RarefyError):
-    """A manifest or recipe that cannot be carried out."""
+    """An invalid manifest or recipe."""
 
 
 class CheckpointError(RarefyError):
-    """A weights file that is missing, unreadable, of another shape or of another hash."""
+    """A weights file that is missing, unreadable, or has the wrong shapes or hash."""
 
 
 class ShardError(RarefyError):
-    """A shard, its metadata or its marker that is missing, damaged or does not belong to the run."""
+    """A shard, its metadata or its marker is missing, damaged or belongs to another run."""
 
 
 class DataError(RarefyError):
@@ -24,13 +24,13 @@ class DataError(RarefyError):
 
 
 class OutputError(RarefyError):
-    """A place that cannot be read, written or holds something else."""
+    """An output place that cannot be read or written, or that contains something else."""
 
 
 class DeviceError(RarefyError):
-    """A device or resource that this machine or cluster does not have."""
+    """A device or resource that this machine or cluster lacks."""
 
 
 def bad(field: str, value: object, allowed: str) -> str:
-    """The one-line form of every such error: field, value, what is allowed."""
+    """The one-line message of these errors: field, value, what is allowed."""
     return f"{field}: {value!r} is not {allowed}"

@@ -1,4 +1,4 @@
-"""Typed reading of TOML tables: each takes a table and a dotted field, and raises ManifestError in one line."""
+"""Typed reading of TOML tables. Each function takes a table and a dotted field name, and may raise ManifestError."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Table = Mapping[str, object]
 
 
 def known_keys(table: Table, field: str, allowed: Collection[str]) -> None:
-    """Refuse keys that are not allowed, naming the nearest one that is."""
+    """Raise ManifestError for a key that is not allowed; the message suggests the closest allowed one."""
     for key in table:
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, 1, 0.5)
@@ -27,7 +27,7 @@ def _leaf(field: str) -> str:
 
 
 def get_table(parent: Table, field: str) -> Table:
-    """A sub-table; an empty one where it is absent."""
+    """A sub-table; empty if absent."""
     value = parent.get(_leaf(field), {})
     if not isinstance(value, dict):
         raise ManifestError(bad(field, value, "a table"))
@@ -35,15 +35,15 @@ def get_table(parent: Table, field: str) -> Table:
 
 
 def get_text(table: Table, field: str, default: str | None = None) -> str:
-    """A text that is not empty."""
+    """A non-empty string."""
     value = table.get(_leaf(field), default)
     if not isinstance(value, str) or not value:
-        raise ManifestError(bad(field, value, "a text"))
+        raise ManifestError(bad(field, value, "a non-empty string"))
     return value
 
 
 def get_match(table: Table, field: str, pattern: str, allowed: str, default: str | None = None) -> str:
-    """A text that the pattern matches whole."""
+    """A string that matches the whole pattern."""
     value = table.get(_leaf(field), default)
     if not isinstance(value, str) or not re.fullmatch(pattern, value):
         raise ManifestError(bad(field, value, allowed))
@@ -59,19 +59,19 @@ def get_choice(table: Table, field: str, choices: tuple[str, ...], default: str)
 
 
 def get_integer(table: Table, field: str, low: int, high: int, default: int | None = None) -> int:
-    """An integer within low and high, both included."""
+    """An integer from low to high, both included."""
     return check_integer(table.get(_leaf(field), default), field, low, high)
 
 
 def check_integer(value: object, field: str, low: int, high: int) -> int:
-    """The value, where it is an integer within low and high, both included."""
+    """Return the value if it is an integer from low to high, both included."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ManifestError(bad(field, value, f"an integer from {low} to {high}"))
     return value
 
 
 def get_number(table: Table, field: str, low: float, high: float, default: float) -> float:
-    """A finite number within low and high, both included, as a float."""
+    """A number from low to high, both included, as a float."""
     value = table.get(_leaf(field), default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ManifestError(bad(field, value, f"a number from {low:g} to {high:g}"))
@@ -79,7 +79,7 @@ def get_number(table: Table, field: str, low: float, high: float, default: float
 
 
 def get_path(table: Table, field: str, folder: Path) -> str | None:
-    """A local path made absolute from ``folder``; None where it is absent or empty."""
+    """A local path, relative to ``folder``, made absolute; None if absent or empty."""
     if not table.get(_leaf(field)):
         return None
     value = get_text(table, field)
@@ -87,7 +87,7 @@ def get_path(table: Table, field: str, folder: Path) -> str | None:
 
 
 def get_sha256(table: Table, field: str) -> str | None:
-    """A sha256 in hex; None where it is absent or empty."""
+    """A sha256 in hex; None if absent or empty."""
     if not table.get(_leaf(field)):
         return None
-    return get_match(table, field, "[0-9a-f]{64}", "a sha256 of 64 lower-case hex digits")
+    return get_match(table, field, "[0-9a-f]{64}", "a sha256: 64 lower-case hex digits")

@@ -1,4 +1,4 @@
-"""Labelled images for training and reference: IDX files, class folders or WebDataset shards, as one uint8 array."""
+"""Labelled images for training and as reference, read from IDX files, class folders or WebDataset shards."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """images: (N, C, H, W) uint8; labels: (N,) int64; class_names: one name a class id.
+    """images: (N, C, H, W) uint8; labels: (N,) int64; class_names: one per class id.
 
-    keys: what each image is called: its file within the folder, or its key within the shards; empty where images have
-    no names.
+    keys: one name per image: its file within the folder or its key within the shards; empty if images have no names.
     """
 
     images: NDArray[np.uint8]
@@ -36,7 +35,7 @@ class LabelledImages:
         return len(self.images)
 
     def sha256(self) -> str:
-        """Hash of pixels and labels, in order."""
+        """Hash of all pixels and labels, in order."""
         digest = hashlib.sha256(self.images.tobytes())
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
@@ -45,9 +44,9 @@ class LabelledImages:
 def load_images(source: str | Path, size: int, channels: int, split: str = "train") -> LabelledImages:
     """Read a data set of ``size`` x ``size`` images with ``channels`` channels (1 or 3).
 
-    source: a folder of IDX files (``train-*``, ``t10k-*``; split is train or test), a folder of one folder a class, or
-    a folder or brace pattern of WebDataset ``.tar`` shards with an image and a ``.cls`` a key. Images of another size
-    are centre-cropped and resized. Raises DataError, naming path and cause.
+    source: a folder of IDX files (``train-*``, ``t10k-*``; split is train or test), a folder with one subfolder per
+    class, or a folder of WebDataset ``.tar`` shards with an image and a ``.cls`` per key. Images of another size are
+    centre-cropped and resized. Raises DataError, which names path and cause.
     """
     path = Path(source)
     if not path.is_dir():
@@ -71,11 +70,11 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             raise ValueError("not unsigned bytes")
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
     except (OSError, EOFError, ValueError, struct.error) as error:
-        raise DataError(f"data: {path} is no readable IDX file of unsigned bytes ({error})") from error
+        raise DataError(f"data: {path} is not a readable IDX file of unsigned bytes ({error})") from error
 
 
 def decode_image(file: IO[bytes] | Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """Decode an image to (channels, size, size) uint8, centre-cropped to a square and resized where it differs."""
+    """Decode an image to (channels, size, size) uint8; another size is centre-cropped to a square and resized."""
     with Image.open(file) as opened:
         image = opened.convert("L" if channels == 1 else "RGB")
         if image.size != (size, size):
@@ -93,8 +92,8 @@ def _load_idx(images_file: Path, size: int, channels: int) -> LabelledImages:
     images, labels = read_idx(images_file)[:, None], read_idx(labels_file).astype(np.int64)
     if images.shape[1:] != (channels, size, size) or len(images) != len(labels):
         raise DataError(
-            f"data: {images_file} holds {len(images)} images of {images.shape[1:]} and {len(labels)} labels, "
-            f"wanted one label an image of {(channels, size, size)}"
+            f"data: {images_file} has {len(images)} images of {images.shape[1:]} and {len(labels)} labels; "
+            f"expected images of {(channels, size, size)} with one label each"
         )
     return LabelledImages(images, labels, tuple(str(k) for k in range(int(labels.max()) + 1)))
 
@@ -109,7 +108,7 @@ def _load_folders(path: Path, size: int, channels: int) -> LabelledImages:
         try:
             images[row] = decode_image(file, size, channels)
         except OSError as error:
-            raise DataError(f"data: {file} is no readable image ({error})") from error
+            raise DataError(f"data: {file} is not a readable image ({error})") from error
     keys = tuple(file.relative_to(path).as_posix() for file, _ in files)
     return LabelledImages(images, np.array([k for _, k in files]), tuple(d.name for d in folders), keys)
 
@@ -120,7 +119,7 @@ def _load_shards(tars: list[Path], size: int, channels: int) -> LabelledImages:
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     keys: list[str] = []
-    # No node splitter: under torchrun every process reads all, and takes its share of each batch.
+    # No node splitter: under torchrun every process reads all images and takes its part of each batch.
     options = {"shardshuffle": False, "handler": wds.reraise_exception, "nodesplitter": None}
     for sample in wds.WebDataset([str(t) for t in tars], **options):
         suffix = next((s for s in IMAGE_SUFFIXES if s[1:] in sample), None)

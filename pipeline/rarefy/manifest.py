@@ -1,4 +1,4 @@
-"""The manifest: one typed TOML file that holds everything that changes an image, and only that."""
+"""The manifest: a TOML file with everything that changes an image, and nothing else, read into typed dataclasses."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from rarefy.guidance.base import Term, import_path
 from rarefy.guidance.registry import parse_term
 from rarefy.models.folder import ModelFolder, find_model
 
-MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's place in its shard
+MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard
-DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 as good as 250 ancestral steps (docs/PERFORMANCE.md)
+DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 it matches 250 ancestral steps (docs/PERFORMANCE.md)
 _NAME = "lower-case letters, digits and hyphens"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which networks: a preset and, where it is not embedded, its two files, as absolute paths."""
+    """Which networks: a model by name and, if its weights do not ship, absolute paths of its two files."""
 
     preset: str
     checkpoint: str | None = None
@@ -52,7 +52,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Bounds:
-    """A closed interval that a score must lie in."""
+    """A closed interval for a score."""
 
     min: float = -math.inf
     max: float = math.inf
@@ -63,7 +63,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Accept:
-    """The filter after scoring. confidence: p(y) at t = 0; entropy: nats; exhausted: "error" or "keep"."""
+    """The filter after scoring. confidence: p(y) at t = 0; entropy: in nats; exhausted: "error" or "keep"."""
 
     confidence: Bounds = Bounds()
     entropy: Bounds = Bounds()
@@ -74,10 +74,10 @@ class Accept:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest. counts: images wanted a class id, ascending ids, zero counts left out.
+    """A validated manifest.
 
-    digest: sha256 over everything that changes an image or a file, which the gates do not; text: the TOML source,
-    verbatim.
+    counts: images per class id, in ascending order, without zero counts; digest: sha256 of everything that changes an
+    image or a file (gates do not); text: the TOML source, verbatim.
     """
 
     name: str
@@ -101,12 +101,12 @@ class Manifest:
 
     @property
     def total(self) -> int:
-        """Images in the whole run."""
+        """Number of images in the run."""
         return sum(self.counts.values())
 
 
 def load_manifest(path: str | Path) -> Manifest:
-    """Read and check a manifest file. Raises ManifestError (unreadable, not TOML, unknown key, bad value)."""
+    """Read and validate a manifest file. Raises ManifestError (unreadable, not TOML, unknown key, bad value)."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -116,7 +116,7 @@ def load_manifest(path: str | Path) -> Manifest:
 
 
 def parse_manifest(text: str, source: str) -> Manifest:
-    """Check manifest text. ``source`` names it in errors; relative checkpoint paths start at its folder."""
+    """Validate manifest text. source: its path, for error messages; relative checkpoint paths start at its folder."""
     try:
         root = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -172,7 +172,7 @@ def _settings(table: Table, preset: ModelFolder) -> SamplerSettings:
         eta=get_number(table, "sampler.eta", 0.0, 1.0, 1.0 if method == "dpm-solver++" else 0.0),
         classifier_every=get_integer(table, "sampler.classifier_every", 1, preset.diffusion_steps, 1),
     )
-    settings.chain(preset)  # steps beyond the chain, an unknown method, eta where it has no place
+    settings.chain(preset)  # raises for too many steps, an unknown method or an eta that the method does not take
     return settings
 
 
@@ -183,35 +183,35 @@ def _terms(tables: object) -> tuple[Term, ...]:
 
 
 def _counts(table: Table, preset: ModelFolder) -> dict[int, int]:
-    """Images a class id from per_class, total or counts."""
+    """Images per class id, from per_class, total or counts."""
     known_keys(table, "classes", ("per_class", "total", "counts", "ids"))
     ways = [key for key in ("per_class", "total", "counts") if key in table]
     if len(ways) != 1:
         raise ManifestError(bad("classes", ways, "exactly one of per_class, total, counts"))
     if ways == ["counts"]:
-        wanted = get_table(table, "classes.counts")
+        counts = get_table(table, "classes.counts")
         if "ids" in table:
-            raise ManifestError(bad("classes.ids", table["ids"], "allowed beside classes.counts, which names its own"))
-        ids = [_class_id(key, "classes.counts", preset) for key in wanted]
-        numbers = [check_integer(value, f"classes.counts.{key}", 0, 10**12) for key, value in wanted.items()]
+            raise ManifestError(bad("classes.ids", table["ids"], "allowed with classes.counts, which has the ids"))
+        ids = [_class_id(key, "classes.counts", preset) for key in counts]
+        numbers = [check_integer(value, f"classes.counts.{key}", 0, 10**12) for key, value in counts.items()]
     else:
         chosen = table.get("ids", list(range(preset.classifier_classes)))
         if not isinstance(chosen, list) or not chosen:
             raise ManifestError(bad("classes.ids", chosen, "a list of class ids or names"))
         ids = [_class_id(key, "classes.ids", preset) for key in chosen]
         number = get_integer(table, f"classes.{ways[0]}", 0, 10**12)
-        share, rest = (number, 0) if ways == ["per_class"] else divmod(number, len(ids))
-        numbers = [share + (place < rest) for place in range(len(ids))]
+        each, rest = (number, 0) if ways == ["per_class"] else divmod(number, len(ids))
+        numbers = [each + (place < rest) for place in range(len(ids))]
     if len(set(ids)) < len(ids):
-        twice = next(class_id for class_id in ids if ids.count(class_id) > 1)
-        raise ManifestError(bad("classes", twice, "named once"))
+        repeated = next(class_id for class_id in ids if ids.count(class_id) > 1)
+        raise ManifestError(bad("classes", repeated, "named once: each class may appear only once"))
     if not sum(numbers):
-        raise ManifestError(bad(f"classes.{ways[0]}", table[ways[0]], "at least one image in all"))
+        raise ManifestError(bad(f"classes.{ways[0]}", table[ways[0]], "at least one image in total"))
     return {class_id: number for class_id, number in sorted(zip(ids, numbers, strict=True)) if number}
 
 
 def _class_id(key: object, field: str, preset: ModelFolder) -> int:
-    """A class by id (int or digits) or by one of the preset's names."""
+    """The id of a class, given as an integer, as digits or by one of the model's class names."""
     if isinstance(key, str) and key in preset.class_names:
         return preset.class_names.index(key)
     number = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
@@ -247,7 +247,7 @@ def _bounds(table: Table, field: str, highest: float) -> Bounds:
 
 
 def _digest(manifest: Manifest, written: Table) -> str:
-    """sha256 over all fields but the text; a weights file stands by its hash if given, else by its path as written."""
+    """sha256 of all fields but text and gates. Weights count by their hash if given, else by their path as written."""
     model = manifest.model
     content = _plain(manifest)
     assert isinstance(content, dict)
@@ -262,11 +262,11 @@ def _digest(manifest: Manifest, written: Table) -> str:
 
 
 def _plain(value: object) -> object:
-    """The value as JSON types; a dataclass takes its class along, so that two kinds of term never look alike."""
+    """The value as JSON types. A dataclass includes its class name, so that two kinds of term never look alike."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        left_out = {f.name for f in dataclasses.fields(value) if f.metadata.get("later") and fields[f.name] is None}
-        kept = {name: _plain(item) for name, item in fields.items() if name not in left_out}
+        omitted = {f.name for f in dataclasses.fields(value) if f.metadata.get("later") and fields[f.name] is None}
+        kept = {name: _plain(item) for name, item in fields.items() if name not in omitted}
         return {"": _class_name(type(value)), **kept}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -276,5 +276,5 @@ def _plain(value: object) -> object:
 
 
 def _class_name(kind: type) -> str:
-    """A class's own name, of a plug-in's its import path."""
+    """The class's name; for a plug-in, its import path."""
     return kind.__name__ if kind.__module__.startswith("rarefy.") else import_path(kind)

@@ -1,4 +1,4 @@
-"""Manifest -> shard plans: class balance and seeds. A shard is found without the others, so 10^9 samples are fine."""
+"""Manifest -> shard plans: class balance and seeds. A shard is computed without the others, even among 10^9 samples."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from rarefy.manifest import Manifest
 
-_ONE_BITS = 128  # positions in (0, 1) as integers of 2^-128: exact in order for counts below 2^63
+_ONE_BITS = 128  # positions in (0, 1) are integer multiples of 2^-128: their order is exact for counts below 2^63
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One sample to make. index: place in the shard; class_index: ordinal of the sample within its class in the run."""
+    """One sample to generate. index: position in the shard; class_index: the sample's number within its class."""
 
     index: int
     class_id: int
@@ -30,9 +30,9 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of a run: sample j of a class with n samples stands at (j + 0.5) / n; ties go by class id.
+    """The order of a run: sample j of a class with n samples has position (j + 0.5) / n; ties are broken by class id.
 
-    counts: samples a class id; every stretch of the order, so every shard, holds the classes in proportion.
+    counts: samples per class id. So every shard contains the classes in proportion.
     """
 
     counts: Mapping[int, int]
@@ -47,26 +47,26 @@ class Plan:
         return -(-self.total // self.shard_size)
 
     def shard(self, k: int) -> ShardPlan:
-        """Shard ``k``'s slots, at most shard_size. Raises IndexError outside the plan."""
+        """The slots of shard ``k``, at most shard_size. Raises IndexError outside the plan."""
         if not 0 <= k < self.num_shards:
             raise IndexError(f"shard {k} of {self.num_shards}")
         start, stop = k * self.shard_size, min((k + 1) * self.shard_size, self.total)
         low, high = self._cut(start), self._cut(stop - 1) + 1
-        found = sorted(
+        slots = sorted(
             (_position(j, n), class_id, j)
             for class_id, n in self.counts.items()
             for j in range(_before(low, n), _before(high, n))
         )
         first = start - self._rank(low)
-        chosen = found[first : first + stop - start]
-        return ShardPlan(k, tuple(Slot(i, class_id, j) for i, (_, class_id, j) in enumerate(chosen)))
+        slots = slots[first : first + stop - start]
+        return ShardPlan(k, tuple(Slot(i, class_id, j) for i, (_, class_id, j) in enumerate(slots)))
 
     def _rank(self, position: int) -> int:
-        """Samples that stand before the position."""
+        """Number of samples before a position."""
         return sum(_before(position, n) for n in self.counts.values())
 
     def _cut(self, rank: int) -> int:
-        """The last position with at most ``rank`` samples before it: the position of sample ``rank`` itself."""
+        """The position of sample ``rank``: the last one with at most ``rank`` samples before it."""
         low, high = 0, 1 << _ONE_BITS
         while high - low > 1:
             middle = (low + high) // 2
@@ -80,7 +80,7 @@ def make_plan(manifest: Manifest) -> Plan:
 
 
 def shard_name(prefix: str, shard: int) -> str:
-    """File stem of a shard."""
+    """File name of a shard, without its extension."""
     return f"{prefix}-{shard:06d}"
 
 
@@ -90,27 +90,27 @@ def shard_names(manifest: Manifest) -> Iterator[str]:
 
 
 def sample_seed(seed: int, class_id: int, class_index: int, candidate: int) -> int:
-    """Seed of one draw's own generator, in [0, 2**63): does not depend on shard, actor or attempt."""
+    """Seed of one draw's generator, in [0, 2**63). It does not depend on shard, actor or attempt."""
     text = f"{seed}:{class_id}:{class_index}:{candidate}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def class_rank(class_index: int) -> float:
-    """Place of a class's sample among those of its class, in [0, 1): the radical inverse of its ordinal in base 2.
+    """Rank of a sample within its class, in [0, 1): the radical inverse of its number in base 2.
 
-    The first n ordinals of a class spread evenly for any n (van der Corput's sequence: 0, 1/2, 1/4, 3/4, 1/8, ...), so
-    the rank depends on neither the class's count nor shard, batch or candidate.
+    This is van der Corput's sequence: 0, 1/2, 1/4, 3/4, 1/8, ... Its first n values spread evenly for any n, so the
+    rank does not depend on the class's count, the shard, the batch or the candidate.
     """
     bits = f"{class_index:b}"
     return int(bits[::-1], 2) / (1 << len(bits))
 
 
 def estimate_bytes(manifest: Manifest) -> int:
-    """About how large the run's tars will be. PNG at 0.65 of the raw pixels, as photographs and Fashion-MNIST have."""
+    """Approximate size of the run's tars. A PNG takes about 0.65 of the raw pixels, as measured on photographs."""
     preset = manifest.preset
     png = 100 + 0.65 * preset.channels * preset.image_size**2
-    blocks = -(-png // 512) + 1 + 2  # png, cls, json, each padded to a tar block
-    return manifest.total * int(blocks + 3) * 512  # and a header each
+    blocks = -(-png // 512) + 1 + 2  # png, cls and json, each padded to whole tar blocks
+    return manifest.total * int(blocks + 3) * 512  # and one header block for each
 
 
 def _position(j: int, n: int) -> int:
@@ -118,6 +118,6 @@ def _position(j: int, n: int) -> int:
 
 
 def _before(position: int, n: int) -> int:
-    """How many of a class's n samples stand before the position: j with (2j + 1) / 2n < position."""
+    """How many of a class's n samples have (2j + 1) / 2n < position."""
     one = 1 << _ONE_BITS
     return min(max(-((one // 2 - position * n) // one), 0), n)

@@ -1,4 +1,4 @@
-"""The stages after a run's folder is known, and the chain of all of them."""
+"""Sealing and verifying a run's folder, and ``rarefy run``, which chains all stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ StageProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What ``rarefy run`` did. report: path of the page, relative to OUT."""
+    """The result of ``rarefy run``. report: the page's path, relative to OUT."""
 
     generated: GenerateResult
     sealed: Sealed
@@ -32,7 +32,7 @@ class RunResult:
 
 
 def run(manifest: Manifest, options: GenerateOptions, progress: ProgressSink, stage: StageProgress) -> RunResult:
-    """Generate, seal, audit, report. Shards that seal finds damaged are made again, once."""
+    """Generate, seal, audit, report. Shards that seal finds damaged are generated again, once."""
     store = Store(options.out)
     generated = generate(manifest, options, progress)
     try:
@@ -41,7 +41,7 @@ def run(manifest: Manifest, options: GenerateOptions, progress: ProgressSink, st
         generated = generate(manifest, options, progress)
         sealed = seal_run(store)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
-    # A resumed run keeps the manifest it was first given; its gates may have changed since.
+    # A resumed run keeps the manifest of its first session, but the gates may have changed since.
     metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates), stage)
     return RunResult(generated, sealed, metrics, write_report(store))
 
@@ -49,18 +49,12 @@ def run(manifest: Manifest, options: GenerateOptions, progress: ProgressSink, st
 def seal_run(store: Store) -> Sealed:
     """Verify and seal the run in ``store``. Raises ShardError naming missing or damaged shards."""
     manifest = _own_manifest(store)
-    return seal(
-        store,
-        manifest.text,
-        manifest.digest,
-        list(shard_names(manifest)),
-        manifest.counts,
-        _card(store, manifest),
-    )
+    names = list(shard_names(manifest))
+    return seal(store, manifest.text, manifest.digest, names, manifest.counts, _card(store, manifest))
 
 
 def verify_run(store: Store) -> dict[str, list[str]]:
-    """Problems by shard name; empty where every shard of the plan is there and whole."""
+    """Problems by shard name; empty if every shard of the plan is present and undamaged."""
     manifest = _own_manifest(store)
     return verify(store, list(shard_names(manifest)), manifest.digest)
 
@@ -74,12 +68,11 @@ def _own_manifest(store: Store) -> Manifest:
 
 
 def _card(store: Store, manifest: Manifest) -> CardInfo:
-    first = shard_name(manifest.prefix, 0)
     try:
-        record = read_records(store, first)[0]
+        record = read_records(store, shard_name(manifest.prefix, 0))[0]
         weights = record.checkpoint_sha256, record.classifier_sha256
     except (ShardError, OutputError):
-        weights = "unknown", "unknown"  # seal refuses a run whose first shard is missing or damaged
+        weights = "unknown", "unknown"  # seal will refuse this run: its first shard is missing or damaged
     settings, preset = manifest.settings, manifest.preset
     eta = "" if settings.method == "ancestral" else f", eta {settings.eta:g}"
     every = "" if settings.classifier_every == 1 else f", classifier every {settings.classifier_every} steps"

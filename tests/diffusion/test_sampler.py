@@ -258,8 +258,8 @@ def test_pixels_are_truncated_as_the_reference_does() -> None:
     ("method", "eta", "message"),
     [
         ("euler", 0.0, r"sampler.method: 'euler' is not one of ancestral, ddim, dpm-solver\+\+"),
-        ("ddim", 1.5, "sampler.eta: 1.5 is not within 0 and 1"),
-        ("ancestral", 0.5, "sampler.eta: 0.5 is not 0, for method 'ancestral'"),
+        ("ddim", 1.5, "sampler.eta: 1.5 is not from 0 to 1"),
+        ("ancestral", 0.5, "sampler.eta: 0.5 is not 0, as method 'ancestral' requires"),
     ],
 )
 def test_impossible_chains_are_refused(method: str, eta: float, message: str) -> None:

@@ -40,11 +40,33 @@ def test_respacing_keeps_alphas_cumprod_of_the_kept_steps(name: str, respacing: 
     torch.testing.assert_close(short.alphas_cumprod, full.alphas_cumprod[short.timesteps], rtol=1e-8, atol=0)
 
 
-@given(st.integers(1, 1000))
-def test_a_step_count_spans_the_chain(count: int) -> None:
-    steps = kept_timesteps(LINEAR.alphas_cumprod, str(count))
-    assert len(set(steps)) == count == len(steps) and steps == sorted(steps)
-    assert steps[0] == 0 and (count == 1 or steps[-1] == 999)
+def reference_timesteps(counts: list[int], num_timesteps: int = 1000) -> list[int]:
+    """guided-diffusion's rule in full: floating-point additions of the stride, each place rounded half to even."""
+    steps, start = [], 0
+    for index, count in enumerate(counts):
+        size = num_timesteps // len(counts)
+        if index < num_timesteps % len(counts):
+            size += 1
+        stride = (size - 1) / (count - 1) if count > 1 else 1
+        place = 0.0
+        for _ in range(count):
+            steps.append(start + round(place))
+            place += stride
+        start += size
+    return steps
+
+
+def test_evenly_spaced_steps_are_the_references_for_every_count() -> None:
+    for count in range(1, 1001):
+        steps = kept_timesteps(LINEAR.alphas_cumprod, str(count))
+        assert steps == reference_timesteps([count])
+        assert len(set(steps)) == count and steps[0] == 0 and (count == 1 or steps[-1] == 999)
+    assert kept_timesteps(LINEAR.alphas_cumprod, "21")[10] == 499, "not 500, which 10 times the stride rounds to"
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=10))
+def test_sections_are_the_references_too(counts: list[int]) -> None:
+    assert kept_timesteps(LINEAR.alphas_cumprod, ",".join(map(str, counts))) == reference_timesteps(counts)
 
 
 def test_section_counts_keep_their_share_of_each_section() -> None:

@@ -258,7 +258,7 @@ def test_a_table_becomes_its_term() -> None:
         ({"term": "classifier", "scale": [[5, 1], [5, 2]]}, r"ascending time"),
         ({"term": "classifier", "entropy_scaling": 1}, r"g\.entropy_scaling: 1 is not true or false"),
         ({"term": "classifier", "max_scale": 0.5}, r"g\.max_scale: 0\.5 is not a number of at least 1"),
-        ({"term": "low-confidence", "tau": 1.5}, r"g\.tau: 1\.5 is not within 0 and 1"),
+        ({"term": "low-confidence", "tau": 1.5}, r"g\.tau: 1\.5 is not from 0 to 1"),
         ({"term": "low-confidence", "window": [500, 300]}, r"g\.window: \[500\.0, 300\.0\] is not \[low, high\]"),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rarefy.plan import Plan, ShardPlan, Slot, class_rank, sample_seed
+from rarefy.manifest import parse_manifest
+from rarefy.plan import Plan, ShardPlan, Slot, class_rank, estimate_bytes, make_plan, sample_seed, shard_names
 
 
 def brute_force(counts: dict[int, int]) -> list[tuple[int, int]]:
@@ -17,39 +18,39 @@ def brute_force(counts: dict[int, int]) -> list[tuple[int, int]]:
     return [(c, j) for _, c, j in sorted(everything)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     counts=st.dictionaries(st.integers(0, 30), st.integers(1, 40), min_size=1, max_size=8),
     shard_size=st.integers(1, 50),
 )
-def test_shards_are_the_stretches_of_the_sorted_run(counts: dict[int, int], shard_size: int) -> None:
+def test_shards_are_slices_of_the_sorted_run(counts: dict[int, int], shard_size: int) -> None:
     plan = Plan(counts, shard_size)
     order = brute_force(counts)
     for k in range(plan.num_shards):
-        stretch = order[k * shard_size : (k + 1) * shard_size]
-        slots = tuple(Slot(i, c, j) for i, (c, j) in enumerate(stretch))
+        expected = order[k * shard_size : (k + 1) * shard_size]
+        slots = tuple(Slot(i, c, j) for i, (c, j) in enumerate(expected))
         assert plan.shard(k) == ShardPlan(k, slots)
     assert plan.total == len(order)
     with pytest.raises(IndexError):
         plan.shard(plan.num_shards)
 
 
-def test_every_shard_holds_the_classes_in_proportion() -> None:
+def test_every_shard_contains_the_classes_in_proportion() -> None:
     counts = {0: 10, 1: 100, 2: 390}
     plan = Plan(counts, 50)
     for k in range(plan.num_shards):
         slots = plan.shard(k).slots
         for class_id, n in counts.items():
-            found = sum(slot.class_id == class_id for slot in slots)
-            assert abs(found - len(slots) * n / plan.total) <= 1.5
+            count = sum(slot.class_id == class_id for slot in slots)
+            assert abs(count - len(slots) * n / plan.total) <= 1.5
 
 
-def test_a_shard_of_a_billion_samples_is_found_alone() -> None:
-    counts = {c: 10**6 + c for c in range(1000)}
+def test_shards_of_a_billion_samples_are_computed_alone() -> None:
+    counts = {c: 10**7 + c for c in range(100)}
     plan = Plan(counts, 1000)
     last = plan.shard(plan.num_shards - 1)
     assert len(last.slots) == plan.total - (plan.num_shards - 1) * 1000
-    # The run's end is every class's last sample.
+    # The run ends with the last sample of every class.
     ends = {slot.class_id: slot.class_index for slot in last.slots}
     assert all(ends[c] == counts[c] - 1 for c in ends)
     middle, after = plan.shard(500_000), plan.shard(500_001)
@@ -58,16 +59,16 @@ def test_a_shard_of_a_billion_samples_is_found_alone() -> None:
     assert len(place) == 2000
 
 
-def test_seeds_differ_in_each_part_and_fit_a_generator() -> None:
+def test_seeds_depend_on_every_argument_and_fit_a_generator() -> None:
     parts = [(s, c, i, d) for s in range(3) for c in range(5) for i in range(20) for d in range(3)]
     seeds = {sample_seed(*part) for part in parts}
     assert len(seeds) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    # Fixed for good: another value would change every image of every run.
+    # Fixed forever: another value would change every image of every run.
     assert sample_seed(0, 1, 2, 3) == 5628492896039661565
 
 
-def test_ranks_spread_evenly_over_the_first_samples_of_a_class_for_any_count() -> None:
+def test_the_first_ranks_of_a_class_spread_evenly_for_any_count() -> None:
     assert [class_rank(j) for j in range(8)] == [0, 1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
     for count in (16, 1024):
         assert sorted(class_rank(j) for j in range(count)) == [j / count for j in range(count)]
@@ -75,3 +76,12 @@ def test_ranks_spread_evenly_over_the_first_samples_of_a_class_for_any_count() -
         ranks = sorted(class_rank(j) for j in range(count))
         assert max(abs(rank - (j + 0.5) / count) for j, rank in enumerate(ranks)) < 4 / count
     assert 0 <= class_rank(10**12) < 1
+
+
+def test_the_plan_of_a_manifest_and_its_size() -> None:
+    text = 'name = "a"\n[model]\npreset = "fashion-mnist-28"\n[classes]\nper_class = 2\n[output]\nshard_size = 8'
+    manifest = parse_manifest(text, "a.toml")
+    assert make_plan(manifest) == Plan(dict.fromkeys(range(10), 2), 8)
+    assert list(shard_names(manifest)) == ["rare-000000", "rare-000001", "rare-000002"]
+    # A PNG of 610 bytes fills two tar blocks of 512, .cls one and .json two; each file has a header block.
+    assert estimate_bytes(manifest) == 20 * (2 + 1 + 2 + 3) * 512

@@ -63,10 +63,10 @@ def test_swapped_image_is_found_even_where_the_marker_agrees(
     forged = swap_image(run.read_bytes(TAR), "00000100003", encode_png(make_image(9, 9)))
     run.write_bytes(TAR, forged)
     found = problems(run, plan)
-    assert "tar has" in found and "sample 00000100003: its image has another sha256 than its row says" in found
+    assert "tar has" in found and "sample 00000100003: its image does not have the sha256 that its row says" in found
     hashes = {"tar_sha256": hashlib.sha256(forged).hexdigest(), "tar_md5": hashlib.md5(forged).hexdigest()}
     forge_marker(run, tar_bytes=len(forged), **hashes)
-    assert problems(run, plan) == "sample 00000100003: its image has another sha256 than its row says"
+    assert problems(run, plan) == "sample 00000100003: its image does not have the sha256 that its row says"
 
 
 def test_changed_parquet_row_is_found_even_where_the_marker_agrees(run: Store, plan: Plan) -> None:
@@ -89,7 +89,7 @@ def test_lost_parquet_row_is_found(run: Store, plan: Plan) -> None:
     run.write_bytes(PARQUET, sink.getvalue().to_pybytes())
     found = problems(run, plan)
     assert "Parquet has 5 rows, its marker says 6" in found
-    assert "sample 00000100000 is in the tar and has no row" in found
+    assert "sample 00000100000 is in the tar but has no row" in found
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1 no PAR1"])
@@ -106,7 +106,7 @@ def test_missing_file_is_named(rel: str, run: Store, plan: Plan) -> None:
 
 def test_marker_of_another_digest_is_named(run: Store, plan: Plan) -> None:
     forge_marker(run, manifest_digest="e" * 64)
-    assert problems(run, plan) == f"marker is of manifest {'e' * 64}, not {plan[1]}"
+    assert problems(run, plan) == f"its marker is for manifest {'e' * 64}, not {plan[1]}"
     assert list(committed(run, plan[2], plan[1])) == ["rare-000000", "rare-000002"]
 
 
@@ -175,7 +175,7 @@ def test_seal_takes_back_a_damaged_shard(
 ) -> None:
     seal(run, *plan, card)
     run.write_bytes(TAR, run.read_bytes(TAR)[:-1])
-    with pytest.raises(ShardError, match=r"1 damaged, their markers removed: rare-000001 \(tar has"):
+    with pytest.raises(ShardError, match=r"1 damaged, markers deleted: rare-000001 \(tar has"):
         seal(run, *plan, card)
     assert not is_sealed(run)
     assert list(committed(run, plan[2], plan[1])) == ["rare-000000", "rare-000002"]
@@ -189,10 +189,10 @@ def test_seal_refuses_other_counts_strangers_and_other_places(run: Store, plan: 
     with pytest.raises(ShardError, match="counts"):
         seal(run, text, digest, names, {0: 10, 1: 8}, card)
     run.write_bytes("shards/other-000000.tar", b"")
-    with pytest.raises(ShardError, match=r"other-000000\.tar is not of this plan"):
+    with pytest.raises(ShardError, match=r"other-000000\.tar: not part of this plan"):
         seal(run, *plan, card)
     run.delete("shards/other-000000.tar")
-    with pytest.raises(OutputError, match="it holds the run of"):
+    with pytest.raises(OutputError, match="it contains the run of"):
         seal(run, text, "e" * 64, names, {0: 9, 1: 9}, card)
     seal(run, text, digest, names, {0: 9, 1: 9, 2: 0}, card)
 
@@ -221,7 +221,7 @@ def test_claim(store: Store) -> None:
     claim_output(store, "first", "1" * 64)
     claim_output(store, "first # with a comment", "1" * 64)
     assert store.read_bytes("manifest.toml") == b"first"
-    with pytest.raises(OutputError, match=f"it holds the run of {'1' * 64}"):
+    with pytest.raises(OutputError, match=f"it contains the run of {'1' * 64}"):
         claim_output(store, "second", "2" * 64)
     assert store.read_bytes("manifest.toml") == b"first"
     # Killed between the two files: the same run goes on.
@@ -232,12 +232,12 @@ def test_claim(store: Store) -> None:
 
 def test_claim_refuses_a_folder_with_other_files(store: Store) -> None:
     store.write_bytes("thesis.tex", b"")
-    with pytest.raises(OutputError, match=r"an empty place or a rarefy run \(it holds thesis.tex\)"):
+    with pytest.raises(OutputError, match=r"empty or a rarefy run \(it contains thesis.tex\)"):
         claim_output(store, "first", "1" * 64)
     assert store.list() == ["thesis.tex"]
 
 
 def test_claim_of_a_damaged_run_file_is_one_line(store: Store) -> None:
     store.write_bytes("state/run.json", b"[]")
-    with pytest.raises(OutputError, match="own file"):
+    with pytest.raises(OutputError, match="a file that rarefy wrote"):
         claim_output(store, "first", "1" * 64)

@@ -67,6 +67,6 @@ def test_commit_seal_read_and_damage(
     assert is_sealed(Store("s3://bucket/out"))
     assert [sample.key for sample in read_samples(store, "rare-000002")] == [f"00000200{i:03d}" for i in range(6)]
     store.delete("shards/rare-000001.tar")
-    with pytest.raises(ShardError, match=r"1 damaged, their markers removed: rare-000001"):
+    with pytest.raises(ShardError, match=r"1 damaged, markers deleted: rare-000001"):
         seal(store, *plan, card)
     assert not is_sealed(store)

@@ -13,16 +13,13 @@ from rarefy.errors import OutputError
 from rarefy.shards.store import Store
 
 
-def test_round_trip(store: Store, tmp_path: Path) -> None:
+def test_round_trip(store: Store) -> None:
     store.write_bytes("a/b/c.bin", b"one")
     store.write_bytes("a/b/c.bin", b"two!")
-    source = tmp_path / "source"
-    source.write_bytes(b"from a file")
-    store.put_file(source, "a/d.bin")
+    with store.staged("a/d.bin") as private:
+        private.write_bytes(b"from a file")
     assert store.read_bytes("a/b/c.bin") == b"two!"
     assert store.size("a/b/c.bin") == 4
-    with store.open("a/d.bin") as stream:
-        assert stream.read() == b"from a file"
     with store.local_copy("a/d.bin") as path:
         assert path.read_bytes() == b"from a file"
     assert store.list("a") == ["b", "d.bin"]
@@ -70,7 +67,7 @@ def test_a_place_that_cannot_be_written_is_one_line(root: str) -> None:
 
 
 def test_missing_and_unreadable_files_are_one_line(store: Store) -> None:
-    for action in (store.read_bytes, store.size, store.open):
+    for action in (store.read_bytes, store.size):
         with pytest.raises(OutputError, match=r"absent\.bin' is not readable \((?i:no such file or )"):
             action("absent.bin")
 

@@ -138,7 +138,7 @@ def test_a_lost_tar_is_committed_again(run: Store, plan: Plan, make_header: Head
         ({"shard": 1, "key": "00000100001"}, "another shard"),
         ({"manifest_digest": "e" * 64}, "another shard or manifest"),
         ({"image_sha256": "0" * 64}, "another image"),
-        ({"index": 0, "key": "00000000000"}, "00000000000 is there 2 times"),
+        ({"index": 0, "key": "00000000000"}, "00000000000 occurs 2 times"),
     ],
 )
 def test_samples_that_do_not_belong_are_refused(

@@ -35,9 +35,9 @@ NoiseSource = Callable[[int], Tensor]
 class Chain:
     """What a reverse chain does at each step.
 
-    schedule: its steps, without those that a start term skips; method: ancestral, ddim or dpm-solver++; eta: share of
-    noise of the last two, 0 (deterministic) to 1; terms: their gradients add up; classifier_every: steps that one
-    classifier pass serves (see Guide).
+    schedule: its steps, without those that a start term skips; method: ancestral, ddim or dpm-solver++; eta: amount of
+    fresh noise for the last two, from 0 (deterministic) to 1; terms: guidance terms, whose gradients are summed;
+    classifier_every: number of steps that share one classifier pass (see Guide).
     """
 
     schedule: Schedule
@@ -50,9 +50,9 @@ class Chain:
         if self.method not in METHODS:
             raise ManifestError(bad("sampler.method", self.method, f"one of {', '.join(METHODS)}"))
         if not 0 <= self.eta <= 1:
-            raise ManifestError(bad("sampler.eta", self.eta, "within 0 and 1"))
+            raise ManifestError(bad("sampler.eta", self.eta, "from 0 to 1"))
         if self.eta and self.method == "ancestral":
-            raise ManifestError(bad("sampler.eta", self.eta, "0, for method 'ancestral'"))
+            raise ManifestError(bad("sampler.eta", self.eta, "0, as method 'ancestral' requires"))
         if self.classifier_every < 1:
             raise ManifestError(bad("sampler.classifier_every", self.classifier_every, "at least 1"))
         noisiest = min((term.noisiest() for term in self.terms if isinstance(term, StartTerm)), default=math.inf)
@@ -60,7 +60,7 @@ class Chain:
 
     @cached_property
     def coefficients(self) -> list[Coefficients]:
-        """One set of float64 numbers a step of the respaced chain."""
+        """The float64 numbers of each step of the respaced chain."""
         s = self.schedule
         columns = (
             s.timesteps,
@@ -77,7 +77,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """One step's numbers: original time step, abar, abar of the step after it, log variances, posterior mean, 2M."""
+    """The numbers of one step. t: original time step; alpha_cumprod_prev: abar of the next, less noisy step."""
 
     t: int
     alpha_cumprod: float
@@ -91,7 +91,7 @@ class Coefficients:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """State after a reverse step: x is the less noisy image, pred_xstart this step's prediction of the clean one."""
+    """State after a reverse step. x: the less noisy image; pred_xstart: this step's prediction of the clean image."""
 
     step: int
     t: int
@@ -100,14 +100,14 @@ class Sample:
 
 
 class ImageNoise:
-    """Standard normal noise from one CPU generator an image: the same for a seed on any device, in any batch."""
+    """Standard normal noise from one CPU generator per image, so a seed gives the same on any device, in any batch."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.shape, self.device = shape, device
 
     def __call__(self, step: int) -> Tensor:
-        """Next draw, (B, C, H, W) float32. Call once for x_T, then once a step, in order."""
+        """The next draw, (B, C, H, W) float32. Call it once for x_T, then once per step, in order."""
         noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
         if self.device.type == "cuda":
             return noise.pin_memory().to(self.device, non_blocking=True)
@@ -118,16 +118,16 @@ class ImageNoise:
 def reverse_chain(
     networks: Networks, chain: Chain, x_T: Tensor, y: Tensor, noise: NoiseSource, ranks: Tensor | None = None
 ) -> Iterator[Sample]:
-    """Sample by walking the chain from its noisiest step; yields the state after each step.
+    """Run the chain from its noisiest step; yields the state after each step.
 
-    x_T: (B, C, H, W) float32, standard normal; y: (B,) class ids, the guidance's target; ranks: (B,) (see StepState).
-    The last state's ``x`` is the image, about [-1, 1]. ``noise`` is called once a step, also where the step adds none,
-    as the reference draws it.
+    x_T: (B, C, H, W) float32, standard normal; y: (B,) class ids, the target of the guidance; ranks: (B,) (see
+    StepState). The last state's ``x`` is the image, roughly in [-1, 1]. ``noise`` is called at every step, even at one
+    that adds no noise, as in the reference.
     """
     x = x_T
     for term in chain.terms:
         x = term.begin(x) if isinstance(term, StartTerm) else x
-    previous = x  # prediction of the step before: the first has none, and the multistep weight zero
+    previous = x  # the previous step's pred_xstart; the first step has none, and its multistep weight is zero
     guide = Guide(chain.terms, networks, chain.classifier_every)
     count = len(chain.schedule)
     for number in range(count):
@@ -152,7 +152,7 @@ def reverse_chain(
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """A manifest's sampler: respacing ("250", "10,10,5", "ddim25", "logsnr15") and what Chain takes."""
+    """The sampler of a manifest. steps: a respacing ("250", "10,10,5", "ddim25", "logsnr15"); others as in Chain."""
 
     method: str = "ancestral"
     steps: str = "250"
@@ -160,7 +160,7 @@ class SamplerSettings:
     classifier_every: int = 1
 
     def chain(self, preset: ModelFolder, terms: Sequence[Term] = ()) -> Chain:
-        """The chain over a preset's schedule; ManifestError where the two do not fit."""
+        """The chain over a model's schedule. Raises ManifestError if they do not fit together."""
         schedule = make_schedule(preset.schedule, preset.diffusion_steps, self.steps)
         return Chain(schedule, self.method, self.eta, terms, self.classifier_every)
 
@@ -168,23 +168,23 @@ class SamplerSettings:
 def sample(
     models: Models, y: Tensor, seeds: Sequence[int], chain: Chain, ranks: Tensor | None = None
 ) -> Iterator[Sample]:
-    """Sample one image a seed with loaded models; yields the state after each step.
+    """Sample one image per seed with loaded models; yields the state after each step.
 
-    y: (B,) int64 class ids on the models' device: the U-Net's class where it is conditional, the guidance's always;
-    ranks: (B,) in [0, 1), what a term that spreads over a class goes by (see plan.class_rank).
+    y: (B,) int64 class ids on the models' device, for a conditional U-Net and for the guidance; ranks: (B,) in [0, 1),
+    for terms that treat the images of a class differently (see plan.class_rank).
     """
     noise = image_noise(models, seeds)
     return reverse_chain(networks_of(models, seeds), chain, noise(-1), y, noise, ranks)
 
 
 def image_noise(models: Models, seeds: Sequence[int]) -> ImageNoise:
-    """The noise of images of these models, one seed each."""
+    """The sampling noise for images of these models, one per seed."""
     preset = models.preset
     return ImageNoise(seeds, (preset.channels, preset.image_size, preset.image_size), models.device)
 
 
 def networks_of(models: Models, seeds: Sequence[int]) -> Networks:
-    """What a chain over loaded models and its terms may call. seeds: one an image, those of its sampling noise."""
+    """The functions that a chain and its terms may call. seeds: those of the sampling noise, one per image."""
     preset = models.preset
     return Networks(
         denoise=denoiser(models.unet),
@@ -196,12 +196,12 @@ def networks_of(models: Models, seeds: Sequence[int]) -> Networks:
 
 
 def _term_seed(seed: int) -> int:
-    """Seed of an image's second stream, for terms: the sampler's draws stay what they are without these."""
+    """Seed of an image's second stream, for terms, so that their draws do not change the sampler's."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:terms".encode(), digest_size=8).digest(), "big") >> 1
 
 
 def denoiser(unet: UNet) -> Denoise:
-    """A U-Net as the chain calls it: class ids reach it only where it is conditional."""
+    """A U-Net as the chain calls it: only a conditional one is given the class ids."""
 
     def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         output: Tensor = unet(x, t, None if unet.config.num_classes is None else y)
@@ -211,12 +211,12 @@ def denoiser(unet: UNet) -> Denoise:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] floats to 8-bit pixels, as the reference truncates them."""
+    """Floats in [-1, 1] to 8-bit pixels, truncated as in the reference."""
     return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
 
 
 def _split(output: Tensor, channels: int, c: Coefficients) -> tuple[Tensor, Tensor | float]:
-    """eps and log Sigma: learned between log beta~ and log beta, or log beta where sigma is not learned."""
+    """eps and log Sigma: a learned value between log beta~ and log beta, or log beta if sigma is not learned."""
     if output.shape[1] == channels:
         return output, c.log_beta
     eps, v = output.split(channels, dim=1)
@@ -236,7 +236,7 @@ def _ancestral_step(
 
 
 def _guided(state: StepState, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
-    """pred_xstart and eps' = eps - sqrt(1 - abar) G, each from the other and x_t."""
+    """eps' = eps - sqrt(1 - abar) G and its pred_xstart. Here eps is the one that matches the clipped pred_xstart."""
     root, root_noise = math.sqrt(state.alpha_cumprod), math.sqrt(1 - state.alpha_cumprod)
     eps = (state.x_t - root * state.pred_xstart) / root_noise
     if gradient is None:
@@ -246,13 +246,13 @@ def _guided(state: StepState, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _extrapolated(state: StepState, c: Coefficients, pred_xstart: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): pred_xstart carried on to the middle of the step, and its eps."""
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): pred_xstart extrapolated to mid-step, and the matching eps."""
     middle = pred_xstart + c.multistep_weight * (pred_xstart - previous)
     return middle, (state.x_t - math.sqrt(c.alpha_cumprod) * middle) / math.sqrt(1 - c.alpha_cumprod)
 
 
 def _ddim_step(state: StepState, c: Coefficients, eta: float, prediction: tuple[Tensor, Tensor], z: Tensor) -> Tensor:
-    """DDIM update (Song et al. 2021, eq. 12) from a prediction of x_0 and the eps that belongs to it."""
+    """DDIM update (Song et al. 2021, eq. 12) from a prediction of x_0 and the matching eps."""
     pred_xstart, eps = prediction
     prev = c.alpha_cumprod_prev
     sigma = eta * math.sqrt((1 - prev) / (1 - c.alpha_cumprod) * (1 - c.alpha_cumprod / prev))

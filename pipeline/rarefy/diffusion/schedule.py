@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, repeat
 
 import torch
 from torch import Tensor
@@ -14,14 +15,14 @@ from rarefy.errors import ManifestError, bad
 SCHEDULES = ("linear", "cosine")
 RESPACINGS = 'a count ("250"), section counts ("10,10,5"), "ddimN" or "logsnrN"'
 LOGSNR_START = -5.1
-"""Half log-SNR, as in Lu et al.'s DPM-Solver: at more noise pred_xstart is the clip's, not the network's."""
+"""Half log-SNR where "logsnrN" starts, as in Lu et al.'s DPM-Solver: with more noise pred_xstart is all clipping."""
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """A (respaced) discrete diffusion chain.
 
-    timesteps: (S,) int64, the kept original time steps, ascending: the network's time input.
+    timesteps: (S,) int64, the kept original time steps, ascending; they are the network's time input.
     betas: (S,) float64, of the respaced chain.
     """
 
@@ -32,25 +33,25 @@ class Schedule:
         return len(self.betas)
 
     def up_to(self, t: float) -> Schedule:
-        """This chain without the steps above original time step ``t``. Raises ManifestError where none is left."""
+        """This chain without the steps above original time step ``t``. Raises ManifestError if none is left."""
         count = int((self.timesteps <= t).sum())
         if not count:
             raise ManifestError(bad("start", t, f"at least {int(self.timesteps[0])}, the chain's least noisy step"))
         return self if count == len(self) else Schedule(self.timesteps[:count], self.betas[:count])
 
     def thinned(self, count: int) -> Schedule:
-        """``count`` of the chain's steps, evenly spread from the first to the last. count: from 1 to len(self)."""
+        """``count`` of the chain's steps, evenly spaced from the first to the last. count: from 1 to len(self)."""
         chosen = torch.linspace(0, len(self) - 1, count, dtype=torch.float64).round().long()
         return _through(self.timesteps[chosen], self.alphas_cumprod[chosen])
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        """abar, (S,) float64."""
+        """abar_t, (S,) float64."""
         return torch.cumprod(1 - self.betas, 0)
 
     @cached_property
     def alphas_cumprod_prev(self) -> Tensor:
-        """abar of the next less noisy step; 1 below the last, (S,) float64."""
+        """abar of the next, less noisy step, (S,) float64; 1 for the clean image."""
         return torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
 
     @cached_property
@@ -60,10 +61,10 @@ class Schedule:
 
     @cached_property
     def multistep_weight(self) -> Tensor:
-        """h / (2 h'), h a step's length in lambda and h' that of the step before it, (S,) float64.
+        """h / (2 h'), where h is a step's length in lambda and h' that of the step before it, (S,) float64.
 
-        The weight of DPM-Solver++(2M)'s difference; zero at the first step, which has none before it, and at the last,
-        whose h has no end.
+        This is the weight of the difference term of DPM-Solver++(2M). It is zero at the first step, which has no step
+        before it, and at the last, whose h is infinite.
         """
         h = -self.half_log_snr.diff()
         weight = torch.zeros_like(self.betas)
@@ -77,7 +78,7 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance(self) -> Tensor:
-        """log beta~, with the first step's zero replaced by its neighbour's, as the reference clips it."""
+        """log beta~, where the first step takes its neighbour's value instead of log 0, as in the reference."""
         clipped = self.posterior_variance.clone()
         clipped[0] = self.posterior_variance[1] if len(self) > 1 else self.betas[0]
         return clipped.log()
@@ -108,11 +109,11 @@ def make_betas(name: str, num_timesteps: int) -> Tensor:
 
 
 def kept_timesteps(alphas_cumprod: Tensor, respacing: str) -> list[int]:
-    """The original steps that a respaced chain keeps, ascending.
+    """The original time steps that a respaced chain keeps, ascending.
 
-    alphas_cumprod: abar of the whole chain, (T,) float64. respacing: "" (all), a count ("250"), section counts
+    alphas_cumprod: abar of the full chain, (T,) float64. respacing: "" (all), a count ("250"), section counts
     ("10,10,5", least noisy section first), "ddimN" (a fixed integer stride) or "logsnrN" (equal steps of half log-SNR).
-    Raises ManifestError for counts below 1 or beyond the chain.
+    Raises ManifestError for counts below 1 or above the chain's length.
     """
     num_timesteps = len(alphas_cumprod)
     if not respacing:
@@ -127,24 +128,24 @@ def kept_timesteps(alphas_cumprod: Tensor, respacing: str) -> list[int]:
     for index, count in enumerate(counts):
         size = num_timesteps // len(counts) + (index < num_timesteps % len(counts))
         if count > size:
-            raise ManifestError(
-                bad("steps", respacing, f"within the chain: section {index + 1} has {size} of {num_timesteps} steps")
-            )
+            allowed = f"within the chain: section {index + 1} has {size} of {num_timesteps} steps"
+            raise ManifestError(bad("steps", respacing, allowed))
         stride = 1.0 if count == 1 else (size - 1) / (count - 1)
-        steps += [start + round(stride * k) for k in range(count)]
+        # The reference accumulates the stride; multiplying it would round differently for 278 of 1,000 counts.
+        steps += [start + round(place) for place in accumulate(repeat(stride, count - 1), initial=0.0)]
         start += size
     return steps
 
 
 def make_schedule(name: str, num_timesteps: int = 1000, respacing: str = "") -> Schedule:
-    """The chain that keeps ``respacing`` of ``num_timesteps`` steps of the named schedule."""
+    """The named schedule of ``num_timesteps`` steps, respaced (see kept_timesteps)."""
     alphas_cumprod = torch.cumprod(1 - make_betas(name, num_timesteps), 0)
     steps = torch.tensor(kept_timesteps(alphas_cumprod, respacing))
     return _through(steps, alphas_cumprod[steps])
 
 
 def _through(timesteps: Tensor, alphas_cumprod: Tensor) -> Schedule:
-    """The chain that has these steps at these noise levels, (S,) each."""
+    """The chain with these time steps at these noise levels, (S,) each."""
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     return Schedule(timesteps=timesteps, betas=1 - alphas_cumprod / previous)
 
@@ -154,22 +155,24 @@ def _ddim_steps(num_timesteps: int, count: int) -> list[int]:
         steps = list(range(0, num_timesteps, stride))
         if len(steps) == count:
             return steps
-    raise ManifestError(bad("steps", f"ddim{count}", f"a count that an integer stride gives in {num_timesteps} steps"))
+    raise ManifestError(
+        bad("steps", f"ddim{count}", f"a count that an integer stride gives over {num_timesteps} steps")
+    )
 
 
 def _logsnr_steps(half_log_snr: Tensor, count: int) -> list[int]:
-    """The steps nearest to ``count`` equal parts from LOGSNR_START, or the chain's end, to the first step.
+    """The steps nearest to ``count`` equally spaced values from LOGSNR_START (or the chain's end) to the first step.
 
-    Where the chain is coarser than the parts, steps move up to the next free one.
+    If two values have the same nearest step, the second takes the next free one.
     """
     available = int((half_log_snr >= LOGSNR_START).sum())
     if count > available:
         allowed = f"within the chain: it has {available} steps of half log-SNR {LOGSNR_START} or more"
         raise ManifestError(bad("steps", f"logsnr{count}", allowed))
     low, high = half_log_snr[available - 1].item(), half_log_snr[0].item()
-    parts = torch.linspace(low, high, count, dtype=torch.float64).flip(0)
+    targets = torch.linspace(low, high, count, dtype=torch.float64).flip(0)
     steps: list[int] = []
-    for k, nearest in enumerate((half_log_snr[:available] - parts[:, None]).abs().argmin(1).tolist()):
+    for k, nearest in enumerate((half_log_snr[:available] - targets[:, None]).abs().argmin(1).tolist()):
         free = steps[-1] + 1 if steps else 0
         steps.append(min(max(nearest, free), available - count + k))
     return steps

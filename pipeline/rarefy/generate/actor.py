@@ -1,4 +1,4 @@
-"""Makes one shard at a time from its plan: sample, score, filter, encode, commit. Knows nothing of Ray."""
+"""Generates shards from their plans: sample, score, filter, encode, commit. Knows nothing about Ray."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An actor's work so far. in_flight: images' worth of steps by attempt; scored: draws, with their sums."""
+    """An actor's work so far. in_flight: images of each running attempt, by steps done; scored: number of draws."""
 
     in_flight: Mapping[str, float] = field(default_factory=dict)
     scored: int = 0
@@ -40,40 +40,36 @@ class Snapshot:
 
 def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
     """Sums over all draws; nothing in flight."""
-    found = list(snapshots)
-    return Snapshot(
-        scored=sum(s.scored for s in found),
-        confidence_sum=sum(s.confidence_sum for s in found),
-        entropy_sum=sum(s.entropy_sum for s in found),
-    )
+    columns = zip(*((s.scored, s.confidence_sum, s.entropy_sum) for s in snapshots), strict=True)
+    return Snapshot({}, *(sum(column) for column in columns))
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """One slot's kept image, its PNG still in the making."""
+    """One slot's kept image, whose PNG is still being encoded. row: its index in the batch."""
 
     slot: Slot
     candidate: int
     scores: Scores
-    place: int
+    row: int
     accepted: bool
     png: Future[bytes]
 
 
 @dataclass
 class _Tally:
-    """A shard under way: images' worth of steps done, and when the first began."""
+    """A running shard. images: steps done, counted in whole images; started: time of the first step."""
 
     images: float = 0.0
     started: float | None = None
 
 
 class ShardGenerator:
-    """Generates shards with models that it loads once.
+    """Generates shards with models that are loaded once.
 
-    ``generate`` may be called from two threads: the batches of both take turns, so that one shard's encoding and
-    writing run while the next is sampled. device: "cpu" or "cuda"; threads: batches under way at once, on the CPU;
-    compile: auto, off or full (see models.precision).
+    ``generate`` may be called from two threads: their batches take turns, so one shard is encoded and written while the
+    next is sampled. device: "cpu" or "cuda"; threads: number of batches sampled at once on the CPU; compile: auto, off
+    or full (see rarefy.execution).
     """
 
     def __init__(self, manifest: Manifest, root: str, device: str, threads: int, compile: str = "auto") -> None:
@@ -81,19 +77,19 @@ class ShardGenerator:
         self._counting = threading.Lock()
         self._tallies: dict[str, _Tally] = {}
         self._totals = Snapshot()
-        # On the CPU each batch has one thread: torch's own threads round differently for each number of them.
+        # On the CPU each batch runs in one thread: with several, torch's rounding depends on their number.
         self._sampler = ThreadPoolExecutor(threads if device == "cpu" else 1, thread_name_prefix="sample")
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="png")
 
     def load(self) -> tuple[str, str]:
-        """Load the models; returns the sha256 of checkpoint and classifier. Raises CheckpointError, DeviceError."""
+        """Load the models and return the sha256 of checkpoint and classifier. Raises CheckpointError, DeviceError."""
         self._models: Models = load_for_run(self.manifest, torch.device(self.device), self.compile)
         self._chain: Chain = self.manifest.settings.chain(self.manifest.preset, self.manifest.terms)
         self._store = Store(self.root)
         return self._models.checkpoint_sha256, self._models.classifier_sha256
 
     def generate(self, shard: int, attempt: str) -> Marker:
-        """Make shard number ``shard`` and commit it. Raises ShardError where slots run out of candidates."""
+        """Generate and commit one shard. Raises ShardError if slots run out of candidates."""
         with self._counting:
             tally = self._tallies[attempt] = _Tally()
         try:
@@ -107,13 +103,13 @@ class ShardGenerator:
                 del self._tallies[attempt]
 
     def progress(self) -> Snapshot:
-        """Counts so far; safe to call while shards are being made."""
+        """Counts so far; safe to call while shards are generated."""
         with self._counting:
             totals, in_flight = self._totals, {name: tally.images for name, tally in self._tallies.items()}
         return Snapshot(in_flight, totals.scored, totals.confidence_sum, totals.entropy_sum)
 
     def _fill(self, shard: int, tally: _Tally) -> list[_Draw]:
-        """One draw a slot, in slot order: rejected slots take their next candidates in rounds of whole batches."""
+        """One draw per slot, in slot order. The slots of rejected draws take their next candidates together."""
         accept = self.manifest.accept
         rounds = accept.max_candidates if accept else 1
         keep_last = accept is not None and accept.exhausted == "keep"
@@ -130,7 +126,7 @@ class ShardGenerator:
         raise ShardError(self._exhausted(shard, pending, drawn, kept))
 
     def _round(self, pending: Sequence[Slot], candidate: int, keep_all: bool, tally: _Tally) -> list[_Draw]:
-        """The draws to keep of one candidate a pending slot; batches are cut in slot order."""
+        """Draw one candidate per pending slot, in batches, and return the draws to keep."""
         size = self.manifest.batch
         batches = [pending[start : start + size] for start in range(0, len(pending), size)]
         futures = [self._sampler.submit(self._draw, slots, candidate, keep_all, tally) for slots in batches]
@@ -138,10 +134,10 @@ class ShardGenerator:
             return [draw for future in futures for draw in future.result()]
         finally:
             for future in futures:
-                future.cancel()  # those behind one that failed
+                future.cancel()  # the rest, if one failed
 
     def _draw(self, slots: Sequence[Slot], candidate: int, keep_all: bool, tally: _Tally) -> list[_Draw]:
-        """Sample and score one batch; the draws to keep."""
+        """Sample and score one batch, and return the draws to keep."""
         seeds = [sample_seed(self.manifest.seed, s.class_id, s.class_index, candidate) for s in slots]
         y = torch.tensor([slot.class_id for slot in slots], device=self.device)
         ranks = torch.tensor([class_rank(slot.class_index) for slot in slots], device=self.device)
@@ -154,16 +150,16 @@ class ShardGenerator:
         self._add(scores)
         pixels: NDArray[np.uint8] = images.cpu().numpy()
         draws = []
-        for place, slot in enumerate(slots):
-            passes = accepted(self.manifest.accept, scores, place, slot.class_id)
-            if passes or keep_all:
-                png = self._encoder.submit(encode_png, pixels[place])
-                draws.append(_Draw(slot, candidate, scores, place, passes, png))
+        for row, slot in enumerate(slots):
+            passed = accepted(self.manifest.accept, scores, row, slot.class_id)
+            if passed or keep_all:
+                png = self._encoder.submit(encode_png, pixels[row])
+                draws.append(_Draw(slot, candidate, scores, row, passed, png))
         self._count(tally, float(len(draws) - len(slots)))
         return draws
 
     def _sample(self, shard: int, draw: _Draw) -> Sample:
-        manifest, slot, scores, place = self.manifest, draw.slot, draw.scores, draw.place
+        manifest, slot, scores, row = self.manifest, draw.slot, draw.scores, draw.row
         png = draw.png.result()
         record = SampleRecord(
             key=sample_key(shard, slot.index),
@@ -171,11 +167,11 @@ class ShardGenerator:
             index=slot.index,
             class_id=slot.class_id,
             class_name=manifest.preset.class_name(slot.class_id),
-            predicted_id=int(scores.predicted_id[place]),
-            confidence=float(scores.confidence[place]),
-            entropy=float(scores.entropy[place]),
-            entropy_normalized=float(scores.entropy_normalized[place]),
-            margin=float(scores.margin[place]),
+            predicted_id=int(scores.predicted_id[row]),
+            confidence=float(scores.confidence[row]),
+            entropy=float(scores.entropy[row]),
+            entropy_normalized=float(scores.entropy_normalized[row]),
+            margin=float(scores.margin[row]),
             seed=sample_seed(manifest.seed, slot.class_id, slot.class_index, draw.candidate),
             candidate=draw.candidate,
             guidance="+".join(term.name for term in manifest.terms),
@@ -197,23 +193,19 @@ class ShardGenerator:
             tally.images += images
 
     def _add(self, scores: Scores) -> None:
+        new = Snapshot({}, len(scores.confidence), float(scores.confidence.sum()), float(scores.entropy.sum()))
         with self._counting:
-            old = self._totals
-            self._totals = Snapshot(
-                scored=old.scored + len(scores.confidence),
-                confidence_sum=old.confidence_sum + float(scores.confidence.sum()),
-                entropy_sum=old.entropy_sum + float(scores.entropy.sum()),
-            )
+            self._totals = add_up([self._totals, new])
 
     def _exhausted(self, shard: int, pending: Sequence[Slot], drawn: Counter[int], kept: dict[int, _Draw]) -> str:
-        """Names the class with most empty slots and how many of its draws passed."""
+        """The message that names the class with most empty slots and how many of its draws passed."""
         class_id, empty = Counter(slot.class_id for slot in pending).most_common(1)[0]
         passed = sum(draw.slot.class_id == class_id for draw in kept.values())
         accept = self.manifest.accept
         assert accept is not None
         return (
             f"{shard_name(self.manifest.prefix, shard)}: {empty} slots of class {class_id} "
-            f"({self.manifest.preset.class_name(class_id)}) found no image that [accept] takes in "
+            f"({self.manifest.preset.class_name(class_id)}) got no image that [accept] accepts in "
             f"{accept.max_candidates} candidates: {passed} of {drawn[class_id]} draws passed "
             f"({passed / drawn[class_id]:.1%}); widen [accept], raise accept.max_candidates or set exhausted = 'keep'"
         )

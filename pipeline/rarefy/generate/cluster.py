@@ -1,4 +1,4 @@
-"""A Ray to run on: an embedded one that leaves nothing behind, or a cluster by address."""
+"""Connects to Ray: an embedded instance that leaves nothing behind, or a cluster by its address."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import torch
 
 from rarefy.errors import DeviceError, bad
 
-CORES_AN_ACTOR = 8  # on the CPU, where the user does not say: more would wait for Python's lock
-OBJECT_STORE_BYTES = 256 * 2**20  # images go to files; only small replies pass through the store
+CORES_PER_ACTOR = 8  # default on the CPU: more would wait for Python's global lock
+OBJECT_STORE_BYTES = 256 * 2**20  # images go to files; only small messages pass through the store
 FOLDER_PREFIX = "rarefy-ray-"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What each actor gets. actors: how many; gpus: may be a fraction; cpus: also batches at once on the CPU."""
+    """What each actor gets. actors: their number; gpus: may be a fraction; cpus: also the batches sampled at once."""
 
     actors: int
     gpus: float
@@ -40,7 +40,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. actors None: as many as fit, at most ``shards``; cpus None: the cores shared out."""
+    """What the user asked for. actors None: as many as fit, at most ``shards``; cpus None: all cores divided."""
 
     actors: int | None
     gpus: float
@@ -48,17 +48,16 @@ class Request:
     shards: int
 
     def count(self, fitting: int) -> int:
-        """How many actors, where ``fitting`` find room."""
+        """Number of actors to start if ``fitting`` would fit."""
         return self.actors or max(1, min(fitting, self.shards))
 
 
 @contextmanager
 def connected(request: Request, address: str | None) -> Iterator[Resources]:
-    """Connect to ``address``, or start an embedded Ray and end it; yields what each actor gets.
+    """Connect to ``address``, or start an embedded Ray and stop it afterwards; yields what each actor gets.
 
-    A Ray that this process has connected to already is used and left. Raises DeviceError where an actor cannot fit,
-    for this machine before anything starts. Ray's own messages about dead workers, which it prints whatever it is told,
-    go to stderr: stdout is the result's.
+    If this process is connected to Ray already, that connection is used and kept. Raises DeviceError if an actor does
+    not fit. Ray always prints messages about dead workers; they go to stderr, since stdout is for the result.
     """
     with redirect_stdout(sys.stderr), _connection(request, address) as resources:
         yield resources
@@ -89,7 +88,7 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
 
 
 def _start(resources: Resources, folder: Path) -> None:
-    # Ray's own switches: no usage reports, and no warning about CUDA_VISIBLE_DEVICES in actors without a GPU.
+    # Turn off usage reports and a warning about CUDA_VISIBLE_DEVICES in actors without a GPU.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
@@ -106,10 +105,10 @@ def _start(resources: Resources, folder: Path) -> None:
 
 
 def _end_idle_servers() -> None:
-    """End those of Ray's servers that a Ray of one run has no use for, a hundredth of a core and 140 MB in all.
+    """Stop the Ray servers that a single run does not need. Together they use 1% of a core and 140 MB.
 
-    The log monitor polls ten times a second for a driver that takes no logs; autoscaler and dashboard are a cluster's.
-    Ray has no switch for them, and these calls are not public ones: where a version has them no more, servers stay.
+    The log monitor polls ten times per second although the driver takes no logs; autoscaler and dashboard are for
+    clusters. Ray has no option for this and the calls are private: if a later version lacks them, the servers stay.
     """
     with suppress(AttributeError):
         node: Any = ray._private.worker._global_node
@@ -119,35 +118,36 @@ def _end_idle_servers() -> None:
 
 def _fit_machine(request: Request) -> Resources:
     cores, gpus = len(os.sched_getaffinity(0)), request.gpus
-    found = torch.cuda.device_count() if gpus else 0
-    actors = request.count(int(found / gpus) if gpus else cores // (request.cpus or CORES_AN_ACTOR))
-    if actors * gpus > found:
-        raise DeviceError(bad("actors x gpus_per_actor", actors * gpus, f"at most the {found} GPUs of this machine"))
+    available = torch.cuda.device_count() if gpus else 0
+    actors = request.count(int(available / gpus) if gpus else cores // (request.cpus or CORES_PER_ACTOR))
+    if actors * gpus > available:
+        allowed = f"at most {available}: this machine has {available} GPUs"
+        raise DeviceError(bad("actors x gpus_per_actor", actors * gpus, allowed))
     return Resources(actors, gpus, request.cpus or max(1, cores // actors))
 
 
 def _fit_cluster(request: Request) -> Resources:
-    """Actors beyond the cluster's size wait for it to grow, but one must fit a machine that is there."""
+    """Extra actors wait until the cluster grows, but at least one must fit on a machine that is there now."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray's own
     cpus, gpus = [int(node.get("CPU", 0)) for node in nodes], [float(node.get("GPU", 0)) for node in nodes]
     if request.gpus > max(gpus):
         allowed = f"at most {max(gpus):g}, the GPUs of the largest machine of this cluster"
         raise DeviceError(bad("gpus_per_actor", request.gpus, allowed))
-    on_cpus = sum(max(1, number // (request.cpus or CORES_AN_ACTOR)) for number in cpus if number)
-    fitting = int(sum(gpus) / request.gpus) if request.gpus else on_cpus
-    actors = request.count(fitting)
-    share = 1 if request.gpus else max(1, min(sum(cpus) // actors, max(cpus)))
-    if (wanted := request.cpus or share) > max(cpus):
+    on_cpus = sum(max(1, number // (request.cpus or CORES_PER_ACTOR)) for number in cpus if number)
+    actors = request.count(int(sum(gpus) / request.gpus) if request.gpus else on_cpus)
+    per_actor = request.cpus or (1 if request.gpus else max(1, min(sum(cpus) // actors, max(cpus))))
+    if per_actor > max(cpus):
         allowed = f"at most {max(cpus)}, the CPUs of the largest machine of this cluster"
-        raise DeviceError(bad("cpus_per_actor", wanted, allowed))
-    return Resources(actors, request.gpus, wanted)
+        raise DeviceError(bad("cpus_per_actor", per_actor, allowed))
+    return Resources(actors, request.gpus, per_actor)
 
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder for Ray's session, gone afterwards; also sweeps those of runs that were killed.
+    """A temporary folder for Ray's session. Also removes the folders of runs that were killed.
 
-    A live run holds a lock on its folder. Straight under /tmp, as Ray's socket paths have room for about 100 letters.
+    A live run holds a lock on its folder. It is directly in /tmp because Ray's socket paths are limited to about 100
+    characters.
     """
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp"))
@@ -161,7 +161,7 @@ def _private_folder() -> Iterator[Path]:
 
 def _sweep() -> None:
     for lock_path in Path("/tmp").glob(f"{FOLDER_PREFIX}*/lock"):
-        # Another user's, locked by a live run, or swept by another run at this moment: left alone.
+        # OSError: another user's folder, locked by a live run, or just removed by another run.
         with suppress(OSError), lock_path.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock_path.parent, ignore_errors=True)

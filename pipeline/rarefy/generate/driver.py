@@ -1,4 +1,4 @@
-"""Generates a manifest's shards: what is done already, where to write, with what resources."""
+"""Generates all shards of a manifest that are not committed yet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from rarefy.errors import CheckpointError, DeviceError, bad
-from rarefy.fast.precision import execution_on
+from rarefy.execution import check_execution
 from rarefy.generate.cluster import Request, connected
 from rarefy.generate.fleet import Fleet
 from rarefy.generate.progress import ProgressSink, duration
@@ -21,11 +21,11 @@ from rarefy.shards.store import Store
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Where and with what resources; none of it changes an image.
+    """Where to write and with what resources. None of it changes an image.
 
-    actors: None starts as many as fit; gpus_per_actor: 0 for the CPU, fractions allowed; cpus_per_actor: batches a time
-    on the CPU, None shares the cores out; ray_address: None starts an embedded Ray; max_attempts: tries a shard;
-    compile: what runs under torch.compile, auto, off or full (see models.precision).
+    actors: None starts as many as fit; gpus_per_actor: 0 for the CPU, may be a fraction; cpus_per_actor: batches
+    sampled at once on the CPU, None divides all cores; ray_address: None starts an embedded Ray; max_attempts: per
+    shard; compile: auto, off or full (see rarefy.execution).
     """
 
     out: str
@@ -49,7 +49,7 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class GenerateResult:
-    """shards, images: in the whole run; made_*: in this session; retries: failed attempts; seconds: of wall clock."""
+    """shards, images: of the whole run; made_*: of this session; retries: failed attempts; seconds: wall-clock time."""
 
     shards: int
     images: int
@@ -65,53 +65,49 @@ class GenerateResult:
 
 
 def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSink) -> GenerateResult:
-    """Make and commit every shard of the plan that is not committed yet.
+    """Generate and commit every shard of the plan that is not committed yet.
 
-    Nothing is written before the models have loaded. Raises ShardError naming the shards that could not be made,
-    DeviceError, OutputError, CheckpointError; on KeyboardInterrupt the committed shards stay.
+    Nothing is written before the models are loaded. Raises ShardError, which names the missing shards, DeviceError,
+    OutputError or CheckpointError. After a KeyboardInterrupt the committed shards stay.
     """
     start = time.monotonic()
     options.check()
     store = Store(options.out)
     if store.list():
         claim_output(store, manifest.text, manifest.digest)
-    done = committed(store, shard_names(manifest), manifest.digest)
-    retries = 0
-    if len(done) < make_plan(manifest).num_shards:
+    plan, done = make_plan(manifest), committed(store, shard_names(manifest), manifest.digest)
+    left, retries = plan.num_shards - len(done), 0
+    if left:
         _check_room(store, manifest)
         _check_weights(manifest, on_this_machine=options.ray_address is None)
         if options.ray_address is None and not options.gpus_per_actor:
-            execution_on(torch.device("cpu"), manifest.precision, options.compile)  # elsewhere the actors look
-        left = make_plan(manifest).num_shards - len(done)
+            check_execution(torch.device("cpu"), manifest.precision, options.compile)  # elsewhere the actors check
         request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
         with connected(request, options.ray_address) as resources:
             limits = options.shard_timeout_s, options.max_attempts
             fleet = Fleet(manifest, store, resources, *limits, options.compile)
             retries = fleet.finish(done, progress)
-    images = sum(marker.rows for marker in done.values())
-    plan = make_plan(manifest)
-    return GenerateResult(
-        plan.num_shards, plan.total, plan.num_shards - len(done), plan.total - images, retries, time.monotonic() - start
-    )
+    images = plan.total - sum(marker.rows for marker in done.values())
+    return GenerateResult(plan.num_shards, plan.total, left, images, retries, time.monotonic() - start)
 
 
 def _check_weights(manifest: Manifest, on_this_machine: bool) -> None:
-    """What is sure to fail in every actor, said before any is started."""
+    """Report missing weights before any actor is started."""
     spec, preset = manifest.model, manifest.preset
     for name, path in (("model.checkpoint", spec.checkpoint), ("model.classifier", spec.classifier)):
         if path is None and not preset.embedded:
             raise CheckpointError(bad(name, path, f"the path of a file for {preset.name}, whose weights do not ship"))
         if path is not None and on_this_machine and not Path(path).is_file():
-            raise CheckpointError(bad(name, path, "a file that can be read here"))
+            raise CheckpointError(bad(name, path, "a file that can be read on this machine"))
 
 
 def _check_room(store: Store, manifest: Manifest) -> None:
-    """Probe the place before models load; locally at the nearest folder there is, so that no empty one is left."""
+    """Check that OUT can be written. A local OUT is not created: its nearest existing parent is checked instead."""
     if store.is_local:
         folder = Path(store.path)
         while not folder.exists():
             folder = folder.parent
-        # Half: the estimate must not refuse a run that would fit.
+        # Half of the estimate, which may be too high: a run that fits must not be refused.
         Store(str(folder)).check_writable(estimate_bytes(manifest) // 2)
     else:
         store.check_writable()

@@ -1,4 +1,4 @@
-"""What a manifest would make, and about how long one actor on this machine would take."""
+"""What a manifest would produce, and an estimate of how long this machine would take."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import torch
 
 from rarefy.diffusion.sampler import Chain, sample
 from rarefy.errors import CheckpointError
-from rarefy.fast.precision import execution_on, set_up
+from rarefy.generate.execution import full_batch, load_for_run
 from rarefy.generate.progress import duration
 from rarefy.guidance.base import NetworkTerm
 from rarefy.manifest import Manifest
-from rarefy.models.load import Models, load_models
+from rarefy.models.load import Models
 from rarefy.plan import estimate_bytes, make_plan
 
 PROBE_STEPS = 4
-LONGEST_ROUND = 16
+LONGEST_PERIOD = 16
 PROBE_BATCH = 16
-SLOW_STEP_S = 2.0  # above this, one image's one step tells enough
+SLOW_STEP_S = 2.0  # if a step of one image takes longer, that step is measurement enough
 
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """A plan in numbers. classes: (id, name, images); estimated_*: estimates; seconds None where weights are missing.
+    """A plan in numbers. classes: (id, name, images); estimated_seconds: None if weights are missing.
 
-    estimate: how the seconds were found, or why they were not.
+    estimate: how the time was estimated, or why it was not.
     """
 
     name: str
@@ -46,7 +46,7 @@ class PlanSummary:
     estimate: str
 
     def text(self) -> str:
-        """The summary as lines for people."""
+        """The summary as text."""
         rows = [f"  {class_id:>5}  {name:<24} {count:>12,}" for class_id, name, count in self.classes]
         seconds = self.estimated_seconds
         return "\n".join(
@@ -63,9 +63,9 @@ class PlanSummary:
 
 
 def summarize(manifest: Manifest) -> PlanSummary:
-    """The plan's numbers; loads the models and times a few steps where their files are there."""
+    """Summarize a manifest's plan. Loads the models, if their files exist, and times a few steps."""
     plan, preset = make_plan(manifest), manifest.preset
-    seconds, how = _seconds(manifest)
+    seconds, estimate = _seconds(manifest)
     return PlanSummary(
         name=manifest.name,
         digest=manifest.digest,
@@ -78,55 +78,50 @@ def summarize(manifest: Manifest) -> PlanSummary:
         classes=tuple((class_id, preset.class_name(class_id), n) for class_id, n in manifest.counts.items()),
         estimated_bytes=estimate_bytes(manifest),
         estimated_seconds=seconds,
-        estimate=how,
+        estimate=estimate,
     )
 
 
 def _seconds(manifest: Manifest) -> tuple[float | None, str]:
-    spec, preset = manifest.model, manifest.preset
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    hashes = spec.checkpoint_sha256, spec.classifier_sha256
+    # As in an actor: on the CPU each batch runs in one thread, and each core runs a batch.
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
+    chain = manifest.settings.chain(manifest.preset, manifest.terms)
+    batch = min(full_batch(manifest), PROBE_BATCH)
     try:
-        models = load_models(preset, spec.checkpoint, spec.classifier, hashes, device, manifest.precision)
+        models = load_for_run(dataclasses.replace(manifest, batch=batch), device, "auto")
+        per_image = _image_step_seconds(models, chain, batch) * len(chain.schedule) / cores
     except CheckpointError as error:
         return None, str(error)
-    chain = manifest.settings.chain(preset, manifest.terms)
-    # As actors do: on the CPU a batch has one thread, and every core a batch.
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
-    torch.set_num_threads(1)
-    try:
-        per_image = _image_step_seconds(models, manifest, chain) * len(chain.schedule) / cores
     finally:
         torch.set_num_threads(threads)
     place = "one GPU" if device.type == "cuda" else f"{cores} CPU cores"
-    more = ", without rejected candidates" if manifest.accept else ""
+    rejects = " and rejected candidates" if manifest.accept else ""
     dtype = str(models.unet.dtype).removeprefix("torch.")
-    how = f"from a few steps timed here on {place} in {dtype}, no start-up or writing{more}"
-    return per_image * manifest.total, how
+    estimate = f"from a few steps timed here on {place} in {dtype}, without start-up, writing{rejects}"
+    return per_image * manifest.total, estimate
 
 
-def _image_step_seconds(models: Models, manifest: Manifest, whole: Chain) -> float:
-    """Seconds a step an image. The probe's few steps spread over the whole chain, so windows weigh as in the run."""
-    steps = min(len(whole.schedule), max(PROBE_STEPS, _round(whole)))
+def _image_step_seconds(models: Models, whole: Chain, batch: int) -> float:
+    """Seconds per step and image. The timed steps are spread over the whole chain, so windows count as in the run."""
+    steps = min(len(whole.schedule), max(PROBE_STEPS, _period(whole)))
     chain = dataclasses.replace(whole, schedule=whole.schedule.thinned(steps))
-    _time_chain(models, chain, 1, 1)  # caches
+    _time_chain(models, chain, 1, 1)  # warm-up
     one = _time_chain(models, chain, 1, 1)
     if one > SLOW_STEP_S:
-        return one if _round(whole) == 1 else _time_chain(models, chain, 1, steps) / steps
-    batch = min(manifest.batch, manifest.total, PROBE_BATCH)
-    set_up((models.unet, models.classifier), execution_on(models.device, manifest.precision, "auto"), batch)
+        return one if _period(whole) == 1 else _time_chain(models, chain, 1, steps) / steps
     _time_chain(models, chain, batch, 1)  # compilation
     return _time_chain(models, chain, batch, steps) / (steps * batch)
 
 
-def _round(chain: Chain) -> int:
-    """The steps after which what is not done at every step has come round; of long rounds a part tells enough."""
+def _period(chain: Chain) -> int:
+    """The number of steps after which all periodic work has been done, at most LONGEST_PERIOD."""
     every = [chain.classifier_every, *(term.every for term in chain.terms if isinstance(term, NetworkTerm))]
-    return min(max(every), LONGEST_ROUND)
+    return min(max(every), LONGEST_PERIOD)
 
 
 def _time_chain(models: Models, chain: Chain, batch: int, steps: int) -> float:
-    """Seconds of the chain's first ``steps`` steps, or of all where it has fewer."""
+    """Seconds for the chain's first ``steps`` steps, or for all if it has fewer."""
     y = torch.zeros(batch, dtype=torch.int64, device=models.device)
     start = time.perf_counter()
     for state in islice(sample(models, y, list(range(batch)), chain), steps):

@@ -1,4 +1,4 @@
-"""The Ray part: a queue of shards, plain actors that pull from it, and markers on storage as the only truth."""
+"""The only file that uses Ray actors: it hands out shards. Only the markers on storage say what is done."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ from rarefy.generate.cluster import Resources
 from rarefy.generate.progress import ProgressSink, Status
 from rarefy.manifest import Manifest
 from rarefy.plan import make_plan, shard_name, shard_names
-from rarefy.shards.index import claim_output, committed
+from rarefy.shards.index import claim_output, committed, first_names
 from rarefy.shards.marker import Marker
 from rarefy.shards.metadata import read_records
 from rarefy.shards.store import Store
 
-TICK_S = 1.0  # between looks at the actors, each of which costs them and Ray a millisecond or more
-START_S = 900.0  # least time for a machine to be found and models to load
-IN_FLIGHT = 2  # one shard being sampled, one being written or waiting its turn
-NAMES_SHOWN = 8
-SHOWN = 200  # letters of a message's beginning and of its end
+TICK_S = 1.0  # between polls of the actors; each poll costs them and Ray at least a millisecond
+START_S = 900.0  # minimum time limit for finding a machine and loading the models
+IN_FLIGHT = 2  # shards per actor: one is sampled, the other is written or waits
+SHOWN = 200  # characters kept of a message's start and of its end
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One try of one shard."""
+    """One attempt at one shard."""
 
     shard: int
     attempt: str
@@ -41,7 +40,7 @@ class _Task:
 
 @dataclass(eq=False)
 class _Worker:
-    """One actor as the driver sees it. tasks: oldest first, by reference; clock: when the oldest began."""
+    """One actor as the driver sees it. tasks: by Ray reference, oldest first; clock: start time of the oldest."""
 
     handle: Any
     loading: Any
@@ -53,7 +52,7 @@ class _Worker:
 
 
 class Fleet:
-    """One session's queue, workers and counts. timeout_s, max_attempts: of each shard; compile: the actors' choice."""
+    """One session's queue, workers and counts. timeout_s, max_attempts: per shard; compile: see rarefy.execution."""
 
     def __init__(
         self, manifest: Manifest, store: Store, resources: Resources, timeout_s: float, max_attempts: int, compile: str
@@ -75,7 +74,7 @@ class Fleet:
         self.first_ready: float | None = None
 
     def finish(self, done: Mapping[str, Marker], progress: ProgressSink) -> int:
-        """Make every shard of the plan that is not ``done``; returns the retries. Raises ShardError naming gaps."""
+        """Generate every shard that is not ``done``; returns the number of retries. ShardError names missing shards."""
         self.queue.extend(k for k, name in enumerate(shard_names(self.manifest)) if name not in done)
         self.resumed = self.committed = sum(marker.rows for marker in done.values())
         self.earlier = next(iter(done), None)
@@ -91,22 +90,21 @@ class Fleet:
                 ray.kill(worker.handle)
         if self.given_up:
             names = [shard_name(self.manifest.prefix, number) for number in sorted(self.given_up)]
-            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
             raise ShardError(
                 f"{len(names)} of {self.plan.num_shards} shards are missing after {self.max_attempts} attempts "
-                f"each: {', '.join(names[:NAMES_SHOWN])}{more}; last cause: {self.last_cause}"
+                f"each: {first_names(names)}; last cause: {self.last_cause}"
             )
         return self.retries
 
     def _staff(self) -> None:
-        """Start actors where some are missing, never more than there are shards left."""
+        """Start missing actors, but never more than there are shards left."""
         left = len(self.queue) + sum(len(worker.tasks) for worker in self.workers)
         actor: Any = ray.remote(ShardGenerator).options(
             num_cpus=self.resources.cpus,
             num_gpus=self.resources.gpus,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=IN_FLIGHT + 1,  # and one for progress
+            max_concurrency=IN_FLIGHT + 1,  # one more for progress()
         )
         while len(self.workers) < min(self.resources.actors, left):
             place = self.resources.device, self.resources.cpus
@@ -114,9 +112,9 @@ class Fleet:
             self.workers.append(_Worker(handle, handle.load.remote(), time.monotonic()))
 
     def _feed(self) -> None:
-        """One shard to every ready actor, then a second one while as many wait for the other actors.
+        """Give every ready actor one shard, then a second one if enough remain for the other actors.
 
-        Near the end nobody holds a shard that an idle actor could be making, and an only actor always has its next.
+        So near the end no actor queues a shard that an idle one could generate. A single actor always gets its next.
         """
         for depth in range(IN_FLIGHT):
             for worker in self.workers:
@@ -129,14 +127,14 @@ class Fleet:
                     worker.tasks[worker.handle.generate.remote(task.shard, task.attempt)] = task
 
     def _collect(self) -> None:
-        """Take in every reply that has come, waiting up to a tick for the first."""
+        """Handle all replies that have arrived, waiting up to TICK_S for the first."""
         owners = {ref: worker for worker in self.workers for ref in worker.tasks}
         owners |= {worker.loading: worker for worker in self.workers if not worker.ready}
         ready, _ = ray.wait(list(owners), timeout=TICK_S)
         for ref in ready:
             worker = owners[ref]
             if worker not in self.workers:
-                continue  # lost while an earlier reply of this round was read
+                continue  # lost while an earlier reply of this round was handled
             try:
                 self._accept(worker, ref, ray.get(ref))
             except RayTaskError as error:
@@ -151,28 +149,30 @@ class Fleet:
             self.first_ready = self.first_ready or time.monotonic()
         else:
             if not committed(self.store, [reply.name], self.manifest.digest):
-                place = "a place that every machine of the cluster shares: a marker written by an actor is not here"
-                raise OutputError(bad("out", self.store.root, place))
+                allowed = "shared by all machines: a marker that an actor wrote cannot be seen by the driver"
+                raise OutputError(bad("out", self.store.root, allowed))
             worker.tasks.pop(ref)
             worker.clock = time.monotonic()
             self.failed_starts = 0
             self.committed += reply.rows
 
     def _check_weights(self, weights: tuple[str, str]) -> None:
-        """The first time, claim the output; all actors, and the shards of earlier sessions, must share the weights."""
+        """Claim the output when the first actor is ready. All actors and earlier shards must have the same weights."""
         if self.weights is None:
             claim_output(self.store, self.manifest.text, self.manifest.digest)
             self.weights = weights
             if self.earlier is not None:
-                # A damaged shard is seal's to find.
+                # Damaged shards are reported by seal.
                 with suppress(ShardError):
                     record = read_records(self.store, self.earlier)[0]
                     self.weights = record.checkpoint_sha256, record.classifier_sha256
         if weights != self.weights:
-            raise OutputError(bad("weights", " ".join(weights), f"those of the run's other shards: {self.weights}"))
+            raise OutputError(
+                bad("weights", " ".join(weights), f"the weights of the run's other shards, {' '.join(self.weights)}")
+            )
 
     def _failed(self, worker: _Worker, ref: Any, error: RayTaskError) -> None:
-        """A call raised: a user's error ends the run, any other costs the shard an attempt (or the actor its start)."""
+        """A call raised. A user's error ends the run; any other counts as a failed attempt, or as a failed start."""
         if isinstance(error.cause, RarefyError):
             raise error.cause from None
         cause = f"{type(error.cause).__name__}: {_one_line(error.cause)}"
@@ -184,7 +184,7 @@ class Fleet:
             self._retry(task.shard, cause)
 
     def _lose(self, worker: _Worker, cause: str) -> None:
-        """Drop an actor that died, hung or could not start; its shards go back to the queue."""
+        """Remove an actor that died, hung or could not start. Its shards go back to the queue."""
         ray.kill(worker.handle)
         self.workers.remove(worker)
         self.gone = add_up([self.gone, worker.snapshot])
@@ -197,8 +197,8 @@ class Fleet:
 
     def _retry(self, number: int, cause: str) -> None:
         name = shard_name(self.manifest.prefix, number)
-        if found := committed(self.store, [name], self.manifest.digest):
-            self.committed += found[name].rows  # it died after its work was done
+        if markers := committed(self.store, [name], self.manifest.digest):
+            self.committed += markers[name].rows  # the actor died after the commit
             return
         self.retries += 1
         self.last_cause = f"{name}: {cause}"
@@ -217,10 +217,10 @@ class Fleet:
     def _status(self) -> Status:
         for worker in self.workers:
             self._poll(worker)
-        seen = add_up([self.gone, *(worker.snapshot for worker in self.workers)])
-        # A snapshot may be older than a commit: only what is still a task is under way.
-        under_way = (w.snapshot.in_flight.get(task.attempt, 0.0) for w in self.workers for task in w.tasks.values())
-        done = self.committed + sum(under_way)
+        total = add_up([self.gone, *(worker.snapshot for worker in self.workers)])
+        # A snapshot may be older than a commit, so only attempts that are still tasks count.
+        in_flight = (w.snapshot.in_flight.get(task.attempt, 0.0) for w in self.workers for task in w.tasks.values())
+        done = self.committed + sum(in_flight)
         elapsed = time.monotonic() - self.first_ready if self.first_ready else 0.0
         rate = (done - self.resumed) / elapsed if elapsed else 0.0
         return Status(
@@ -232,25 +232,25 @@ class Fleet:
             actors_alive=sum(worker.ready for worker in self.workers),
             actors_wanted=self.resources.actors,
             retries=self.retries,
-            confidence=seen.confidence_sum / seen.scored if seen.scored else None,
-            entropy=seen.entropy_sum / seen.scored if seen.scored else None,
+            confidence=total.confidence_sum / total.scored if total.scored else None,
+            entropy=total.entropy_sum / total.scored if total.scored else None,
         )
 
     def _poll(self, worker: _Worker) -> None:
-        """Ask for the actor's counts without waiting; its death shows in its tasks."""
+        """Ask for the actor's counts without waiting for them. Its death is noticed by its tasks."""
         if worker.poll is not None:
             if not ray.wait([worker.poll], timeout=0)[0]:
                 return
             with suppress(RayError):
-                found: Snapshot = ray.get(worker.poll)
-                # A try that has ended left the actor's counts, but is under way here until its reply is read.
+                new: Snapshot = ray.get(worker.poll)
+                # An attempt that has ended is no longer in the actor's counts, but stays here until its reply is read.
                 last = worker.snapshot.in_flight
-                held = {t.attempt: last[t.attempt] for t in worker.tasks.values() if t.attempt in last}
-                worker.snapshot = replace(found, in_flight={**held, **found.in_flight})
+                kept = {t.attempt: last[t.attempt] for t in worker.tasks.values() if t.attempt in last}
+                worker.snapshot = replace(new, in_flight={**kept, **new.in_flight})
         worker.poll = worker.handle.progress.remote() if worker.ready else None
 
 
 def _one_line(error: BaseException) -> str:
-    """A message's beginning and end, where Ray puts what went wrong, without the carets of tracebacks."""
+    """The start and end of a message, where Ray puts the cause, without the carets of tracebacks."""
     text = " ".join(word for word in str(error).split() if word.strip("^~"))
     return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}"

@@ -1,4 +1,4 @@
-"""How far a run is: one live line on a terminal, a plain line every so often elsewhere."""
+"""Progress of a run: a live line on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Status:
-    """A run at one moment. done: images, committed or under way; resumed: of those, found committed at the start.
+    """A run at one moment. done: images, committed or in progress; resumed: those that were committed at the start.
 
-    images_per_second: since the first actor was ready; eta_s: None until known; confidence and entropy (nats): means
+    images_per_second: since the first actor was ready; eta_s: None until known; confidence and entropy (in nats): means
     over all images drawn in this session, None before the first.
     """
 
@@ -33,7 +33,7 @@ class Status:
     entropy: float | None
 
     def text(self) -> str:
-        """All but the bar, in one line."""
+        """The status in one line."""
         eta = "--" if self.eta_s is None else duration(self.eta_s)
         parts = [
             f"{self.done:.0f}/{self.total} images",
@@ -61,7 +61,7 @@ class ProgressLine:
     def __init__(self, stream: TextIO | None = None, every_s: float = 10.0) -> None:
         self.stream = stream or sys.stderr
         self.every_s = every_s
-        # Some containers' terminals have no size: a bar would have no room.
+        # Terminals in some containers report no width, which leaves no room for a bar.
         self._live = self.stream.isatty() and os.get_terminal_size(self.stream.fileno()).columns > 0
         self._last = time.monotonic()
         self._bar: tqdm[NoReturn] | None = None
@@ -91,7 +91,7 @@ class ProgressLine:
 
 
 def stage_line(stage: str, done: int, total: int) -> None:
-    """Progress of a stage in tens of percent: a line as each stage begins, tenth and end."""
+    """Print a line at the start of a stage, after each tenth of it and at its end."""
     tenth = max(1, total // 10)
     if done % tenth == 0 or done == total:
         print(f"audit: {stage} {done}/{total}", file=sys.stderr, flush=True)

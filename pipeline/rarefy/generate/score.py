@@ -1,4 +1,4 @@
-"""What the noise-aware classifier says of finished images, at t = 0."""
+"""Scores of finished images by the noise-aware classifier at t = 0."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rarefy.manifest import Accept
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """One value an image, (B,) on the CPU.
+    """One value per image, (B,) on the CPU.
 
     predicted_id: int64, the most probable class; confidence: p(y) of the target class; entropy: of the class
-    probabilities, nats; entropy_normalized: entropy / log K; margin: highest less second highest probability.
+    probabilities, in nats; entropy_normalized: entropy / log K; margin: highest minus second highest probability.
     """
 
     predicted_id: Tensor
@@ -30,7 +30,7 @@ class Scores:
 
 @torch.no_grad()
 def score_images(classifier: Callable[[Tensor, Tensor], Tensor], images: Tensor, y: Tensor) -> Scores:
-    """Score the 8-bit images that are written, not the floats before them.
+    """Score the 8-bit images as they are written, not the floats before rounding.
 
     classifier: (x, t (B,)) -> logits (B, K); images: (B, C, H, W) uint8; y: (B,) int64. Softmax in float32.
     """
@@ -48,10 +48,10 @@ def score_images(classifier: Callable[[Tensor, Tensor], Tensor], images: Tensor,
     )
 
 
-def accepted(accept: Accept | None, scores: Scores, index: int, class_id: int) -> bool:
-    """Whether image ``index`` of the batch passes the manifest's filter."""
+def accepted(accept: Accept | None, scores: Scores, row: int, class_id: int) -> bool:
+    """Whether image ``row`` of the batch passes the manifest's filter."""
     if accept is None:
         return True
-    on_class = not accept.on_class or int(scores.predicted_id[index]) == class_id
-    confidence, nats = float(scores.confidence[index]), float(scores.entropy[index])
+    on_class = not accept.on_class or int(scores.predicted_id[row]) == class_id
+    confidence, nats = float(scores.confidence[row]), float(scores.entropy[row])
     return on_class and accept.confidence.hold(confidence) and accept.entropy.hold(nats)

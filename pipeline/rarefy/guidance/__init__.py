@@ -1,4 +1,4 @@
-"""Guidance terms: what a term of your own derives from and works with (docs/TERMS.md)."""
+"""Guidance terms: base classes and helpers for a term of your own (docs/TERMS.md)."""
 
 from rarefy.guidance.base import (
     ClassifierTerm,

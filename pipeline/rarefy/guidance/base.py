@@ -1,9 +1,9 @@
-"""Guidance terms: what they are, what they see of a step and what they may call.
+"""Base classes of guidance terms, the state that a term sees and the networks that it may call.
 
-A term is a frozen dataclass of its parameters, in a file of its own (pipeline/diffusion/terms). Classifier terms give
-an objective an image, from log p(. | x_t); one classifier forward and one backward serve their sum. Score terms give
-their gradient from the step's state, network terms may call the networks for theirs, start terms change where the chain
-begins. Formulas and sources: docs/METHODS.md; how to write a term: docs/TERMS.md.
+A term is a frozen dataclass of its parameters, in its own file in ``terms``. A classifier term returns an objective per
+image, computed from log p(. | x_t); one classifier forward and one backward pass serve the sum of all. A score term
+computes its gradient from the step's state. A network term may call the networks for it. A start term changes where the
+chain begins. Formulas and sources: docs/METHODS.md; how to write a term: docs/TERMS.md.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Ramp = float | tuple[tuple[float, float], ...]
 """A constant, or (time step, value) points in ascending time, linear between them and constant beyond the ends."""
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x_t (B, C, H, W), t (B,) original time steps, y (B,)) -> eps, with v behind it where sigma is learned."""
+"""(x_t (B, C, H, W), t (B,) original time steps, y (B,)) -> eps, followed by v if sigma is learned."""
 
 Classify = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,)) -> logits (B, K)."""
 
 LATER = {"later": True}
-"""Metadata of a field that is left out of a manifest's digest while it is None: older digests stay as they are."""
+"""Metadata of a field added later: while it is None it is left out of a manifest's digest, so old digests stay."""
 
 
 @dataclass(frozen=True, eq=False)
 class StepState:
     """One reverse step, before guidance.
 
-    step: index in the respaced chain, 0 the last; t: original time step; alpha_cumprod: abar_t; x_t, eps, pred_xstart:
-    (B, C, H, W) float32, pred_xstart clipped to [-1, 1] and detached; y: (B,) target class ids; ranks: (B,) in [0, 1),
-    the images' places among those of their class, None where there are none.
+    step: index in the respaced chain, where 0 is the last step; t: original time step; alpha_cumprod: abar_t; x_t, eps,
+    pred_xstart: (B, C, H, W) float32, pred_xstart clipped to [-1, 1] and detached; y: (B,) target class ids; ranks:
+    (B,) in [0, 1), each image's rank within its class (see plan.class_rank), or None.
     """
 
     step: int
@@ -53,11 +53,12 @@ class StepState:
 
 @dataclass(frozen=True, eq=False)
 class Networks:
-    """What a chain and its terms may call.
+    """The functions that a chain and its terms may call.
 
     features: (B, C, H, W) clean images -> (B, F), the classifier's encoder at t = 0; fresh_noise: () -> standard normal
-    (B, C, H, W) of one stream an image, apart from the sampler's; alphas_cumprod: abar of every original step, (T,).
-    A plain chain needs ``denoise`` alone, classifier terms ``classify``, network terms whatever they call.
+    (B, C, H, W), from one stream per image that is separate from the sampler's; alphas_cumprod: abar of every original
+    step, (T,). A chain without guidance needs only ``denoise``, classifier terms ``classify``, network terms what they
+    call.
     """
 
     denoise: Denoise
@@ -67,20 +68,20 @@ class Networks:
     alphas_cumprod: Tensor | None = None
 
     def predict(self, x_t: Tensor, t: int, y: Tensor) -> Tensor:
-        """The U-Net's prediction of the clean image at original step ``t``, not clipped; one pass, differentiable."""
+        """The U-Net's unclipped prediction of the clean image at original step ``t``: one differentiable pass."""
         abar = self._abar(t)
         eps = self.denoise(x_t, times(x_t, t), y)[:, : x_t.shape[1]]
         return (x_t - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
 
     def renoise(self, x_0: Tensor, t: int) -> Tensor:
-        """A draw of q(x_t | x_0) at original step ``t``, with fresh noise."""
+        """A sample of q(x_t | x_0) at original step ``t``, with fresh noise."""
         assert self.fresh_noise is not None
         abar = self._abar(t)
         return math.sqrt(abar) * x_0 + math.sqrt(1 - abar) * self.fresh_noise()
 
     @property
     def num_timesteps(self) -> int:
-        """T, the original chain's steps."""
+        """T, the number of steps of the original chain."""
         assert self.alphas_cumprod is not None
         return len(self.alphas_cumprod)
 
@@ -96,10 +97,11 @@ def import_path(kind: type) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """Base of all terms. window: [low, high] in original time steps, outside which the term is zero; None is always.
+    """Base class of all terms. window: [low, high] in original time steps; outside it the term is zero; None: always.
 
-    ``name`` is what rows and reports call it; a term that has none goes by its import path. A term checks its own
-    fields in ``__post_init__``: a ValueError that begins with the field's name is shown behind the manifest's place.
+    ``name`` is the term's name in rows and reports; the default is its import path. A term validates its fields in
+    ``__post_init__``. The message of a ValueError should begin with the field's name: the manifest puts the table's
+    name before it.
     """
 
     name: ClassVar[str]
@@ -121,16 +123,16 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierTerm(Term):
-    """A term whose gradient is that of an objective of the classifier's output."""
+    """A term whose gradient is that of an objective on the classifier's output."""
 
     def objective(self, log_probs: Tensor, state: StepState) -> Tensor:
-        """log_probs: (B, K) float32, of the classifier at x_t -> (B,), to be differentiated with respect to x_t."""
+        """log_probs (B, K) float32 of the classifier at x_t -> (B,), which is differentiated with respect to x_t."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTerm(Term):
-    """A term whose gradient follows from the step's state without a network."""
+    """A term that computes its gradient from the step's state, without a network."""
 
     def gradient(self, state: StepState) -> Tensor:
         """The term's contribution to G, (B, C, H, W)."""
@@ -139,7 +141,7 @@ class ScoreTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkTerm(Term):
-    """A term that calls networks for its gradient. every: it acts at every n-th step, counted from the chain's last."""
+    """A term that calls networks. every: it acts at every n-th step, counted from the chain's last step."""
 
     every: int = 1
 
@@ -153,7 +155,7 @@ class NetworkTerm(Term):
         return self.active(t) and step % self.every == 0
 
     def gradient(self, state: StepState, networks: Networks) -> Tensor:
-        """The term's contribution to G, (B, C, H, W). Called without gradients: enable them where they are needed."""
+        """The term's contribution to G, (B, C, H, W). It is called under no_grad: enable gradients where needed."""
         raise NotImplementedError
 
 
@@ -166,7 +168,7 @@ class StartTerm(Term):
             raise ManifestError(bad("window", list(self.window), f"a key of {self.name}, which acts before any step"))
 
     def noisiest(self) -> float:
-        """The noisiest original time step that the chain takes; those above are skipped."""
+        """The noisiest original time step that the chain keeps; later ones are skipped."""
         return math.inf
 
     def begin(self, x_T: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ KINDS = (ClassifierTerm, ScoreTerm, NetworkTerm, StartTerm)
 
 
 def times(x: Tensor, t: float) -> Tensor:
-    """Time step ``t`` for each image of ``x``, (B,), as networks take it."""
+    """Time step ``t`` for each image of ``x``, (B,): the networks' time input."""
     return torch.full((len(x),), float(t), device=x.device, dtype=x.dtype)
 
 
@@ -197,7 +199,7 @@ def at(ramp: Ramp, t: float) -> float:
 
 
 def ramp_values(ramp: Ramp) -> list[float]:
-    """The values that a ramp runs between."""
+    """All values of a ramp's points."""
     return [value for _, value in ramp] if isinstance(ramp, tuple) else [ramp]
 
 
@@ -207,7 +209,7 @@ def target_log_prob(log_probs: Tensor, y: Tensor) -> Tensor:
 
 
 def other_log_prob(log_probs: Tensor, y: Tensor) -> Tensor:
-    """log(1 - p(y)) as the log sum of the other classes, which stays exact as p(y) -> 1. (B,)."""
+    """log(1 - p(y)), (B,), as a log sum over the other classes, which stays exact as p(y) -> 1."""
     others = log_probs.scatter(1, y[:, None], -torch.inf)
     return others.logsumexp(dim=1) - log_probs.logsumexp(dim=1)
 

@@ -1,4 +1,4 @@
-"""How the terms' contributions to the score add up along a chain."""
+"""The sum of all terms' contributions to the score, step by step."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rarefy.guidance.base import (
-    ClassifierTerm,
-    Classify,
-    Networks,
-    NetworkTerm,
-    ScoreTerm,
-    StepState,
-    Term,
-    times,
-)
+from rarefy.guidance.base import ClassifierTerm, Classify, Networks, NetworkTerm, ScoreTerm, StepState, Term, times
 
 
 class Guide:
     """The guidance of one reverse chain: call it with the state of each step, in order.
 
-    One call of ``networks.classify`` serves all classifier terms, none is made where no such term is active.
-    classifier_every: the call is made at the first step at which the active classifier terms are these, and at every
-    n-th step from there; the steps between take its gradient as it is.
+    One call of ``networks.classify`` serves all classifier terms; there is none while no such term is active.
+    classifier_every: the classifier is called at every n-th step, and the steps between reuse its gradient unchanged.
+    Whenever the set of active classifier terms changes, it is called at once and the count starts again.
     """
 
     def __init__(self, terms: Sequence[Term], networks: Networks, classifier_every: int = 1) -> None:
@@ -34,9 +25,9 @@ class Guide:
         self._gradient: Tensor | None = None
 
     def __call__(self, state: StepState) -> Tensor | None:
-        """G: the sum of the terms active at this step, (B, C, H, W) float32; None where none is."""
+        """G, (B, C, H, W) float32: the sum of the terms that are active at this step; None if there are none."""
         active = [term for term in self.terms if term.active(state.t)]
-        total = self._classifier_share([term for term in active if isinstance(term, ClassifierTerm)], state)
+        total = self._classifier_part([term for term in active if isinstance(term, ClassifierTerm)], state)
         for term in active:
             gradient = self._own_gradient(term, state)
             if gradient is not None:
@@ -50,8 +41,8 @@ class Guide:
             return term.gradient(state, self.networks)
         return None
 
-    def _classifier_share(self, active: list[ClassifierTerm], state: StepState) -> Tensor | None:
-        if active != self._active:  # a kept gradient would carry a term past its window
+    def _classifier_part(self, active: list[ClassifierTerm], state: StepState) -> Tensor | None:
+        if active != self._active:  # the reused gradient would extend a term past its window
             self._active, self._age, self._gradient = active, 0, None
         if active and self._age % self.classifier_every == 0:
             assert self.networks.classify is not None

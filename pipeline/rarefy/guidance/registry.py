@@ -1,7 +1,7 @@
-"""Which terms there are, and how a manifest's [[guidance]] table becomes one.
+"""The registry of terms: it turns a manifest's [[guidance]] table into a term.
 
-A term is named by a built-in's name, by an entry point of the group ``rarefy.terms`` of an installed package, or by the
-import path of its class. Its dataclass says which keys there are and of what types; it checks their values itself.
+A table names its term by the name of a built-in, by an entry point that an installed package registers in the group
+``rarefy.terms``, or by the import path of the class. The fields of the dataclass define the table's keys and types.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ TERMS: dict[str, type[Term]] = {
     kind.name: kind
     for kind in (ClassifierGuidance, LowConfidence, PredictedRealImage, EntropyAscent, SelfGuided, BoostAndSkip)
 }
-# What the top level of somebody's module commonly raises; anything else is for its author to see whole.
+# What importing a broken module commonly raises. Anything else keeps its traceback, for the module's author.
 _IMPORT_ERRORS = (ImportError, SyntaxError, NameError, AttributeError, LookupError, TypeError, ValueError, OSError,
                   RuntimeError)  # fmt: skip
 
 
 def parse_term(table: Mapping[str, object], field: str) -> Term:
-    """Make a term from a manifest's [[guidance]] table. Raises ManifestError naming the key and what is allowed."""
+    """The term of a manifest's [[guidance]] table. Raises ManifestError, which names the key and what is allowed."""
     kind = find_term(table.get("term"), f"{field}.term")
     known = {f.name: f for f in dataclasses.fields(kind) if f.init}
     for key, value in table.items():
@@ -45,17 +45,17 @@ def parse_term(table: Mapping[str, object], field: str) -> Term:
     hints = _hints(kind, f"{field}.term")
     values = {
         key: read_value(table.get(key), hints[key], f"{field}.{key}")
-        for key, known_field in known.items()
-        if key in table or _required(known_field)
+        for key, dataclass_field in known.items()
+        if key in table or _required(dataclass_field)
     }
     try:
-        return kind(**values)  # type: ignore[arg-type] # each was read as its field's type
+        return kind(**values)  # type: ignore[arg-type] # read_value has checked the types
     except ValueError as error:
         raise ManifestError(f"{field}.{_line(error)}") from error
 
 
 def find_term(name: object, field: str) -> type[Term]:
-    """The class that a manifest's ``term`` names. Raises ManifestError listing the names there are."""
+    """The class that a manifest's ``term`` names. Raises ManifestError, which lists the known names."""
     if isinstance(name, str) and name in TERMS:
         return TERMS[name]
     registered = {point.name: f"{point.module}:{point.attr}" for point in entry_points(group=ENTRY_POINTS)}
@@ -67,17 +67,17 @@ def find_term(name: object, field: str) -> type[Term]:
 
 
 def _load(path: str, name: str, field: str) -> type[Term]:
-    """Import a term's class. ``name`` is how the manifest calls it."""
+    """Import a term's class. name: the term as written in the manifest."""
     module, _, attribute = path.partition(":")
     where = f"importable as {path}" if path != name else "importable"
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        kind = getattr(importlib.import_module(module), attribute)
     except _IMPORT_ERRORS as error:
         raise ManifestError(bad(field, name, f"{where} here: {type(error).__name__}: {_line(error)}")) from error
-    if not isinstance(found, type) or not issubclass(found, KINDS) or "__dataclass_fields__" not in vars(found):
-        kinds = ", ".join(kind.__name__ for kind in KINDS)
+    if not isinstance(kind, type) or not issubclass(kind, KINDS) or "__dataclass_fields__" not in vars(kind):
+        kinds = ", ".join(base.__name__ for base in KINDS)
         raise ManifestError(bad(field, name, f"a term, a dataclass that derives from one of {kinds}"))
-    return found
+    return kind
 
 
 def _hints(kind: type[Term], field: str) -> dict[str, object]:

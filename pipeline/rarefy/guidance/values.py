@@ -1,4 +1,4 @@
-"""Manifest values for the fields of a term, by the fields' types."""
+"""Checks a manifest's values against the types of a term's fields."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Literal, Union, get_args, get_origin
 from rarefy.errors import ManifestError, bad
 from rarefy.guidance.base import Ramp
 
-TYPES = "bool, int, float, str, Literal, Ramp, tuple[float, float] or tuple[float, ...], each with None or without"
+TYPES = "bool, int, float, str, Literal, Ramp, tuple[float, float] or tuple[float, ...], each with or without None"
 
 
 def read_value(value: object, hint: object, field: str) -> object:
-    """A TOML value as the type that a field is annotated with (see TYPES).
+    """Convert a TOML value to the type of a field's annotation (see TYPES). Raises ManifestError.
 
-    Numbers must be finite, an integer will do for a float, a list becomes a tuple. Raises ManifestError.
+    Numbers must be finite; an integer is accepted for a float; a list becomes a tuple.
     """
     union = get_origin(hint) in (Union, UnionType)
     kinds = set(get_args(hint)) - {NoneType} if union else {hint}
@@ -27,7 +27,7 @@ def read_value(value: object, hint: object, field: str) -> object:
     if get_origin(kind) is Literal:
         return _choice(value, get_args(kind), field)
     if kind not in _READERS:
-        raise ManifestError(bad(field, value, f"of a type that a manifest can hold: {hint} is none of {TYPES}"))
+        raise ManifestError(bad(field, value, f"of a type that a manifest supports: {hint} is not {TYPES}"))
     return _READERS[kind](value, field)
 
 
@@ -39,7 +39,7 @@ def _flag(value: object, field: str) -> bool:
 
 def _whole(value: object, field: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ManifestError(bad(field, value, "a whole number"))
+        raise ManifestError(bad(field, value, "an integer"))
     return value
 
 
@@ -51,7 +51,7 @@ def _number(value: object, field: str) -> float:
 
 def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
-        raise ManifestError(bad(field, value, "a text"))
+        raise ManifestError(bad(field, value, "a string"))
     return value
 
 
@@ -76,7 +76,7 @@ def _pair(value: object, field: str) -> tuple[float, float]:
 def _ramp(value: object, field: str) -> Ramp:
     if _is_number(value):
         return _number(value, field)
-    allowed = "a number or [[time step, value], ...] in ascending time"
+    allowed = "a number or [[time step, value], ...] with ascending time steps"
     if not isinstance(value, list | tuple) or not value:
         raise ManifestError(bad(field, value, allowed))
     pairs = all(isinstance(p, list | tuple) and len(p) == 2 and all(_is_number(item) for item in p) for p in value)

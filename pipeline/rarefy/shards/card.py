@@ -1,4 +1,4 @@
-"""The data-set card: a README that people read and the Hugging Face hub parses."""
+"""The data set's card: a README for people, with metadata that the Hugging Face Hub reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE_CATEGORIES = (
 
 @dataclass(frozen=True)
 class CardInfo:
-    """What the card says. ``class_names`` may be empty; ``guidance``: term names; ``sampler``: one line."""
+    """Content of the card. class_names: may be empty; guidance: term names; sampler: one line of text."""
 
     name: str
     preset: str
@@ -30,11 +30,11 @@ class CardInfo:
 
 
 def render_card(info: CardInfo, counts: Mapping[int, int], names: Sequence[str], digest: str) -> str:
-    """README.md of a sealed data set; ``counts``: samples by class id; ``names``: its shards."""
+    """README.md of a sealed data set. counts: samples by class id; names: its shards."""
     total = sum(counts.values())
     sections = (_front_matter(info, total), _summary(info, total, len(names)), _usage(names))
     provenance = (
-        f"## Provenance\n\nEvery image can be made again from `manifest.toml` and its key.\n\n"
+        f"## Provenance\n\nEvery image can be generated again from `manifest.toml` and its key.\n\n"
         f"- manifest digest `{digest}`\n- diffusion weights sha256 `{info.checkpoint_sha256}`\n"
         f"- classifier weights sha256 `{info.classifier_sha256}`\n"
     )
@@ -43,7 +43,7 @@ def render_card(info: CardInfo, counts: Mapping[int, int], names: Sequence[str],
 
 def _front_matter(info: CardInfo, total: int) -> str:
     size = next((label for bound, label in SIZE_CATEGORIES if total < bound), "10B<n<100B")
-    # JSON strings are YAML strings: a name with a colon or a quote stays one.
+    # JSON strings are valid YAML, so names with colons or quotes are safe.
     return f"""---
 pretty_name: {json.dumps(info.name)}
 task_categories:
@@ -92,7 +92,8 @@ for sample in dataset:
     image, class_id, info = sample["png"], sample["cls"], sample["json"]
 ```
 
-`index.json` is a wids index (random access); `metadata/*.parquet` holds one row a sample; `state/*.json` the hashes.
+`index.json` is a wids index (random access); `metadata/*.parquet` has one row per sample, `state/*.json`
+the hashes.
 """
 
 

@@ -1,4 +1,4 @@
-"""From committed shards to a data set: claim the output, find what is done, verify, seal."""
+"""From committed shards to a data set: claim the output, list committed shards, verify, seal."""
 
 from __future__ import annotations
 
@@ -15,18 +15,28 @@ from rarefy.shards.metadata import SCHEMA, parquet_path, tar_path
 from rarefy.shards.store import Store
 from rarefy.shards.verify import NOT_COMMITTED, THREADS, verify, verify_shard
 
-__all__ = ["CardInfo", "Sealed", "claim_output", "committed", "is_sealed", "seal", "verify", "verify_shard"]
+__all__ = [
+    "CardInfo",
+    "Sealed",
+    "claim_output",
+    "committed",
+    "first_names",
+    "is_sealed",
+    "seal",
+    "verify",
+    "verify_shard",
+]
 
 RUN_FILE = "state/run.json"
 SUCCESS = "_SUCCESS"
 NAMES_SHOWN = 8
-# The root of a mounted volume holds this one from birth.
+# The root of a freshly formatted volume contains this folder.
 IGNORED_IN_ROOT = frozenset({"lost+found"})
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """shards and samples: how many; size_bytes: of all tars; counts: samples by class id."""
+    """shards, samples: their numbers; size_bytes: of all tars; counts: samples by class id."""
 
     shards: int
     samples: int
@@ -35,25 +45,31 @@ class Sealed:
 
 
 def claim_output(store: Store, manifest_text: str, digest: str) -> None:
-    """Make the output this run's, or find that it is already.
+    """Reserve the output for this run, or check that it is reserved for it already.
 
-    Raises OutputError where another manifest's run is there, the folder holds other files or it cannot be written.
+    Raises OutputError if it belongs to the run of another manifest, contains other files or cannot be written.
     """
     if not store.exists(RUN_FILE):
         foreign = [name for name in store.list() if name not in IGNORED_IN_ROOT]
         if foreign == ["state"]:
             foreign = store.list("state")
         if foreign:
-            raise OutputError(bad("out", store.root, f"an empty place or a rarefy run (it holds {_shown(foreign)})"))
+            raise OutputError(bad("out", store.root, f"empty or a rarefy run (it contains {first_names(foreign)})"))
         store.write_bytes(RUN_FILE, json.dumps({"manifest_digest": digest}).encode() + b"\n")
     if (other := _run_digest(store)) != digest:
-        raise OutputError(bad("out", store.root, f"of this manifest, {digest} (it holds the run of {other})"))
+        raise OutputError(
+            bad(
+                "out",
+                store.root,
+                f"the run of this manifest, {digest}: it contains the run of {other}; choose another --out",
+            )
+        )
     if not store.exists("manifest.toml"):
         store.write_bytes("manifest.toml", manifest_text.encode())
 
 
 def committed(store: Store, plan_names: Iterable[str], digest: str) -> dict[str, Marker]:
-    """Markers of this manifest that are there, by shard name in plan order; damaged and other runs' ones left out."""
+    """Markers by shard name, in plan order. Damaged markers and those of other manifests are left out."""
     present = set(store.list("state"))
     names = [name for name in plan_names if f"{name}.json" in present]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -66,6 +82,7 @@ def committed(store: Store, plan_names: Iterable[str], digest: str) -> dict[str,
 
 
 def is_sealed(store: Store) -> bool:
+    """Whether ``seal`` has completed."""
     return store.exists(SUCCESS)
 
 
@@ -74,8 +91,8 @@ def seal(
 ) -> Sealed:
     """Verify every shard and write index, listing, card and, last, ``_SUCCESS``.
 
-    names: all shards of the plan; counts: the plan's samples by class id. A damaged shard loses its marker, so the
-    next generate makes it again. Raises ShardError naming missing and damaged shards, or counts that differ.
+    names: all shards of the plan; counts: the plan's samples by class id. The marker of a damaged shard is deleted, so
+    that the next generate replaces the shard. Raises ShardError, which names missing or damaged shards or wrong counts.
     """
     if not store.exists(RUN_FILE):
         raise OutputError(bad("out", store.root, "a rarefy run"))
@@ -100,7 +117,7 @@ def _run_digest(store: Store) -> str:
     try:
         return str(json.loads(store.read_bytes(RUN_FILE))["manifest_digest"])
     except (ValueError, KeyError, TypeError) as cause:
-        raise OutputError(bad("out", f"{store.root}/{RUN_FILE}", "a rarefy run's own file")) from cause
+        raise OutputError(bad("out", f"{store.root}/{RUN_FILE}", "a file that rarefy wrote")) from cause
 
 
 def _marker_or_none(store: Store, name: str) -> Marker | None:
@@ -115,19 +132,19 @@ def _whole_shards(store: Store, digest: str, names: Sequence[str]) -> dict[str, 
         raise ShardError(_take_back(store, problems))
     planned = {f"{name}.tar" for name in names}
     if strangers := [name for name in store.list("shards") if name not in planned]:
-        raise ShardError(f"shards: {_shown(strangers)} is not of this plan; move it elsewhere")
+        raise ShardError(f"shards: {first_names(strangers)}: not part of this plan; move it elsewhere")
     return committed(store, names, digest)
 
 
 def _take_back(store: Store, problems: Mapping[str, Sequence[str]]) -> str:
-    """Delete the damaged shards' markers; the line that names missing and damaged shards."""
-    missing = [name for name, found in problems.items() if NOT_COMMITTED in found]
-    damaged = [f"{name} ({found[0]})" for name, found in problems.items() if NOT_COMMITTED not in found]
+    """Delete the markers of damaged shards and return the message that names missing and damaged shards."""
+    missing = [name for name, lines in problems.items() if NOT_COMMITTED in lines]
+    damaged = [f"{name} ({lines[0]})" for name, lines in problems.items() if NOT_COMMITTED not in lines]
     for name in problems:
         store.delete(marker_path(name))
-    parts = [f"{len(missing)} missing: {_shown(missing)}"] if missing else []
+    parts = [f"{len(missing)} missing: {first_names(missing)}"] if missing else []
     if damaged:
-        parts.append(f"{len(damaged)} damaged, their markers removed: {_shown(damaged)}")
+        parts.append(f"{len(damaged)} damaged, markers deleted: {first_names(damaged)}")
     return f"shards: {'; '.join(parts)}; run generate again"
 
 
@@ -136,7 +153,7 @@ def _checked_counts(markers: Iterable[Marker], planned: Mapping[int, int]) -> di
     for marker in markers:
         total.update({int(class_id): number for class_id, number in marker.counts.items()})
     if total != Counter(planned):
-        raise ShardError(f"counts: {dict(total)} images by class is not what the plan says, {dict(planned)}")
+        raise ShardError(f"counts: {dict(total)} images by class is not {dict(planned)}, as planned")
     return dict(sorted(total.items()))
 
 
@@ -172,6 +189,7 @@ def _write_json(store: Store, rel: str, table: Mapping[str, object]) -> None:
     store.write_bytes(rel, json.dumps(table, indent=1).encode() + b"\n")
 
 
-def _shown(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""The commit marker: a shard is done when its marker is there and names the run's manifest."""
+"""The commit marker. A shard is done when its marker exists and has the digest of the run's manifest."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rarefy.shards.store import Store
 
 @dataclass(frozen=True)
 class Marker:
-    """What was committed. Sizes in bytes, ``seconds`` from the first step to the files written.
+    """What was committed. seconds: from the first step until the files were written.
 
-    ``counts``: samples by class id (as text, the form JSON keeps). ``versions``: libraries that shaped the bytes.
+    counts: samples by class id (as a string, as in JSON); versions: of the libraries that influence the bytes.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Marker:
 
 
 def parse_marker(data: bytes, source: str) -> Marker:
-    """Read a marker back; ShardError naming ``source`` where it is damaged."""
+    """Parse a marker. Raises ShardError, which names ``source``, if it is damaged."""
     try:
         table = json.loads(data)
     except ValueError as cause:
@@ -55,12 +55,12 @@ def marker_path(name: str) -> str:
 
 
 def read_marker(store: Store, name: str) -> Marker | None:
-    """The marker of a shard, None where there is none; ShardError where it is damaged."""
+    """The marker of a shard, or None. Raises ShardError if it is damaged."""
     rel = marker_path(name)
     try:
         return parse_marker(store.read_bytes(rel), rel)
     except OutputError as error:
-        # One call for the usual case; a marker may also go between a look and a read.
+        # Reading at once saves a call to exists(), after which the marker could also disappear.
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
@@ -74,7 +74,7 @@ class FileHash:
 
 
 def hash_file(path: Path) -> FileHash:
-    """SHA-256 (ours), MD5 (what a wids index asks for) and size of a local file, read once."""
+    """SHA-256 (for verify), MD5 (for the wids index) and size of a local file, read once."""
     sha256, md5, size_bytes = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

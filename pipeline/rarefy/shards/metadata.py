@@ -1,4 +1,4 @@
-"""One Parquet row a sample: the schema in one place, writing and reading."""
+"""The Parquet metadata, one row per sample: schema, writing and reading."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rarefy.shards.store import Store
 
 MANIFEST_KEY = b"rarefy.manifest"
 DIGEST_KEY = b"rarefy.manifest_digest"
-# When a row was written is no property of the image, and would make the tar differ from one attempt to the next.
+# The time of writing is not a property of the image and would make the tars of two attempts differ.
 UNSTABLE_FIELDS = frozenset({"created_at"})
 
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """One generated image. Field types and units: SCHEMA. Flat, so that ``vars`` is its row: asdict copies deeply."""
+    """One generated image. SCHEMA has the types and units. Flat: ``vars`` gives the row faster than asdict."""
 
     key: str
     shard: int
@@ -51,7 +51,7 @@ class SampleRecord:
     accepted: bool
 
     def stable_json(self) -> bytes:
-        """What depends on the image alone, as canonical JSON: the tar's ``.json`` field. Numbers are finite."""
+        """The fields that depend only on the image, as canonical JSON: the ``.json`` file in the tar."""
         stable = {name: value for name, value in vars(self).items() if name not in UNSTABLE_FIELDS}
         return json.dumps(stable, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
@@ -90,7 +90,7 @@ SCHEMA = pa.schema(
 
 
 def sample_key(shard: int, index: int) -> str:
-    """The sample's key: no dots, as WebDataset ends a key at the first one."""
+    """The sample's key. It has no dots, as WebDataset cuts a key at the first dot."""
     return f"{shard:06d}{index:05d}"
 
 
@@ -103,25 +103,25 @@ def parquet_path(name: str) -> str:
 
 
 def check_record(record: SampleRecord) -> None:
-    """Raise ShardError where a record's key or numbers are not fit to be written."""
-    if record.key != (wanted := sample_key(record.shard, record.index)):
-        raise ShardError(f"key: {record.key!r} of shard {record.shard} index {record.index} is not {wanted!r}")
+    """Raise ShardError if the key is wrong or a score is not finite."""
+    if record.key != (expected := sample_key(record.shard, record.index)):
+        raise ShardError(f"key: {record.key!r} of shard {record.shard} index {record.index} is not {expected!r}")
     for name in ("confidence", "entropy", "entropy_normalized", "margin"):
         if not math.isfinite(value := getattr(record, name)):
             raise ShardError(f"sample {record.key}: {name} {value!r} is not a finite number")
 
 
 def write_table(path: Path, records: Sequence[SampleRecord], manifest_text: str, manifest_digest: str) -> None:
-    """Write rows in the given order, the manifest and its digest in the file's key-value metadata."""
+    """Write the rows in the given order. The manifest and its digest go into the file's key-value metadata."""
     schema = SCHEMA.with_metadata({MANIFEST_KEY: manifest_text.encode(), DIGEST_KEY: manifest_digest.encode()})
-    # By way of JSON: for Python's own objects pyarrow imports pandas, 0.3 s and 40 MB in each actor.
+    # Via JSON: converting Python objects makes pyarrow import pandas, 0.3 s and 40 MB in each actor.
     lines = "\n".join(json.dumps(vars(record), default=datetime.isoformat) for record in records)
     table = read_json(io.BytesIO(lines.encode()), parse_options=ParseOptions(explicit_schema=SCHEMA))
     pq.write_table(table.cast(schema), path, compression="zstd")
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read one file; raises ShardError where it is missing, damaged or has other columns."""
+    """Read one file. Raises ShardError if it is missing or damaged or has other columns."""
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as cause:
@@ -132,7 +132,7 @@ def read_table(path: Path) -> pa.Table:
 
 
 def read_records(store: Store, name: str) -> list[SampleRecord]:
-    """The rows of one shard, in tar order; ShardError where they are missing or damaged."""
+    """The rows of one shard, in tar order. Raises ShardError if they are missing or damaged."""
     if not store.exists(parquet_path(name)):
         raise ShardError(f"{name}: {parquet_path(name)} is missing")
     with store.local_copy(parquet_path(name)) as path:

@@ -1,4 +1,4 @@
-"""Reading committed shards back, with damage named by shard and key."""
+"""Reading committed shards. Errors name the damaged shard and key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAR_END = bytes(1024)
 
 @dataclass(frozen=True)
 class ReadSample:
-    """image: (C, H, W) uint8; info: the record's stable fields by name."""
+    """image: (C, H, W) uint8; info: the content of the sample's ``.json``."""
 
     key: str
     image: NDArray[np.uint8]
@@ -33,7 +33,7 @@ class ReadSample:
 
 
 def read_samples(store: Store, name: str) -> Iterator[ReadSample]:
-    """The samples of shard ``name`` in order; ShardError naming shard and key where it is damaged or missing."""
+    """The samples of shard ``name``, in order. Raises ShardError, which names shard and key, on damage."""
     if not store.exists(tar_path(name)):
         raise ShardError(f"{name}: {tar_path(name)} is missing")
     with store.local_copy(tar_path(name)) as path:
@@ -45,14 +45,14 @@ def read_samples(store: Store, name: str) -> Iterator[ReadSample]:
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """(C, H, W) uint8 of an image file; C is 1 for grey, else 3."""
+    """Decode an image file to (C, H, W) uint8. C is 1 for a grey image, otherwise 3."""
     with Image.open(io.BytesIO(data)) as image:
         pixels = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"), dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def iter_tar(path: Path, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, fields by extension) a sample, each with all of FIELDS; ShardError naming shard and last whole key."""
+    """Yields (key, file contents by extension) per sample. Raises ShardError, which names shard and last intact key."""
     last = "none"
     try:
         with tarfile.open(path) as tar:
@@ -81,7 +81,7 @@ def _groups(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _check_end(path: Path) -> None:
-    """tarfile takes a file cut between two members for a whole one: ask for the end blocks."""
+    """Check the end-of-archive blocks, because tarfile accepts a file that was cut between two members."""
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - len(TAR_END)))
         if stream.read() != TAR_END:

@@ -1,4 +1,4 @@
-"""A run's output folder: a local path or any fsspec URL, written whole or not at all."""
+"""A run's output folder: a local path or any fsspec URL. Files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from rarefy.errors import OutputError, bad
 
-# Store.list hides the builtin from annotations in the class.
+# Inside the class, Store.list hides the builtin list.
 Names = list[str]
-# Object-store drivers raise families of their own beside OSError: no credentials, no connection.
+# Drivers of object stores raise their own exceptions, besides OSError, for missing credentials or connections.
 DRIVER_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
     ("google.auth.exceptions", "GoogleAuthError"),
@@ -31,15 +30,15 @@ PRIVATE_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 class Store:
-    """Files under one root; ``rel`` paths use ``/``. A file appears under its name only when it is complete.
+    """Files under one root; ``rel`` paths use ``/``. A file gets its name only when it is complete.
 
-    Local roots: private name in the same folder, fsync, rename. Object stores: one whole upload.
-    Every failing call raises OutputError in one line. Safe to pickle and to use from several threads.
+    On a local root it is written under a private name in the same folder, synced and renamed; on an object store it is
+    uploaded in one call. Every failing call raises OutputError. Safe to pickle and to use from several threads.
     """
 
     def __init__(self, root: str) -> None:
         try:
-            # Other machines write beside us: a cached listing would hide their markers.
+            # Other machines write here too; a cached listing would hide their markers.
             self.fs, self.path = fsspec.core.url_to_fs(root, use_listings_cache=False)
         except (ValueError, ImportError) as cause:
             raise OutputError(bad("out", root, f"a local path or a usable fsspec URL ({_one_line(cause)})")) from cause
@@ -51,7 +50,7 @@ class Store:
             return bool(self.fs.exists(self._full(rel)))
 
     def list(self, folder: str = "") -> Names:
-        """Sorted names directly in ``folder``, files and folders, without dot names; [] where it is absent."""
+        """Sorted names of files and folders in ``folder``, without hidden ones; [] if it does not exist."""
         return [name for name in self._names(folder) if not name.startswith(".")]
 
     def size(self, rel: str) -> int:
@@ -59,18 +58,13 @@ class Store:
         with self._reporting(rel, "readable"):
             return int(self.fs.size(self._full(rel)))
 
-    def open(self, rel: str) -> IO[bytes]:
-        """Open for reading."""
-        with self._reporting(rel, "readable"):
-            return cast(IO[bytes], self.fs.open(self._full(rel), "rb"))
-
     def read_bytes(self, rel: str) -> bytes:
         with self._reporting(rel, "readable"):
             return bytes(self.fs.cat_file(self._full(rel)))
 
     @contextmanager
     def local_copy(self, rel: str) -> Iterator[Path]:
-        """The file as a local path for the length of the block: itself on a local root, else a download."""
+        """A local path of the file for the duration of the block: the file itself, or a temporary download."""
         if self.is_local:
             yield Path(self._full(rel))
             return
@@ -82,7 +76,7 @@ class Store:
 
     @contextmanager
     def staged(self, rel: str) -> Iterator[Path]:
-        """A private local path to write: put in place whole when the block ends well, removed when it does not."""
+        """A private local path to write to. The file is put in place when the block succeeds, otherwise removed."""
         with self._reporting(rel, "writable"):
             if self.is_local:
                 with self._staged_beside(Path(self._full(rel))) as private:
@@ -93,22 +87,17 @@ class Store:
                 yield private
                 self.fs.put_file(str(private), self._full(rel))
 
-    def put_file(self, local: Path, rel: str) -> None:
-        """Copy a local file into the store."""
-        with self.staged(rel) as private:
-            shutil.copyfile(local, private)
-
     def write_bytes(self, rel: str, data: bytes) -> None:
         with self._reporting(rel, "writable"):
             self._put(rel, data)
 
     def delete(self, rel: str) -> None:
-        """Delete a file; an absent one is no error."""
+        """Delete a file if it exists."""
         with self._reporting(rel, "writable"), suppress(FileNotFoundError):
             self.fs.rm_file(self._full(rel))
 
     def check_writable(self, need_bytes: int = 0) -> None:
-        """Write and delete a probe; on a local root also ask for ``need_bytes`` of free space."""
+        """Write and delete a test file; on a local root, also require ``need_bytes`` of free space."""
         probe = f".probe.{uuid.uuid4().hex}.tmp"
         with self._reporting("", "writable"):
             self._put(probe, bytes(4096))
@@ -118,7 +107,7 @@ class Store:
             raise OutputError(bad("out", self.root, f"a place with {need_bytes:,} bytes free (it has {free:,})"))
 
     def sweep(self, folder: str) -> int:
-        """Delete the private files that dead attempts left in ``folder``; returns how many."""
+        """Delete the private files that dead attempts left in ``folder`` and return their number."""
         leftovers = [name for name in self._names(folder) if PRIVATE_NAME.fullmatch(name)]
         for name in leftovers:
             self.delete(f"{folder}/{name}" if folder else name)
@@ -138,7 +127,7 @@ class Store:
                 paths = self.fs.ls(full, detail=False)
             except FileNotFoundError:
                 return []
-        # Object stores may list the folder's own placeholder.
+        # Object stores may list a placeholder for the folder itself.
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths if path.rstrip("/") != full)
 
     def _full(self, rel: str) -> str:
@@ -166,7 +155,7 @@ class Store:
 
 
 def _driver_errors() -> tuple[type[Exception], ...]:
-    """OSError and the families of the drivers that are loaded; what is not loaded cannot have raised."""
+    """OSError and the exceptions of all drivers that are loaded."""
     loaded = [(sys.modules[module], name) for module, name in DRIVER_ERRORS if module in sys.modules]
     return (OSError, *(getattr(module, name) for module, name in loaded))
 
@@ -182,6 +171,6 @@ def _fsync(path: Path) -> None:
 def _one_line(cause: Exception) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    # Drivers put no more than the path into this one.
+    # For this one, drivers give only the path.
     reason = "no such file or bucket" if isinstance(cause, FileNotFoundError) else str(cause)
     return " ".join(reason.split()) or type(cause).__name__

@@ -1,4 +1,4 @@
-"""Commit of one shard: tar and Parquet under private names, put in place, the marker last."""
+"""Commits a shard: tar and Parquet are written under private names and put in place, the marker comes last."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TAR_OWNER = "rarefy"
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as a PNG file and its row."""
+    """One image as a PNG file, and its row."""
 
     record: SampleRecord
     png: bytes
@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard is part of. ``attempt``: free text that tells one try from another, kept in the marker."""
+    """Which shard of which run. attempt: a unique text per attempt, recorded in the marker."""
 
     name: str
     shard: int
@@ -47,7 +47,7 @@ class ShardHeader:
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """PNG file of a (C, H, W) uint8 image, C 1 or 3: the same bytes for the same pixels (and Pillow and zlib)."""
+    """PNG file of a (C, H, W) uint8 image, C 1 or 3. Same pixels (and Pillow and zlib versions), same bytes."""
     pixels = image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=PNG_LEVEL)
@@ -55,7 +55,7 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 
 
 def write_tar(path: Path, samples: Sequence[Sample]) -> None:
-    """WebDataset tar in the given order, its bytes a function of the samples' images and stable fields."""
+    """WebDataset tar in the given order. Its bytes depend only on the samples' images and stable fields."""
     options = {"user": TAR_OWNER, "group": TAR_OWNER, "mtime": 0, "encoder": False}
     with path.open("wb") as stream, webdataset.TarWriter(stream, **options) as tar:
         for sample in samples:
@@ -65,11 +65,11 @@ def write_tar(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def commit_shard(store: Store, header: ShardHeader, samples: Sequence[Sample], seconds: float) -> Marker:
-    """Write one shard so that it is there whole or not at all; the first attempt to commit wins.
+    """Write one shard completely or not at all. The first attempt to commit wins.
 
-    seconds: what generating it took. Where another attempt has committed the shard already, its marker is returned and
-    nothing is written: a late attempt cannot change a data set that may be sealed. Raises ShardError for samples that
-    do not belong together, OutputError where the place cannot be written.
+    seconds: the time that generating it took. If another attempt has committed the shard already, its marker is
+    returned and nothing is written, since the data set may be sealed. Raises ShardError for samples that do not belong
+    together, OutputError if the store cannot be written.
     """
     ordered = sorted(samples, key=lambda sample: sample.record.index)
     _check_samples(header, ordered)
@@ -87,20 +87,20 @@ def commit_shard(store: Store, header: ShardHeader, samples: Sequence[Sample], s
 def _check_samples(header: ShardHeader, samples: Sequence[Sample]) -> None:
     if not samples:
         raise ShardError(f"{header.name}: a shard without samples cannot be committed")
-    keys = Counter(sample.record.key for sample in samples)
-    if (doubled := keys.most_common(1)[0])[1] > 1:
-        raise ShardError(f"{header.name}: key {doubled[0]} is there {doubled[1]} times")
+    ((key, count),) = Counter(sample.record.key for sample in samples).most_common(1)
+    if count > 1:
+        raise ShardError(f"{header.name}: key {key} occurs {count} times")
     for sample in samples:
         record = sample.record
         check_record(record)
         if (record.shard, record.manifest_digest) != (header.shard, header.manifest_digest):
             raise ShardError(f"{header.name}: sample {record.key} belongs to another shard or manifest")
         if record.image_sha256 != hashlib.sha256(sample.png).hexdigest():
-            raise ShardError(f"{header.name}: sample {record.key} has the image_sha256 of another image")
+            raise ShardError(f"{header.name}: image_sha256 of sample {record.key} is that of another image")
 
 
 def _earlier_commit(store: Store, header: ShardHeader) -> Marker | None:
-    """The marker of a commit whose files are there with the right sizes (seal hashes them)."""
+    """The marker of a commit whose files exist with the right sizes (seal checks their hashes)."""
     try:
         marker = read_marker(store, header.name)
     except ShardError:
@@ -135,7 +135,7 @@ def _marker(
     )
 
 
-@cache  # a millisecond a package
+@cache  # looking up one package takes a millisecond
 def _versions() -> dict[str, str]:
     packages = ("torch", "numpy", "pillow", "webdataset", "pyarrow", "fsspec")
     return {name: version(name) for name in packages} | {"zlib": features.version("zlib") or "unknown"}

@@ -1,4 +1,4 @@
-"""The guidance terms that ship with rarefy, one a file."""
+"""The guidance terms that ship with rarefy, one per file."""
 
 from rarefy.guidance.terms.boost_and_skip import BoostAndSkip
 from rarefy.guidance.terms.classifier import ClassifierGuidance

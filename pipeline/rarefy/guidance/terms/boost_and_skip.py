@@ -1,4 +1,4 @@
-"""Boost-and-Skip: more noise than the model knows at the beginning, and a later beginning."""
+"""Boost-and-Skip: start with more noise than the model was trained on, and skip the first steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class BoostAndSkip(StartTerm):
     """x_T ~ N(0, gamma^2 I), and the steps above original time step ``start`` are skipped.
 
     Um, Kim & Ye, "Boost-and-Skip: A Simple Guidance-Free Diffusion for Minority Generation", ICML 2025. The defaults
-    are theirs for 64-pixel faces: gamma 4 without the first 3 of 250 steps. Costs nothing.
+    are theirs for 64-pixel faces: gamma 4, without the first 3 of 250 steps. It costs no network pass.
     """
 
     name: ClassVar[str] = "boost-and-skip"
@@ -28,7 +28,7 @@ class BoostAndSkip(StartTerm):
         if not self.gamma > 0:
             raise ManifestError(bad("gamma", self.gamma, "above 0"))
         if self.start < 0:
-            raise ManifestError(bad("start", self.start, "an original time step, from 0"))
+            raise ManifestError(bad("start", self.start, "an original time step, at least 0"))
 
     def noisiest(self) -> float:
         return self.start

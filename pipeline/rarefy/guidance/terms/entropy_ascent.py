@@ -1,4 +1,4 @@
-"""Guidance toward images that the classifier is unsure of, whatever their class."""
+"""Guidance toward images of any class that the classifier is unsure of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rarefy.guidance.base import ClassifierTerm, Ramp, StepState, at, entropy
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyAscent(ClassifierTerm):
-    """scale * grad H(p(. | x_t)), H in nats: an ablation of low-confidence, which knows the target class."""
+    """scale * grad H(p(. | x_t)), H in nats: an ablation of low-confidence that ignores the target class."""
 
     name: ClassVar[str] = "entropy"
     scale: Ramp = 1.0

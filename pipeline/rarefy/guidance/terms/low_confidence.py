@@ -1,4 +1,4 @@
-"""Guidance toward a confidence, one for all images or spread over those of a class."""
+"""Guidance toward a target confidence: the same for all images, or spread over the images of a class."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class LowConfidence(ClassifierTerm):
     """scale * grad [tau log p + (1 - tau) log(1 - p)], p = p(y | x_t): toward the confidence tau.
 
     Our reconstruction of arXiv 2606.13347 from its abstract. tau = 1 is classifier guidance. tau_quantiles: instead of
-    one tau, the quantile function of the confidences wanted, at evenly spaced ranks from 0 to 1 and linear between;
-    each image takes the value at its rank.
+    one tau, the quantile function of the target confidences, given at evenly spaced ranks from 0 to 1 and linear in
+    between; each image takes the value at its rank.
     """
 
     name: ClassVar[str] = "low-confidence"
     scale: Ramp = 1.0
-    tau: Ramp | None = None  # 0.5 where there are no quantiles
+    tau: Ramp | None = None  # 0.5 unless tau_quantiles is given
     tau_quantiles: tuple[float, ...] | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
@@ -43,14 +43,14 @@ class LowConfidence(ClassifierTerm):
         elif self.tau is None:
             object.__setattr__(self, "tau", 0.5)
         elif not all(0 <= value <= 1 for value in ramp_values(self.tau)):
-            raise ManifestError(bad("tau", self.tau, "within 0 and 1"))
+            raise ManifestError(bad("tau", self.tau, "from 0 to 1"))
 
     def _check_quantiles(self, quantiles: tuple[float, ...]) -> None:
         if self.tau is not None:
-            raise ManifestError(bad("tau_quantiles", list(quantiles), "allowed beside tau: give one of the two"))
+            raise ManifestError(bad("tau_quantiles", list(quantiles), "allowed together with tau: give one of the two"))
         ascending = all(low <= high for low, high in itertools.pairwise(quantiles))
         if len(quantiles) < 2 or not ascending or not 0 <= quantiles[0] <= quantiles[-1] <= 1:
-            raise ManifestError(bad("tau_quantiles", list(quantiles), "two or more numbers within 0 and 1, ascending"))
+            raise ManifestError(bad("tau_quantiles", list(quantiles), "two or more ascending numbers from 0 to 1"))
 
     def objective(self, log_probs: Tensor, state: StepState) -> Tensor:
         tau = self._tau(state, log_probs)
@@ -60,7 +60,7 @@ class LowConfidence(ClassifierTerm):
         return at(self.scale, state.t) * pull
 
     def _tau(self, state: StepState, log_probs: Tensor) -> Tensor | float:
-        """One number, or with quantiles (B,); an image without a rank counts as its class's middle one."""
+        """One number, or (B,) with quantiles. Without ranks every image has rank 0.5."""
         if self.tau is not None:
             return at(self.tau, state.t)
         ranks = torch.full_like(log_probs[:, 0], 0.5) if state.ranks is None else state.ranks.to(log_probs)
@@ -68,7 +68,7 @@ class LowConfidence(ClassifierTerm):
 
 
 def quantile_function(values: Tensor, ranks: Tensor) -> Tensor:
-    """The function through ``values`` (N,) at evenly spaced ranks from 0 to 1, linear between. ranks: (B,) -> (B,)."""
+    """The piecewise linear function with ``values`` (N,) at evenly spaced ranks from 0 to 1. ranks: (B,) -> (B,)."""
     place = ranks * (len(values) - 1)
     low = place.floor().long().clamp(max=len(values) - 2)
     return torch.lerp(values[low], values[low + 1], place - low)

@@ -1,4 +1,4 @@
-"""Self-guided minority sampling: toward images that the model itself does not find again."""
+"""Self-guided minority sampling: toward images that the model does not recover after noise is added again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rarefy.guidance.base import Networks, NetworkTerm, Ramp, StepState, at
 
 @dataclass(frozen=True, kw_only=True)
 class SelfGuided(NetworkTerm):
-    """scale * g / max |g| an image, g = grad_{x_t} d(pred(x_t), sg[pred(noise(pred(x_t), level * T))]).
+    """scale * g / max |g| per image, g = grad_{x_t} d(pred(x_t), sg[pred(noise(pred(x_t), level * T))]).
 
     Um & Ye, "Self-Guided Generation of Minority Samples Using Diffusion Models", ECCV 2024. pred is the U-Net's
-    prediction of the clean image, not clipped; sg stops gradients; d: there LPIPS, here the squared L2 distance in
-    features of the noise-aware classifier's encoder at t = 0. Each time it acts: two U-Net passes and a backward one,
-    and two of the encoder and a backward one.
+    unclipped prediction of the clean image; sg stops gradients; d is LPIPS in the paper, and here the squared L2
+    distance between features of the noise-aware classifier's encoder at t = 0. Each time it acts it takes two U-Net
+    passes and one backward pass, and the same of the encoder.
     """
 
     name: ClassVar[str] = "self-guided"
@@ -30,7 +30,7 @@ class SelfGuided(NetworkTerm):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.level < 1:
-            raise ManifestError(bad("level", self.level, "from 0 to below 1"))
+            raise ManifestError(bad("level", self.level, "at least 0 and below 1"))
 
     def gradient(self, state: StepState, networks: Networks) -> Tensor:
         assert networks.features is not None
@@ -38,10 +38,10 @@ class SelfGuided(NetworkTerm):
         with torch.enable_grad():
             x_t = state.x_t.detach().requires_grad_()
             pred = networks.predict(x_t, state.t, state.y)
-            found = networks.features(pred)
+            features = networks.features(pred)
         again = networks.predict(networks.renoise(pred.detach(), noisy_t), noisy_t, state.y)
         with torch.enable_grad():
-            distance = (found - networks.features(again).detach()).square().sum()
+            distance = (features - networks.features(again).detach()).square().sum()
             (gradient,) = torch.autograd.grad(distance, x_t)
         peak = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
         return at(self.scale, state.t) * gradient / peak.clamp(min=torch.finfo(peak.dtype).tiny)

@@ -1,0 +1,72 @@
+"""Which part of the package may import which: down the levels only, and rarefy.fast by one door."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+PACKAGE = REPO / "pipeline" / "rarefy"
+# Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
+LEVELS = (
+    ("errors",),
+    ("fields", "guidance", "images", "shards", "user_cache"),
+    ("gates", "models"),
+    ("fast",),
+    ("diffusion", "execution"),
+    ("manifest",),
+    ("plan",),
+    ("generate", "training"),
+    ("audit", "bench"),
+    ("stages",),
+    ("cli",),
+    ("__main__",),
+)
+LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Full names of all modules that a file imports, at its top, in functions and for annotations alone."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports are not used here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_parts(part: str) -> set[str]:
+    """The other parts of the package (modules and folders of its top level) that a part imports."""
+    path = PACKAGE / part
+    files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+    names = {name.split(".")[1] for file in files for name in imported(file) if name.startswith("rarefy.")}
+    return names - {part}
+
+
+def test_every_part_has_a_level() -> None:
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or any(path.glob("*.py"))}
+    assert parts - {"__init__"} == set(LEVEL)
+
+
+@pytest.mark.parametrize("part", LEVEL)
+def test_imports_go_down(part: str) -> None:
+    assert {name for name in imported_parts(part) if LEVEL[name] >= LEVEL[part]} == set()
+
+
+def test_networks_and_guidance_know_nothing_above_them() -> None:
+    above = {"fast", "execution", "generate", "audit", "training"}
+    assert not above & (imported_parts("models") | imported_parts("guidance"))
+
+
+def test_one_door_to_what_is_only_quicker() -> None:
+    files = [
+        file
+        for folder in ("pipeline/rarefy", "benchmarks", "jobs", "examples")
+        for file in (REPO / folder).rglob("*.py")
+    ]
+    outside = [file for file in files if PACKAGE / "fast" not in file.parents]
+    doors = {file for file in outside if any(f"{name}.".startswith("rarefy.fast.") for name in imported(file))}
+    assert doors == {PACKAGE / "execution.py"}
