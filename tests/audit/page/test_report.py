@@ -70,7 +70,7 @@ def test_page_is_whole_and_stands_alone(make_audit: MakeAudit, result: Result) -
     assert "prefers-color-scheme: dark" in page
     for section in SECTIONS:
         assert page.count(f'id="{section}"') == 1, section
-    for text in ("fid_efficientnet_lite0", "20 generated, 100 real, 20 behind the floor", "k = 3", "sample of 15"):
+    for text in ("fid_efficientnet_lite0", "20 generated, 100 real, 20 in the baseline", "k = 3", "sample of 15"):
         assert text in page
 
 
@@ -115,7 +115,7 @@ def test_copies_stand_beside_what_they_copy(make_audit: MakeAudit, result: Resul
     store = make_audit("out", result)
     page = written(store)
     assert shown_shades(page[page.index('id="copies"') :]) == [200, 220, 201, 221, 202, 222]
-    assert "coat &amp; boot: the same pixels as 00000000002" in page
+    assert "coat &amp; boot: same pixels as 00000000002" in page
     store.delete(COPIES_PATH)
     assert written(store).count("<span>no image</span>") == 6
 
