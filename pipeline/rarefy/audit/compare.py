@@ -10,7 +10,7 @@ with the same resample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,33 +166,14 @@ def difference_of(first: dict[int, float], other: dict[int, float], observed: fl
 
 
 def _run(label: str, out: str, result: AuditResult) -> ComparedRun:
-    run = result.provenance
-    return ComparedRun(
-        label=label,
-        out=out,
-        images=run.committed,
-        verdict=result.verdict,
-        partial=result.partial,
-        preset=run.preset,
-        sampler=run.sampler,
-        guidance=run.guidance,
-        manifest_digest=run.manifest_digest,
-    )
+    run = vars(result.provenance) | {"label": label, "out": out, "images": result.provenance.committed}
+    run |= {"verdict": result.verdict, "partial": result.partial}
+    return ComparedRun(**{field.name: run[field.name] for field in fields(ComparedRun)})
 
 
 def _footing(result: AuditResult) -> Footing:
-    run, recall = result.provenance, result.metrics["recall"]
-    return Footing(
-        reference=run.reference,
-        reference_sha256=run.reference_sha256,
-        extractor=run.extractor,
-        extractor_layer=run.extractor_layer,
-        extractor_sha256=run.extractor_sha256,
-        k=run.k,
-        generated_count=recall.generated_count,
-        real_count=recall.real_count,
-        floor_count=recall.floor_count,
-    )
+    shared = vars(result.metrics["recall"]) | vars(result.provenance)
+    return Footing(**{field.name: shared[field.name] for field in fields(Footing)})
 
 
 def _metrics(results: Sequence[AuditResult], replicates: Sequence[Replicates]) -> list[ComparedMetric]:

@@ -91,11 +91,7 @@ class _Side:
 
 
 def measure(
-    run: RunData,
-    reference: Reference,
-    confidence: NDArray[np.float64] | None,
-    setting: Setting,
-    progress: Progress,
+    run: RunData, reference: Reference, confidence: NDArray[np.float64] | None, setting: Setting, progress: Progress
 ) -> Measured:
     """Measure a run against the reference.
 

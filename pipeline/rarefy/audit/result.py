@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -54,21 +54,15 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a metric is computed with."""
+class _Source:
+    """What metrics were computed with, and from how many images; the names are MetricEntry's."""
 
     extractor: str
     layer: str
     k: int | None
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Images behind a metric: generated ones, the real ones they are compared with, and those of the real baseline."""
-
-    generated: int
-    real: int
-    baseline: int
+    generated_count: int
+    real_count: int
+    floor_count: int
 
 
 def build_result(
@@ -110,10 +104,10 @@ def build_result(
 
 def _metrics(measured: Measured) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:
     extractor = measured.extractor
-    source = Source(extractor.name, extractor.layer, measured.real.k)
-    counts = Counts(len(measured.run.measured), len(measured.real_images), len(measured.baseline_images))
+    counts = len(measured.run.measured), len(measured.real_images), len(measured.baseline_images)
+    source = _Source(extractor.name, extractor.layer, measured.real.k, *counts)
     entries = {
-        kind: _entry(kind, estimate, measured.baseline_estimates[kind], source, counts)
+        kind: _entry(kind, estimate, measured.baseline_estimates[kind], source)
         for kind, estimate in measured.estimates.items()
     }
     of_run, of_baseline = measured.of_run, measured.of_baseline
@@ -131,25 +125,21 @@ def _on_class(
     estimate = estimate_mean(run.rows.predicted_id == run.rows.class_id, GENERATED)
     baseline = None if scores is None or labels is None else estimate_mean(scores.predicted_id == labels, REAL)
     real_count = 0 if labels is None else len(labels)
-    source = Source("guiding classifier", "softmax at t = 0", None)
-    return estimate, _entry(ON_CLASS, estimate, baseline, source, Counts(len(run.rows), real_count, real_count))
+    source = _Source("guiding classifier", "softmax at t = 0", None, len(run.rows), real_count, real_count)
+    return estimate, _entry(ON_CLASS, estimate, baseline, source)
 
 
-def _entry(kind: str, estimate: Estimate, baseline: Estimate | None, source: Source, counts: Counts) -> MetricEntry:
-    return MetricEntry(
+def _entry(kind: str, estimate: Estimate, baseline: Estimate | None, source: _Source) -> MetricEntry:
+    entry = MetricEntry(
         value=estimate.value,
         interval=estimate.interval,
         interval_over=estimate.over if estimate.interval else None,
         floor=None if baseline is None else baseline.value,
         floor_interval=None if baseline is None else baseline.interval,
         better=METRIC_KINDS[kind].better,
-        extractor=source.extractor,
-        layer=source.layer,
-        k=source.k if METRIC_KINDS[kind].uses_k else None,
-        generated_count=counts.generated,
-        real_count=counts.real,
-        floor_count=counts.baseline,
+        **asdict(source),
     )
+    return entry if METRIC_KINDS[kind].uses_k else replace(entry, k=None)
 
 
 def _class_rows(run: RunData) -> list[ClassRow]:

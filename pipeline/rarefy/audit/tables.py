@@ -46,12 +46,7 @@ SAMPLES_SCHEMA = pa.schema(
         _field("nearest_distance", pa.float32(), "distance to the nearest real image", "feature distance"),
         _field("knn_distance", pa.float32(), "mean distance to the k nearest real images", "feature distance"),
         _field("nearest_real", pa.string(), "key of the nearest real image"),
-        _field(
-            "copy_ratio",
-            pa.float64(),
-            "nearest_distance over that real image's own knn_distance",
-            "1",
-        ),
+        _field("copy_ratio", pa.float64(), "nearest_distance over that real image's own knn_distance", "1"),
         _field("real_balls", pa.int32(), "real images whose k-NN ball contains this one; 0 is outside the real data"),
     ]
 )

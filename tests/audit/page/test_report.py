@@ -201,6 +201,21 @@ def test_differences_and_intervals_for_people() -> None:
     assert (interval([0.1, 12.0]), interval(None)) == ("0.100 to 12.0", "")
 
 
+def test_failed_gates_come_first_and_say_what_was_required(make_audit: MakeAudit, result: Result) -> None:
+    result["gates"].append(result["gates"][0] | {"metric": "copies", "bound": "max", "limit": 0.001, "passed": False})
+    page = written(make_audit("out", result))
+    items = re.findall(r"<li( class=\"failed\")?><b>(passed|failed)</b>(.*?)</li>", page)
+    assert items == [
+        (
+            ' class="failed"',
+            "failed",
+            "Coverage of &lt;script&gt;alert(1)&lt;/script&gt;: 0.100, required at least 0.6",
+        ),
+        (' class="failed"', "failed", "Copies: 0.600, required at most 0.001"),
+        ("", "passed", "Recall: 0.600, required at least 0.45"),
+    ]
+
+
 def test_a_thousand_gates_are_folded_and_each_is_named(make_audit: MakeAudit, result: Result) -> None:
     gate = result["gates"][0]
     result["gates"] = [gate | {"scope": f"class {place}", "passed": place > 19} for place in range(1000)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,12 @@ from rarefy.audit.features.extractors import (
     Extractor,
     Features,
     Images,
+    Step,
     cache_key,
     extract_outputs,
     kept_outputs,
 )
 from rarefy.generate.cluster import Request, connected
-
-Step = Callable[[int, int], None]
 
 
 def outputs_of_parts(

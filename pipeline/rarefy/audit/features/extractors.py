@@ -19,6 +19,8 @@ from rarefy.errors import DataError, DeviceError, ManifestError, bad
 
 Features = NDArray[np.float32]
 Images = NDArray[np.uint8]
+Device = str | torch.device
+Step = Callable[[int, int], None]
 
 DEFAULT_EXTRACTOR = "efficientnet-lite0"
 INCEPTION = "inception-v3-compat"
@@ -66,25 +68,17 @@ def load_extractor(name: str = DEFAULT_EXTRACTOR, weights: str | None = None) ->
 
 
 def extract_features(
-    images: Images,
-    extractor: Extractor,
-    device: str | torch.device = "cpu",
-    batch: int = DEFAULT_BATCH,
-    progress: Callable[[int, int], None] | None = None,
+    images: Images, extractor: Extractor, device: Device = "cpu", batch: int = DEFAULT_BATCH, step: Step | None = None
 ) -> Features:
     """Features of uint8 images (N, 1 or 3, H, W): float32 (N, extractor.dim), in order.
 
-    progress(done, total) counts images. Raises DataError for another type or shape, DeviceError for a missing device.
+    step(done, total) counts images. Raises DataError for another type or shape, DeviceError for a missing device.
     """
-    return np.ascontiguousarray(extract_outputs(images, extractor, device, batch, progress)[:, : extractor.dim])
+    return np.ascontiguousarray(extract_outputs(images, extractor, device, batch, step)[:, : extractor.dim])
 
 
 def extract_outputs(
-    images: Images,
-    extractor: Extractor,
-    device: str | torch.device = "cpu",
-    batch: int = DEFAULT_BATCH,
-    progress: Callable[[int, int], None] | None = None,
+    images: Images, extractor: Extractor, device: Device = "cpu", batch: int = DEFAULT_BATCH, step: Step | None = None
 ) -> Features:
     """As ``extract_features``, with the logits after the features if the extractor has any."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -96,26 +90,22 @@ def extract_outputs(
         for start in range(0, len(images), batch):
             pixels = torch.tensor(images[start : start + batch]).to(place)
             features[start : start + batch] = network(pixels).float().cpu().numpy()
-            if progress is not None:
-                progress(min(start + batch, len(images)), len(images))
+            if step is not None:
+                step(min(start + batch, len(images)), len(images))
     return features
 
 
 def kept_outputs(
-    images: Images,
-    extractor: Extractor,
-    device: str | torch.device = "cpu",
-    batch: int = DEFAULT_BATCH,
-    progress: Callable[[int, int], None] | None = None,
+    images: Images, extractor: Extractor, device: Device = "cpu", batch: int = DEFAULT_BATCH, step: Step | None = None
 ) -> Features:
     """As ``extract_outputs``, through the disk cache."""
     arrays = cached(
-        cache_key(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, batch, progress)}
+        cache_key(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, batch, step)}
     )
     return np.asarray(arrays["outputs"], np.float32)
 
 
-def kept_features(images: Images, extractor: Extractor, device: str | torch.device = "cpu") -> Features:
+def kept_features(images: Images, extractor: Extractor, device: Device = "cpu") -> Features:
     """As ``extract_features``, through the disk cache."""
     return np.ascontiguousarray(kept_outputs(images, extractor, device)[:, : extractor.dim])
 
@@ -125,7 +115,7 @@ def cache_key(extractor: Extractor, images: Images) -> tuple[str, ...]:
     return ("outputs", extractor.digest, extractor.preprocessing, extractor.layer, array_digest(images))
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
+def resolve_device(device: Device) -> torch.device:
     """The torch device with that name. Raises DeviceError if this machine does not have it."""
     try:
         place = torch.device(device)

@@ -22,7 +22,10 @@ from rarefy.shards.metadata import parquet_path, read_table, tar_path
 from rarefy.shards.reader import decode_image, iter_tar
 from rarefy.shards.store import Store
 
-COLUMNS = ("key", "class_id", "predicted_id", "confidence", "entropy", "accepted", "candidate")
+COLUMNS: dict[str, type] = {
+    "key": str, "class_id": np.int64, "predicted_id": np.int64, "confidence": np.float64, "entropy": np.float64,
+    "accepted": np.bool_, "candidate": np.int64,
+}  # fmt: skip
 WEIGHTS = ("checkpoint_sha256", "classifier_sha256")
 NAMED_PER_SHARD = 8  # problems of one shard that are listed one by one
 
@@ -214,13 +217,4 @@ def _spread(names: list[str], counts: list[int], limit: int) -> list[str]:
 
 
 def _rows(table: pa.Table) -> Rows:
-    columns = {name: table[name].to_numpy() for name in COLUMNS}
-    return Rows(
-        key=columns["key"].astype(str),
-        class_id=columns["class_id"].astype(np.int64),
-        predicted_id=columns["predicted_id"].astype(np.int64),
-        confidence=columns["confidence"].astype(np.float64),
-        entropy=columns["entropy"].astype(np.float64),
-        accepted=columns["accepted"].astype(np.bool_),
-        candidate=columns["candidate"].astype(np.int64),
-    )
+    return Rows(**{name: table[name].to_numpy().astype(kind) for name, kind in COLUMNS.items()})

@@ -19,44 +19,29 @@ class MetricKind:
 
 
 METRIC_KINDS: dict[str, MetricKind] = {
-    "fid": MetricKind(
-        "FID",
-        "lower",
-        False,
-        "Fréchet distance between the Gaussians of the two sets in feature space; biased upward for small sets",
-    ),
-    "kid": MetricKind("KID", "lower", False, "unbiased kernel distance between the two sets in feature space"),
+    "fid": MetricKind("FID", "lower", False, "Fréchet distance in feature space; biased upward for small sets"),
+    "kid": MetricKind("KID", "lower", False, "unbiased kernel distance in feature space"),
     "inception_score": MetricKind(
         "Inception Score", "higher", False, "how certain the extractor's classifier is, and how many classes it sees"
     ),
     "precision": MetricKind("Precision", "higher", True, "fraction of generated images that lie within the real data"),
     "recall": MetricKind("Recall", "higher", True, "fraction of real test images that the generated set covers"),
     "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real test images"),
-    "density": MetricKind(
-        "Density", "higher", True, "how deep within the real data the images lie; 1 is as deep as real images"
-    ),
-    "coverage": MetricKind(
-        "Coverage", "higher", True, "fraction of real neighbourhoods that contain at least one generated image"
-    ),
+    "density": MetricKind("Density", "higher", True, "how deep within the real data images lie; real images reach 1"),
+    "coverage": MetricKind("Coverage", "higher", True, "fraction of real neighbourhoods with a generated image inside"),
     "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real test images"),
     "rarity": MetricKind(
-        "Mean rarity",
-        "higher",
-        True,
-        "mean radius of the smallest real neighbourhood that contains an image; read it together with precision",
+        "Mean rarity", "higher", True, "mean radius of the smallest real neighbourhood around each image that has one"
     ),
     "outside": MetricKind("Outside", "lower", True, "fraction of images outside every real neighbourhood"),
     "avg_knn": MetricKind(
         "AvgkNN",
         "neither",
         True,
-        "mean distance to the k nearest real images; large in sparse regions and off the data",
+        "mean distance to the k nearest real images; large in sparse regions or off the data",
     ),
     "nearest": MetricKind(
-        "Nearest real",
-        "neither",
-        False,
-        "mean distance to the nearest real image; small suggests copies, large suggests images off the data",
+        "Nearest real", "neither", False, "mean distance to the nearest real image; small suggests copies"
     ),
     "lof": MetricKind(
         "Local outlier factor",
@@ -64,16 +49,13 @@ METRIC_KINDS: dict[str, MetricKind] = {
         False,
         "how much sparser the data are around an image than around its neighbours",
     ),
-    "duplicates": MetricKind(
-        "Duplicates", "lower", True, "fraction of images with an exact or near duplicate in the set"
-    ),
+    "duplicates": MetricKind("Duplicates", "lower", True, "fraction of images with an exact or near duplicate"),
     "copies": MetricKind("Copies", "lower", True, "fraction of images that look copied from a real image"),
     "on_class_rate": MetricKind(
         "On class", "higher", False, "fraction of images that the guiding classifier assigns to the requested class"
     ),
 }
 HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on_class_rate")
-_READING_ORDER = list(dict.fromkeys((*HEADLINE_METRICS, *METRIC_KINDS)))
 
 
 def metric_name(kind: str, extractor: str) -> str:
@@ -94,5 +76,6 @@ def metric_label(name: str) -> str:
 
 def reading_order(names: Iterable[str]) -> list[str]:
     """Names of metrics.json, headline metrics first and unknown ones last."""
-    places = {kind: place for place, kind in enumerate(_READING_ORDER)}
+    kinds = dict.fromkeys((*HEADLINE_METRICS, *METRIC_KINDS))
+    places = {kind: place for place, kind in enumerate(kinds)}
     return sorted(names, key=lambda name: places.get(metric_kind(name), len(places)))

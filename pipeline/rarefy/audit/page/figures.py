@@ -1,14 +1,12 @@
-"""What the audit's page says, as plain values: verdict, gates, notes, metrics, and the class table with its colours."""
+"""What the audit's page says, as plain values: verdict, notes, and the class table with its colours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from rarefy.audit.metrics.kinds import HEADLINE_METRICS, METRIC_KINDS, metric_kind, metric_label, reading_order
 from rarefy.audit.page.templates import EN_DASH, number
 from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry, TailSummary
-from rarefy.gates import WHOLE_SET, GateCheck
 
 CLOSE, USABLE = 0.9, 0.75
 HEADLINES = {
@@ -29,29 +27,6 @@ class Verdict:
     level: str
     headline: str
     lines: list[str]
-
-
-@dataclass(frozen=True)
-class GateView:
-    """A gate in words. scope: empty for the whole set."""
-
-    label: str
-    scope: str
-    required: str
-    value: float | None
-    passed: bool
-
-
-@dataclass(frozen=True)
-class MetricView:
-    """reached: the fraction of the real baseline that is reached, None where that has no meaning; tile: a headline."""
-
-    name: str
-    label: str
-    meaning: str
-    reached: float | None
-    tile: bool
-    entry: MetricEntry
 
 
 @dataclass(frozen=True)
@@ -76,14 +51,6 @@ class ClassCell:
     baseline: float | None
     interval: list[float] | None
     heat: int
-
-
-@dataclass(frozen=True)
-class ClassTable:
-    """columns: those with any value; rows: the name of each class and its cells."""
-
-    columns: list[ClassColumn]
-    rows: list[tuple[str, list[ClassCell]]]
 
 
 CLASS_COLUMNS = (
@@ -120,21 +87,6 @@ def verdict(result: AuditResult) -> Verdict:
     return Verdict(level, HEADLINES[level], lines)
 
 
-def gate_views(gates: list[GateCheck]) -> list[GateView]:
-    """The gates in words, failed ones first."""
-    views = [
-        GateView(
-            label=metric_label(gate.metric),
-            scope="" if gate.scope == WHOLE_SET else gate.scope,
-            required=f"{'at least' if gate.bound == 'min' else 'at most'} {gate.limit:g}",
-            value=gate.value,
-            passed=gate.passed,
-        )
-        for gate in gates
-    ]
-    return sorted(views, key=lambda view: view.passed)
-
-
 def notes(result: AuditResult) -> list[str]:
     """What a reader must know before quoting the numbers."""
     run, lines = result.provenance, []
@@ -159,24 +111,12 @@ def notes(result: AuditResult) -> list[str]:
     return lines
 
 
-def metric_views(metrics: dict[str, MetricEntry]) -> list[MetricView]:
-    """Every metric in reading order."""
-    views = []
-    for name in reading_order(metrics):
-        kind = METRIC_KINDS.get(metric_kind(name))
-        meaning, tile = kind.meaning if kind else "", metric_kind(name) in HEADLINE_METRICS
-        views.append(MetricView(name, metric_label(name), meaning, _reached(metrics[name]), tile, metrics[name]))
-    return views
-
-
-def class_table(result: AuditResult) -> ClassTable:
-    """The class table of the page."""
+def class_table(result: AuditResult) -> tuple[list[ClassColumn], list[tuple[str, list[ClassCell]]]]:
+    """The columns with any value, and each class's name with its cells."""
     classes = result.per_class
     columns = [column for column in CLASS_COLUMNS if any(getattr(row, column.key) is not None for row in classes)]
     ranges = {name: table.edges[-1] for name, table in result.histograms.items()}
-    return ClassTable(
-        columns, [(row.class_name, [_cell(row, column, ranges) for column in columns]) for row in classes]
-    )
+    return columns, [(row.class_name, [_cell(row, column, ranges) for column in columns]) for row in classes]
 
 
 def heat_percent(strength: float) -> int:
@@ -218,14 +158,6 @@ def _tail_words(tail: TailSummary) -> str:
     if tail.rule == "keys":
         return f"Of the {tail.count:,} listed images"
     return f"Of the {tail.share:.0%} {'rarest' if tail.rule == 'avgknn' else 'with the lowest confidence'}"
-
-
-def _reached(entry: MetricEntry) -> float | None:
-    """value / baseline if higher is better, baseline / value if lower is."""
-    value, baseline = entry.value, entry.floor
-    if baseline is None or value <= 0 or baseline <= 0 or entry.better == "neither":
-        return None
-    return value / baseline if entry.better == "higher" else baseline / value
 
 
 def _ratio(entry: MetricEntry) -> float:

@@ -1,4 +1,4 @@
-"""Images on the page: inline, grouped by class or paired with what they copy; and the contact sheet."""
+"""Images on the page: inline, grouped by class, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -8,30 +8,14 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from rarefy.audit.schema import ClassRow, SuspectedCopy
-from rarefy.audit.tables import CopyImages, RarestImage
+from rarefy.audit.schema import ClassRow
+from rarefy.audit.tables import RarestImage
 
 # An image beyond this many bytes or pixels is shown as a thumbnail, or a page of 256 px images would be as large as a
 # shard.
 HEAVY, THUMBNAIL = 6_000, 128
 SHEET_CELL = 56
 SHEET_GAP = 28
-COPY_KINDS = {
-    "reference": "close to real image",
-    "held-out": "close to held-out real image",
-    "exact": "same pixels as",
-    "near": "nearly the same as",
-}
-
-
-@dataclass(frozen=True)
-class RarestCell:
-    """One of the rarest images. off_class: the classifier predicts another class."""
-
-    image: RarestImage
-    uri: str
-    nearest_uri: str | None
-    off_class: bool
 
 
 @dataclass(frozen=True)
@@ -39,19 +23,8 @@ class RarestGroup:
     """The rarest images of one class, rarest first."""
 
     name: str
-    generated: list[RarestCell] = field(default_factory=list)
-    real: list[RarestCell] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class CopyView:
-    """A suspected copy in words, with both images if they are available."""
-
-    copy: SuspectedCopy
-    class_name: str
-    what: str
-    uri: str | None
-    other_uri: str | None
+    generated: list[RarestImage] = field(default_factory=list)
+    real: list[RarestImage] = field(default_factory=list)
 
 
 def rarest_groups(images: list[RarestImage], classes: list[ClassRow]) -> list[RarestGroup]:
@@ -60,26 +33,8 @@ def rarest_groups(images: list[RarestImage], classes: list[ClassRow]) -> list[Ra
     groups: dict[int, RarestGroup] = {}
     for image in sorted(images, key=lambda image: (image.class_id, image.rank)):
         group = groups.setdefault(image.class_id, RarestGroup(names[image.class_id]))
-        off_class = image.predicted_id not in (None, image.class_id)
-        nearest = None if image.nearest_png is None else data_uri(image.nearest_png)
-        cell = RarestCell(image, data_uri(image.png), nearest, off_class)
-        (group.generated if image.side == "generated" else group.real).append(cell)
+        (group.generated if image.side == "generated" else group.real).append(image)
     return list(groups.values())
-
-
-def copy_views(copies: list[SuspectedCopy], images: list[CopyImages], classes: list[ClassRow]) -> list[CopyView]:
-    """The suspected copies in the audit's order."""
-    names = {row.class_id: row.class_name for row in classes}
-    uris = {(image.key, image.other): (data_uri(image.png), data_uri(image.other_png)) for image in images}
-    return [
-        CopyView(
-            copy,
-            names.get(copy.class_id, str(copy.class_id)),
-            COPY_KINDS[copy.kind],
-            *uris.get((copy.key, copy.other), (None, None)),
-        )
-        for copy in copies
-    ]
 
 
 def data_uri(png: bytes) -> str:
@@ -100,15 +55,12 @@ def contact_sheet(groups: list[RarestGroup]) -> bytes:
     width = right + max(len(group.real) for group in groups) * SHEET_CELL
     sheet = Image.new("RGB", (width, len(groups) * SHEET_CELL), "white")
     for line, group in enumerate(groups):
-        for cells, left in ((group.generated, 0), (group.real, right)):
-            for place, cell in enumerate(cells):
-                with Image.open(io.BytesIO(cell.image.png)) as image:
-                    tile = image.convert("RGB").resize((SHEET_CELL, SHEET_CELL), _resampling(image.width))
+        for images, left in ((group.generated, 0), (group.real, right)):
+            for place, cell in enumerate(images):
+                with Image.open(io.BytesIO(cell.png)) as image:
+                    sampling = Image.Resampling.NEAREST if image.width <= SHEET_CELL else Image.Resampling.BOX
+                    tile = image.convert("RGB").resize((SHEET_CELL, SHEET_CELL), sampling)
                 sheet.paste(tile, (left + place * SHEET_CELL, line * SHEET_CELL))
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
-
-
-def _resampling(side: int) -> Image.Resampling:
-    return Image.Resampling.NEAREST if side <= SHEET_CELL else Image.Resampling.BOX

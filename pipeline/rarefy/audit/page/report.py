@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from rarefy.audit.metrics.summary import Histogram
-from rarefy.audit.page.figures import class_table, gate_views, metric_views, notes, verdict
-from rarefy.audit.page.pictures import contact_sheet, copy_views, rarest_groups
+from rarefy.audit.metrics.kinds import HEADLINE_METRICS, reading_order
+from rarefy.audit.page.figures import class_table, notes, verdict
+from rarefy.audit.page.pictures import contact_sheet, rarest_groups
 from rarefy.audit.page.plots import histogram_plot, map_plot
 from rarefy.audit.page.templates import render
 from rarefy.audit.schema import read_result
@@ -22,16 +20,12 @@ HISTOGRAM_TITLES = {
     "confidence": ("Confidence", "probability of the requested class at t = 0"),
     "entropy": ("Entropy", "entropy of the class probabilities at t = 0, in nats"),
 }
-
-
-@dataclass(frozen=True)
-class HistogramView:
-    """A histogram with its title and plot."""
-
-    title: str
-    meaning: str
-    svg: str
-    table: Histogram
+COPY_KINDS = {
+    "reference": "close to real image",
+    "held-out": "close to held-out real image",
+    "exact": "same pixels as",
+    "near": "nearly the same as",
+}
 
 
 def write_report(store: Store) -> str:
@@ -41,27 +35,29 @@ def write_report(store: Store) -> str:
     """
     result = read_result(store)
     groups = rarest_groups(read_rarest(store), result.per_class)
+    drawn = {name: table for name, table in result.histograms.items() if table.generated is not None}
     page = render(
         "report.html.j2",
         {
             "result": result,
             "run": result.provenance,
             "verdict": verdict(result),
-            "gates": gate_views(result.gates),
+            "gates": sorted(result.gates, key=lambda gate: gate.passed),  # failed ones first
             "shown_gates": SHOWN_GATES,
             "notes": notes(result),
-            "metrics": metric_views(result.metrics),
+            "metrics": [(name, result.metrics[name]) for name in reading_order(result.metrics)],
+            "headlines": HEADLINE_METRICS,
             "histograms": [
-                HistogramView(
-                    *HISTOGRAM_TITLES[name], histogram_plot(name, result.histograms[name]), result.histograms[name]
-                )
-                for name in HISTOGRAM_TITLES
-                if name in result.histograms and result.histograms[name].generated is not None
+                (titles, drawn[name], histogram_plot(name, drawn[name]))
+                for name, titles in HISTOGRAM_TITLES.items()
+                if name in drawn
             ],
             "map_svg": map_plot(result.map) if result.map else None,
             "classes": class_table(result),
             "groups": groups,
-            "copies": copy_views(result.copies, read_copies(store), result.per_class),
+            "copy_kinds": COPY_KINDS,
+            "copy_images": {(image.key, image.other): image for image in read_copies(store)},
+            "class_names": {row.class_id: row.class_name for row in result.per_class},
         },
     )
     if groups:

@@ -11,6 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_kind, metric_label
+from rarefy.audit.page.pictures import data_uri
+from rarefy.audit.schema import MetricEntry
+
 EN_DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
@@ -26,7 +30,8 @@ def render(template: str, values: Mapping[str, Any]) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "signed": signed}
+    filters = (number, interval, signed, reached, meaning, metric_kind, data_uri)
+    environment.filters |= {each.__name__: each for each in filters} | {"label": metric_label}
     script = environment.get_template("page.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template(template).render(values, script=Markup(script), script_digest=digest)
@@ -58,3 +63,17 @@ def interval(bounds: list[float] | None) -> str:
 def signed(value: float | None) -> str:
     """Format a difference with its sign."""
     return number(value) if value is None or value <= 0 else f"+{number(value)}"
+
+
+def reached(entry: MetricEntry) -> float | None:
+    """How much of the real baseline is reached: value / baseline if higher is better, baseline / value if lower is."""
+    value, baseline = entry.value, entry.floor
+    if baseline is None or value <= 0 or baseline <= 0 or entry.better == "neither":
+        return None
+    return value / baseline if entry.better == "higher" else baseline / value
+
+
+def meaning(name: str) -> str:
+    """What a metric of metrics.json measures; empty for an unknown name."""
+    kind = METRIC_KINDS.get(metric_kind(name))
+    return kind.meaning if kind else ""
