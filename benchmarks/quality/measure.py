@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rarefy.audit.features.extractors import Extractor, extract_features, kept_features, load_extractor
-from rarefy.audit.features.fidelity import Features, frechet_distance
+from rarefy.audit.features.extractors import Extractor, Features, extract_features, kept_features, load_extractor
+from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import Reference, load_reference, match_counts
-from rarefy.audit.inputs.scores import score_reference
-from rarefy.audit.metrics.comparison import DEFAULT_K
-from rarefy.audit.metrics.neighbors import Bools, Manifold, build_manifold, compare
+from rarefy.audit.metrics.assembly import DEFAULT_K
+from rarefy.audit.metrics.distances import frechet_distance
+from rarefy.audit.metrics.neighbors import Bools, Manifold, build_manifold, find_neighbors
 from rarefy.errors import DataError, bad
 from rarefy.generate.score import score_images
 from rarefy.manifest import Manifest
@@ -95,7 +95,7 @@ def compared(features: Features, images: NDArray[np.uint8], labels: NDArray[np.i
     variance: of the features, summed, as a share of the real images'.
     """
     found = yardstick()
-    hood = compare(build_manifold(features, DEFAULT_K), found.real)
+    hood = find_neighbors(build_manifold(features, DEFAULT_K), found.real)
     return {
         "count": len(features),
         "fid": frechet_distance(features, found.real.features),

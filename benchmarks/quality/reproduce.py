@@ -26,7 +26,7 @@ from benchmarks.quality.methods import METHODS, SAMPLER, ImageSet, final_sets, s
 from benchmarks.quality.report import write_report
 from benchmarks.quality.traces import TraceSettings, load_pairs, traces
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR
-from rarefy.audit.metrics.comparison import DEFAULT_K
+from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.bench.measure import machine
 from rarefy.errors import DataError, ManifestError, RarefyError, bad
 from rarefy.generate.cluster import Request, connected

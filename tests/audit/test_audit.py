@@ -1,5 +1,6 @@
 """The audit of a small committed run, end to end, against what is known of its images."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,15 @@ from PIL import Image
 from scipy.stats import wasserstein_distance
 from small_run import MANIFEST, quiet
 
-from rarefy.audit.audit import METRICS_PATH, AuditOptions, run_audit
+from rarefy.audit.audit import AuditOptions, run_audit
 from rarefy.audit.features.extractors import extract_features, load_extractor
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import load_reference, match_counts, rows_within
-from rarefy.audit.metrics.comparison import compare_features
+from rarefy.audit.metrics.assembly import set_estimates, set_metrics
+from rarefy.audit.metrics.kinds import metric_name
+from rarefy.audit.metrics.neighbors import build_manifold
 from rarefy.audit.metrics.summary import histogram, rarest, wasserstein_1
+from rarefy.audit.schema import METRICS_PATH, read_result
 from rarefy.errors import DataError, OutputError, RarefyError, ShardError
 from rarefy.generate.score import score_images
 from rarefy.manifest import Manifest, parse_manifest
@@ -37,21 +41,23 @@ def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, co
     commit_run(store, MANIFEST)
     result = run_audit(store, AuditOptions(reference=str(real_folder)), quiet)
     assert json.loads(store.read_bytes(METRICS_PATH)) == result
+    assert read_result(store).to_json() == result
 
     run = read_run(store, 10_000)
     reference = load_reference(run.manifest.preset, str(real_folder))
     assert reference is not None
     extractor = load_extractor()
-    real = extract_features(reference.real.images, extractor)
-    # The floor has ten images of class 0, the run twelve: ten of them are measured, so that the counts are equal.
+    real = build_manifold(extract_features(reference.real.images, extractor), 3)
+    # The reference holds out ten images of class 0, the run has twelve: ten are measured, so that the counts are equal.
     run = run.keep(rows_within(run.measured.class_id, {0: 10, 1: 10, 4: 10}))
-    expected = compare_features(extract_features(run.images, extractor), real)
-    held_out = match_counts(reference.held_out, {0: 10, 1: 8, 4: 4})
-    floor = compare_features(extract_features(held_out.images, extractor), real)
-    for name, value in expected.items():
+    generated = extract_features(run.images, extractor)
+    held_out = extract_features(match_counts(reference.held_out, {0: 10, 1: 8, 4: 4}).images, extractor)
+    expected, baseline = (set_estimates(build_manifold(each, 3), real).values for each in (generated, held_out))
+    for kind, value in expected.items():
+        name = metric_name(kind, extractor.name)
         entry = result["metrics"][name]
         assert entry["value"] == pytest.approx(value, rel=1e-4, abs=1e-4), name
-        assert entry["floor"] == pytest.approx(floor[name], rel=1e-4, abs=1e-4), name
+        assert entry["floor"] == pytest.approx(baseline[kind], rel=1e-4, abs=1e-4), name
         assert (entry["extractor"], entry["layer"]) == ("efficientnet-lite0", "head_pooled")
         assert (entry["generated_count"], entry["real_count"], entry["floor_count"]) == (22, 100, 22)
         assert entry["k"] == (None if name.startswith(("fid", "kid", "nearest", "lof")) else 3)
@@ -59,6 +65,8 @@ def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, co
             low, high = entry[f"{value_name}interval"] or (-np.inf, np.inf)
             assert low <= high
     assert result["metrics"]["lof"]["sample_count"] == 22
+    for kind, value in dataclasses.asdict(set_metrics(generated, real)).items():
+        assert value == pytest.approx(expected[kind]), kind
     assert len(result["tail"].pop("sha256")) == 64
     assert result["tail"] == {"rule": "avgknn", "share": 0.2, "count": 20}
     drawn = pq.read_table(tmp_path / "out" / "audit" / "bootstrap.parquet").to_pandas().groupby("metric")["value"]
@@ -267,11 +275,12 @@ def test_halves_share_no_image_and_hold_every_class(real_folder: Path) -> None:
 
 def test_histogram_by_hand() -> None:
     table = histogram("nats", np.array([0.0, 0.5, 1.0, np.nan]), np.array([0.02]), 1.0)
-    assert len(table["edges"]) == 26
-    assert [i for i, share in enumerate(table["generated"]) if share] == [0, 12, 24]
-    assert table["generated_mean"] == pytest.approx(0.5)
-    assert table["reference"][0] == 1
-    assert histogram("x", np.array([np.nan]), None)["generated"] is None
+    assert len(table.edges) == 26
+    assert [i for i, share in enumerate(table.generated or []) if share] == [0, 12, 24]
+    assert table.generated_mean == pytest.approx(0.5)
+    assert table.reference == [1.0] + [0.0] * 24
+    empty = histogram("x", np.array([np.nan]), None)
+    assert (empty.generated, empty.generated_mean, empty.reference, empty.reference_mean) == (None,) * 4
 
 
 def test_rarest_by_hand() -> None:

@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 
-from rarefy.audit.metrics.bootstrap import REPLICATES, Estimate, around, estimate_mean, estimate_means, moved_also
-from rarefy.audit.metrics.comparison import compare_manifolds
+from rarefy.audit.metrics import distances
+from rarefy.audit.metrics.assembly import set_estimates
+from rarefy.audit.metrics.bootstrap import (
+    REPLICATES,
+    Estimate,
+    around,
+    estimate_mean,
+    estimate_means,
+    fraction_interval,
+    moved_also,
+)
 from rarefy.audit.metrics.neighbors import build_manifold
-from rarefy.audit.metrics.summary import share
 
 
 def test_the_spread_of_a_share_is_the_binomial_one() -> None:
@@ -78,13 +86,16 @@ def test_a_share_moves_with_both_sides_and_stays_a_share() -> None:
     assert moved_also(Estimate(1.0), influences, "both").interval is None
 
 
-def test_intervals_hold_what_other_draws_give() -> None:
+def test_intervals_hold_what_other_draws_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A subset for KID is the whole set of 300, so one is all; LOF is not looked at.
+    monkeypatch.setattr(distances, "KID_SUBSETS", 1)
+    monkeypatch.setattr(distances, "LOF_SAMPLE", 30)
     generator = np.random.default_rng(0)
     values: dict[str, list[float]] = {"recall": [], "coverage": [], "kid": []}
     spreads: dict[str, list[float]] = {name: [] for name in values}
     for _ in range(30):
         generated, real = (generator.normal(size=(300, 10)).astype(np.float32) for _ in range(2))
-        found = compare_manifolds(build_manifold(generated + np.float32(0.3), 3), build_manifold(real, 3)).estimates
+        found = set_estimates(build_manifold(generated + np.float32(0.3), 3), build_manifold(real, 3)).estimates
         for name in values:
             replicates = found[name].replicates
             assert replicates is not None
@@ -99,11 +110,11 @@ def test_intervals_hold_what_other_draws_give() -> None:
 def test_a_classs_interval_is_the_bootstraps_own(hits: int, count: int) -> None:
     """Resampling a share is drawing from a binomial, whose quantiles need no resamples."""
     values = np.arange(count) < hits
-    found = share("recall", values)
+    fraction, interval = fraction_interval(values)
     resampled = np.random.default_rng(0).choice(values, (40_000, count)).mean(axis=1)
-    assert found["recall"] == hits / count
-    np.testing.assert_allclose(found["recall_interval"], np.quantile(resampled, (0.025, 0.975)), atol=1.01 / count)
+    assert fraction == hits / count
+    np.testing.assert_allclose(interval or [], np.quantile(resampled, (0.025, 0.975)), atol=1.01 / count)
 
 
 def test_a_class_without_images_has_no_interval() -> None:
-    assert share("recall", np.zeros(0, np.bool_)) == {"recall": None, "recall_interval": None}
+    assert fraction_interval(np.zeros(0, np.bool_)) == (None, None)

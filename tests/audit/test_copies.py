@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rarefy.audit.metrics.copies import Twin, find_copies, find_duplicates, listed, repeated
-from rarefy.audit.metrics.neighbors import build_manifold, compare
+from rarefy.audit.metrics.neighbors import build_manifold, find_neighbors
 
 
 def line(*values: float) -> NDArray[np.float32]:
@@ -15,7 +15,7 @@ def line(*values: float) -> NDArray[np.float32]:
 def test_a_copy_is_far_nearer_than_real_images_are_to_each_other() -> None:
     # Real images lie 3 apart: 3.2 is within a third of that, 7.5 is not; 12 is one of them.
     real = build_manifold(line(0, 3, 6, 9, 12), 2)
-    hood = compare(build_manifold(line(3.2, 7.5, 12), 1), real)
+    hood = find_neighbors(build_manifold(line(3.2, 7.5, 12), 1), real)
     copied, found = find_copies(hood, real, "reference")
     assert copied.tolist() == [True, False, True]
     assert [(twin.row, twin.other) for twin in found] == [(2, 4), (0, 1)]
@@ -30,7 +30,7 @@ def test_real_images_repeat_each_other_by_the_same_rule() -> None:
 
 def test_real_images_that_coincide_are_no_scale() -> None:
     real = build_manifold(line(5, 5, 5, 40), 2)
-    hood = compare(build_manifold(line(5, 6), 1), real)
+    hood = find_neighbors(build_manifold(line(5, 6), 1), real)
     copied, found = find_copies(hood, real, "reference")
     assert copied.tolist() == [True, False]
     assert [twin.ratio for twin in found] == [0]
@@ -41,7 +41,7 @@ def test_duplicates_are_exact_or_near_and_listed_once() -> None:
     points = line(1, 1, 14, 14.5, 27)
     images = np.array([7, 7, 3, 4, 5], np.uint8).reshape(5, 1, 1, 1)
     own = build_manifold(points, 1)
-    doubled, found = find_duplicates(images, own, compare(own, real), real)
+    doubled, found = find_duplicates(images, own, find_neighbors(own, real), real)
     assert doubled.tolist() == [True, True, True, True, False]
     assert [(twin.row, twin.other, twin.kind) for twin in found] == [
         (0, 1, "exact"),

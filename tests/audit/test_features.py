@@ -70,6 +70,8 @@ def test_no_network_is_one_line_that_says_what_helps(
     def refuse(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no route")
 
+    for function in ("kaiming_normal_", "kaiming_uniform_", "uniform_", "normal_"):  # nobody looks at the values
+        monkeypatch.setattr(torch.nn.init, function, lambda tensor, *_, **__: tensor)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
     monkeypatch.setattr(torch.hub, "load", refuse)
@@ -79,7 +81,7 @@ def test_no_network_is_one_line_that_says_what_helps(
 
 def test_dinov2_takes_no_path(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "dino.pth")
-    with pytest.raises(CheckpointError, match="dinov2-vit-s-14: it is downloaded only"):
+    with pytest.raises(CheckpointError, match="dinov2-vit-s-14 can only be downloaded"):
         load_extractor("dinov2-vit-s-14", str(tmp_path / "dino.pth"))
 
 
@@ -113,7 +115,7 @@ def test_a_file_that_is_no_inception(tmp_path: Path, content: bytes | None) -> N
     path = tmp_path / "inception.pth"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"inception\.pth is no weights file of inception-v3-compat") as caught:
+    with pytest.raises(CheckpointError, match=r"inception\.pth is not a weights file of inception-v3-compat") as caught:
         load_extractor("inception-v3", str(path))
     assert "\n" not in str(caught.value)
 
@@ -123,7 +125,7 @@ def test_inception_refuses_other_weights_and_pickled_code(tmp_path: Path) -> Non
     torch.save({"weight": torch.zeros(3)}, other)
     torch.save({"call": subprocess.Popen}, code)
     for path in (other, code):
-        with pytest.raises(CheckpointError, match="is no weights file of inception-v3-compat"):
+        with pytest.raises(CheckpointError, match="is not a weights file of inception-v3-compat"):
             load_extractor("inception-v3", str(path))
 
 

@@ -8,21 +8,20 @@ import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import LocalOutlierFactor
 
-from rarefy.audit.features.fidelity import (
+from rarefy.audit.features.fidelity import load_module
+from rarefy.audit.metrics import distances
+from rarefy.audit.metrics.assembly import set_estimates, set_metrics
+from rarefy.audit.metrics.distances import (
     frechet_distance,
     frechet_influences,
     inception_scores,
     kernel_distances,
     kernel_influences,
-    load_module,
+    local_outlier_factors,
 )
-from rarefy.audit.inputs.reference import Reference
-from rarefy.audit.metrics.comparison import compare_features
 from rarefy.audit.metrics.neighbors import build_manifold
-from rarefy.audit.metrics.outliers import local_outlier_factors
 from rarefy.audit.metrics.tail import find_tail, tail_members
 from rarefy.errors import DataError, ManifestError
-from rarefy.images import LabelledImages
 
 Floats = NDArray[np.float32]
 
@@ -54,35 +53,36 @@ def test_kernel_distance_matches_the_estimator_written_out() -> None:
     assert found.std() == pytest.approx(0.0, abs=1e-9)
 
 
-def test_equal_distributions_score_like_real_ones() -> None:
-    found = compare_features(gaussian(800, 0), gaussian(800, 1))
-    assert set(found) == {
-        "fid_efficientnet_lite0", "kid_efficientnet_lite0", "precision", "recall", "tail_recall", "density", "coverage",
-        "tail_coverage", "rarity", "outside", "avg_knn", "nearest", "lof",
-    }  # fmt: skip
+def test_equal_distributions_score_like_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distances, "KID_SUBSETS", 2)
+    found = set_estimates(*(build_manifold(gaussian(800, seed), 3) for seed in (0, 1))).values
+    assert list(found) == [
+        "fid", "kid", "precision", "recall", "tail_recall", "density", "coverage", "tail_coverage", "rarity", "outside",
+        "avg_knn", "nearest", "lof",
+    ]  # fmt: skip
     assert found["outside"] == pytest.approx(1 - found["precision"])
     assert found["lof"] == pytest.approx(1.05, abs=0.15)
     assert found["density"] == pytest.approx(1.0, abs=0.1)
     assert found["coverage"] > 0.85
-    assert found["fid_efficientnet_lite0"] < 0.1
+    assert found["fid"] < 0.1
 
 
 def test_a_narrow_set_is_precise_and_misses_the_tail() -> None:
-    real = gaussian(800, 1)
-    wide, narrow = compare_features(gaussian(800, 0), real), compare_features(gaussian(800, 2, scale=0.3), real)
-    assert narrow["precision"] >= wide["precision"]
-    assert narrow["recall"] < 0.5 * wide["recall"]
-    assert narrow["tail_recall"] < 0.1 < wide["tail_recall"]
-    assert narrow["rarity"] < wide["rarity"]
+    real = build_manifold(gaussian(800, 1), 3)
+    wide, narrow = set_metrics(gaussian(800, 0), real), set_metrics(gaussian(800, 2, scale=0.3), real)
+    assert narrow.precision >= wide.precision
+    assert narrow.recall < 0.5 * wide.recall
+    assert narrow.tail_recall < 0.1 < wide.tail_recall
+    assert narrow.rarity < wide.rarity
 
 
 def test_a_set_far_away_scores_zero_everywhere() -> None:
-    found = compare_features(gaussian(60, 0, mean=100.0), gaussian(60, 1), extractor="inception-v3")
+    found = set_metrics(gaussian(60, 0, mean=100.0), build_manifold(gaussian(60, 1), 3))
     zeros = ("precision", "recall", "tail_recall", "density", "coverage", "tail_coverage", "rarity")
-    assert [found[name] for name in zeros] == [0.0] * 7
-    assert found["outside"] == 1
-    assert found["nearest"] == pytest.approx(200, abs=10)  # four axes, 100 each
-    assert found["fid_inception_v3"] > 10_000
+    assert [getattr(found, name) for name in zeros] == [0.0] * 7
+    assert found.outside == 1
+    assert found.nearest == pytest.approx(200, abs=10)  # four axes, 100 each
+    assert found.fid > 10_000
 
 
 def test_the_tail_is_the_sparsest_fifth() -> None:
@@ -91,44 +91,53 @@ def test_the_tail_is_the_sparsest_fifth() -> None:
     assert np.flatnonzero(members).tolist() == list(range(80, 100))
 
 
-def halves(real: list[str], held_out: list[str]) -> Reference:
-    """A reference of which only the keys matter."""
-    parts = (LabelledImages(np.empty(0, np.uint8), np.empty(0, np.int64), (), tuple(keys)) for keys in (real, held_out))
-    return Reference(*parts, "by hand")
+def test_the_tails_own_metrics_average_over_its_rows_alone() -> None:
+    # The generated rows reach the real row 0 alone and lie in the balls of 0 and 1; the tail is elsewhere.
+    real, tail = build_manifold(np.array([0, 1, 50, 51], np.float32)[:, None], 1), np.array([False, False, True, True])
+    found = set_metrics(np.array([-0.1, 0.1], np.float32)[:, None], real, tail)
+    assert (found.recall, found.tail_recall, found.coverage, found.tail_coverage) == (0.25, 0.0, 0.5, 0.0)
+    found = set_metrics(np.array([-0.1, 0.1], np.float32)[:, None], real, ~tail)
+    assert (found.tail_recall, found.tail_coverage) == (0.5, 1.0)
 
 
 def test_tails_by_confidence_and_by_list(tmp_path: Path) -> None:
     real = build_manifold(gaussian(20, 0), 2)
-    confidence, reference = np.linspace(1, 0, 20), halves([f"cat/{i} a.png" for i in range(20)], ["dog/7.png"])
-    least = find_tail("confidence", real, confidence, reference)
+    confidence, keys = np.linspace(1, 0, 20), ([f"cat/{i} a.png" for i in range(20)], ["dog/7.png"])
+    least = find_tail("confidence", real, confidence, *keys)
     assert (least.rule, np.flatnonzero(least.members).tolist()) == ("confidence", [16, 17, 18, 19])
     path = tmp_path / "tail.txt"
     path.write_text("cat/3 a.png\ndog/7.png\n\ncat/19 a.png\n")
-    own = find_tail(str(path), real, None, reference)
+    own = find_tail(str(path), real, None, *keys)
     assert np.flatnonzero(own.members).tolist() == [3, 19]
-    assert (own.rule, own.summary()["share"], own.summary()["count"]) == ("keys", 0.1, 2)
-    assert own.summary()["sha256"] != least.summary()["sha256"]
+    assert own.rule == "keys"
     with pytest.raises(ManifestError, match="not possible here"):
-        find_tail("confidence", real, None, reference)
-    with pytest.raises(ManifestError, match="one of avgknn, confidence or a readable list"):
-        find_tail("densest", real, None, reference)
+        find_tail("confidence", real, None, *keys)
+    with pytest.raises(ManifestError, match="one of avgknn, confidence or a readable file"):
+        find_tail("densest", real, None, *keys)
     for content, told in (
-        ("cat/3 a.png\ncat/20 a.png\n", r"tail .*: 'cat/20 a.png' is not .* such as 'cat/0 a.png' \(1 of 2 are not\)"),
-        ("dog/7.png\n", "a list that names any of the 20 real images"),
+        (
+            "cat/3 a.png\ncat/20 a.png\n",
+            r"tail .*: 'cat/20 a.png' is not .* such as 'cat/0 a.png' \(1 of 2 keys are unknown\)",
+        ),
+        ("dog/7.png\n", "a list with at least one of the 20 reference images"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=told):
-            find_tail(str(path), real, None, reference)
+            find_tail(str(path), real, None, *keys)
 
 
-def test_agrees_with_torch_fidelity_on_the_same_features() -> None:
-    first, second = gaussian(1500, 0, 0.3), gaussian(1200, 1)
+def test_agrees_with_torch_fidelity_on_the_same_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = load_module("defaults").DEFAULTS
+    assert (defaults["kid_subset_size"], defaults["rng_seed"]) == (distances.KID_SUBSET_SIZE, distances.SEED)
+    monkeypatch.setattr(distances, "KID_SUBSETS", 8)
+    monkeypatch.setattr(distances, "KID_SUBSET_SIZE", 300)
+    first, second = gaussian(700, 0, 0.3), gaussian(600, 1)
     fid, kid = load_module("metric_fid"), load_module("metric_kid")
     wide = [torch.from_numpy(rows).double() for rows in (first, second)]
     statistics = [fid.fid_features_to_statistics(rows) for rows in wide]
     expected = fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
     assert frechet_distance(first, second) == pytest.approx(expected, abs=1e-5)
-    options = {"kid_subsets": 50, "kid_subset_size": 1000, "kid_kernel": "poly", "kid_kernel_poly_degree": 3}
+    options = {"kid_subsets": 8, "kid_subset_size": 300, "kid_kernel": "poly", "kid_kernel_poly_degree": 3}
     options |= {"kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1, "rng_seed": 2020, "verbose": False}
     found = kid.kid_features_to_metric(*wide, **options)
     names = (kid.KEY_METRIC_KID_MEAN, kid.KEY_METRIC_KID_STD)

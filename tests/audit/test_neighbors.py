@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from prdc import compute_prdc
 
-from rarefy.audit.features.fidelity import precision_recall
 from rarefy.audit.metrics import neighbors
-from rarefy.audit.metrics.neighbors import build_manifold, compare
+from rarefy.audit.metrics.distances import precision_recall
+from rarefy.audit.metrics.neighbors import build_manifold, find_neighbors
 from rarefy.errors import DataError
 
 Floats = NDArray[np.float32]
@@ -35,11 +35,11 @@ def test_a_duplicate_is_a_neighbour_and_the_row_itself_is_not() -> None:
     assert build_manifold(column(5, 5, 9), k=1).radius == pytest.approx([0, 0, 4])
 
 
-def test_compare_by_hand() -> None:
+def test_neighborhood_by_hand() -> None:
     # Real balls (k=1): [-1,1] of 0, [0,2] of 1, [2,6] of 4 (radius 3 -> [1,7]); generated at 0.5, 6.5, 20.
     real = build_manifold(column(0, 1, 4), k=1)
     assert real.radius == pytest.approx([1, 1, 3])
-    hood = compare(build_manifold(column(0.5, 6.5, 20), k=1), real)
+    hood = find_neighbors(build_manifold(column(0.5, 6.5, 20), k=1), real)
     assert hood.balls.tolist() == [2, 1, 0]
     assert hood.rarity[:2] == pytest.approx([1, 3])
     assert math.isnan(hood.rarity[2])
@@ -53,7 +53,7 @@ def test_compare_by_hand() -> None:
 
 def test_recall_and_coverage_miss_what_is_not_reached() -> None:
     real = build_manifold(column(0, 1, 50, 51), k=1)
-    hood = compare(build_manifold(column(0.2, 0.9), k=1), real)
+    hood = find_neighbors(build_manifold(column(0.2, 0.9), k=1), real)
     assert hood.recalled.tolist() == [True, True, False, False]
     assert hood.covered.tolist() == [True, True, False, False]
 
@@ -68,7 +68,7 @@ def test_agrees_with_brute_force(k: int) -> None:
     cross = np.linalg.norm(wide[:, None] - base[None], axis=2)
     held = cross <= radius
     rarity = np.where(held, radius, np.inf).min(axis=1)
-    hood = compare(build_manifold(generated, k), build_manifold(real, k))
+    hood = find_neighbors(build_manifold(generated, k), build_manifold(real, k))
     assert hood.balls.tolist() == held.sum(axis=1).tolist()
     np.testing.assert_allclose(hood.rarity, np.where(np.isinf(rarity), np.nan, rarity), atol=1e-5)
     np.testing.assert_allclose(hood.mean_distance, np.sort(cross, axis=1)[:, :k].mean(axis=1), atol=1e-5)
@@ -78,7 +78,7 @@ def test_agrees_with_brute_force(k: int) -> None:
 @pytest.mark.parametrize(("k", "shift"), [(3, 0.0), (3, 1.5), (5, 0.6)])
 def test_agrees_with_prdc_and_torch_fidelity(k: int, shift: float) -> None:
     generated, real = random_sets(shift)
-    hood = compare(build_manifold(generated, k), build_manifold(real, k))
+    hood = find_neighbors(build_manifold(generated, k), build_manifold(real, k))
     oracle = compute_prdc(real_features=real, fake_features=generated, nearest_k=k)
     ours = {"precision": hood.precision, "recall": hood.recall, "density": hood.density(k), "coverage": hood.coverage}
     assert ours == pytest.approx({name: float(value) for name, value in oracle.items()}, abs=1e-6)
@@ -87,9 +87,9 @@ def test_agrees_with_prdc_and_torch_fidelity(k: int, shift: float) -> None:
 
 def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generated, real = random_sets()
-    whole = compare(build_manifold(generated, 3), build_manifold(real, 3))
+    whole = find_neighbors(build_manifold(generated, 3), build_manifold(real, 3))
     monkeypatch.setattr(neighbors, "BLOCK_ELEMENTS", 7 * len(real))
-    parts = compare(build_manifold(generated, 3), build_manifold(real, 3))
+    parts = find_neighbors(build_manifold(generated, 3), build_manifold(real, 3))
     for name in ("balls", "recalled", "covered"):
         assert getattr(parts, name).tolist() == getattr(whole, name).tolist()
     np.testing.assert_allclose(parts.rarity, whole.rarity, atol=1e-5)

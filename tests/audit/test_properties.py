@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from rarefy.audit.metrics import neighbors
-from rarefy.audit.metrics.neighbors import Crossing, Neighborhood, build_manifold, compare
+from rarefy.audit.metrics.neighbors import Crossing, Neighborhood, build_manifold, find_neighbors
 from rarefy.audit.metrics.search import error_share, fast_dtype, sketch
 from rarefy.errors import DataError
 
@@ -23,7 +23,7 @@ def points(seed: int, rows: int, columns: int, spread: float = 1.0) -> Floats:
 
 
 def hood_of(generated: Floats, real: Floats, k: int = 3) -> Neighborhood:
-    return compare(build_manifold(generated, k), build_manifold(real, k))
+    return find_neighbors(build_manifold(generated, k), build_manifold(real, k))
 
 
 def summary(hood: Neighborhood) -> list[float]:
@@ -83,7 +83,7 @@ def test_neighbours_are_scikit_learns(columns: int) -> None:
     np.testing.assert_allclose(manifold.radius, distances[:, 3], rtol=1e-5)
     np.testing.assert_allclose(manifold.mean_distance, distances[:, 1:].mean(axis=1), rtol=1e-5)
     distances, places = search.kneighbors(generated.astype(np.float64), 3)
-    hood = compare(build_manifold(generated, 3), manifold)
+    hood = find_neighbors(build_manifold(generated, 3), manifold)
     assert hood.nearest_index.tolist() == places[:, 0].tolist()
     np.testing.assert_allclose(hood.mean_distance, distances.mean(axis=1), rtol=1e-5)
 
@@ -128,7 +128,7 @@ def test_the_error_bound_holds(shape: tuple[int, int, int], spread: float) -> No
 def test_a_stream_of_parts_is_the_whole() -> None:
     generated, real = points(0, 300, 12), build_manifold(points(1, 80, 12), 3)
     own = build_manifold(generated, 3)
-    whole, parts = compare(own, real), Crossing(real)
+    whole, parts = find_neighbors(own, real), Crossing(real)
     for start in range(0, 300, 70):
         parts.add(generated[start : start + 70], own.radius[start : start + 70])
     found = parts.result()

@@ -66,6 +66,7 @@ def entry(value: float, floor: float | None, better: str = "higher") -> Result:
     return {
         "value": value,
         "interval": [value - 0.02, value + 0.02],
+        "interval_over": "generated rows",
         "floor": floor,
         "floor_interval": None if floor is None else [floor - 0.01, floor + 0.01],
         "better": better,
@@ -180,6 +181,7 @@ def class_row(class_id: int, name: str) -> Result:
         "planned": 10,
         "count": 10,
         "on_class_rate": 0.9 - 0.1 * class_id,
+        "on_class_rate_interval": None,
         "confidence": 0.7,
         "entropy": 0.5,
         "reference_on_class_rate": 0.9,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rarefy.audit.compare import compare_runs, difference, run_labels, table_text
-from rarefy.audit.page.compare_page import write_page
+from rarefy.audit.compare import CompareResult, Difference, compare_runs, difference_of, run_labels
+from rarefy.audit.page.compare_page import table_text, write_page
 from rarefy.cli import main
 from rarefy.errors import OutputError, RarefyError, ShardError
 from rarefy.shards.store import Store
@@ -29,6 +29,13 @@ def named(result: Result, name: str, **changes: float) -> Result:
     return found
 
 
+def second(result: CompareResult, metric: str, run: int = 1) -> Difference:
+    """The difference of a run, by default the second, from the first."""
+    found = next(row for row in result.metrics if row.metric == metric).differences[run]
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def pair(make_audit: MakeAudit, result: Result) -> list[str]:
     """Two audits: b's recall is far above a's, its precision a little below."""
@@ -41,22 +48,21 @@ def pair(make_audit: MakeAudit, result: Result) -> list[str]:
 
 def test_values_differences_and_marks(pair: list[str]) -> None:
     result = compare_runs(pair)
-    rows = {row["metric"]: row for row in result["metrics"]}
-    recall = rows["recall"]
-    assert recall["values"] == [0.6, 0.7]
-    assert recall["floor"] == 0.8
-    assert recall["differences"][0] is None
-    found = recall["differences"][1]
-    assert found["difference"] == pytest.approx(0.1)
-    assert found["p"] == pytest.approx(1 / 201)  # no replicate of the noise (at most 0.04) reaches 0.1
-    assert (found["significant"], found["improved"]) == (True, True)
+    recall = next(row for row in result.metrics if row.metric == "recall")
+    assert recall.values == [0.6, 0.7]
+    assert recall.floor == 0.8
+    assert recall.differences[0] is None
+    found = second(result, "recall")
+    assert found.difference == pytest.approx(0.1)
+    assert found.p == pytest.approx(1 / 201)  # no replicate of the noise (at most 0.04) reaches 0.1
+    assert (found.significant, found.improved) == (True, True)
     # -0.01 against noise spread evenly over -0.04 to 0.04: three quarters of it is as far out.
-    precision = rows["precision"]["differences"][1]
-    assert precision["p"] == pytest.approx(0.75, abs=0.01)
-    assert (precision["significant"], precision["improved"]) == (False, None)
-    assert rows["density"]["differences"][1]["p"] is None  # no replicates: no judgement
-    assert [row["class_name"] for row in result["per_class"]] == ["<script>alert(1)</script>", "coat & boot"]
-    assert result["per_class"][0]["recall"]["differences"] == [None, pytest.approx(0.15)]
+    precision = second(result, "precision")
+    assert precision.p == pytest.approx(0.75, abs=0.01)
+    assert (precision.significant, precision.improved) == (False, None)
+    assert second(result, "density").p is None  # no replicates: no judgement
+    assert [row.class_name for row in result.per_class] == ["<script>alert(1)</script>", "coat & boot"]
+    assert result.per_class[0].recall.differences == [None, pytest.approx(0.15)]
     text = table_text(result)
     assert re.search(
         r"^recall +0\.800 +0\.600 \(0\.580 to 0\.620\) +0\.700 \(0\.580 to 0\.620\) \+$", text, re.MULTILINE
@@ -71,8 +77,8 @@ def test_lower_is_better_where_the_metric_says_so(make_audit: MakeAudit, result:
         make_audit(run, named(result, run, **{name: value}), {name: (value + NOISE).tolist()}).root
         for run, value in (("a", 400.0), ("b", 300.0), ("c", 500.0))
     ]
-    rows = {row["metric"]: row for row in compare_runs(outs)["metrics"]}
-    assert [row["improved"] for row in rows[name]["differences"][1:]] == [True, False]
+    result_of = compare_runs(outs)
+    assert [second(result_of, name, run).improved for run in (1, 2)] == [True, False]
 
 
 def test_what_is_no_better_either_way_is_never_called_improved(make_audit: MakeAudit, result: Result) -> None:
@@ -80,34 +86,33 @@ def test_what_is_no_better_either_way_is_never_called_improved(make_audit: MakeA
         make_audit(run, named(result, run, avg_knn=value), {"avg_knn": (value + NOISE).tolist()}).root
         for run, value in (("a", 20.0), ("b", 30.0))
     ]
-    rows = {row["metric"]: row for row in compare_runs(outs)["metrics"]}
-    found = rows["avg_knn"]["differences"][1]
-    assert (found["significant"], found["improved"]) == (True, None)
+    found = second(compare_runs(outs), "avg_knn")
+    assert (found.significant, found.improved) == (True, None)
 
 
 def test_difference_against_a_normal_approximation() -> None:
     """Independent Gaussian replicates: the interval is the difference +- 1.96 sqrt(2) sigma, p that of a z test."""
     generator = np.random.default_rng(0)
     first, other = (dict(enumerate(generator.normal(mean, 1.0, 20_000))) for mean in (5.0, 8.0))
-    found = difference(first, other, 2.0)
-    assert found["interval"] == pytest.approx([2 - 1.96 * 2**0.5, 2 + 1.96 * 2**0.5], abs=0.06)
-    assert found["p"] == pytest.approx(0.1573, abs=0.01)  # 2 (1 - Phi(2 / sqrt 2))
+    found = difference_of(first, other, 2.0)
+    assert found.interval == pytest.approx([2 - 1.96 * 2**0.5, 2 + 1.96 * 2**0.5], abs=0.06)
+    assert found.p == pytest.approx(0.1573, abs=0.01)  # 2 (1 - Phi(2 / sqrt 2))
 
 
 def test_replicates_of_the_same_draw_cancel() -> None:
     """Both runs swing together by far more than they differ: paired, the difference is certain."""
     swing = np.random.default_rng(0).normal(0, 1, 200)
     first = dict(enumerate(swing))
-    assert difference(first, dict(enumerate(swing + 0.01)), 0.01)["significant"]
+    assert difference_of(first, dict(enumerate(swing + 0.01)), 0.01).significant
     shuffled = dict(enumerate(np.random.default_rng(1).permutation(swing) + 0.01))
-    assert not difference(first, shuffled, 0.01)["significant"]
+    assert not difference_of(first, shuffled, 0.01).significant
 
 
 def test_equal_runs_do_not_differ() -> None:
     drawn = dict(enumerate(NOISE.tolist()))
-    assert difference(drawn, drawn, 0.0) == {"difference": 0.0, "interval": [0.0, 0.0], "p": 1.0, "significant": False}
+    assert difference_of(drawn, drawn, 0.0) == Difference(0.0, [0.0, 0.0], 1.0, False)
     few = dict.fromkeys(range(19), 0.5)
-    assert difference(few, few, 0.1)["p"] is None
+    assert difference_of(few, few, 0.1).p is None
 
 
 def change_provenance(field: str, value: object) -> Callable[[Result], None]:
@@ -148,7 +153,7 @@ def test_unequal_footing_is_refused_by_name(
     with pytest.raises(ShardError) as caught:
         compare_runs(outs)
     assert told in str(caught.value)
-    assert "not on equal footing" in str(caught.value)
+    assert "not comparable" in str(caught.value)
 
 
 def test_every_difference_is_told_at_once(make_audit: MakeAudit, result: Result) -> None:
@@ -165,7 +170,7 @@ def test_what_cannot_be_compared(make_audit: MakeAudit, result: Result, tmp_path
     out = make_audit("a", result).root
     with pytest.raises(OutputError, match="two or more"):
         compare_runs([out])
-    with pytest.raises(OutputError, match="given once"):
+    with pytest.raises(OutputError, match="was given twice"):
         compare_runs([out, f"{out}/"])
     with pytest.raises(OutputError, match=r"metrics\.json"):
         compare_runs([out, str(tmp_path / "nothing")])
@@ -215,5 +220,5 @@ def test_command_refuses_unequal_audits_with_exit_code_2(
 
 
 def test_page_needs_a_name(pair: list[str], tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="a file to write"):
+    with pytest.raises(OutputError, match="the path of a file"):
         write_page(compare_runs(pair), f"{tmp_path}/")

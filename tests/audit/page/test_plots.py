@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rarefy.audit.metrics.summary import Histogram
 from rarefy.audit.page.plots import VARIABLES, PlanePoint, histogram_plot, map_plot, plane_plot
+from rarefy.audit.schema import AuditResult, FeatureMap
 
 Result = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -29,9 +31,16 @@ def layer(svg: ET.Element, gid: str) -> Points:
 
 
 @pytest.fixture
-def drawn(result: Result) -> list[str]:
+def points_of(result: Result) -> FeatureMap:
+    found = AuditResult.from_json(result).map
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def drawn(result: Result, points_of: FeatureMap) -> list[str]:
     plane = plane_plot([PlanePoint("1", 400, 0.6, [390, 410], [0.5, 0.7])], PlanePoint("real", 100, 0.8, None, None))
-    return [histogram_plot("rarity", result["histograms"]["rarity"]), map_plot(result["map"]), plane]
+    return [histogram_plot("rarity", AuditResult.from_json(result).histograms["rarity"]), map_plot(points_of), plane]
 
 
 def test_plots_follow_the_pages_colours_and_have_no_addresses(drawn: list[str]) -> None:
@@ -52,12 +61,12 @@ def test_texts_stay_texts(drawn: list[str]) -> None:
     assert "0.802" in ticks
 
 
-def test_plots_are_the_same_every_time(result: Result, drawn: list[str]) -> None:
-    assert map_plot(result["map"]) == drawn[1]
+def test_plots_are_the_same_every_time(points_of: FeatureMap, drawn: list[str]) -> None:
+    assert map_plot(points_of) == drawn[1]
 
 
 def test_histogram_heights_are_the_shares() -> None:
-    table = {"edges": [0.0, 1.0, 2.0], "generated": [0.25, 0.75], "reference": [1.0, 0.0]}
+    table = Histogram("x", [0.0, 1.0, 2.0], [0.25, 0.75], 1.25, [1.0, 0.0], 0.5)
     paths = [path for path in parse(histogram_plot("x", table)).iter("path") if "var(--set)" in path.attrib["style"]]
     (x0, base), (_, low), (x1, _), (_, high), *_ = points(paths[0].attrib["d"])
     assert (base - high) / (base - low) == pytest.approx(3, abs=0.02)
@@ -68,13 +77,13 @@ def test_histogram_heights_are_the_shares() -> None:
     assert max(ys) == pytest.approx(base, abs=0.1)
 
 
-def test_map_puts_both_sides_on_one_scale(result: Result) -> None:
-    svg = parse(map_plot(result["map"]))
+def test_map_puts_both_sides_on_one_scale(points_of: FeatureMap) -> None:
+    svg = parse(map_plot(points_of))
     placed, wanted = [], []
     for side in ("real", "generated"):
         for class_id in (0, 1):
             dots = layer(svg, f"map-{side}-{class_id}")[::2]
-            rows = [row for row in result["map"][side] if row[2] == class_id]
+            rows = [row for row in getattr(points_of, side) if row[2] == class_id]
             assert len(dots) == len(rows)
             placed += dots
             wanted += [(row[0], row[1]) for row in rows]
@@ -85,8 +94,8 @@ def test_map_puts_both_sides_on_one_scale(result: Result) -> None:
         assert slope * (1 if axis == 0 else -1) > 0  # y points down in SVG
 
 
-def test_generated_dots_lie_over_real_ones(result: Result) -> None:
-    groups = [group.attrib["id"] for group in parse(map_plot(result["map"])).iter("g") if "id" in group.attrib]
+def test_generated_dots_lie_over_real_ones(points_of: FeatureMap) -> None:
+    groups = [group.attrib["id"] for group in parse(map_plot(points_of)).iter("g") if "id" in group.attrib]
     assert groups == ["map-real-0", "map-real-1", "map-generated-0", "map-generated-1"]
 
 

@@ -70,7 +70,7 @@ def test_page_is_whole_and_stands_alone(make_audit: MakeAudit, result: Result) -
     assert "prefers-color-scheme: dark" in page
     for section in SECTIONS:
         assert page.count(f'id="{section}"') == 1, section
-    for text in ("fid_efficientnet_lite0", "20 generated, 100 real, 20 behind the floor", "k = 3", "sample of 15"):
+    for text in ("fid_efficientnet_lite0", "20 generated, 100 real, 20 in the baseline", "k = 3", "sample of 15"):
         assert text in page
 
 
@@ -115,7 +115,7 @@ def test_copies_stand_beside_what_they_copy(make_audit: MakeAudit, result: Resul
     store = make_audit("out", result)
     page = written(store)
     assert shown_shades(page[page.index('id="copies"') :]) == [200, 220, 201, 221, 202, 222]
-    assert "coat &amp; boot: the same pixels as 00000000002" in page
+    assert "coat &amp; boot: same pixels as 00000000002" in page
     store.delete(COPIES_PATH)
     assert written(store).count("<span>no image</span>") == 6
 
@@ -199,6 +199,21 @@ def test_numbers_for_people(value: float | None, text: str) -> None:
 def test_differences_and_intervals_for_people() -> None:
     assert [signed(value) for value in (0.25, -0.25, 0.0)] == ["+0.250", "\N{MINUS SIGN}0.250", "0.000"]
     assert (interval([0.1, 12.0]), interval(None)) == ("0.100 to 12.0", "")
+
+
+def test_failed_gates_come_first_and_say_what_was_required(make_audit: MakeAudit, result: Result) -> None:
+    result["gates"].append(result["gates"][0] | {"metric": "copies", "bound": "max", "limit": 0.001, "passed": False})
+    page = written(make_audit("out", result))
+    items = re.findall(r"<li( class=\"failed\")?><b>(passed|failed)</b>(.*?)</li>", page)
+    assert items == [
+        (
+            ' class="failed"',
+            "failed",
+            "Coverage of &lt;script&gt;alert(1)&lt;/script&gt;: 0.100, required at least 0.6",
+        ),
+        (' class="failed"', "failed", "Copies: 0.600, required at most 0.001"),
+        ("", "passed", "Recall: 0.600, required at least 0.45"),
+    ]
 
 
 def test_a_thousand_gates_are_folded_and_each_is_named(make_audit: MakeAudit, result: Result) -> None:

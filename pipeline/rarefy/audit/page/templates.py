@@ -1,4 +1,4 @@
-"""What both pages are rendered with: one environment, one script, numbers for people."""
+"""Renders the pages' templates, and formats numbers for people."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_kind, metric_label
+from rarefy.audit.page.pictures import data_uri
+from rarefy.audit.schema import MetricEntry
+
 EN_DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 def render(template: str, values: Mapping[str, Any]) -> bytes:
-    """A page of this folder's template as UTF-8; names are escaped, a missing value is an error.
+    """Render a template of this folder as UTF-8. Values are escaped; a missing value is an error.
 
-    The page's Content-Security-Policy allows its own script by hash and nothing from outside.
+    The page's Content-Security-Policy allows its own script, by hash, and nothing else.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -26,7 +30,8 @@ def render(template: str, values: Mapping[str, Any]) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "signed": signed}
+    filters = (number, interval, signed, reached, meaning, metric_kind, data_uri)
+    environment.filters |= {each.__name__: each for each in filters} | {"label": metric_label}
     script = environment.get_template("page.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template(template).render(values, script=Markup(script), script_digest=digest)
@@ -34,7 +39,7 @@ def render(template: str, values: Mapping[str, Any]) -> bytes:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: thousands separated, ``digits`` places below ten, two figures if tiny, a dash for none."""
+    """Format a number: thousands separated, ``digits`` decimals below ten, two figures if tiny, a dash for None."""
     if value is None:
         return EN_DASH
     if isinstance(value, int):
@@ -51,10 +56,24 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(bounds: list[float] | None) -> str:
-    """``low to high``, or nothing where no interval is defined."""
+    """``low to high``, or nothing if there is no interval."""
     return "" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
 
 
 def signed(value: float | None) -> str:
-    """A difference with its sign."""
+    """Format a difference with its sign."""
     return number(value) if value is None or value <= 0 else f"+{number(value)}"
+
+
+def reached(entry: MetricEntry) -> float | None:
+    """How much of the real baseline is reached: value / baseline if higher is better, baseline / value if lower is."""
+    value, baseline = entry.value, entry.floor
+    if baseline is None or value <= 0 or baseline <= 0 or entry.better == "neither":
+        return None
+    return value / baseline if entry.better == "higher" else baseline / value
+
+
+def meaning(name: str) -> str:
+    """What a metric of metrics.json measures; empty for an unknown name."""
+    kind = METRIC_KINDS.get(metric_kind(name))
+    return kind.meaning if kind else ""
