@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ from rarefy.errors import RarefyError
 if TYPE_CHECKING:
     from rarefy.generate.driver import GenerateOptions
 
-OK, USER_ERROR, PROBLEMS, INTERRUPTED = 0, 2, 1, 130
+OK, USER_ERROR, PROBLEMS = 0, 2, 1
 GATES_FAILED, INCOMPLETE_AUDIT = 3, 5
 Handler = Callable[[argparse.Namespace], int]
 
@@ -34,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, 2 for a user's error (one line on stderr), 1 for problems found, 130 for Ctrl-C.
 
-    run and audit: 3 where a gate failed, 5 where the audit had to leave something out.
+    train: 143 for SIGTERM. run and audit: 3 where a gate failed, 5 where the audit had to leave something out.
     """
     try:
         arguments = make_parser().parse_args(argv)
@@ -43,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RarefyError as error:
         print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("rarefy: interrupted; what is finished is kept, run the same command to resume", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + next(iter(interrupt.args), signal.SIGINT)  # training also raises it for SIGTERM
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -272,11 +273,11 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from rarefy.training.recipes import run_training
+    from rarefy.training.run import run_training
 
     a = arguments
     result = run_training(a.kind, a.recipe, a.out, a.device, a.threads, a.ect)
-    if not result:  # of torchrun's processes the first one speaks
+    if not result:  # under torchrun, only rank 0 prints
         return OK
     return _print(arguments, result, f"weights: {arguments.out.rstrip('/')}/weights.safetensors")
 
