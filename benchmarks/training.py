@@ -34,8 +34,10 @@ from rarefy.fast.precision import execution_on, use_kernels
 from rarefy.models.adm import UNet
 from rarefy.models.folder import find_model
 from rarefy.models.load import load_models
-from rarefy.training.diffusion import HybridLoss
-from rarefy.training.loop import TrainSettings, backward, make_batch, start, train_step, training_dtype
+from rarefy.training.data import make_batch
+from rarefy.training.loop import backward, start, train_step, training_dtype
+from rarefy.training.losses import HybridLoss
+from rarefy.training.recipe import TrainSettings
 
 PRESET = "fashion-mnist-28"
 NEVER = Path("never-written")  # no checkpoint is read or due within a benchmark

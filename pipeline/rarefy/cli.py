@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ from rarefy.errors import RarefyError
 if TYPE_CHECKING:
     from rarefy.generate.driver import GenerateOptions
 
-OK, USER_ERROR, PROBLEMS, INTERRUPTED = 0, 2, 1, 130
+OK, USER_ERROR, PROBLEMS = 0, 2, 1
 GATES_FAILED, INCOMPLETE_AUDIT = 3, 5
 Handler = Callable[[argparse.Namespace], int]
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     0: success; 1: verify found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the audit is
-    incomplete; 130: Ctrl-C.
+    incomplete; 130: Ctrl-C; 143: SIGTERM during training.
     """
     try:
         arguments = make_parser().parse_args(argv)
@@ -44,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RarefyError as error:
         print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("rarefy: interrupted; finished work is kept, run the same command to resume", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + next(iter(interrupt.args), signal.SIGINT)  # training also raises it for SIGTERM
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -274,11 +275,11 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from rarefy.training.recipes import run_training
+    from rarefy.training.run import run_training
 
     a = arguments
     result = run_training(a.kind, a.recipe, a.out, a.device, a.threads, a.ect)
-    if not result:  # under torchrun only rank 0 prints
+    if not result:  # under torchrun, only rank 0 prints
         return OK
     return _print(arguments, result, f"weights: {arguments.out.rstrip('/')}/weights.safetensors")
 

@@ -1,79 +1,52 @@
-"""The training loop that both networks share: batches, learning rate, EMA, atomic checkpoints.
+"""The training loop of both networks: learning rate, gradient clipping, EMA, reports and checkpoints.
 
-Every random number of step k comes from (seed, k, rank), so a run resumed after a kill continues as if it had not
-stopped. Started by ``torchrun``, each process takes its share of every batch and the gradients are averaged.
+Under ``torchrun``, each process takes its share of every batch and DistributedDataParallel averages the gradients.
 """
 
 from __future__ import annotations
 
-import functools
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from rarefy.fast.precision import has_bfloat16, to_device
+from rarefy.errors import RarefyError
+from rarefy.execution import has_bfloat16, prepare
 from rarefy.images import LabelledImages
+from rarefy.models.adm import ADM
+from rarefy.training.data import Batch, dropout_seed, make_batch, place
+from rarefy.training.recipe import TrainSettings
 
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What changes the weights, beside data and network.
-
-    images: training images to see in all; batch: images a step; lr: learning rate after a rise over ``warmup`` images,
-    held, then falling linearly to zero over the last ``decay`` share of the run; ema: decay of the weight average a
-    step; clip: largest gradient norm; precision: bfloat16 (autocast, where the device multiplies it) or float32.
-    """
-
-    images: int
-    batch: int = 128
-    lr: float = 3e-4
-    weight_decay: float = 0.0
-    warmup: int = 20_000
-    decay: float = 0.15
-    ema: float = 0.9995
-    clip: float = 1.0
-    seed: int = 0
-    precision: str = "bfloat16"
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return -(-self.images // self.batch)
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step: rise, plateau, linear fall."""
-        rise = (step + 1) * self.batch / max(self.warmup, 1)
-        fall = (self.steps - step) / max(self.decay * self.steps, 1e-9)
-        return self.lr * min(rise, 1.0, fall)
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """x_0: (B, C, H, W) float32 in [-1, 1]; y: (B,) int64; generator: this step's random numbers."""
-
-    x_0: Tensor
-    y: Tensor
-    generator: torch.Generator
-
+REPORT_EVERY_S = 10.0
+CHECKPOINT_EVERY_S = 180.0
 
 LossFunction = Callable[[nn.Module, Batch], dict[str, Tensor]]
+"""A network and a batch -> named scalars; ``loss`` is minimised, the others are logged."""
+
+
+class DivergedError(RarefyError):
+    """Training whose loss, gradients or weights are no longer finite."""
 
 
 @dataclass(eq=False)
 class TrainState:
-    """Everything that a resumed run needs."""
+    """Everything that a resumed run needs.
+
+    model: the network; replica: what a step calls, the network itself or its DistributedDataParallel wrapper; ema: the
+    moving average of the network's state dict.
+    """
 
     model: nn.Module
+    replica: nn.Module
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     step: int = 0
@@ -81,14 +54,18 @@ class TrainState:
 
     def __post_init__(self) -> None:
         weights = self.model.state_dict()
-        self._weights = [weights[name] for name in self.ema]  # the model's own memory
+        self._weights = [weights[name] for name in self.ema]  # shares the model's memory
 
     def update_ema(self, decay: float) -> None:
         """Move the average towards the weights."""
         torch._foreach_lerp_(list(self.ema.values()), self._weights, 1 - decay)
 
+    def is_finite(self) -> bool:
+        """Whether weights and average hold neither NaN nor infinity."""
+        return bool(nn.utils.get_total_norm([*self._weights, *self.ema.values()]).isfinite())
+
     def save(self, path: Path) -> None:
-        """Write atomically: a kill leaves the last whole checkpoint."""
+        """Write a checkpoint atomically: a kill leaves the previous one intact."""
         temporary = path.with_suffix(".tmp")
         content = {
             "model": self.model.state_dict(),
@@ -112,7 +89,7 @@ class TrainState:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Means since the last report; ``saved`` where a checkpoint was written just before it."""
+    """Mean losses since the last report; saved: whether a checkpoint was just written."""
 
     step: int
     images_per_s: float
@@ -123,62 +100,46 @@ class Report:
 
 @dataclass
 class _Window:
-    """Sums over the steps since the last report."""
+    """The losses of each step since the last report."""
 
     started: float = field(default_factory=time.monotonic)
-    steps: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
 
     def add(self, losses: dict[str, Tensor]) -> None:
-        self.steps += 1
-        for name, value in losses.items():
-            detached = value.detach()
-            self.sums[name] = self.sums[name] + detached if name in self.sums else detached
+        self.names = list(losses)
+        self.rows.append(torch.stack([value.detach() for value in losses.values()]))
 
-    def means(self) -> dict[str, float]:
-        return {name: float(total) / self.steps for name, total in self.sums.items()}
+    def means(self, state: TrainState) -> dict[str, float]:
+        """Means over steps and processes. Raises DivergedError where a loss or a weight is not finite.
 
-
-def place() -> tuple[int, int]:
-    """(rank, world size) of this process; (0, 1) where training is not distributed."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def batch_rows(step: int, batch: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Rows of a step's batch: consecutive slices of a fresh permutation an epoch."""
-    position = np.arange(step * batch, (step + 1) * batch)
-    epochs, offsets = position // count, position % count
-    rows = np.empty(batch, np.int64)
-    for epoch in np.unique(epochs):
-        rows[epochs == epoch] = _order(seed, int(epoch), count)[offsets[epochs == epoch]]
-    return rows
-
-
-@functools.lru_cache(maxsize=2)  # a batch may lie in two epochs
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(count)
+        Checked here, before each checkpoint, and not after each step, for which a GPU would have to be waited for.
+        """
+        table = torch.stack(self.rows).cpu()
+        if dist.is_initialized():
+            dist.all_reduce(table)
+            table /= place()[1]
+        finite = table.isfinite().all(1).tolist()
+        if not all(finite) or not state.is_finite():
+            row = finite.index(False) if False in finite else len(finite) - 1
+            values = ", ".join(f"{name} {value:g}" for name, value in zip(self.names, table[row].tolist(), strict=True))
+            cause = "training diverged" if False in finite else "training diverged, the weights are not finite"
+            raise DivergedError(
+                f"train: {cause} at step {state.step - len(finite) + row + 1} ({values}); "
+                "the last checkpoint is kept; lower train.lr"
+            )
+        return dict(zip(self.names, table.mean(0).tolist(), strict=True))
 
 
-def make_batch(data: LabelledImages, step: int, settings: TrainSettings, device: torch.device) -> Batch:
-    """This process's share of a step's batch, the same whenever it is asked for."""
-    rank, world = place()
-    rows = batch_rows(step, settings.batch, len(data), settings.seed)[rank::world]
-    x_0 = torch.from_numpy(data.images[rows]).to(device).float() / 127.5 - 1
-    generator = torch.Generator(device=device).manual_seed((settings.seed << 32) + step * world + rank)
-    return Batch(x_0, torch.from_numpy(data.labels[rows]).to(device), generator)
-
-
-def at_step(table: Tensor, k: Tensor) -> Tensor:
-    """Entries of a schedule table, shaped to multiply images. table: (S,); k: (B,) -> (B, 1, 1, 1)."""
-    return table[k][:, None, None, None]
-
-
-def start(model: nn.Module, settings: TrainSettings, device: torch.device, checkpoint: Path) -> TrainState:
-    """The state to train from: the checkpoint's where it exists."""
-    to_device(model, device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    state = TrainState(model, ema, optimizer)
+def start(network: ADM, settings: TrainSettings, device: torch.device, checkpoint: Path) -> TrainState:
+    """The state to train from: the checkpoint's if it exists, else rank 0's initial weights."""
+    prepare(network, device, "exact", "auto", batch=0).train()
+    # DDP mistakes the strides of 1x1 convolutions for another memory order.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    replica = DistributedDataParallel(network) if dist.is_initialized() else network
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    state = TrainState(network, replica, ema, optimizer)
     if checkpoint.exists():
         state.load(checkpoint)
     return state
@@ -187,60 +148,79 @@ def start(model: nn.Module, settings: TrainSettings, device: torch.device, check
 def train(
     state: TrainState, loss_function: LossFunction, data: LabelledImages, settings: TrainSettings, checkpoint: Path
 ) -> Iterator[Report]:
-    """Train to ``settings.images``. Reports every 10 s; a checkpoint every 3 minutes, on Ctrl-C and at the end."""
+    """Train to ``settings.images``. Reports every 10 s; writes a checkpoint every 3 minutes and at the end.
+
+    On Ctrl-C and SIGTERM it finishes the step, writes a checkpoint and raises KeyboardInterrupt with the signal's
+    number. Raises DivergedError, and keeps the last checkpoint, where the losses or weights are no longer finite.
+    """
     window, saved_at = _Window(), time.monotonic()
-    with _interrupt_noted() as interrupts:
+    with _signals_noted() as signals:
         while state.step < settings.steps:
             window.add(train_step(state, loss_function, data, settings))
             now = time.monotonic()
-            last = state.step == settings.steps or bool(interrupts)
-            if now - window.started < REPORT_EVERY_S and not last:
+            signal_number, due = _agree(max(signals, default=0), now - window.started >= REPORT_EVERY_S)
+            last = state.step == settings.steps or signal_number > 0
+            if not due and not last:
                 continue
+            means = window.means(state)
             state.seconds += now - window.started
             save = now - saved_at >= CHECKPOINT_EVERY_S or last
             if save:
                 saved_at = now
                 if place()[0] == 0:
                     state.save(checkpoint)
-            if interrupts:
-                raise KeyboardInterrupt
-            speed = window.steps * settings.batch / (now - window.started)
-            yield Report(state.step, speed, settings.lr_at(state.step - 1), save, window.means())
+            if signal_number:
+                _agree()  # torchrun ends all processes as soon as one has ended: wait for the checkpoint
+                raise KeyboardInterrupt(signal_number)
+            speed = len(window.rows) * settings.batch / (now - window.started)
+            yield Report(state.step, speed, settings.lr_at(state.step - 1), save, means)
             window = _Window()
 
 
-REPORT_EVERY_S = 10.0
-CHECKPOINT_EVERY_S = 180.0
+def _agree(*values: int) -> list[int]:
+    """The largest of each value over all processes, so that all of them take the same turn."""
+    votes = torch.tensor([0, *values])
+    if dist.is_initialized():
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+    agreed: list[int] = votes[1:].tolist()
+    return agreed
 
 
 @contextmanager
-def _interrupt_noted() -> Iterator[list[int]]:
-    """Let the step under way finish on Ctrl-C, so that no half-updated weights are saved; a second one stops at once.
+def _signals_noted() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the current step is finished first. A second signal stops at once.
 
-    Yields a list that is empty until the signal comes.
+    Not so under torchrun, which repeats to each process a signal that all of them may have received already.
     """
     noted: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)
-        signal.signal(signal.SIGINT, before)
+        if not dist.is_initialized():
+            restore()
 
-    signal.signal(signal.SIGINT, note)
+    for number in before:
+        signal.signal(number, note)
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def train_step(
     state: TrainState, loss_function: LossFunction, data: LabelledImages, settings: TrainSettings
 ) -> dict[str, Tensor]:
-    """One optimiser step; returns its losses and gradient norm."""
+    """One optimiser step; returns its losses and the gradient norm before clipping."""
     device = next(state.model.parameters()).device
     batch = make_batch(data, state.step, settings, device)
-    losses = backward(state.model, loss_function, batch, settings.precision)
-    _average_gradients(state.model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(dropout_seed(state.step, settings))
+        losses = backward(state.replica, loss_function, batch, settings.precision)
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip, foreach=True)
     for group in state.optimizer.param_groups:
         group["lr"] = settings.lr_at(state.step)
@@ -252,7 +232,7 @@ def train_step(
 
 
 def training_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What most products of a step are in. precision: as in TrainSettings."""
+    """The type of a step's matrix products. precision: as in TrainSettings."""
     return torch.bfloat16 if precision == "bfloat16" and has_bfloat16(device) else torch.float32
 
 
@@ -264,15 +244,3 @@ def backward(model: nn.Module, loss_function: LossFunction, batch: Batch, precis
         losses = loss_function(model, batch)
     losses["loss"].backward()
     return losses
-
-
-def _average_gradients(model: nn.Module) -> None:
-    """Replace every gradient by its mean over the processes."""
-    world = place()[1]
-    if world == 1:
-        return
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads]) / world
-    dist.all_reduce(flat)
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(part.view(grad.shape))
