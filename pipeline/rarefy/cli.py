@@ -100,7 +100,7 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
 
 def _add_compile(group: Any) -> None:
     text = "kernels: our own, on GPUs as recorded graphs (auto, default), torch's alone (off), torch.compile's (full)"
-    # The literal saves --help an import; rarefy.fast.precision has the same.
+    # The literal saves --help an import; rarefy.device has the same.
     group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
 
 

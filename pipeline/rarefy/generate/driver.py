@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from rarefy.errors import CheckpointError, DeviceError, bad
-from rarefy.fast.precision import execution_on
+from rarefy.execution import check_execution
 from rarefy.generate.cluster import Request, connected
 from rarefy.generate.fleet import Fleet
 from rarefy.generate.progress import ProgressSink, duration
@@ -81,7 +81,7 @@ def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSin
         _check_room(store, manifest)
         _check_weights(manifest, on_this_machine=options.ray_address is None)
         if options.ray_address is None and not options.gpus_per_actor:
-            execution_on(torch.device("cpu"), manifest.precision, options.compile)  # elsewhere the actors look
+            check_execution(torch.device("cpu"), manifest.precision, options.compile)  # elsewhere the actors check
         left = make_plan(manifest).num_shards - len(done)
         request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
         with connected(request, options.ray_address) as resources:

@@ -12,11 +12,11 @@ import torch
 
 from rarefy.diffusion.sampler import Chain, sample
 from rarefy.errors import CheckpointError
-from rarefy.fast.precision import execution_on, set_up
+from rarefy.execution import load_prepared, prepare
 from rarefy.generate.progress import duration
 from rarefy.guidance.base import NetworkTerm
 from rarefy.manifest import Manifest
-from rarefy.models.load import Models, load_models
+from rarefy.models.load import Models
 from rarefy.plan import estimate_bytes, make_plan
 
 PROBE_STEPS = 4
@@ -87,7 +87,7 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     hashes = spec.checkpoint_sha256, spec.classifier_sha256
     try:
-        models = load_models(preset, spec.checkpoint, spec.classifier, hashes, device, manifest.precision)
+        models = load_prepared(preset, spec.checkpoint, spec.classifier, hashes, device, manifest.precision)
     except CheckpointError as error:
         return None, str(error)
     chain = manifest.settings.chain(preset, manifest.terms)
@@ -114,7 +114,8 @@ def _image_step_seconds(models: Models, manifest: Manifest, whole: Chain) -> flo
     if one > SLOW_STEP_S:
         return one if _round(whole) == 1 else _time_chain(models, chain, 1, steps) / steps
     batch = min(manifest.batch, manifest.total, PROBE_BATCH)
-    set_up((models.unet, models.classifier), execution_on(models.device, manifest.precision, "auto"), batch)
+    for network in (models.unet, models.classifier):
+        prepare(network, models.device, manifest.precision, batch=batch)
     _time_chain(models, chain, batch, 1)  # compilation
     return _time_chain(models, chain, batch, steps) / (steps * batch)
 
