@@ -100,7 +100,7 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
 
 def _add_compile(group: Any) -> None:
     text = "kernels: rarefy's own and recorded CUDA graphs (auto, default), plain PyTorch (off), torch.compile (full)"
-    # The same as rarefy.execution.COMPILES, whose import would slow down --help.
+    # The same as rarefy.device.COMPILES, whose import would slow down --help.
     group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
 
 

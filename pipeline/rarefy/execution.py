@@ -1,54 +1,84 @@
-"""How networks run on a device: the one door to :mod:`rarefy.fast`, and the switches of the whole process."""
+"""How networks run on a device: the only way to :mod:`rarefy.fast`, and the switches of the whole process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-from rarefy.fast.cpu.allocator import keep_freed_memory
-from rarefy.fast.precision import COMPILES, PRECISIONS, execution_on, has_bfloat16, set_precision, set_up, to_device
+from rarefy.device import COMPILES, PRECISIONS, check_execution, has_bfloat16
+from rarefy.errors import DeviceError, bad
 from rarefy.models.adm import ADM
+from rarefy.models.folder import ModelFolder
+from rarefy.models.load import Models, load_models
+
+_make_fast: Callable[[ADM, torch.device, str, str, int], ADM] | None = None
+try:
+    from rarefy.fast import prepare as _make_fast
+except ModuleNotFoundError as error:
+    if error.name != "rarefy.fast":
+        raise
 
 Network = TypeVar("Network", bound=ADM)
 
-__all__ = ["COMPILES", "PRECISIONS", "check_execution", "has_bfloat16", "prepare", "repeatable"]
-
-
-def check_execution(device: torch.device, precision: str, compile: str) -> None:
-    """Raise DeviceError where this machine cannot run networks on such a device in such a way."""
-    execution_on(device, precision, compile)
+__all__ = ["COMPILES", "PRECISIONS", "check_execution", "has_bfloat16", "load_prepared", "prepare", "repeatable"]
 
 
 def prepare(
     network: Network, device: torch.device, precision: str = "exact", compile: str = "auto", batch: int = 0
 ) -> Network:
-    """Move a network to a device, in place, and make it quick there; returns it.
+    """Move a network to a device, in place, and make it fast there; returns it.
 
-    precision: ``exact`` is float32; ``fast`` is bfloat16 where the device multiplies it. compile: ``auto`` takes
-    rarefy's own kernels where they can be had; ``off`` is plain PyTorch; ``full`` is torch.compile. batch: the number
-    of images per call that a sampler repeats, for which whole networks may be compiled or recorded; 0 for training and
-    for calls of any size. Parameters keep their names and, in ``exact``, their values. Raises DeviceError.
+    precision: ``exact`` is float32; ``fast`` is bfloat16 on devices with matrix units for it. compile: ``auto`` uses
+    rarefy's own kernels if they can be built; ``off`` uses torch's; ``full`` is torch.compile. batch: the number of
+    images per call that a sampler repeats, for which whole networks may be compiled or recorded; 0 for training and for
+    calls of any size. Parameters keep their names and, in ``exact``, their values. Parameters on the meta device are
+    cast and stay there. May be called again with other arguments. Raises DeviceError, ManifestError.
     """
-    execution = execution_on(device, precision, compile)
-    if device.type == "cpu":
-        keep_freed_memory()
-    to_device(set_precision(network, precision, device), device)
-    set_up([network] if batch else [], execution, batch)
-    return network
+    check_execution(device, precision, compile)
+    if _make_fast is not None:
+        with repeatable(precision):
+            _make_fast(network, device, precision, compile, batch)
+        return network
+    if precision == "fast":
+        raise DeviceError(bad("precision", precision, "possible here: rarefy.fast is not installed; use exact"))
+    return network if any(parameter.is_meta for parameter in network.parameters()) else network.to(device)
+
+
+def load_prepared(
+    preset: ModelFolder,
+    checkpoint: str | None,
+    classifier: str | None,
+    sha256s: tuple[str | None, str | None],
+    device: torch.device,
+    precision: str = "exact",
+    compile: str = "auto",
+    batch: int = 0,
+) -> Models:
+    """:func:`load_models` followed by :func:`prepare`. Weights are cast while they are read, to save memory."""
+
+    def cast(network: ADM) -> ADM:
+        return prepare(network, device, precision, compile)
+
+    models = load_models(preset, checkpoint, classifier, sha256s, device, cast)
+    for network in (models.unet, models.classifier):
+        prepare(network, device, precision, compile, batch)
+    return models
 
 
 @contextmanager
 def repeatable(precision: str = "exact") -> Iterator[None]:
-    """Within, equal work on one device gives equal bytes; all switches of the process are put back afterwards."""
-    names = ("benchmark", "deterministic", "allow_tf32")
-    before = {name: getattr(torch.backends.cudnn, name) for name in names}
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    torch.backends.cudnn.allow_tf32 = precision == "fast"
+    """Within this context equal work on one device gives equal bytes; the process's switches are restored afterwards.
+
+    cuDNN must not time its algorithms against each other, since another winner rounds differently. In ``fast`` it may
+    round float32 convolutions to 10 bits (TF32).
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = False, True, precision == "fast"
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(torch.backends.cudnn, name, value)
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = before

@@ -1,4 +1,4 @@
-"""Where on the user's disk the things are kept that cost time and never change."""
+"""The user's cache folder, for files that take time to make and never change."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def user_cache() -> Path:
     if not base.is_absolute():  # the XDG rules ignore a relative path
         try:
             base = Path("~/.cache").expanduser()
-        except RuntimeError:  # a user without a home has nowhere to keep anything
+        except RuntimeError:  # a user without a home directory has no cache
             base = Path(os.devnull)
     return base / "rarefy"
 
 
 def keep(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a private name first, so that no reader meets half a file. Raises OSError and leaves nothing then."""
+    """Write to a temporary name, then rename, so that no reader sees half a file. Leaves no file on OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, private = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:

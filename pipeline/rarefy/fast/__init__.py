@@ -1,0 +1,49 @@
+"""Everything that only makes the networks faster. Without this folder rarefy runs the plain networks, in float32.
+
+:func:`prepare` is the only function that is used from outside, by :mod:`rarefy.execution`.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+from rarefy.device import has_bfloat16
+from rarefy.fast.compiled import compiled
+from rarefy.fast.cpu import native
+from rarefy.fast.cpu.allocator import keep_freed_memory
+from rarefy.fast.gpu.graph import recorded
+from rarefy.fast.networks import exchange, to_bfloat16
+from rarefy.models.adm import ADM
+
+Network = TypeVar("Network", bound=ADM)
+
+
+def prepare(network: Network, device: torch.device, precision: str, compile: str, batch: int) -> Network:
+    """Move a network to a device, in place, and make it fast there; returns it. See :func:`rarefy.execution.prepare`.
+
+    Only the calls that a sampler repeats are compiled or recorded: ``batch`` images, for a classifier with their
+    gradient. All other calls stay eager, since each new shape would cost time and memory.
+    """
+    own_kernels = compile == "auto"
+    network.__dict__.pop("forward", None)
+    exchange(network, own_kernels)
+    if precision == "fast" and has_bfloat16(device):
+        to_bfloat16(network)
+    if device.type == "cpu":
+        keep_freed_memory()
+        if own_kernels:
+            native.available()  # builds the kernels if necessary
+    if any(parameter.is_meta for parameter in network.parameters()):
+        return network  # to be filled from a file and prepared again
+    network.to(device)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    # A module calls its own attribute named "forward" rather than its class's.
+    if batch and compile == "full":
+        network.__dict__["forward"] = compiled(network, batch)
+    elif batch and compile == "auto" and device.type == "cuda":
+        network.__dict__["forward"] = recorded(network, batch)
+    return network

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rarefy.diffusion.sampler import Chain, sample, to_uint8
 from rarefy.errors import ShardError
+from rarefy.execution import repeatable
 from rarefy.generate.execution import load_for_run
 from rarefy.generate.score import Scores, accepted, score_images
 from rarefy.manifest import Manifest
@@ -142,11 +143,12 @@ class ShardGenerator:
         y = torch.tensor([slot.class_id for slot in slots], device=self.device)
         ranks = torch.tensor([class_rank(slot.class_index) for slot in slots], device=self.device)
         self._count(tally, 0.0)
-        for state in sample(self._models, y, seeds, self._chain, ranks):
-            x = state.x
-            self._count(tally, len(slots) / len(self._chain.schedule))
-        images = to_uint8(x)
-        scores = score_images(self._models.classifier, images, y)
+        with repeatable(self.manifest.precision):
+            for state in sample(self._models, y, seeds, self._chain, ranks):
+                x = state.x
+                self._count(tally, len(slots) / len(self._chain.schedule))
+            images = to_uint8(x)
+            scores = score_images(self._models.classifier, images, y)
         self._add(scores)
         pixels: NDArray[np.uint8] = images.cpu().numpy()
         draws = []

@@ -8,18 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rarefy.fast.conv import Conv3x3, working_dtype
-from rarefy.fast.norm import group_norm, norm_act
-from rarefy.fast.norm_conv import norm_act_conv
 from rarefy.models.blocks import (
     AttentionBlock,
     AttentionPool,
     Downsample,
     ResBlock,
     Upsample,
+    group_norm,
     normal,
     timestep_embedding,
-    weight_of,
     zero_,
 )
 from rarefy.models.config import NetworkConfig
@@ -47,69 +44,58 @@ class ADM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the convolutions behind the first; outputs come back in float32."""
-        return working_dtype(weight_of(self.input_blocks[1][0].in_layers[2]))  # type: ignore[index]
-
-    def _to_head(self, h: Tensor) -> Tensor:
-        """The output layers' input, in their own precision."""
-        return h.to(working_dtype(weight_of(self.time_embed[0])))
-
-    def blocks(self) -> list[nn.Module]:
-        """The residual and attention blocks, first to last."""
-        return [*self.input_blocks, self.middle_block]
+        """The precision of the convolutions inside the network."""
+        return next(p for p in self.middle_block.parameters() if p.ndim == 4).dtype
 
     def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """SiLU of the embedding of time and class: (B, 4 model_channels)."""
-        weight = weight_of(self.time_embed[0])
-        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(weight.dtype))
-        if (y is None) != (self.config.num_classes is None):
-            wanted = "none" if self.config.num_classes is None else f"one of {self.config.num_classes} classes an image"
-            raise ValueError(f"y: {'none given' if y is None else 'given'}, this network takes {wanted}")
-        if y is not None:
-            emb = emb + self.label_emb(y)
-        return torch.nn.functional.silu(emb)
+        """The embedding of time and class: (B, 4 model_channels)."""
+        num_classes = self.config.num_classes
+        if (y is None) != (num_classes is None):
+            given = "None" if y is None else "a tensor"
+            allowed = "None, since this network is unconditional"
+            if num_classes is not None:
+                allowed = f"a tensor of class ids from 0 to {num_classes - 1}"
+            raise ValueError(f"y: {given} is not {allowed}")
+        embedding = timestep_embedding(t, self.config.model_channels)
+        emb: Tensor = self.time_embed(embedding.to(next(self.time_embed.parameters()).dtype))
+        return emb if y is None else emb + self.label_emb(y)
 
     def _encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Run encoder and middle block. Returns its output and the skips, outermost first."""
-        first, *others = self.input_blocks
-        # A copy, since one-channel images count as channels-last already and would leave every layer to guess.
-        h = x.to(next(first.parameters()).dtype).clone(memory_format=torch.channels_last)
-        h = _apply(first, h, emb).to(self.dtype)
-        skips = [h]
-        for block in others:
-            h = _apply(block, h, emb)
-            skips.append(h)
-        return _apply(self.middle_block, h, emb), skips
+        """Run encoder and middle block. Returns the output and the skip connections, outermost first."""
+        skips = []
+        for block in self.input_blocks:
+            x = _apply(block, x, emb)
+            skips.append(x)
+        return _apply(self.middle_block, x, emb), skips
 
 
 class UNet(ADM):
-    """ADM U-Net: (x_t, t, y) -> eps, and v behind it where sigma is learned.
+    """ADM U-Net: (x_t, t, y) -> eps, followed by v in further channels if sigma is learned.
 
-    x: (B, C, H, W) in [-1, 1] scale; t: (B,) original time steps; y: (B,) int64 class ids, or None where the model is
-    unconditional. Returns (B, out_channels, H, W) float32.
+    x: (B, C, H, W) in [-1, 1] scale; t: (B,) original time steps; y: (B,) int64 class ids, or None if the model is
+    unconditional. Returns (B, out_channels, H, W) in x's dtype.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
         self.output_blocks, channels = _decoder(config, self._skip_channels)
-        self.out = nn.Sequential(group_norm(channels), nn.SiLU(), zero_(Conv3x3(channels, config.out_channels)))
-
-    def blocks(self) -> list[nn.Module]:
-        return [*super().blocks(), *self.output_blocks]
+        self.out = nn.Sequential(
+            group_norm(channels), nn.SiLU(), zero_(nn.Conv2d(channels, config.out_channels, 3, padding=1))
+        )
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         emb = self._embed(t, y)
         h, skips = self._encode(x, emb)
         for block in self.output_blocks:
-            h = _apply(block, h, emb, beside=skips.pop())
-        output = norm_act_conv(self._to_head(h), self.out[0], self.out[2])
+            h = _apply(block, torch.cat([h, skips.pop()], dim=1), emb)
+        output: Tensor = self.out(h)
         return output.to(x.dtype)
 
 
 class Classifier(ADM):
-    """Noise-aware classifier: (x_t, t) -> logits of p(y | x_t), (B, K) float32.
+    """Noise-aware classifier: (x_t, t) -> logits of p(y | x_t), (B, K), in x's dtype.
 
-    The reference's EncoderUNetModel with its ``pool`` forms: attention (ADM's), adaptive, spatial, spatial_v2.
+    The reference's EncoderUNetModel with all its ``pool`` forms: attention (ADM's), adaptive, spatial, spatial_v2.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -129,38 +115,27 @@ class Classifier(ADM):
             )
         else:
             features = sum(self._skip_channels) + channels
-            second = nn.ReLU() if pool == "spatial" else nn.SiLU()
+            act = nn.ReLU() if pool == "spatial" else nn.SiLU()
             norm: list[nn.Module] = [] if pool == "spatial" else [nn.GroupNorm(32, 2048)]
-            self.out = nn.Sequential(nn.Linear(features, 2048), *norm, second, nn.Linear(2048, config.out_channels))
+            self.out = nn.Sequential(nn.Linear(features, 2048), *norm, act, nn.Linear(2048, config.out_channels))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = self._embed(t, None)
-        h, skips = self._encode(x, emb)
-        if self.config.pool in ("attention", "adaptive"):
-            h = norm_act(self._to_head(h), self.out[0])
-            for layer in list(self.out)[2:]:
-                h = layer(h)
-            return h.to(x.dtype)
-        means = torch.cat([s.mean(dim=(2, 3)) for s in [*skips, h]], dim=-1)
-        logits: Tensor = self.out(self._to_head(means))
+        h, skips = self._encode(x, self._embed(t, None))
+        if self.config.pool in ("spatial", "spatial_v2"):
+            h = torch.cat([s.mean(dim=(2, 3)) for s in [*skips, h]], dim=-1)
+        logits: Tensor = self.out(h)
         return logits.to(x.dtype)
 
     def features(self, x: Tensor) -> Tensor:
         """Mean over pixels of the encoder's output at t = 0. x: (B, C, H, W) clean images -> (B, F) in x's dtype."""
         h, _ = self._encode(x, self._embed(torch.zeros(len(x), device=x.device), None))
-        return self._to_head(h).mean(dim=(2, 3)).to(x.dtype)
+        return h.mean(dim=(2, 3)).to(x.dtype)
 
 
-def _apply(block: nn.Module, x: Tensor, emb: Tensor, beside: Tensor | None = None) -> Tensor:
-    """beside: an image of more channels, for the first layer, a residual block.
-
-    That upsamples, where a layer without a convolution of its own, the decoder's last before it, should have.
-    """
+def _apply(block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+    """Run a block's layers in turn; residual blocks also take the embedding."""
     for layer in block.children():
-        if isinstance(layer, ResBlock):
-            x, beside = layer(x, emb, beside), None
-        elif not isinstance(layer, Upsample) or layer.conv is not None:
-            x = layer(x)
+        x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
     return x
 
 
@@ -169,9 +144,9 @@ def _attention(channels: int, config: NetworkConfig, num_heads: int) -> Attentio
 
 
 def _encoder(config: NetworkConfig) -> tuple[nn.ModuleList, list[int]]:
-    """The input blocks and the channels of what each hands to the decoder."""
+    """The input blocks, and the number of channels that each passes to the decoder."""
     channels = int(config.channel_mult[0] * config.model_channels)
-    blocks = nn.ModuleList([nn.ModuleList([Conv3x3(config.in_channels, channels)])])
+    blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(config.in_channels, channels, 3, padding=1)])])
     skips, factor = [channels], 1
     for level, mult in enumerate(config.channel_mult):
         for _ in range(config.num_res_blocks):
@@ -194,7 +169,7 @@ def _encoder(config: NetworkConfig) -> tuple[nn.ModuleList, list[int]]:
 
 
 def _decoder(config: NetworkConfig, skip_channels: list[int]) -> tuple[nn.ModuleList, int]:
-    """The output blocks and the channels of the last one."""
+    """The output blocks, and the number of channels of the last one."""
     skips, channels = list(skip_channels), skip_channels[-1]
     factor = 2 ** (len(config.channel_mult) - 1)
     num_heads = config.num_heads if config.num_heads_upsample == -1 else config.num_heads_upsample

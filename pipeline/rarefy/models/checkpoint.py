@@ -30,28 +30,36 @@ def file_sha256(path: Path) -> str:
         raise CheckpointError(f"checkpoint: {str(path)!r} cannot be read ({error.strerror})") from error
 
 
-def load_network(build: Callable[[], Network], path: Path, expected_sha256: str | None = None) -> tuple[Network, str]:
+def load_network(
+    build: Callable[[], Network],
+    path: Path,
+    expected_sha256: str | None = None,
+    prepare: Callable[[Network], object] | None = None,
+) -> tuple[Network, str]:
     """Build a network without allocating it, fill it from ``path`` and return it with the file's sha256.
 
-    Parameters come back on the CPU in the types that ``build`` gives them, convolution weights channels-last, in eval
-    mode, without gradients. Beside them there is never more than a group of the file's entries in memory. Raises
-    CheckpointError for a file that is missing, no checkpoint, of another hash, or of other entries than the network's.
+    prepare: called with the network before it has memory; it may change the types of parameters. They come back on the
+    CPU in those types, convolution weights channels-last, without gradients, and the network in eval mode. No more than
+    a group of the file's entries is in memory at the same time. Raises CheckpointError if the file is missing, no
+    checkpoint, has another hash, or does not have exactly the network's entries.
     """
     sha256 = file_sha256(path)
     if expected_sha256 and sha256 != expected_sha256.lower():
         raise CheckpointError(f"checkpoint: {str(path)!r} has sha256 {sha256}, the manifest allows {expected_sha256}")
     with torch.device("meta"):
         network = build()
-    wanted = network.state_dict()
-    check_entries(read_state(path), wanted, path)
-    for names in _groups(wanted):
-        state = read_state(path)  # anew a group: what a mapping has shown of the file is resident while it stands
-        network.load_state_dict({n: _copy(state[n], wanted[n]) for n in names}, strict=False, assign=True)
+    if prepare is not None:
+        prepare(network)
+    expected = network.state_dict()
+    check_entries(read_state(path), expected, path)
+    for names in _groups(expected):
+        state = read_state(path)  # once per group: pages of a mapped file stay in memory as long as the mapping
+        network.load_state_dict({n: _copy(state[n], expected[n]) for n in names}, strict=False, assign=True)
     return network.eval().requires_grad_(False), sha256
 
 
 def _groups(state: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """The names in order, in groups of about as many values."""
+    """The names in order, in groups with about the same number of values."""
     group: list[str] = []
     values = 0
     for name, value in state.items():
@@ -82,17 +90,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def check_entries(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+def check_entries(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     """Raise CheckpointError naming every kind of difference between the file's entries and the network's."""
     problems = []
-    if missing := [name for name in wanted if name not in found]:
+    if missing := [name for name in expected if name not in state]:
         problems.append(f"missing {_some(missing)}")
-    if extra := [name for name in found if name not in wanted]:
+    if extra := [name for name in state if name not in expected]:
         problems.append(f"extra {_some(extra)}")
     misshapen = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in found and found[name].shape != value.shape
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
     ]
     if misshapen:
         problems.append(f"misshapen {_some(misshapen)}")

@@ -1,4 +1,4 @@
-"""What an ADM network is built from, in the words of openai/guided-diffusion."""
+"""The configuration of an ADM network, with the names of openai/guided-diffusion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class NetworkConfig:
     """Shape of an ADM network, in the reference's vocabulary.
 
     attention_resolutions are downsampling factors (image_size // resolution). num_head_channels of -1 means that
-    num_heads is used instead. num_classes of None means unconditional. pool is read by the classifier alone.
+    num_heads is used instead. num_classes of None means unconditional. Only the classifier reads pool.
     """
 
     image_size: int
@@ -45,5 +45,5 @@ class NetworkConfig:
 
     @property
     def learn_sigma(self) -> bool:
-        """Whether the network's output carries a variance beside eps."""
+        """Whether the network predicts a variance in addition to eps."""
         return self.out_channels == 2 * self.in_channels

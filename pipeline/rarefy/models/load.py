@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from rarefy.errors import CheckpointError, bad
-from rarefy.fast.precision import set_precision, to_device
-from rarefy.models.adm import Classifier, UNet
+from rarefy.models.adm import ADM, Classifier, UNet
 from rarefy.models.checkpoint import load_network
 from rarefy.models.folder import ModelFolder
 
@@ -36,22 +36,20 @@ def load_models(
     classifier: str | None,
     sha256s: tuple[str | None, str | None],
     device: torch.device,
-    precision: str,
+    prepare: Callable[[ADM], object] | None = None,
 ) -> Models:
-    """Load a preset's two networks. Paths may be left out where the preset's weights are embedded.
+    """Load a model's two networks. Paths may be None if the weights are in the model's folder.
 
-    precision: ``exact`` (float32) or ``fast`` (bfloat16 where the device multiplies it). Raises CheckpointError.
+    prepare: called with each network before its parameters are read; it may change their types. Raises CheckpointError.
     """
     unet_path = _path(preset, "unet", checkpoint, "checkpoint")
     classifier_path = _path(preset, "classifier", classifier, "classifier")
-    unet, unet_sha = load_network(lambda: set_precision(UNet(preset.unet), precision, device), unet_path, sha256s[0])
-    guide, guide_sha = load_network(
-        lambda: set_precision(Classifier(preset.classifier), precision, device), classifier_path, sha256s[1]
-    )
+    unet, unet_sha = load_network(lambda: UNet(preset.unet), unet_path, sha256s[0], prepare)
+    guide, guide_sha = load_network(lambda: Classifier(preset.classifier), classifier_path, sha256s[1], prepare)
     return Models(
         preset=preset,
-        unet=to_device(unet, device),
-        classifier=to_device(guide, device),
+        unet=unet.to(device),
+        classifier=guide.to(device),
         checkpoint_sha256=unet_sha,
         classifier_sha256=guide_sha,
     )

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from rarefy.audit.features.cache import cached
 from rarefy.audit.features.extractors import resolve_device
 from rarefy.errors import CheckpointError
+from rarefy.execution import load_prepared
 from rarefy.generate.score import score_images
 from rarefy.images import LabelledImages
 from rarefy.manifest import Manifest
-from rarefy.models.load import load_models
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def score_reference(
     try:
         hashes = (model.checkpoint_sha256, model.classifier_sha256)
         place = resolve_device(device)
-        models = load_models(manifest.preset, model.checkpoint, model.classifier, hashes, place, "exact")
+        models = load_prepared(manifest.preset, model.checkpoint, model.classifier, hashes, place, "exact")
     except CheckpointError:
         return None
 

@@ -1,7 +1,7 @@
-"""Networks as CUDA graphs: all kernels of a call recorded once and then launched as one.
+"""Networks as CUDA graphs: all kernels of a call are recorded once and then launched together.
 
-A small network's time on a GPU is that of launching its thousand kernels from Python, which a replay leaves out. The
-kernels are those of the eager call, and so are the results, to the bit.
+The time of a small network on a GPU is spent on launching its thousand kernels from Python, which a replay avoids. The
+kernels are those of the eager call, so the results are the same to the bit.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from torch import Tensor
 
 from rarefy.models.adm import ADM, Classifier
 
-WARM_UP = 2  # eager calls before the recording: what kernels are built or chosen at first use is there then
+WARM_UP = 2  # eager calls before the recording, since some kernels are built or chosen at first use
 
 
 def recorded(network: ADM, batch: int) -> Callable[..., Tensor]:
-    """The forward of a frozen network on a GPU, recorded for ``batch`` float32 images; any other call stays eager.
+    """The forward pass of a frozen network on a GPU, recorded for ``batch`` float32 images; other calls stay eager.
 
-    A classifier's is recorded with its gradient, and replayed where that is wanted; a U-Net's where none is.
+    A classifier is recorded with its gradient and replayed for calls that need it, a U-Net for calls that need none.
     """
     eager: Callable[..., Tensor] = network.forward
     recording = _Recording(network, eager, batch)
 
     def forward(x: Tensor, *rest: Tensor | None) -> Tensor:
-        given = [value for value in rest if value is not None]
-        if not recording.fits(x, given):
+        arguments = [value for value in rest if value is not None]
+        if not recording.fits(x, arguments):
             return eager(x, *rest)
-        y: Tensor = _Replay.apply(x, recording, *given)  # type: ignore[no-untyped-call]
+        y: Tensor = _Replay.apply(x, recording, *arguments)  # type: ignore[no-untyped-call]
         return y
 
     return forward
 
 
 class _Recording:
-    """A network's kernels and the memory that they work on. turn: which call's activations are in it."""
+    """A network's kernels and their memory. turn: number of the call whose activations the memory holds."""
 
     def __init__(self, network: ADM, eager: Callable[..., Tensor], batch: int) -> None:
         config, device = network.config, next(network.parameters()).device
@@ -53,7 +53,7 @@ class _Recording:
             if config.num_classes is not None:
                 self.rest.append(torch.zeros(batch, device=device, dtype=torch.int64))
             with warnings.catch_warnings():
-                # Of the thread that computes gradients, before its first kernel.
+                # A warning from the thread that computes gradients, before its first kernel.
                 warnings.filterwarnings("ignore", message="Attempting to run cuBLAS")
                 for _ in range(WARM_UP):
                     y = eager(self.x, *self.rest)
@@ -69,12 +69,12 @@ class _Recording:
         torch.cuda.current_stream(device).wait_stream(stream)
 
     def fits(self, x: Tensor, rest: Sequence[Tensor]) -> bool:
-        """Whether this is the call that was recorded."""
+        """Whether a call has the recorded shapes and types."""
         same = x.shape == self.x.shape and x.dtype == self.x.dtype and x.requires_grad == self.x.requires_grad
         return same and len(rest) == len(self.rest)
 
     def run(self, *arguments: Tensor) -> Tensor:
-        """The network's result, in memory that the next call writes over."""
+        """The network's result, in memory that the next call overwrites."""
         self.turn += 1
         for place, value in zip((self.x.detach(), *self.rest), arguments, strict=True):
             place.copy_(value)
@@ -82,7 +82,7 @@ class _Recording:
         return self.y.detach()
 
     def gradient(self, grad_y: Tensor) -> Tensor:
-        """With respect to x, of the last :meth:`run`, whose activations it uses up."""
+        """The gradient with respect to x of the last :meth:`run`; its activations are lost."""
         assert self.backward is not None
         self.turn += 1
         self.grad_y.copy_(grad_y)
@@ -91,7 +91,7 @@ class _Recording:
 
 
 class _Replay(torch.autograd.Function):
-    """One call; its gradient runs the network again where another call came between."""
+    """One call. Its gradient runs the network again if another call came in between."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, recording: _Recording, *rest: Tensor) -> Tensor:

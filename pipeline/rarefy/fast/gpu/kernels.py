@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Triton kernels of the group normalisation; :mod:`rarefy.fast.gpu.norm` launches them.
 
-Images are tokens, (B, N, C) contiguous. A program has an image and some of its channels: all tokens of a chunk, tile by
-tile, or a tile of ROWS tokens; CHANNELS divides C. Coefficients of an image's channels lie in planes of (B, C) float32
-behind each other.
+Images are tokens, (B, N, C) contiguous. A program computes some channels of one image: a chunk of tokens, tile by tile,
+or one tile of ROWS tokens; CHANNELS divides C. Coefficients per image and channel are stored in consecutive (B, C)
+float32 planes.
 """
 
 import triton
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _tile(image, first, columns, tokens, channels, ROWS: tl.constexpr):
-    """Places of a tile's values, and which of them are the image's."""
+    """Positions of a tile's values, and which of them are inside the image."""
     rows = first + tl.arange(0, ROWS)
     places = (image.to(tl.int64) * tokens + rows[:, None]) * channels + columns[None, :]
     return places, (rows < tokens)[:, None]
@@ -35,7 +35,7 @@ def chunk_statistics(
 ):
     """Each channel's mean over a chunk, and the sum of squared distances from it, (B, chunks, C).
 
-    Tiles are merged as Chan, Golub and LeVeque (1983) merge parts of a sample, so that no large sums cancel.
+    Tiles are merged as in Chan, Golub and LeVeque (1983), so that no large sums cancel.
     """
     image, chunk = tl.program_id(0), tl.program_id(1)
     columns = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
@@ -58,10 +58,10 @@ def chunk_statistics(
 
 @triton.jit
 def coefficients(
-    means, squares, weight, bias, scale, shift, found, tokens, channels, chunks, chunk_rows, scale_stride, shift_stride,
-    eps, SCALED: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
+    means, squares, weight, bias, scale, shift, statistics, tokens, channels, chunks, chunk_rows, scale_stride,
+    shift_stride, eps, SCALED: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """a, b, mean and 1 / deviation of one image's group, from all its chunks -> found, four planes."""
+    """a, b, mean and 1 / deviation of one group of an image, from all its chunks -> statistics, four planes."""
     image, group, width = tl.program_id(0), tl.program_id(1), channels // tl.num_programs(1)
     chunk, column = tl.arange(0, CHUNKS), tl.arange(0, WIDTH)
     columns, keep = group * width + column, column < width
@@ -82,20 +82,20 @@ def coefficients(
         a = a * factor
         b = b * factor + tl.load(shift + image * shift_stride + columns, mask=keep, other=0.0).to(tl.float32)
     place, plane = image * channels + columns, tl.num_programs(0) * channels
-    tl.store(found + place, a, mask=keep)
-    tl.store(found + plane + place, b, mask=keep)
-    tl.store(found + 2 * plane + place, tl.zeros((WIDTH,), tl.float32) + mean, mask=keep)
-    tl.store(found + 3 * plane + place, tl.zeros((WIDTH,), tl.float32) + rstd, mask=keep)
+    tl.store(statistics + place, a, mask=keep)
+    tl.store(statistics + plane + place, b, mask=keep)
+    tl.store(statistics + 2 * plane + place, tl.zeros((WIDTH,), tl.float32) + mean, mask=keep)
+    tl.store(statistics + 3 * plane + place, tl.zeros((WIDTH,), tl.float32) + rstd, mask=keep)
 
 
 @triton.jit
-def apply(x, y, found, tokens, channels, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """y = f(a x + b), f being SiLU or nothing."""
+def apply(x, y, statistics, tokens, channels, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """y = f(a x + b), where f is SiLU or the identity."""
     image, columns = tl.program_id(0), tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     places, inside = _tile(image, tl.program_id(1) * ROWS, columns, tokens, channels, ROWS)
     place, plane = image * channels + columns, tl.num_programs(0) * channels
-    a = tl.load(found + place)
-    b = tl.load(found + plane + place)
+    a = tl.load(statistics + place)
+    b = tl.load(statistics + plane + place)
     u = tl.load(x + places, mask=inside, other=0.0).to(tl.float32) * a[None, :] + b[None, :]
     if SILU:
         u = u / (1 + tl.exp(-u))
@@ -104,16 +104,16 @@ def apply(x, y, found, tokens, channels, SILU: tl.constexpr, ROWS: tl.constexpr,
 
 @triton.jit
 def chunk_gradients(
-    x, grad, found, sums, tokens, channels,
+    x, grad, statistics, sums, tokens, channels,
     SILU: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Sums over a chunk of du and of du (x - mean) -> sums, (2, B, chunks, C)."""
     image, chunk = tl.program_id(0), tl.program_id(1)
     columns = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     place, plane = image * channels + columns, tl.num_programs(0) * channels
-    a = tl.load(found + place)
-    b = tl.load(found + plane + place)
-    mean = tl.load(found + 2 * plane + place)
+    a = tl.load(statistics + place)
+    b = tl.load(statistics + plane + place)
+    mean = tl.load(statistics + 2 * plane + place)
     sum_du, sum_du_x = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     for tile in range(TILES):
         places, inside = _tile(image, (chunk * TILES + tile) * ROWS, columns, tokens, channels, ROWS)
@@ -128,7 +128,9 @@ def chunk_gradients(
 
 
 @triton.jit
-def gradient_coefficients(sums, found, gradients, tokens, channels, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
+def gradient_coefficients(
+    sums, statistics, gradients, tokens, channels, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr
+):
     """Means of du and du x_hat, and offset and slope of the statistics' share of grad_x -> gradients, four planes."""
     image, group, width = tl.program_id(0), tl.program_id(1), channels // tl.num_programs(1)
     chunk, column = tl.arange(0, CHUNKS), tl.arange(0, WIDTH)
@@ -136,9 +138,9 @@ def gradient_coefficients(sums, found, gradients, tokens, channels, chunks, CHUN
     inside = (chunk < chunks)[:, None] & keep[None, :]
     places = (image * chunks + chunk[:, None]) * channels + columns[None, :]
     place, plane = image * channels + columns, tl.num_programs(0) * channels
-    a = tl.load(found + place, mask=keep, other=0.0)
-    mean = tl.load(found + 2 * plane + place, mask=keep, other=0.0)
-    rstd = tl.load(found + 3 * plane + place, mask=keep, other=1.0)
+    a = tl.load(statistics + place, mask=keep, other=0.0)
+    mean = tl.load(statistics + 2 * plane + place, mask=keep, other=0.0)
+    rstd = tl.load(statistics + 3 * plane + place, mask=keep, other=1.0)
     mean_du = tl.sum(tl.load(sums + places, mask=inside, other=0.0), axis=0) / tokens
     mean_du_xhat = tl.sum(tl.load(sums + plane * chunks + places, mask=inside, other=0.0), axis=0) / tokens * rstd
     gain = a / rstd
@@ -152,15 +154,15 @@ def gradient_coefficients(sums, found, gradients, tokens, channels, chunks, CHUN
 
 @triton.jit
 def gradient_input(
-    x, grad, found, gradients, grad_x, tokens, channels,
+    x, grad, statistics, gradients, grad_x, tokens, channels,
     SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """grad_x = a du + slope x + offset."""
     image, columns = tl.program_id(0), tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     places, inside = _tile(image, tl.program_id(1) * ROWS, columns, tokens, channels, ROWS)
     place, plane = image * channels + columns, tl.num_programs(0) * channels
-    a = tl.load(found + place)
-    b = tl.load(found + plane + place)
+    a = tl.load(statistics + place)
+    b = tl.load(statistics + plane + place)
     offset = tl.load(gradients + 2 * plane + place)
     slope = tl.load(gradients + 3 * plane + place)
     values = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)

@@ -1,38 +1,36 @@
-"""The normalisation on GPUs as kernels of our own, by Triton: three a pass, forward and backward.
+"""Group normalisation on GPUs by rarefy's Triton kernels: three per pass, forward and backward.
 
-Triton comes with torch's builds for GPUs and compiles the kernels at first use, in some seconds; its own cache
-keeps them. Where it is not there, or :func:`use` has switched them off, torch's operations do the same work.
+Triton comes with torch's builds for GPUs. It compiles the kernels at first use, in a few seconds, and caches them.
+Without it torch's operations do the same work.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rarefy.fast.cpu.native import DTYPES, EPS
+from rarefy.device import has_triton
+from rarefy.fast.cpu.native import DTYPES
 
-TILE, STATISTICS_TILE = 4096, 8192  # values of a program; of the one that reads and hardly computes
-MOST_CHUNKS = 64  # of an image's tokens: what one program merges
+EPS = 1e-5  # nn.GroupNorm's default
+TILE, STATISTICS_TILE = 4096, 8192  # values per program; the latter for the kernel that hardly computes
+MOST_CHUNKS = 64  # of an image's tokens, which one program merges
 
-_state = {"on": False}
-
-
-def use(on: bool) -> None:
-    """Switch the kernels on or off (process-wide; off at first). On needs Triton and a GPU that it builds for."""
-    _state["on"] = on
+_has_triton = functools.cache(has_triton)
 
 
 def takes_norm(x: Tensor) -> bool:
-    """Whether :func:`norm_forward` is on for such images."""
-    return _state["on"] and x.is_cuda and x.dtype in DTYPES and not torch.compiler.is_compiling()
+    """Whether :func:`norm_forward` supports such images."""
+    return x.is_cuda and x.dtype in DTYPES and _has_triton(x.device)
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """How an image is cut: columns of ``channels`` channels, tiles of ``rows`` tokens, chunks of ``tiles`` tiles."""
+    """Division of an image: columns of ``channels`` channels, tiles of ``rows`` tokens, chunks of ``tiles`` tiles."""
 
     channels: int
     rows: int
@@ -41,7 +39,7 @@ class _Cut:
 
     @staticmethod
     def of(tokens: int, channels: int, tile: int) -> _Cut:
-        """tile: values of one."""
+        """tile: number of values in a tile."""
         width = min(channels & -channels, 128)  # the largest power of two that divides them: 32 at least
         rows = tile // width
         tiles = -(-tokens // (rows * MOST_CHUNKS))
@@ -51,7 +49,7 @@ class _Cut:
 def norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, groups: int, silu: bool
 ) -> tuple[Tensor, Tensor]:
-    """x: (B, N, C) contiguous -> y like x, and a, b, mean, 1 / deviation, (4, B, C) float32 (``norm._normalise``)."""
+    """Like ``native.norm_forward``: x, (B, N, C) contiguous -> y, and a, b, mean, 1 / deviation, (4, B, C) float32."""
     kernels = _kernels()
     (batch, tokens, channels), y = x.shape, torch.empty_like(x)
     cut, tile = (_Cut.of(tokens, channels, values) for values in (STATISTICS_TILE, TILE))
@@ -102,18 +100,18 @@ def norm_backward(
 
 
 def _kernels() -> Any:
-    """Imported where they run alone: a machine without a GPU has no Triton."""
+    """Imported only where they run: a machine without a GPU has no Triton."""
     from rarefy.fast.gpu import kernels as triton_kernels
 
     return triton_kernels
 
 
 def _rows(v: Tensor | None) -> Tensor:
-    """(B, C), the channels side by side."""
+    """(B, C), with contiguous channels."""
     assert v is not None
     return v if v.stride(1) == 1 else v.contiguous()
 
 
 def _power(count: int) -> int:
-    """The least power of two that is no less."""
+    """The smallest power of two that is at least ``count``."""
     return 1 << (count - 1).bit_length()

@@ -1,6 +1,6 @@
 // 3x3 convolutions of stride 1 and padding 1 over channels-last images, by Winograd's algorithm (winograd.h).
 //
-// A tile's result depends on nothing but its input, so it is the same in any batch and with any number of threads.
+// A tile's result depends only on its input, so it is the same in any batch and with any number of threads.
 #pragma once
 #include <vector>
 
@@ -26,31 +26,26 @@ inline void weight_column(const Floats g[3], Floats u[SIDE]) {
   u[5] = g[2];
 }
 
-// Elements from one place's matrix to the next: a cache line more than it has, since with strides of many lines the
-// writes to all places at once would meet in a few of the cache's sets.
-template <typename F>
-constexpr long stride_of(long elements) {
-  return elements + WIDTH * DEPTH<F>;
-}
+// Elements from one place's matrix to the next: a cache line more than its size. Otherwise the simultaneous writes to
+// all places would fall into a few sets of the cache.
+inline long stride_of(long elements) { return elements + WIDTH; }
 
-// Transformed weights of a part: panels of PANEL output channels, the last one perhaps of WIDTH, each (PLACES,
-// in / DEPTH, its channels, DEPTH).
-template <typename F>
+// Transformed weights of a part: panels of PANEL output channels (the last may have WIDTH), each
+// (PLACES, in, channels).
 struct Panels {
-  F* u;
+  float* u;
   long in, count;
   static long elements(long in, long count) {
-    return (count + PANEL - 1) / PANEL * PLACES * stride_of<F>(in * PANEL);
+    return (count + PANEL - 1) / PANEL * PLACES * stride_of(in * PANEL);
   }
   long channels(long panel) const { return std::min(PANEL, count - panel); }
-  long stride(long panel) const { return stride_of<F>(in * channels(panel)); }
-  F* panel(long first) const { return u + first / PANEL * PLACES * stride_of<F>(in * PANEL); }
+  long stride(long panel) const { return stride_of(in * channels(panel)); }
+  float* panel(long first) const { return u + first / PANEL * PLACES * stride_of(in * PANEL); }
 };
 
 // g: (3, 3, WIDTH input channels from c on) of WIDTH output channels from k on. weight: (out, 3, 3, in); turned, for
-// the gradient, it is (in, 3, 3, out) with rows and columns backwards.
-template <typename T>
-void gather(const T* weight, long c, long k, Size size, bool turned, Floats g[3][3][WIDTH]) {
+// the gradient, it is (in, 3, 3, out) with rows and columns reversed.
+inline void gather(const float* weight, long c, long k, Size size, bool turned, Floats g[3][3][WIDTH]) {
   long count = std::min(WIDTH, size.out - k);
   for (long i = 0; i < 3; ++i)
     for (long j = 0; j < 3; ++j) {
@@ -64,36 +59,31 @@ void gather(const T* weight, long c, long k, Size size, bool turned, Floats g[3]
     }
 }
 
-// Of WIDTH output channels from k on, `depth` input channels from c on. u: where the first of them go, in a panel of
+// Transform WIDTH output channels from k on, `depth` input channels from `begin` on. u: their position in a panel of
 // `channels`; stride: from one place to the next.
-template <typename T, typename F>
-void transform_weights(const T* weight, Size size, bool turned, long k, long begin, long depth, F* u, long channels,
-                       long stride) {
+inline void transform_weights(const float* weight, Size size, bool turned, long k, long begin, long depth, float* u,
+                              long channels, long stride) {
   Floats g[3][3][WIDTH];
-  for (long c = 0; c < depth; c += DEPTH<F>) {
+  for (long c = 0; c < depth; ++c) {
     if (c % WIDTH == 0) gather(weight, begin + c, k, size, turned, g);
-    Floats column[SIDE], all[PLACES][DEPTH<F>];
-    for (long d = 0; d < DEPTH<F>; ++d) {
-      Floats h[3][SIDE];
-      for (long i = 0; i < 3; ++i) {
-        Floats row[3] = {g[i][0][(c + d) % WIDTH], g[i][1][(c + d) % WIDTH], g[i][2][(c + d) % WIDTH]};
-        weight_column(row, h[i]);
-      }
-      for (long j = 0; j < SIDE; ++j) {
-        Floats rows[3] = {h[0][j], h[1][j], h[2][j]};
-        weight_column(rows, column);
-        for (long i = 0; i < SIDE; ++i) all[i * SIDE + j][d] = column[i];
-      }
+    Floats column[SIDE], h[3][SIDE];
+    for (long i = 0; i < 3; ++i) {
+      Floats row[3] = {g[i][0][c % WIDTH], g[i][1][c % WIDTH], g[i][2][c % WIDTH]};
+      weight_column(row, h[i]);
     }
-    for (long p = 0; p < PLACES; ++p) store_weights(u + p * stride + c * channels, all[p]);
+    for (long j = 0; j < SIDE; ++j) {
+      Floats rows[3] = {h[0][j], h[1][j], h[2][j]};
+      weight_column(rows, column);
+      for (long i = 0; i < SIDE; ++i) store(u + (i * SIDE + j) * stride + c * channels, column[i]);
+    }
   }
 }
 
-// m: PLACES matrices, `stride` apart, of which this tile is one row, for the `count` output channels from `channel` on.
-// WHOLE: all of it is in the image, and its channels fill vectors.
-template <bool WHOLE, typename T>
+// m: PLACES matrices, `stride` apart, for the `count` output channels from `channel` on; this tile is one row of each.
+// WHOLE: whether the tile lies in the image and its channels fill vectors.
+template <bool WHOLE>
 void transform_output(const float* m, long stride, Size size, long channel, long count, const float* bias, long top,
-                      long left, const T* residual, T* y) {
+                      long left, const float* residual, float* y) {
   for (long k = 0; k < count; k += WIDTH) {
     long some = WHOLE ? WIDTH : std::min(WIDTH, size.out - channel - k);
     Floats h[TILE][SIDE], start = bias ? load_some(bias + channel + k, some) : Floats{};
@@ -117,17 +107,14 @@ void transform_output(const float* m, long stride, Size size, long channel, long
   }
 }
 
-// What is the same for all of a convolution.
-template <typename T>
+// The arguments of a convolution.
 struct Images {
-  const T *x, *weight;
-  const float* bias;
-  const T* residual;
-  T* y;
+  const float *x, *weight, *bias, *residual;
+  float* y;
   Size size;
   bool turned;
 
-  // `count` of them from `begin` on.
+  // The same for `count` images from `begin` on.
   Images some(long begin, long count) const {
     long first = begin * size.height * size.width;
     Images chosen = *this;
@@ -138,15 +125,14 @@ struct Images {
     return chosen;
   }
 
-  // One weight, of a tap of nine.
+  // The weight of one of the nine taps.
   float tap(long c, long k, long number) const {
-    return value(turned ? weight[(c * 9 + 8 - number) * size.out + k] : weight[(k * 9 + number) * size.in + c]);
+    return turned ? weight[(c * 9 + 8 - number) * size.out + k] : weight[(k * 9 + number) * size.in + c];
   }
 
-  template <typename F>
-  void tile_in(long tile, F* v, long stride) const {
+  void tile_in(long tile, float* v, long stride) const {
     Place place(size, tile);
-    (place.inside ? transform_input<true, T, F> : transform_input<false, T, F>)(
+    (place.inside ? transform_input<true> : transform_input<false>)(
         x + place.image * size.height * size.width * size.in, size, place.top - 1, place.left - 1, v, stride);
   }
 
@@ -154,22 +140,20 @@ struct Images {
     Place place(size, tile);
     long image = place.image * size.height * size.width * size.out;
     bool whole = place.top + TILE <= size.height && place.left + TILE <= size.width && channel + count <= size.out;
-    (whole ? transform_output<true, T> : transform_output<false, T>)(
+    (whole ? transform_output<true> : transform_output<false>)(
         m, stride, size, channel, count, bias, place.top, place.left, residual ? residual + image : nullptr, y + image);
   }
 };
 
-// Many tiles: the weights of a part are transformed once, and ROWS tiles after ROWS tiles multiplied with them.
-template <typename F>
+// For many tiles: the weights of a part are transformed once, then multiplied with ROWS tiles at a time.
 struct Many {
-  static long weights(Size size) { return Panels<F>::elements(size.in, part_count(size.in, size.out)) / DEPTH<F>; }
-  static long stride(Size size) { return stride_of<F>(ROWS * size.in); }
-  static long tiles(Size size) { return PLACES * stride(size) / DEPTH<F>; }
+  static long weights(Size size) { return Panels::elements(size.in, part_count(size.in, size.out)); }
+  static long stride(Size size) { return stride_of(ROWS * size.in); }
+  static long tiles(Size size) { return PLACES * stride(size); }
   static long own(Size size) { return tiles(size) + PLACES * ROWS * PANEL; }
   static long floats(Size size, int threads) { return weights(size) + threads * own(size); }
 
-  template <typename T>
-  static void block(Images<T> images, Panels<F> panels, Part part, long first, F* v, float* m) {
+  static void block(Images images, Panels panels, Part part, long first, float* v, float* m) {
     Size size = images.size;
     long count = std::min(ROWS, size.tiles() - first);
     Needs needs(size, first, count);
@@ -178,7 +162,7 @@ struct Many {
       long channels = panels.channels(k);
       for (long p = 0; p < PLACES; ++p) {
         if (!needs(p)) continue;
-        (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
+        (channels == PANEL ? multiply<2, ROWS> : multiply<1, ROWS>)(
             v + p * stride(size), size.in, panels.panel(k) + p * panels.stride(k), size.in, m + p * ROWS * PANEL, PANEL,
             count, false);
       }
@@ -187,54 +171,50 @@ struct Many {
     }
   }
 
-  // In a parallel region: the threads share the panels out.
-  template <typename T>
-  static void transform(Images<T> images, Panels<F> panels, Part part) {
+  // To be called in a parallel region: the threads divide the panels among them.
+  static void transform(Images images, Panels panels, Part part) {
 #pragma omp for
     for (long k = 0; k < part.count; k += WIDTH) {
       long panel = k / PANEL * PANEL;
       transform_weights(images.weight, images.size, images.turned, part.begin + k, 0, images.size.in,
-                        panels.panel(panel) + (k - panel) * DEPTH<F>, panels.channels(panel), panels.stride(panel));
+                        panels.panel(panel) + (k - panel), panels.channels(panel), panels.stride(panel));
     }
   }
 
-  template <typename T>
-  static void convolve(Images<T> images, float* scratch, int threads) {
+  static void convolve(Images images, float* scratch, int threads) {
     Size size = images.size;
     each_part(size, [&](Part part) {
-      Panels<F> panels{(F*)scratch, size.in, part.count};
+      Panels panels{scratch, size.in, part.count};
 #pragma omp parallel num_threads(threads)
       {
         transform(images, panels, part);
         float* mine = scratch + weights(size) + thread_number() * own(size);
 #pragma omp for
         for (long first = 0; first < size.tiles(); first += ROWS)
-          block(images, panels, part, first, (F*)mine, mine + tiles(size));
+          block(images, panels, part, first, mine, mine + tiles(size));
       }
     });
   }
 
   static bool in_one_part(Size size) { return part_count(size.in, size.out) == padded(size.out); }
 
-  template <typename T>
-  static void prepare(Images<T> images, float* scratch) {
+  static void prepare(Images images, float* scratch) {
     Part all{0, padded(images.size.out)};
-    transform(images, {(F*)scratch, images.size.in, all.count}, all);
+    transform(images, {scratch, images.size.in, all.count}, all);
   }
 
-  template <typename T>
-  static void run(Images<T> images, float* scratch, float* mine) {
+  static void run(Images images, float* scratch, float* mine) {
     Size size = images.size;
     Part all{0, padded(size.out)};
     for (long first = 0; first < size.tiles(); first += ROWS)
-      block(images, {(F*)scratch, size.in, all.count}, all, first, (F*)mine, mine + tiles(size));
+      block(images, {scratch, size.in, all.count}, all, first, mine, mine + tiles(size));
   }
 };
 
-// By Form, whose weights are prepared at once (Many's are one part), in groups of images, each one thread's.
-// work(begin, count, kept, convolve): convolves that group by convolve(its images); kept: `keep` floats of the thread.
-template <typename Form, typename T, typename Work>
-void in_groups(Images<T> images, long group, long keep, float* scratch, int threads, Work work) {
+// Convolve groups of images, each in one thread, by Form (for Many, only if its weights are one part).
+// work(begin, count, kept, convolve) calls convolve(images of the group); kept: `keep` floats owned by the thread.
+template <typename Form, typename Work>
+void in_groups(Images images, long group, long keep, float* scratch, int threads, Work work) {
   Size size = images.size;
 #pragma omp parallel num_threads(threads)
   {
@@ -243,34 +223,32 @@ void in_groups(Images<T> images, long group, long keep, float* scratch, int thre
 #pragma omp for
     for (long begin = 0; begin < size.batch; begin += group)
       work(begin, std::min(group, size.batch - begin), mine + Form::own(size),
-           [&](Images<T> some) { Form::run(some, scratch, mine); });
+           [&](Images some) { Form::run(some, scratch, mine); });
   }
 }
 
-// Few tiles: all of them are transformed once; the weights, which are more, in pieces that stay in the cache until all
-// tiles are multiplied with them.
-template <typename F>
+// For few tiles: all tiles are transformed once; the weights, which are larger, in pieces that stay in the cache until
+// all tiles are multiplied with them.
 struct Few {
-  static constexpr long MOST = 96, PIECE = 128 * DEPTH<F>;  // tiles; input channels of a piece
+  static constexpr long MOST = 96, PIECE = 128;  // tiles; input channels of a piece
   static long rows(Size size) { return (size.tiles() + ROWS - 1) / ROWS * ROWS; }
-  static long stride(Size size) { return stride_of<F>(rows(size) * size.in); }
-  static long tiles(Size size) { return PLACES * stride(size) / DEPTH<F>; }
-  static long weights() { return PLACES * stride_of<F>(PIECE * PANEL) / DEPTH<F>; }
+  static long stride(Size size) { return stride_of(rows(size) * size.in); }
+  static long tiles(Size size) { return PLACES * stride(size); }
+  static long weights() { return PLACES * stride_of(PIECE * PANEL); }
   static long own(Size size) { return weights() + PLACES * rows(size) * PANEL; }
   static long floats(Size size, int threads) { return tiles(size) + threads * own(size); }
 
-  template <typename T>
-  static void panel(Images<T> images, const std::vector<Needs>& needs, const F* v, long k, F* u, float* m) {
+  static void panel(Images images, const std::vector<Needs>& needs, const float* v, long k, float* u, float* m) {
     Size size = images.size;
     long channels = std::min(PANEL, padded(size.out) - k);
     for (long c = 0; c < size.in; c += PIECE) {
-      long depth = std::min(PIECE, size.in - c), u_stride = stride_of<F>(depth * channels);
+      long depth = std::min(PIECE, size.in - c), u_stride = stride_of(depth * channels);
       for (long l = 0; l < channels; l += WIDTH)
-        transform_weights(images.weight, size, images.turned, k + l, c, depth, u + l * DEPTH<F>, channels, u_stride);
+        transform_weights(images.weight, size, images.turned, k + l, c, depth, u + l, channels, u_stride);
       for (long p = 0; p < PLACES; ++p)
         for (long first = 0; first < size.tiles(); first += ROWS) {
           if (!needs[first / ROWS](p)) continue;
-          (channels == PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
+          (channels == PANEL ? multiply<2, ROWS> : multiply<1, ROWS>)(
               v + p * stride(size) + first * size.in + c, size.in, u + p * u_stride, depth,
               m + (p * rows(size) + first) * PANEL, PANEL, std::min(ROWS, size.tiles() - first), c > 0);
         }
@@ -279,10 +257,9 @@ struct Few {
       images.tile_out(m + tile * PANEL, rows(size) * PANEL, tile, k, channels);
   }
 
-  template <typename T>
-  static void convolve(Images<T> images, float* scratch, int threads) {
+  static void convolve(Images images, float* scratch, int threads) {
     Size size = images.size;
-    F* v = (F*)scratch;
+    float* v = scratch;
     std::vector<Needs> needs;
     for (long first = 0; first < size.tiles(); first += ROWS)
       needs.emplace_back(size, first, std::min(ROWS, size.tiles() - first));
@@ -292,7 +269,7 @@ struct Few {
       for (long tile = 0; tile < size.tiles(); ++tile) images.tile_in(tile, v + tile * size.in, stride(size));
       float* mine = scratch + tiles(size) + thread_number() * own(size);
 #pragma omp for
-      for (long k = 0; k < padded(size.out); k += PANEL) panel(images, needs, v, k, (F*)mine, mine + weights());
+      for (long k = 0; k < padded(size.out); k += PANEL) panel(images, needs, v, k, mine, mine + weights());
     }
   }
 };

@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr long AT_ONCE = 24;  // rows of transformed tiles, each of DEPTH of them
+constexpr long AT_ONCE = 24;  // transformed tiles
 
 // A y and G^T u of the paper, for one column.
 inline void gradient_column(const Floats y[TILE], Floats z[SIDE]) {
@@ -29,14 +29,14 @@ inline void weight_back(const Floats u[SIDE], Floats g[3]) {
 }
 
 // A y A^T of the result's gradient, of a vector of channels from `channel` on: put(place, values). Returns its sum.
-template <typename T, typename Put>
-inline Floats transform_gradient(const T* grad, const Size& size, long top, long left, long channel, Put put) {
+template <typename Put>
+inline Floats transform_gradient(const float* grad, const Size& size, long top, long left, long channel, Put put) {
   Floats h[SIDE][TILE], sum{};
   for (long j = 0; j < TILE; ++j) {
     Floats y[TILE], column[SIDE];
     for (long i = 0; i < TILE; ++i) {
       bool there = top + i < size.height && left + j < size.width;
-      const T* pixel = grad + ((top + i) * size.width + left + j) * size.out + channel;
+      const float* pixel = grad + ((top + i) * size.width + left + j) * size.out + channel;
       y[i] = there ? load_some(pixel, size.out - channel) : Floats{};
       sum += y[i];
     }
@@ -51,46 +51,20 @@ inline Floats transform_gradient(const T* grad, const Size& size, long top, long
   return sum;
 }
 
-// Row `r` of v, (PLACES, AT_ONCE, channels, DEPTH): of `count` tiles, or of zeros where that is fewer than DEPTH.
-// transform(tile, c, put): the numbers of one of them, for a vector of channels from c on.
-template <typename F, typename Transform>
-void transform_row(F* v, long r, long channels, long count, Transform transform) {
-  for (long c = 0; c < channels; c += WIDTH) {
-    Floats first[PLACES];
-    for (long d = 0; d < DEPTH<F>; ++d) {
-      auto put = [&](long p, Floats values) {
-        F* to = v + ((p * AT_ONCE + r) * channels + c) * DEPTH<F>;
-        if constexpr (DEPTH<F> == 1) {
-          store(to, values);
-        } else if (d == 0) {
-          first[p] = values;
-        } else {
-          Floats pair[] = {first[p], values};
-          store_weights(to, pair);
-        }
-      };
-      if (d < count)
-        transform(d, c, put);
-      else
-        for (long p = 0; p < PLACES; ++p) put(p, Floats{});
-    }
-  }
-}
-
-// u: (in, out) += v^T z over `rows` of them, for R of v's channels, or `count` where that is fewer, an even number, and
+// u: (in, out) += v^T z over `rows` of them, for R of v's channels, or `count` if that is smaller (an even number), and
 // VECTORS vectors of z's.
-template <int VECTORS, long R = ROWS, typename F>
-inline void add_block(const F* v, const F* z, long rows, long in, long out, long count, float* u) {
+template <int VECTORS, long R = ROWS>
+inline void add_block(const float* v, const float* z, long rows, long in, long out, long count, float* u) {
   if constexpr (R > 2) {
     if (count < R) return add_block<VECTORS, R - 2>(v, z, rows, in, out, count, u);
   }
   Floats sums[R][VECTORS] = {};
   for (long t = 0; t < rows; ++t) {
-    Weights row[VECTORS];
-    for (int j = 0; j < VECTORS; ++j) row[j] = load_weights(z + (t * out + j * WIDTH) * DEPTH<F>);
+    Floats row[VECTORS];
+    for (int j = 0; j < VECTORS; ++j) row[j] = load(z + t * out + j * WIDTH);
 #pragma GCC unroll 12
     for (long r = 0; r < R; ++r)
-      for (int j = 0; j < VECTORS; ++j) add_product(sums[r][j], v + (t * in + r) * DEPTH<F>, row[j]);
+      for (int j = 0; j < VECTORS; ++j) sums[r][j] += v[t * in + r] * row[j];
   }
 #pragma GCC unroll 12
   for (long r = 0; r < R; ++r)
@@ -100,47 +74,38 @@ inline void add_block(const F* v, const F* z, long rows, long in, long out, long
     }
 }
 
-template <int VECTORS, typename F>
-void add_products(const F* v, const F* z, long rows, long in, long out, float* u) {
+template <int VECTORS>
+void add_products(const float* v, const float* z, long rows, long in, long out, float* u) {
   for (long c = 0; c < in; c += ROWS)
-    add_block<VECTORS>(v + c * DEPTH<F>, z, rows, in, out, std::min(ROWS, in - c), u + c * out);
+    add_block<VECTORS>(v + c, z, rows, in, out, std::min(ROWS, in - c), u + c * out);
 }
 
-// Add what AT_ONCE rows of tiles from `first` on give to u, (PLACES, in, part), and to the bias's gradient, (part,)
-// behind it. v: scratch of PLACES * AT_ONCE * (in + part) * DEPTH.
-template <typename F, typename T>
-void add_tiles(const T* x, const T* grad, Size size, Part part, long first, float* u, F* v) {
-  long pixels = size.height * size.width, count = std::min(AT_ONCE * DEPTH<F>, size.tiles() - first);
-  long rows = (count + DEPTH<F> - 1) / DEPTH<F>, v_place = AT_ONCE * size.in * DEPTH<F>;
-  long z_place = AT_ONCE * part.count * DEPTH<F>;
-  F* z = v + PLACES * v_place;
+// Add what AT_ONCE tiles from `first` on contribute to u, (PLACES, in, part), and to the bias's gradient, (part,),
+// which follows it. v: scratch of PLACES * AT_ONCE * (in + part).
+inline void add_tiles(const float* x, const float* grad, Size size, Part part, long first, float* u, float* v) {
+  long pixels = size.height * size.width, count = std::min(AT_ONCE, size.tiles() - first);
+  long v_place = AT_ONCE * size.in, z_place = AT_ONCE * part.count;
+  float* z = v + PLACES * v_place;
   float* bias = u + PLACES * size.in * part.count;
-  for (long r = 0; r < rows; ++r) {
-    long tile = r * DEPTH<F>, some = std::min(DEPTH<F>, count - tile);
-    transform_row(v, r, size.in, some, [&](long d, long c, auto put) {
-      Place place(size, first + tile + d);
-      const T* image = x + place.image * pixels * size.in;
-      if (place.inside)
-        transform_channels<true>(image, size, place.top - 1, place.left - 1, c, put);
-      else
-        transform_channels<false>(image, size, place.top - 1, place.left - 1, c, put);
-    });
-    transform_row(z, r, part.count, some, [&](long d, long c, auto put) {
-      Place place(size, first + tile + d);
-      const T* image = grad + place.image * pixels * size.out;
-      Floats sum = transform_gradient(image, size, place.top, place.left, part.begin + c, put);
+  for (long r = 0; r < count; ++r) {
+    Place place(size, first + r);
+    const float *image = x + place.image * pixels * size.in, *result = grad + place.image * pixels * size.out;
+    (place.inside ? transform_input<true> : transform_input<false>)(image, size, place.top - 1, place.left - 1,
+                                                                    v + r * size.in, v_place);
+    for (long c = 0; c < part.count; c += WIDTH) {
+      auto put = [&](long p, Floats values) { store(z + p * z_place + r * part.count + c, values); };
+      Floats sum = transform_gradient(result, size, place.top, place.left, part.begin + c, put);
       store(bias + c, load(bias + c) + sum);
-    });
+    }
   }
   Needs needs(size, first, count);
   for (long p = 0; p < PLACES; ++p) {
     if (!needs(p)) continue;  // the gradient's part is zero
-    const F *vp = v + p * v_place, *zp = z + p * z_place;
+    const float *vp = v + p * v_place, *zp = z + p * z_place;
     float* up = u + p * size.in * part.count;
     long k = 0;
-    for (; k + PANEL <= part.count; k += PANEL)
-      add_products<2>(vp, zp + k * DEPTH<F>, rows, size.in, part.count, up + k);
-    if (k < part.count) add_products<1>(vp, zp + k * DEPTH<F>, rows, size.in, part.count, up + k);
+    for (; k + PANEL <= part.count; k += PANEL) add_products<2>(vp, zp + k, count, size.in, part.count, up + k);
+    if (k < part.count) add_products<1>(vp, zp + k, count, size.in, part.count, up + k);
   }
 }
 
@@ -165,19 +130,19 @@ void transform_back(const float* u, Size size, Part part, long c, float* weight)
   }
 }
 
-template <typename F, typename T>
-void weight_gradient(const T* x, const T* grad, float* weight, float* bias, Size size, float* scratch, int threads) {
+void weight_gradient(const float* x, const float* grad, float* weight, float* bias, Size size, float* scratch,
+                     int threads) {
   each_part(size, [&](Part part) {
     long sums = (PLACES * size.in + 1) * part.count, own = sums + PLACES * AT_ONCE * (size.in + part.count);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
-      for (long thread = 0; thread < threads; ++thread)  // all of them: there may be fewer threads than were asked for
+      for (long thread = 0; thread < threads; ++thread)  // all: there may be fewer threads than requested
         std::fill_n(scratch + thread * own, sums, 0.0f);
       float* u = scratch + thread_number() * own;
 #pragma omp for schedule(static)
-      for (long first = 0; first < size.tiles(); first += AT_ONCE * DEPTH<F>)
-        add_tiles(x, grad, size, part, first, u, (F*)(u + sums));
+      for (long first = 0; first < size.tiles(); first += AT_ONCE)
+        add_tiles(x, grad, size, part, first, u, u + sums);
 #pragma omp for schedule(static)
       for (long place = 0; place < sums; place += WIDTH)
         for (long other = 1; other < threads; ++other)
@@ -191,18 +156,14 @@ void weight_gradient(const T* x, const T* grad, float* weight, float* bias, Size
 
 }  // namespace
 
-// Floats that conv3x3_weights needs for itself.
+// Floats of scratch memory for conv3x3_weights.
 extern "C" long conv3x3_weights_scratch(long in, long out, int threads) {
   long part = part_count(in, out);
   return threads * ((PLACES * in + 1) * part + PLACES * AT_ONCE * (in + part));
 }
 
 // The gradient with respect to weight, (out, 3, 3, in) float32, and bias. x and grad as x and y of conv3x3.
-extern "C" void conv3x3_weights(bool reduced, const void* x, const void* grad, float* weight, float* bias, long batch,
-                                long height, long width, long in, long out, float* scratch, int threads) {
-  Size size{batch, height, width, in, out};
-  if (reduced)
-    weight_gradient<Factor>((const bfloat16*)x, (const bfloat16*)grad, weight, bias, size, scratch, threads);
-  else
-    weight_gradient<float>((const float*)x, (const float*)grad, weight, bias, size, scratch, threads);
+extern "C" void conv3x3_weights(const float* x, const float* grad, float* weight, float* bias, long batch, long height,
+                                long width, long in, long out, float* scratch, int threads) {
+  weight_gradient(x, grad, weight, bias, {batch, height, width, in, out}, scratch, threads);
 }

@@ -1,6 +1,6 @@
 // Group normalisation with scale, shift and SiLU over (batch, tokens, channels) images, and its gradient (norm.h).
 //
-// Each image is one thread's, so that results do not depend on the number of threads.
+// Each image is computed by one thread, so that results do not depend on the number of threads.
 #include "norm.h"
 
 namespace {
@@ -42,7 +42,7 @@ extern "C" void norm_forward(bool reduced, const void* x, void* y, long batch, l
     all_forward((const float*)x, (float*)y, batch, layer, weight, bias, scale, shift, statistics, threads);
 }
 
-// means: (4, batch, channels), written: means over the tokens of du and du * x_hat, and two that grad_x needs.
+// means: (4, batch, channels), written: means over the tokens of du and du * x_hat, and two intermediate results.
 extern "C" void norm_backward(bool reduced, const void* x, const void* grad, void* grad_x, long batch, long tokens,
                               long channels, long groups, const float* a, const float* b, const float* mean,
                               const float* rstd, bool silu, float* means, int threads) {

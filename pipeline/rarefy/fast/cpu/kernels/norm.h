@@ -1,7 +1,7 @@
 // Group normalisation with scale, shift and SiLU of one (tokens, channels) image, and its gradient.
 //
-// What pipeline/models/norm.py writes in torch operations, in passes over an image that stays in the cache: sums for
-// the statistics, then y = f(a x + b). Channels are a multiple of WIDTH, since there are 32 groups.
+// Passes over an image that stays in the cache: sums for the statistics, then y = f(a x + b). The number of channels is
+// a multiple of WIDTH, since there are 32 groups.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -17,12 +17,12 @@ struct Layer {
   bool silu;
 };
 
-// Of one image, each (channels,): y = f(a x + b), its groups' mean and 1 / deviation.
+// Per channel of one image: a and b of y = f(a x + b), and its group's mean and 1 / deviation.
 struct Statistics {
   float *a, *b, *mean, *rstd;
 };
 
-// Those of image `image` in (4, batch, channels).
+// The statistics of one image in (4, batch, channels).
 inline Statistics statistics_of(float* all, long image, long batch, long channels) {
   float* first = all + image * channels;
   long part = batch * channels;
@@ -58,7 +58,7 @@ inline void all_token_means(long tokens, long channels, Values values, float* fi
   for (; c < channels; c += WIDTH) token_means<1>(tokens, c, values, first, second);
 }
 
-// Each channel gets the mean over its group.
+// Replace each channel's value by the mean over its group.
 inline void group_mean(float* values, long channels, long groups) {
   long size = channels / groups;
   for (long begin = 0; begin < channels; begin += size) {
@@ -68,11 +68,11 @@ inline void group_mean(float* values, long channels, long groups) {
   }
 }
 
-// Of each channel's tokens: the mean of its group, and their mean squared distance from that.
+// Per channel: the mean of its group, and the mean squared distance of its tokens from that.
 template <typename T>
 void channel_moments(const T* x, Layer layer, float* mean, float* squares) {
   long channels = layer.channels;
-  if (ROUGH<T>) {  // in one pass, by distances from the first token
+  if (ROUGH<T>) {  // in one pass, from distances to the first token
     auto values = [&](long n, long c, Floats& sum, Floats& square) {
       Floats distance = load(x + n * channels + c) - load(x + c);
       sum += distance;
@@ -128,7 +128,7 @@ inline Floats grad_u(Floats values, Floats grad, Floats a, Floats b, bool silu) 
   return grad * s * (1.0f + u * (1.0f - s));
 }
 
-// means: (channels,) each, written: means over the tokens of du and du * x_hat, and two that grad_x needs.
+// means: (channels,) each, written: means over the tokens of du and du * x_hat, and two intermediate results.
 template <typename T>
 void normalise_back(const T* x, const T* grad, T* grad_x, Layer layer, const float* a, const float* b,
                     const float* mean, const float* rstd, Statistics means) {
@@ -137,7 +137,7 @@ void normalise_back(const T* x, const T* grad, T* grad_x, Layer layer, const flo
   auto sums = [&](long n, long c, Floats& sum, Floats& sum_xhat) {
     Floats values = load(x + n * channels + c);
     Floats du = grad_u<T>(values, load(grad + n * channels + c), load(a + c), load(b + c), layer.silu);
-    store(grad_x + n * channels + c, du);  // for the last pass, which then needs no exponential
+    store(grad_x + n * channels + c, du);  // so that the last pass needs no exponential
     sum += du;
     sum_xhat += du * (values - load(mean + c));
   };

@@ -1,38 +1,35 @@
-// 3x3 convolutions to so few channels that Winograd's algorithm would work on vectors of little but padding: the nine
-// taps of all channels are columns of one matrix, by which each row of pixels is multiplied; a pixel's result is the
-// sum of nine numbers of its neighbours' products.
+// 3x3 convolutions to so few channels that Winograd's algorithm would mostly compute padding. The nine taps of all
+// channels are the columns of one matrix, by which each row of pixels is multiplied; a pixel's result is the sum of
+// nine numbers of its neighbours' products.
 #pragma once
 #include "conv.h"
 
-template <typename F, typename T>
 struct Taps {
   static constexpr long MOST = 3, COUNT = 9;  // channels; taps
-  static bool take(Size size) { return sizeof(T) == sizeof(F) && size.out <= MOST && size.width >= ROWS; }
+  static bool take(Size size) { return size.out <= MOST && size.width >= ROWS; }
   static long columns(Size size) { return padded(COUNT * size.out); }
-  static long weights(Size size) { return size.in * columns(size) / DEPTH<F>; }
+  static long weights(Size size) { return size.in * columns(size); }
   static long row(Size size) { return (size.width + 2) * columns(size); }  // a pixel of zeros at both ends
   static long own(Size size) { return 3 * row(size) + WIDTH; }
   static long floats(Size size, int threads) { return weights(size) + threads * own(size); }
 
-  // In a parallel region. u: panels of PANEL columns, the last one perhaps of WIDTH, each (in / DEPTH, its columns,
-  // DEPTH); tap by tap, a column a channel.
-  static void prepare(Images<T> images, float* scratch) {
+  // To be called in a parallel region. scratch: panels of PANEL columns (the last may have WIDTH), each (in, columns);
+  // the columns are the channels of the first tap, then of the second, and so on.
+  static void prepare(Images images, float* scratch) {
     Size size = images.size;
-    F* u = (F*)scratch;
 #pragma omp for
     for (long k = 0; k < columns(size); k += WIDTH) {
       long panel = k / PANEL * PANEL, wide = std::min(PANEL, columns(size) - panel);
-      for (long c = 0; c < size.in; c += DEPTH<F>) {
-        Floats weights[DEPTH<F>] = {};
-        for (long d = 0; d < DEPTH<F>; ++d)
-          for (long l = 0; l < WIDTH && k + l < COUNT * size.out; ++l)
-            weights[d][l] = images.tap(c + d, (k + l) % size.out, (k + l) / size.out);
-        store_weights(u + panel * size.in + c * wide + (k - panel) * DEPTH<F>, weights);
+      for (long c = 0; c < size.in; ++c) {
+        Floats weights{};
+        for (long l = 0; l < WIDTH && k + l < COUNT * size.out; ++l)
+          weights[l] = images.tap(c, (k + l) % size.out, (k + l) / size.out);
+        store(scratch + panel * size.in + c * wide + (k - panel), weights);
       }
     }
   }
 
-  static void run(Images<T> images, const float* scratch, float* z) {
+  static void run(Images images, const float* scratch, float* z) {
     Size size = images.size;
     long pixel = columns(size);
     for (long r = 0; r < 3; ++r) {
@@ -42,26 +39,26 @@ struct Taps {
     for (long image = 0; image < size.batch; ++image)
       for (long next = 0; next <= size.height; ++next) {  // z holds the products of three rows
         if (next < size.height)
-          multiply_row(images, image * size.height + next, (const F*)scratch, z + next % 3 * row(size));
+          multiply_row(images, image * size.height + next, scratch, z + next % 3 * row(size));
         if (next > 0) sum_row(images, image, next - 1, z);
       }
   }
 
  private:
-  // z: (width + 2, columns), of which what lies between the ends is written.
-  static void multiply_row(Images<T> images, long number, const F* u, float* z) {
+  // z: (width + 2, columns); all but both ends is written.
+  static void multiply_row(Images images, long number, const float* u, float* z) {
     Size size = images.size;
-    const F* x = (const F*)images.x + number * size.width * size.in;
+    const float* x = images.x + number * size.width * size.in;
     long all = columns(size);
     for (long k = 0; k < all; k += PANEL)
       for (long n = 0; n < size.width; n += ROWS) {
-        long from = std::min(n, size.width - ROWS);  // some pixels twice, rather than what is behind the last one
-        (all - k >= PANEL ? multiply<2, ROWS, F> : multiply<1, ROWS, F>)(
+        long from = std::min(n, size.width - ROWS);  // some pixels twice, instead of reading beyond the last
+        (all - k >= PANEL ? multiply<2, ROWS> : multiply<1, ROWS>)(
             x + from * size.in, size.in, u + k * size.in, size.in, z + (from + 1) * all + k, all, ROWS, false);
       }
   }
 
-  static void sum_row(Images<T> images, long image, long number, const float* z) {
+  static void sum_row(Images images, long image, long number, const float* z) {
     Size size = images.size;
     long all = columns(size);
     Floats bias = images.bias ? load_some(images.bias, size.out) : Floats{};

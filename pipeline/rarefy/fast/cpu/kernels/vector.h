@@ -7,7 +7,7 @@
 #endif
 
 #ifdef __AVX512F__
-constexpr long WIDTH = 16;  // floats a vector
+constexpr long WIDTH = 16;  // floats per vector
 #else
 constexpr long WIDTH = 8;
 #endif
@@ -19,14 +19,6 @@ typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
 struct bfloat16 {
   uint16_t bits;
 };
-
-inline float value(float x) { return x; }
-inline float value(bfloat16 x) {
-  uint32_t bits = (uint32_t)x.bits << 16;
-  float number;
-  std::memcpy(&number, &bits, sizeof number);
-  return number;
-}
 
 inline Floats filled(float value) { return Floats{} + value; }
 
@@ -48,7 +40,7 @@ inline Floats load(const bfloat16* p) {
 
 inline void store(float* p, Floats values) { std::memcpy(p, &values, sizeof values); }
 
-// Rounds to nearest, ties to even, as torch does.
+// Rounds to nearest, ties to even, like torch.
 #ifdef __AVX512BF16__
 inline void store(bfloat16* p, Floats values) {
   __m256bh halves = _mm512_cvtneps_pbh((__m512)values);
@@ -64,32 +56,12 @@ inline void store(bfloat16* p, Floats values) {
 }
 #endif
 
-inline float sum_of(Floats values) {
-#ifdef __AVX512F__
-  return _mm512_reduce_add_ps((__m512)values);
-#else
-  float sum = 0;
-  for (long l = 0; l < WIDTH; ++l) sum += values[l];
-  return sum;
-#endif
-}
-
-inline float largest_of(Floats values) {
-#ifdef __AVX512F__
-  return _mm512_reduce_max_ps((__m512)values);
-#else
-  float largest = values[0];
-  for (long l = 1; l < WIDTH; ++l) largest = values[l] > largest ? values[l] : largest;
-  return largest;
-#endif
-}
-
-// Whether less than float32's precision is enough for T.
+// Whether T holds less than float32's precision, so that approximations suffice.
 template <typename T>
 constexpr bool ROUGH = sizeof(T) == 2;
 
-// exp(x) = 2^n 2^r, r in [-1/2, 1/2], by a polynomial. T's precision is enough: a relative error of 1e-4 for bfloat16,
-// else of 2e-7, and then beyond [-87, 88] its value there.
+// exp(x) = 2^n 2^r with r in [-1/2, 1/2], by a polynomial. The relative error is 1e-4 for bfloat16 and 2e-7 for
+// float32; for float32, x is clamped to [-87, 88].
 template <typename T>
 inline Floats exponential(Floats x) {
 #ifdef __AVX512F__
@@ -109,7 +81,7 @@ inline Floats exponential(Floats x) {
   return series * (Floats)(((Ints)shifted << 23) + (127 << 23));
 }
 
-// 1 / x, T's precision being enough.
+// 1 / x, to T's precision.
 template <typename T>
 inline Floats reciprocal(Floats x) {
 #ifdef __AVX512F__
@@ -118,24 +90,20 @@ inline Floats reciprocal(Floats x) {
   return 1.0f / x;
 }
 
-// The first `count` of a vector, where fewer than WIDTH are there; zeros behind them.
-template <typename T>
-inline Floats load_some(const T* p, long count) {
+// The first `count` numbers of a vector, followed by zeros, if fewer than WIDTH exist.
+inline Floats load_some(const float* p, long count) {
   if (count >= WIDTH) return load(p);
-  T values[WIDTH] = {};
-  std::memcpy(values, p, count * sizeof(T));
+  float values[WIDTH] = {};
+  std::memcpy(values, p, count * sizeof(float));
   return load(values);
 }
 
-template <typename T>
-inline void store_some(T* p, Floats values, long count) {
+inline void store_some(float* p, Floats values, long count) {
   if (count >= WIDTH) return store(p, values);
-  T all[WIDTH];
-  store(all, values);
-  std::memcpy(p, all, count * sizeof(T));
+  std::memcpy(p, &values, count * sizeof(float));
 }
 
-// rows[i][j] becomes rows[j][i]: halves change places, of ever larger blocks.
+// Transpose a WIDTH x WIDTH block, by exchanging ever larger parts of row pairs.
 inline void transpose(Floats rows[WIDTH]) {
 #ifdef __AVX512F__
   for (long block = 1; block < WIDTH; block *= 2) {

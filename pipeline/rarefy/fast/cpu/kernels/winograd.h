@@ -1,13 +1,13 @@
-// What the passes of Winograd's algorithm F(4x4, 3x3) share: tiles, parts of the channels, the transform of the input.
+// Winograd's algorithm F(4x4, 3x3): tiles, parts of the channels, and the transform of the input.
 //
 // Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2016): each 4x4 tile of the output costs 36
-// products a pair of channels instead of 144. Tiles of input and weights are transformed in float32, multiplied as 36
-// matrices, of bfloat16 numbers where the images are and the processor can, and transformed back.
+// products per pair of channels instead of 144. Tiles of input and weights are transformed, multiplied as 36 matrices,
+// and transformed back.
 #pragma once
 #include "product.h"
 
 constexpr long TILE = 4, SIDE = 6, PLACES = SIDE * SIDE;
-constexpr long LARGEST = 2L << 20;  // transformed weights at once: what a processor's cache holds
+constexpr long LARGEST = 2L << 20;  // transformed weights held at once: what fits a processor's cache
 
 // The points of the algorithm are 0, +-NEAR, +-FAR and infinity. The paper's, 1 and 2, have twice the rounding error.
 constexpr float NEAR = 0.75f, FAR = 1.5f, NEAR2 = NEAR * NEAR, FAR2 = FAR * FAR;
@@ -21,7 +21,7 @@ struct Size {
   long tiles() const { return batch * across() * down(); }
 };
 
-// Output channels that are worked on at once, from `begin` on: all, or as many as LARGEST allows.
+// Output channels that are computed together, from `begin` on: all, or as many as LARGEST allows.
 struct Part {
   long begin, count;
 };
@@ -37,8 +37,8 @@ void each_part(Size size, Work work) {
   for (long begin = 0; begin < all; begin += most) work(Part{begin, std::min(most, all - begin)});
 }
 
-// Where one of all the tiles lies: its image and first pixel, whether every pixel that it reads is in the image, and
-// whether its last row and column are. In order of the latter, so that tiles that overhang alike are neighbours.
+// Where a tile lies: its image and first pixel, whether every pixel that it reads is in the image, and whether its last
+// row and column are. Tiles are ordered by the latter, so that neighbours overhang the image in the same way.
 struct Place {
   long image, top, left;
   bool inside, last_row, last_column;
@@ -58,7 +58,7 @@ struct Place {
   }
 };
 
-// The places that some tiles need: those of the point at infinity make last rows and columns and nothing else.
+// The places that some tiles need: those of the point at infinity only contribute to last rows and columns.
 struct Needs {
   bool last_row = false, last_column = false;
   Needs(Size size, long first, long count) {
@@ -83,11 +83,11 @@ inline void input_column(const Floats d[SIDE], Floats v[SIDE]) {
   v[5] = NEAR2 * FAR2 * d[1] - (NEAR2 + FAR2) * d[3] + d[5];
 }
 
-// B^T d B of a vector of channels from c on: put(place, values). INSIDE: no pixel of the tile is beyond the image's
-// edge; a template, so that the compiler unrolls every loop and holds the tile in registers.
-template <bool INSIDE, typename T, typename Put>
-__attribute__((always_inline)) inline void transform_channels(const T* x, const Size& size, long top, long left, long c,
-                                                              Put put) {
+// B^T d B of a vector of channels from c on: put(place, values). INSIDE: whether all pixels of the tile are in the
+// image; a template parameter, so that the compiler unrolls every loop and keeps the tile in registers.
+template <bool INSIDE, typename Put>
+__attribute__((always_inline)) inline void transform_channels(const float* x, const Size& size, long top, long left,
+                                                              long c, Put put) {
   Floats h[SIDE][SIDE];
   for (long j = 0; j < SIDE; ++j) {
     Floats d[SIDE], column[SIDE];
@@ -106,9 +106,9 @@ __attribute__((always_inline)) inline void transform_channels(const T* x, const 
   }
 }
 
-// v: PLACES matrices, `stride` apart, of which this tile is one row.
-template <bool INSIDE, typename T, typename F>
-void transform_input(const T* x, Size size, long top, long left, F* v, long stride) {
+// v: PLACES matrices, `stride` apart; this tile is one row of each.
+template <bool INSIDE>
+void transform_input(const float* x, Size size, long top, long left, float* v, long stride) {
   for (long c = 0; c < size.in; c += WIDTH)
     transform_channels<INSIDE>(x, size, top, left, c, [&](long p, Floats all) { store(v + p * stride + c, all); });
 }
