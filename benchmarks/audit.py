@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from prdc import compute_prdc
 from threadpoolctl import threadpool_limits
 
-from rarefy.audit.features.fidelity import precision_recall
-from rarefy.audit.metrics.neighbors import Crossing, build_manifold, compare
+from rarefy.audit.metrics.distances import precision_recall
+from rarefy.audit.metrics.neighbors import Crossing, build_manifold, find_neighbors
 from rarefy.bench.measure import interleave, machine, ratios
 from rarefy.bench.memory import peak_bytes, reset_peak
 
@@ -112,7 +112,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ours(generated: Features, real: Features, k: int) -> dict[str, float]:
-    hood = compare(build_manifold(generated, k), build_manifold(real, k))
+    hood = find_neighbors(build_manifold(generated, k), build_manifold(real, k))
     return {"precision": hood.precision, "recall": hood.recall, "density": hood.density(k), "coverage": hood.coverage}
 
 

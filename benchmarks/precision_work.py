@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rarefy.audit.features.extractors import Images, extract_features, kept_features, load_extractor
 from rarefy.audit.inputs.reference import read_embedded
-from rarefy.audit.metrics.comparison import DEFAULT_K, compare_manifolds
+from rarefy.audit.metrics.assembly import DEFAULT_K, set_estimates
 from rarefy.audit.metrics.neighbors import build_manifold
 from rarefy.diffusion.sampler import SamplerSettings, networks_of, sample, to_uint8
 from rarefy.diffusion.schedule import make_schedule
@@ -202,7 +202,7 @@ def distribution_metrics(job: Job, sets: Sequence[Images]) -> list[dict[str, flo
     found = []
     for images in sets:
         features = extract_features(images, extractor, job.device)
-        found.append(compare_manifolds(build_manifold(features, DEFAULT_K), real).values | _scores(job, exact, images))
+        found.append(set_estimates(build_manifold(features, DEFAULT_K), real).values | _scores(job, exact, images))
     own = [_scores(job, exact, sets[0]), _scores(job, load(job, "against"), sets[1])]
     for values, scores in zip(found, own, strict=True):
         values |= {f"own_{name}": scores[name] for name in ("confidence", "entropy")}

@@ -15,11 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rarefy.audit.features.extractors import Extractor, extract_features, kept_features, load_extractor, resolve_device
-from rarefy.audit.features.fidelity import Features, frechet_distance
+from rarefy.audit.features.extractors import (
+    Extractor,
+    Features,
+    extract_features,
+    kept_features,
+    load_extractor,
+    resolve_device,
+)
 from rarefy.audit.inputs.reference import load_reference, match_counts
-from rarefy.audit.metrics.comparison import DEFAULT_K, metric_name
-from rarefy.audit.metrics.neighbors import Manifold, build_manifold, compare
+from rarefy.audit.metrics.assembly import DEFAULT_K
+from rarefy.audit.metrics.distances import frechet_distance
+from rarefy.audit.metrics.kinds import metric_name
+from rarefy.audit.metrics.neighbors import Manifold, build_manifold, find_neighbors
 from rarefy.audit.metrics.tail import tail_members
 from rarefy.bench.measure import clock
 from rarefy.diffusion.sampler import SamplerSettings, sample, to_uint8
@@ -216,7 +224,7 @@ class Bench:
 
 def metrics(features: Features, real: Manifold, extractor: str) -> dict[str, float]:
     """The audit's metrics of one set that tell solvers apart."""
-    hood = compare(build_manifold(features, real.k), real)
+    hood = find_neighbors(build_manifold(features, real.k), real)
     return {
         metric_name("fid", extractor): frechet_distance(features, real.features),
         "precision": hood.precision,

@@ -263,12 +263,13 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from rarefy.audit.compare import compare_runs, table_text
-    from rarefy.audit.page.compare_page import write_page
+    from rarefy.audit.compare import compare_runs
+    from rarefy.audit.page.compare_page import table_text, write_page
 
     result = compare_runs(arguments.runs)
     write_page(result, arguments.page)
-    return _print(arguments, result | {"page": arguments.page}, f"{table_text(result)}\npage: {arguments.page}")
+    content = dataclasses.asdict(result) | {"page": arguments.page}
+    return _print(arguments, content, f"{table_text(result)}\npage: {arguments.page}")
 
 
 def _train(arguments: argparse.Namespace) -> int:

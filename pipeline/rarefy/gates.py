@@ -1,11 +1,12 @@
-"""Gates: bounds that a data set must meet before anything trains on it.
+"""Gates: bounds that a data set must meet before anyone trains on it.
 
     [gates]
     recall = { min = 0.45 }
     coverage.per_class = { min = 0.6 }
     duplicates = { max = 0.001 }
 
-They change no image and are no part of the manifest's digest: a bound may change and the same run be audited again.
+They do not change any image and are not part of the manifest's digest, so a bound may change and the same run can be
+audited again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ WHOLE_SET = "all"
 
 @dataclass(frozen=True)
 class Gate:
-    """One bound. bound: ``min`` or ``max``; per_class: it holds for every planned class on its own."""
+    """One bound. bound: ``min`` or ``max``; per_class: it applies to every planned class separately."""
 
     metric: str
     bound: str
@@ -44,8 +45,20 @@ class Gate:
     per_class: bool = False
 
 
+@dataclass(frozen=True)
+class GateCheck:
+    """A gate's outcome. scope: ``all`` or a class name; value: None if the audit could not measure it."""
+
+    metric: str
+    scope: str
+    bound: str
+    limit: float
+    value: float | None
+    passed: bool
+
+
 def parse_gates(table: Table) -> tuple[Gate, ...]:
-    """The gates of a ``[gates]`` table, in its order. Raises ManifestError."""
+    """The gates of a ``[gates]`` table, in order. Raises ManifestError."""
     gates: list[Gate] = []
     for name in table:
         field = f"gates.{name}"
@@ -72,62 +85,52 @@ def load_gates(path: str) -> tuple[Gate, ...]:
 
 
 def check_gates(
-    gates: Iterable[Gate], metrics: Mapping[str, Any], per_class: Iterable[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The ``gates`` of metrics.json. A value that the audit could not find does not pass."""
+    gates: Iterable[Gate], metrics: Mapping[str, float], per_class: Iterable[Mapping[str, Any]]
+) -> list[GateCheck]:
+    """Check gates against metrics by name and the rows of the class table. A missing value does not pass."""
     rows, checks = list(per_class), []
     for gate in gates:
         if gate.per_class:
             values = [(str(row["class_name"]), row.get(gate.metric)) for row in rows]
         else:
             values = [(WHOLE_SET, _find(gate.metric, metrics))]
-        checks += [_check(gate, scope, value) for scope, value in values]
+        checks += [GateCheck(gate.metric, scope, gate.bound, gate.limit, v, _passes(gate, v)) for scope, v in values]
     return checks
 
 
-def gate_verdict(checks: Iterable[Mapping[str, Any]]) -> str:
+def gate_verdict(checks: Iterable[GateCheck]) -> str:
     """``passed``, ``failed`` or ``no gates``."""
-    results = [check["passed"] for check in checks]
+    results = [check.passed for check in checks]
     return "no gates" if not results else "passed" if all(results) else "failed"
 
 
-def _check(gate: Gate, scope: str, value: float | None) -> dict[str, Any]:
+def _passes(gate: Gate, value: float | None) -> bool:
     if value is None or math.isnan(value):
-        passed = False
-    else:
-        passed = value >= gate.limit if gate.bound == "min" else value <= gate.limit
-    return {
-        "metric": gate.metric,
-        "scope": scope,
-        "bound": gate.bound,
-        "limit": gate.limit,
-        "value": value,
-        "passed": passed,
-    }
+        return False
+    return value >= gate.limit if gate.bound == "min" else value <= gate.limit
 
 
-def _find(name: str, metrics: Mapping[str, Any]) -> float | None:
-    """By name; fid and kid also without the extractor that the audit's names carry."""
+def _find(name: str, metrics: Mapping[str, float]) -> float | None:
+    """By name; fid and kid also without the extractor's name that the audit appends."""
     names = [name, *(key for key in metrics if name in NAMED_AFTER_EXTRACTOR and key.startswith(f"{name}_"))]
-    entry = next((metrics[key] for key in names if key in metrics), None)
-    return None if entry is None else entry["value"]
+    return next((metrics[key] for key in names if key in metrics), None)
 
 
 def _check_name(field: str, name: str, allowed: tuple[str, ...]) -> None:
-    of_extractor = allowed is METRICS and name.startswith(tuple(f"{kind}_" for kind in NAMED_AFTER_EXTRACTOR))
-    if name in allowed or of_extractor:
+    with_extractor = allowed is METRICS and name.startswith(tuple(f"{kind}_" for kind in NAMED_AFTER_EXTRACTOR))
+    if name in allowed or with_extractor:
         return
     near = difflib.get_close_matches(name, allowed, 1, 0.5)
     hint = f"nearest: {near[0]}" if near else f"known: {', '.join(allowed)}"
-    raise ManifestError(bad(field, name, f"a metric that can be gated here ({hint})"))
+    raise ManifestError(bad(field, name, f"a metric that a gate can use here ({hint})"))
 
 
 def _bounds(name: str, field: str, table: Table, per_class: bool) -> list[Gate]:
     known_keys(table, field, ("min", "max"))
     if not table:
         raise ManifestError(bad(field, dict(table), "a bound such as { min = 0.5 }"))
-    found = [Gate(name, bound, get_number(table, f"{field}.{bound}", -FAR, FAR, 0.0), per_class) for bound in table]
-    limits = {gate.bound: gate.limit for gate in found}
+    gates = [Gate(name, bound, get_number(table, f"{field}.{bound}", -FAR, FAR, 0.0), per_class) for bound in table]
+    limits = {gate.bound: gate.limit for gate in gates}
     if len(limits) == 2 and limits["min"] > limits["max"]:
         raise ManifestError(bad(f"{field}.min", limits["min"], f"at most {field}.max = {limits['max']!r}"))
-    return found
+    return gates

@@ -1,182 +1,251 @@
-"""Several audits on equal footing: one table, differences from the first run, and whether chance explains them.
+"""Compares several audits under equal conditions: one table, differences from the first run, and their significance.
 
-The result of ``compare_runs`` is what ``rarefy compare --json`` prints:
-
-    format      "rarefy-compare-v1"
-    runs        [{label, out, verdict, partial, preset, sampler, guidance, images, manifest_digest}]; the first is the
-                one that the others are held against
-    metrics     [{metric, better, floor, floor_interval, values: [...], intervals: [...], differences: [...]}], one
-                place a run; a difference is null for the first run, else {difference, interval, p, significant,
-                improved}
-    per_class   [{class_id, class_name, METRIC: {floor, values: [...], differences: [...]}}]
-
-Significance: the bootstrap replicates of both audits are subtracted, replicate by replicate. Their spread around their
-own mean is what chance alone does to the difference (Efron and Tibshirani 1993, ch. 16): p is the share of replicates
-at least as far out as the difference observed, and the interval is that spread's 95% around it. Replicates of one
-number are drawn with one seed, so where they draw real images both runs are held against the same draw.
+Significance: the bootstrap replicates of both audits are subtracted, replicate by replicate. The spread of these
+differences around their mean is what chance alone does (Efron and Tibshirani 1993, ch. 16): p is the fraction of
+replicates at least as far from the mean as the observed difference, and the interval is the middle 95% of that spread
+around it. All replicates with one number use one seed, so wherever real images are resampled, both runs are compared
+with the same resample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.footing import check_footing
-from rarefy.audit.page.figures import metric_label, metric_views
-from rarefy.audit.page.report import read_metrics, read_rows
-from rarefy.audit.page.templates import interval, number
-from rarefy.audit.schema import BOOTSTRAP_PATH
+from rarefy.audit.metrics.kinds import metric_label, reading_order
+from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry, read_result
+from rarefy.audit.tables import read_replicates
 from rarefy.errors import OutputError, bad
 from rarefy.shards.store import Store
 
 FORMAT = "rarefy-compare-v1"
 LEVEL = 0.05
-# Of fewer replicates the outer 5% are less than one.
+# With fewer replicates the outer 5% are less than one replicate.
 FEWEST_REPLICATES = 20
 CLASS_METRICS = {"recall": "recall_floor", "coverage": "coverage_floor", "precision": None, "on_class_rate": None}
 
-Row = dict[str, Any]
 Replicates = dict[str, dict[int, float]]
 
 
-def compare_runs(outs: Sequence[str]) -> Row:
-    """Compare the audits in the output folders ``outs``; see the module for the result.
+@dataclass(frozen=True)
+class Difference:
+    """A run's value minus the first run's; None for what needs replicates that are missing.
 
-    Raises OutputError for fewer than two folders or one without an audit, ShardError for files of another format and
-    for audits that are not on equal footing, naming what differs.
+    improved: None where the difference is not significant or neither direction is better.
+    """
+
+    difference: float
+    interval: list[float] | None
+    p: float | None
+    significant: bool | None
+    improved: bool | None = None
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One of the audits that are compared."""
+
+    label: str
+    out: str
+    images: int
+    verdict: str
+    partial: bool
+    preset: str
+    sampler: str
+    guidance: list[str]
+    manifest_digest: str
+
+
+@dataclass(frozen=True)
+class ComparedMetric:
+    """values, intervals, differences: one entry per run; the first run has no difference. floor: the real baseline."""
+
+    metric: str
+    label: str
+    better: str
+    floor: float | None
+    floor_interval: list[float] | None
+    values: list[float | None]
+    intervals: list[list[float] | None]
+    differences: list[Difference | None]
+
+
+@dataclass(frozen=True)
+class ClassValues:
+    """One metric of one class: its real baseline, and one value and one difference per run."""
+
+    floor: float | None
+    values: list[float | None]
+    differences: list[float | None]
+
+
+@dataclass(frozen=True)
+class ComparedClass:
+    """One class; the fields after its name are CLASS_METRICS."""
+
+    class_id: int
+    class_name: str
+    recall: ClassValues
+    coverage: ClassValues
+    precision: ClassValues
+    on_class_rate: ClassValues
+
+
+@dataclass(frozen=True)
+class Footing:
+    """What all audits share; counts are of images."""
+
+    reference: str | None
+    reference_sha256: str | None
+    extractor: str
+    extractor_layer: str
+    extractor_sha256: str
+    k: int
+    generated_count: int
+    real_count: int
+    floor_count: int
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """What ``rarefy compare --json`` prints; the other runs are compared with the first."""
+
+    format: str
+    runs: list[ComparedRun]
+    metrics: list[ComparedMetric]
+    per_class: list[ComparedClass]
+    footing: Footing
+
+
+def compare_runs(outs: Sequence[str]) -> CompareResult:
+    """Compare the audits in the output folders ``outs``.
+
+    Raises OutputError for fewer than two folders or one without an audit; ShardError for files of another format and
+    for audits that are not comparable, naming what differs.
     """
     if len(outs) < 2:
         raise OutputError(bad("runs", " ".join(outs), "two or more output folders"))
     stores = [Store(out) for out in outs]
-    results = [read_metrics(store) for store in stores]
-    labels = run_labels([result["provenance"]["run"] for result in results], outs)
+    results = [read_result(store) for store in stores]
+    labels = run_labels([result.provenance.run for result in results], outs)
     check_footing(dict(zip(labels, results, strict=True)))
-    replicates = [_replicates(store) for store in stores]
-    return {
-        "format": FORMAT,
-        "runs": [_run(*each) for each in zip(labels, outs, results, strict=True)],
-        "metrics": _metrics(results, replicates),
-        "per_class": _per_class(results),
-        "footing": _footing(results[0]),
-    }
+    replicates = [read_replicates(store) for store in stores]
+    return CompareResult(
+        format=FORMAT,
+        runs=[_run(*each) for each in zip(labels, outs, results, strict=True)],
+        metrics=_metrics(results, replicates),
+        per_class=_classes(results),
+        footing=_footing(results[0]),
+    )
 
 
 def run_labels(names: Sequence[str], outs: Sequence[str]) -> list[str]:
-    """The runs' own names; the folder in brackets where two share one. Raises OutputError for a folder given twice."""
+    """The runs' names, with the folder in brackets where two are equal. Raises OutputError for a repeated folder."""
     plain = [out.rstrip("/") for out in outs]
     for out in plain:
         if plain.count(out) > 1:
-            raise OutputError(bad("runs", out, "given once"))
+            raise OutputError(f"runs: {out!r} was given twice; name each folder once")
     return [f"{name} ({out})" if names.count(name) > 1 else name for name, out in zip(names, plain, strict=True)]
 
 
-def difference(first: dict[int, float], other: dict[int, float], observed: float) -> Row:
-    """{difference, interval, p, significant} of other - first from replicates by number; nulls where too few."""
+def difference_of(first: dict[int, float], other: dict[int, float], observed: float) -> Difference:
+    """Significance of an ``observed`` difference other - first, from replicates by number."""
     shared = sorted(first.keys() & other.keys())
     if len(shared) < FEWEST_REPLICATES:
-        return {"difference": observed, "interval": None, "p": None, "significant": None}
+        return Difference(observed, None, None, None)
     drawn = _values(other, shared) - _values(first, shared)
     noise = drawn - drawn.mean()
     low, high = observed + np.quantile(noise, [LEVEL / 2, 1 - LEVEL / 2])
-    # The observed difference is one of the draws: a p of 0 cannot be known from 200 of them.
+    # The observed difference counts as one of the draws: 200 replicates cannot show that p is 0.
     p = (1 + int((np.abs(noise) >= abs(observed)).sum())) / (1 + len(noise))
-    return {"difference": observed, "interval": [float(low), float(high)], "p": p, "significant": p < LEVEL}
+    return Difference(observed, [float(low), float(high)], p, p < LEVEL)
 
 
-def table_text(result: Row) -> str:
-    """The table for a terminal: a line a metric, a column a run, marks where chance does not explain a difference."""
-    labels = [run["label"] for run in result["runs"]]
-    lines = [["", "real images", *labels]]
-    for row in result["metrics"]:
-        cells = [_cell(row, place) for place in range(len(labels))]
-        lines.append([row["metric"], number(row["floor"]), *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    partial = [f"WARNING: the audit of {run['label']} is incomplete" for run in result["runs"] if run["partial"]]
-    legend = f"+ better, - worse than {labels[0]} (bootstrap, p < {LEVEL:g}); = neither"
-    return "\n".join([*table, "", *partial, legend])
+def _run(label: str, out: str, result: AuditResult) -> ComparedRun:
+    run = result.provenance
+    return ComparedRun(
+        label=label,
+        out=out,
+        images=run.committed,
+        verdict=result.verdict,
+        partial=result.partial,
+        preset=run.preset,
+        sampler=run.sampler,
+        guidance=run.guidance,
+        manifest_digest=run.manifest_digest,
+    )
 
 
-def _run(label: str, out: str, result: Row) -> Row:
-    run = result["provenance"]
-    shown = {name: run[name] for name in ("preset", "sampler", "guidance", "manifest_digest")}
-    counts = {"images": run["committed"], "verdict": result["verdict"], "partial": bool(result.get("partial"))}
-    return {"label": label, "out": out} | counts | shown
+def _footing(result: AuditResult) -> Footing:
+    run, recall = result.provenance, result.metrics["recall"]
+    return Footing(
+        reference=run.reference,
+        reference_sha256=run.reference_sha256,
+        extractor=run.extractor,
+        extractor_layer=run.extractor_layer,
+        extractor_sha256=run.extractor_sha256,
+        k=run.k,
+        generated_count=recall.generated_count,
+        real_count=recall.real_count,
+        floor_count=recall.floor_count,
+    )
 
 
-def _footing(result: Row) -> Row:
-    run, recall = result["provenance"], result["metrics"]["recall"]
-    shown = ("reference", "reference_sha256", "extractor", "extractor_layer", "extractor_sha256", "k")
-    counts = {name: recall[name] for name in ("generated_count", "real_count", "floor_count")}
-    return {name: run[name] for name in shown} | counts
+def _metrics(results: Sequence[AuditResult], replicates: Sequence[Replicates]) -> list[ComparedMetric]:
+    names = dict.fromkeys(name for result in results for name in result.metrics)
+    return [
+        _metric(name, [result.metrics.get(name) for result in results], [drawn.get(name, {}) for drawn in replicates])
+        for name in reading_order(names)
+    ]
 
 
-def _metrics(results: Sequence[Row], replicates: Sequence[Replicates]) -> list[Row]:
-    names = list(dict.fromkeys(name for result in results for name in result["metrics"]))
-    every = {name: next(result["metrics"][name] for result in results if name in result["metrics"]) for name in names}
-    return [_metric(view["name"], view, results, replicates) for view in metric_views(every)]
-
-
-def _metric(name: str, entry: Row, results: Sequence[Row], replicates: Sequence[Replicates]) -> Row:
-    entries = [result["metrics"].get(name, {"value": None, "interval": None}) for result in results]
-    values = [each["value"] for each in entries]
-    found: list[Row | None] = [None]
+def _metric(name: str, entries: Sequence[MetricEntry | None], replicates: Sequence[dict[int, float]]) -> ComparedMetric:
+    values = [None if entry is None else entry.value for entry in entries]
+    known = next(entry for entry in entries if entry is not None)
+    differences: list[Difference | None] = [None]
     for value, drawn in zip(values[1:], replicates[1:], strict=True):
         gap = _gap(values[0], value)
-        row = None if gap is None else difference(replicates[0].get(name, {}), drawn.get(name, {}), gap)
-        if row is not None:
-            told = row["significant"] and entry["better"] != "neither"
-            row |= {"improved": (row["difference"] > 0) == (entry["better"] == "higher") if told else None}
-        found.append(row)
-    return {
-        "metric": name,
-        "label": metric_label(name),
-        "better": entry["better"],
-        "floor": entry["floor"],
-        "floor_interval": entry["floor_interval"],
-        "values": values,
-        "intervals": [each["interval"] for each in entries],
-        "differences": found,
-    }
+        differences.append(None if gap is None else _judged(difference_of(replicates[0], drawn, gap), known.better))
+    return ComparedMetric(
+        metric=name,
+        label=metric_label(name),
+        better=known.better,
+        floor=known.floor,
+        floor_interval=known.floor_interval,
+        values=values,
+        intervals=[None if entry is None else entry.interval for entry in entries],
+        differences=differences,
+    )
 
 
-def _per_class(results: Sequence[Row]) -> list[Row]:
-    """Equal footing has made sure that all runs have the same classes, by name."""
-    tables = [{row["class_name"]: row for row in result["per_class"]} for result in results]
-    return [_class_row([table[name] for table in tables]) for name in tables[0]]
+def _judged(difference: Difference, better: str) -> Difference:
+    if not difference.significant or better == "neither":
+        return difference
+    return replace(difference, improved=(difference.difference > 0) == (better == "higher"))
 
 
-def _class_row(rows: Sequence[Row]) -> Row:
-    found: Row = {"class_id": rows[0]["class_id"], "class_name": rows[0]["class_name"]}
+def _classes(results: Sequence[AuditResult]) -> list[ComparedClass]:
+    """check_footing has made sure that all runs have the same classes, by name."""
+    tables = [{row.class_name: row for row in result.per_class} for result in results]
+    return [_class([table[name] for table in tables]) for name in tables[0]]
+
+
+def _class(rows: Sequence[ClassRow]) -> ComparedClass:
+    compared = {}
     for metric, floor in CLASS_METRICS.items():
-        values = [row.get(metric) for row in rows]
+        values = [getattr(row, metric) for row in rows]
         gaps = [_gap(values[0], value) for value in values[1:]]
-        floors = rows[0].get(floor) if floor else None
-        found[metric] = {"floor": floors, "values": values, "differences": [None, *gaps]}
-    return found
+        compared[metric] = ClassValues(getattr(rows[0], floor) if floor else None, values, [None, *gaps])
+    return ComparedClass(rows[0].class_id, rows[0].class_name, **compared)
 
 
 def _gap(first: float | None, other: float | None) -> float | None:
     return None if first is None or other is None else other - first
 
 
-def _replicates(store: Store) -> Replicates:
-    found: Replicates = {}
-    for row in read_rows(store, BOOTSTRAP_PATH):
-        if row["value"] is not None and np.isfinite(row["value"]):
-            found.setdefault(row["metric"], {})[row["replicate"]] = row["value"]
-    return found
-
-
 def _values(drawn: dict[int, float], numbers: list[int]) -> NDArray[np.float64]:
     return np.array([drawn[each] for each in numbers], dtype=np.float64)
-
-
-def _cell(row: Row, place: int) -> str:
-    found = row["differences"][place]
-    mark = "" if found is None or found["p"] is None else {True: " +", False: " -", None: " ="}[found["improved"]]
-    bounds = row["intervals"][place]
-    return number(row["values"][place]) + (f" ({interval(bounds)})" if bounds else "") + mark

@@ -1,4 +1,4 @@
-"""Both comparisons in feature space: the run's images and held-out real ones, each against the same real images."""
+"""Both comparisons in feature space: the run's images and held-out real images, each against the same real images."""
 
 from __future__ import annotations
 
@@ -9,23 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.features.extraction import outputs_of_parts
-from rarefy.audit.features.extractors import Extractor, kept_outputs, resolve_device
-from rarefy.audit.features.fidelity import Features, inception_scores
+from rarefy.audit.features.extractors import Extractor, Features, kept_outputs, resolve_device
 from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference, rows_within, take
+from rarefy.audit.metrics import copies
+from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates
 from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
-from rarefy.audit.metrics.comparison import GENERATED, SUBSETS, Comparison, compare_manifolds
-from rarefy.audit.metrics.copies import (
-    HELD_OUT,
-    OF_REAL,
-    REFERENCE,
-    Twin,
-    Twins,
-    find_copies,
-    find_duplicates,
-    listed,
-    repeated,
-)
+from rarefy.audit.metrics.copies import Twin, Twins
+from rarefy.audit.metrics.distances import inception_scores
 from rarefy.audit.metrics.neighbors import Bools, Crossing, Manifold, build_manifold
 from rarefy.audit.metrics.tail import Tail, find_tail
 from rarefy.errors import DataError, bad
@@ -50,51 +41,51 @@ class Setting:
 class Measured:
     """Both comparisons, and everything that the tables and the page show of them.
 
-    run: with the measured images alone; floor_images: those of the held-out images that the floor is made of;
-    generated, real: features with their neighbours; estimates, floor_estimates: all metrics by kind; problems: classes
-    that cannot be measured.
+    run: with only the measured images; baseline_images: the held-out images of the real baseline; generated, real:
+    features with their neighbours; estimates, baseline_estimates: all metrics by kind; problems: classes that cannot
+    be measured.
     """
 
     run: RunData
     extractor: Extractor
     real_images: LabelledImages
     held_out: LabelledImages
-    floor_images: LabelledImages
+    baseline_images: LabelledImages
     generated: Manifold
     real: Manifold
-    found: Comparison
-    floor: Comparison
+    of_run: SetEstimates
+    of_baseline: SetEstimates
     tail: Tail
     twins: Twins
     estimates: Mapping[str, Estimate]
-    floor_estimates: Mapping[str, Estimate]
+    baseline_estimates: Mapping[str, Estimate]
     problems: tuple[Problem, ...]
 
-    def other_name(self, twin: Twin) -> str:
+    def other_key(self, twin: Twin) -> str:
         """Key of the twin in the set, or of the real image."""
-        if twin.kind not in OF_REAL:
-            return str(self.run.measured.key[twin.other])
-        return self._side(twin).keys[twin.other]
+        if twin.kind in copies.OF_REAL:
+            return self._real_side(twin).keys[twin.other]
+        return str(self.run.measured.key[twin.other])
 
     def other_image(self, twin: Twin) -> NDArray[np.uint8]:
-        """The twin's image, of whichever side it is."""
-        images = self._side(twin).images if twin.kind in OF_REAL else self.run.images
+        """The image of the twin in the set, or the real image."""
+        images = self._real_side(twin).images if twin.kind in copies.OF_REAL else self.run.images
         return np.asarray(images[twin.other])
 
-    def _side(self, twin: Twin) -> LabelledImages:
-        return self.held_out if twin.kind == HELD_OUT else self.real_images
+    def _real_side(self, twin: Twin) -> LabelledImages:
+        return self.held_out if twin.kind == copies.HELD_OUT else self.real_images
 
 
 @dataclass(frozen=True)
 class _Side:
-    """Features with their neighbours, the logits beside them (N, 0 or more), and the images they are of."""
+    """Images, their features with neighbours, and their logits (N, 0 or more)."""
 
     manifold: Manifold
     logits: Features
     images: NDArray[np.uint8]
 
     def part(self, rows: NDArray[np.int64], setting: Setting) -> _Side:
-        """These rows with the neighbours that they have among themselves."""
+        """These rows, with the neighbours that they have among themselves."""
         outputs = np.concatenate([self.manifold.features[rows], self.logits[rows]], axis=1)
         return _side(outputs, self.images[rows], setting)
 
@@ -108,45 +99,39 @@ def measure(
 ) -> Measured:
     """Measure a run against the reference.
 
-    Of each class at most as many images are measured as the floor has, so that every number and its floor are of equal
-    counts. confidence: the classifier's on the real images, for the tail. Raises DataError, ManifestError.
+    At most as many images per class are measured as the reference can hold out, so that each metric and its real
+    baseline use equal counts. confidence: the classifier's, for the real images, which a tail by confidence needs.
+    Raises DataError, ManifestError.
     """
-    class_ids, outputs = run.measured.class_id, _run_outputs(run, setting, progress)
-    available = {class_id: int((reference.held_out.labels == class_id).sum()) for class_id in np.unique(class_ids)}
-    rows = rows_within(class_ids, available)
-    if len(rows) <= setting.k:
-        allowed = f"more than k = {setting.k} images of classes that the reference can hold out as many of"
-        raise DataError(bad("images measured", len(rows), allowed))
+    outputs, device = _run_outputs(run, setting, progress), str(resolve_device(setting.device))
+    rows, baseline_rows = _equal_rows(run, reference, setting.k)
     problems = _class_problems(run, reference)
     run = run.keep(rows)
-    counts = {int(class_id): int((run.measured.class_id == class_id).sum()) for class_id in np.unique(class_ids)}
-    floor_rows = rows_within(reference.held_out.labels, counts)
     generated = _side(outputs[rows], run.images, setting)
     real = _real_side("features of the reference", reference.real, setting, progress)
     held_out = _real_side("features of the held-out images", reference.held_out, setting, progress)
-    floor = held_out.part(floor_rows, setting)
-    tail = find_tail(setting.tail, real.manifold, confidence, reference)
-    device = str(resolve_device(setting.device))
+    baseline = held_out.part(baseline_rows, setting)
+    tail = find_tail(setting.tail, real.manifold, confidence, reference.real.keys, reference.held_out.keys)
     progress("comparing", 0, 2)
-    found = compare_manifolds(generated.manifold, real.manifold, tail.members, device)
+    of_run = set_estimates(generated.manifold, real.manifold, tail.members, device)
     progress("comparing", 1, 2)
-    floor_found = compare_manifolds(floor.manifold, real.manifold, tail.members, device)
-    twins = _twins(generated, (found, real), _copies_of_held_out(generated, held_out, device))
-    floor_twins = _twins(floor, (floor_found, real), (repeated(held_out.manifold)[floor_rows], []))
+    of_baseline = set_estimates(baseline.manifold, real.manifold, tail.members, device)
+    twins = _twins(generated, (of_run, real), _copies_of_held_out(generated, held_out, device))
+    baseline_twins = _twins(baseline, (of_baseline, real), (copies.repeated(held_out.manifold)[baseline_rows], []))
     return Measured(
         run=run,
         extractor=setting.extractor,
         real_images=reference.real,
         held_out=reference.held_out,
-        floor_images=take(reference.held_out, floor_rows),
+        baseline_images=take(reference.held_out, baseline_rows),
         generated=generated.manifold,
         real=real.manifold,
-        found=found,
-        floor=floor_found,
+        of_run=of_run,
+        of_baseline=of_baseline,
         tail=tail,
         twins=twins,
-        estimates=_estimates(found, twins, generated),
-        floor_estimates=_estimates(floor_found, floor_twins, floor),
+        estimates=_estimates(of_run, twins, generated),
+        baseline_estimates=_estimates(of_baseline, baseline_twins, baseline),
         problems=problems,
     )
 
@@ -166,8 +151,18 @@ def _run_outputs(run: RunData, setting: Setting, progress: Progress) -> Features
     return outputs
 
 
+def _equal_rows(run: RunData, reference: Reference, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the run and of the held-out images with the same number of images per class."""
+    class_ids, held_out = run.measured.class_id, reference.held_out.labels
+    rows = rows_within(class_ids, {each: int((held_out == each).sum()) for each in np.unique(class_ids)})
+    if len(rows) <= k:
+        raise DataError(bad("images measured", len(rows), f"more than k = {k} images of classes in the reference"))
+    counts = {int(each): int((class_ids[rows] == each).sum()) for each in np.unique(class_ids)}
+    return rows, rows_within(held_out, counts)
+
+
 def _class_problems(run: RunData, reference: Reference) -> tuple[Problem, ...]:
-    """Classes of the plan without an image, or that the reference cannot be asked about."""
+    """Planned classes without an image, or with too few reference images."""
     made, preset = set(np.unique(run.rows.class_id).tolist()), run.manifest.preset
     halves = [set(np.unique(part.labels).tolist()) for part in (reference.real, reference.held_out)]
     problems = []
@@ -197,23 +192,23 @@ def _real_side(stage: str, images: LabelledImages, setting: Setting, progress: P
 
 
 def _copies_of_held_out(side: _Side, held_out: _Side, device: str) -> tuple[Bools, list[Twin]]:
-    """The held-out images are asked too: of the embedded ones, the model was trained on them."""
+    """Copies of held-out images matter too: the embedded ones are training images."""
     crossing = Crossing(held_out.manifold, device)
     crossing.add(side.manifold.features)
-    return find_copies(crossing.result(), held_out.manifold, HELD_OUT)
+    return copies.find_copies(crossing.result(), held_out.manifold, copies.HELD_OUT)
 
 
-def _twins(side: _Side, against: tuple[Comparison, _Side], of_held_out: tuple[Bools, list[Twin]]) -> Twins:
-    """Copies of the real images or of held-out ones, and twins within the side."""
-    found, real = against
-    copied, copies = find_copies(found.neighborhood, real.manifold, REFERENCE)
-    doubled, doubles = find_duplicates(side.images, side.manifold, found.neighborhood, real.manifold)
+def _twins(side: _Side, against: tuple[SetEstimates, _Side], of_held_out: tuple[Bools, list[Twin]]) -> Twins:
+    """Copies of reference or held-out images, and duplicates within the side."""
+    neighborhood, real = against[0].neighborhood, against[1].manifold
+    copied, of_reference = copies.find_copies(neighborhood, real, copies.REFERENCE)
+    doubled, doubles = copies.find_duplicates(side.images, side.manifold, neighborhood, real)
     groups = [[twin for twin in doubles if twin.kind == kind] for kind in ("exact", "near")]
-    return Twins(copied | of_held_out[0], doubled, listed([copies, *groups, of_held_out[1]]))
+    return Twins(copied | of_held_out[0], doubled, copies.listed([of_reference, *groups, of_held_out[1]]))
 
 
-def _estimates(found: Comparison, twins: Twins, side: _Side) -> dict[str, Estimate]:
-    estimates = dict(found.estimates)
+def _estimates(metrics: SetEstimates, twins: Twins, side: _Side) -> dict[str, Estimate]:
+    estimates = dict(metrics.estimates)
     if side.logits.shape[1]:
         estimates["inception_score"] = estimate_mean(inception_scores(side.logits), SUBSETS)
     estimates["duplicates"] = estimate_mean(twins.doubled, GENERATED)

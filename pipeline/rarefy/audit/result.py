@@ -1,36 +1,74 @@
-"""The content of metrics.json, from what was read and measured."""
+"""Assembles the content of metrics.json from what was read and measured."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from rarefy.audit.features.cache import array_digest
+from rarefy.audit.features.extractors import Extractor
+from rarefy.audit.features.scores import ReferenceScores
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import Reference
-from rarefy.audit.inputs.scores import ReferenceScores
 from rarefy.audit.measure import Measured
-from rarefy.audit.metrics.bootstrap import Estimate
-from rarefy.audit.metrics.comparison import metric_name
-from rarefy.audit.metrics.summary import (
-    Counts,
-    add_neighbor_columns,
-    add_score_columns,
-    class_table,
-    histogram,
-    metric_entries,
-    on_class_entry,
+from rarefy.audit.metrics.assembly import GENERATED, REAL
+from rarefy.audit.metrics.bootstrap import Estimate, chosen_rows, estimate_mean, fraction_interval
+from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_name
+from rarefy.audit.metrics.summary import Histogram, histogram, mean, wasserstein_1
+from rarefy.audit.metrics.tail import Tail
+from rarefy.audit.schema import (
+    FORMAT,
+    AuditResult,
+    ClassRow,
+    FeatureMap,
+    MetricEntry,
+    Provenance,
+    SuspectedCopy,
+    TailSummary,
 )
-from rarefy.audit.page.projection import feature_map
-from rarefy.audit.schema import FORMAT
 from rarefy.gates import Gate, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
 
 LIBRARIES = ("torch", "torch-fidelity", "scikit-learn", "numpy")
 ON_CLASS = "on_class_rate"
+MAP_POINTS = 2000
+MAP_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the audit was run. started: by time.monotonic()."""
+
+    extractor: Extractor
+    k: int
+    device: str
+    started: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a metric is computed with."""
+
+    extractor: str
+    layer: str
+    k: int | None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images behind a metric: generated ones, the real ones they are compared with, and those of the real baseline."""
+
+    generated: int
+    real: int
+    baseline: int
 
 
 def build_result(
@@ -39,94 +77,208 @@ def build_result(
     scores: ReferenceScores | None,
     measured: Measured | None,
     gates: Sequence[Gate],
-) -> tuple[dict[str, Any], dict[str, Estimate]]:
-    """Everything but the provenance of features, and the estimates behind it by metric name."""
+    setup: Setup,
+) -> tuple[AuditResult, dict[str, Estimate]]:
+    """The result, and the estimates behind it by metric name. ``run`` has only the measured images."""
     labels = None if reference is None else reference.real.labels
     metrics, estimates = ({}, {}) if measured is None else _metrics(measured)
-    estimates[ON_CLASS], metrics[ON_CLASS] = on_class_entry(run.rows, scores, labels)
-    preset, manifest = run.manifest.preset, run.manifest
-    per_class = class_table(preset.class_names, manifest.counts, run.rows, manifest.accept is not None)
+    estimates[ON_CLASS], metrics[ON_CLASS] = _on_class(run, scores, labels)
+    per_class = _class_rows(run)
     if scores is not None and labels is not None:
-        add_score_columns(per_class, run.rows, scores, labels)
+        _add_scores(per_class, run, scores, labels)
     if measured is not None:
-        hoods = (measured.found.neighborhood, measured.floor.neighborhood)
-        add_neighbor_columns(per_class, run.measured.class_id, measured.real_images.labels, hoods)
-    checks = check_gates(gates, metrics, per_class)
+        _add_neighbors(per_class, measured)
+    checks = check_gates(
+        gates, {name: entry.value for name, entry in metrics.items()}, [vars(row) for row in per_class]
+    )
     problems = [*run.problems, *(() if measured is None else measured.problems)]
-    result = {
-        "format": FORMAT,
-        "verdict": gate_verdict(checks),
-        "gates": checks,
-        "partial": bool(problems),
-        "problems": [dataclasses.asdict(problem) for problem in problems],
-        "metrics": metrics,
-        "tail": None if measured is None else measured.tail.summary(),
-        "histograms": _histograms(run, scores, measured),
-        "per_class": per_class,
-        "copies": [] if measured is None else _copies(measured),
-        "map": None if measured is None else feature_map(measured),
-        "provenance": _provenance(run, reference),
+    return AuditResult(
+        format=FORMAT,
+        verdict=gate_verdict(checks),
+        gates=checks,
+        partial=bool(problems),
+        problems=problems,
+        metrics=metrics,
+        tail=None if measured is None else _tail_summary(measured.tail),
+        histograms=_histograms(run, scores, measured),
+        per_class=per_class,
+        copies=[] if measured is None else _copies(measured),
+        map=None if measured is None else _feature_map(measured),
+        provenance=_provenance(run, reference, setup),
+    ), estimates
+
+
+def _metrics(measured: Measured) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:
+    extractor = measured.extractor
+    source = Source(extractor.name, extractor.layer, measured.real.k)
+    counts = Counts(len(measured.run.measured), len(measured.real_images), len(measured.baseline_images))
+    entries = {
+        kind: _entry(kind, estimate, measured.baseline_estimates[kind], source, counts)
+        for kind, estimate in measured.estimates.items()
     }
-    return result, estimates
+    of_run, of_baseline = measured.of_run, measured.of_baseline
+    entries["kid"] = replace(entries["kid"], std=of_run.kid_std, floor_std=of_baseline.kid_std)
+    entries["lof"] = replace(entries["lof"], sample_count=of_run.lof_count)
+    names = {kind: metric_name(kind, extractor.name) for kind in entries}
+    estimates = {names[kind]: estimate for kind, estimate in measured.estimates.items()}
+    return {names[kind]: entry for kind, entry in entries.items()}, estimates
 
 
-def _metrics(measured: Measured) -> tuple[dict[str, Any], dict[str, Estimate]]:
-    found, floor, extractor = measured.found, measured.floor, measured.extractor
-    counts = Counts(len(measured.run.measured), len(measured.real_images), len(measured.floor_images))
-    entries = metric_entries(measured.estimates, measured.floor_estimates, extractor, measured.real.k, counts)
-    entries[metric_name("kid", extractor.name)] |= {"std": found.kid_std, "floor_std": floor.kid_std}
-    entries["lof"]["sample_count"] = found.lof_count
-    return entries, {metric_name(kind, extractor.name): value for kind, value in measured.estimates.items()}
+def _on_class(
+    run: RunData, scores: ReferenceScores | None, labels: NDArray[np.int64] | None
+) -> tuple[Estimate, MetricEntry]:
+    """How often the classifier sees the requested class; the baseline is its accuracy on the real images."""
+    estimate = estimate_mean(run.rows.predicted_id == run.rows.class_id, GENERATED)
+    baseline = None if scores is None or labels is None else estimate_mean(scores.predicted_id == labels, REAL)
+    real_count = 0 if labels is None else len(labels)
+    source = Source("guiding classifier", "softmax at t = 0", None)
+    return estimate, _entry(ON_CLASS, estimate, baseline, source, Counts(len(run.rows), real_count, real_count))
 
 
-def _histograms(run: RunData, scores: ReferenceScores | None, measured: Measured | None) -> dict[str, Any]:
+def _entry(kind: str, estimate: Estimate, baseline: Estimate | None, source: Source, counts: Counts) -> MetricEntry:
+    return MetricEntry(
+        value=estimate.value,
+        interval=estimate.interval,
+        interval_over=estimate.over if estimate.interval else None,
+        floor=None if baseline is None else baseline.value,
+        floor_interval=None if baseline is None else baseline.interval,
+        better=METRIC_KINDS[kind].better,
+        extractor=source.extractor,
+        layer=source.layer,
+        k=source.k if METRIC_KINDS[kind].uses_k else None,
+        generated_count=counts.generated,
+        real_count=counts.real,
+        floor_count=counts.baseline,
+    )
+
+
+def _class_rows(run: RunData) -> list[ClassRow]:
+    """One row per planned class, from the run's metadata alone."""
+    table, rows, manifest = [], run.rows, run.manifest
+    for class_id, planned in sorted(manifest.counts.items()):
+        own = rows.class_id == class_id
+        drawn = int((rows.candidate[own] + 1).sum())
+        rate, interval = fraction_interval(rows.predicted_id[own] == class_id)
+        table.append(
+            ClassRow(
+                class_id=class_id,
+                class_name=manifest.preset.class_name(class_id),
+                planned=planned,
+                count=int(own.sum()),
+                on_class_rate=rate,
+                on_class_rate_interval=interval,
+                confidence=mean(rows.confidence[own]),
+                entropy=mean(rows.entropy[own]),
+                acceptance_rate=int(rows.accepted[own].sum()) / drawn
+                if manifest.accept is not None and drawn
+                else None,
+            )
+        )
+    return table
+
+
+def _add_scores(table: list[ClassRow], run: RunData, scores: ReferenceScores, labels: NDArray[np.int64]) -> None:
+    """Add the classifier's view of each class's real images, and how far the generated images are from it."""
+    for row in table:
+        own, real = run.rows.class_id == row.class_id, labels == row.class_id
+        row.reference_on_class_rate = mean(scores.predicted_id[real] == row.class_id)
+        row.reference_confidence = mean(scores.confidence[real])
+        row.reference_entropy = mean(scores.entropy[real])
+        row.confidence_w1 = wasserstein_1(run.rows.confidence[own], scores.confidence[real])
+        row.entropy_w1 = wasserstein_1(run.rows.entropy[own], scores.entropy[real])
+
+
+def _add_neighbors(table: list[ClassRow], measured: Measured) -> None:
+    """Add precision, recall and coverage of each class, and recall and coverage of the real baseline."""
+    of_run, of_baseline = measured.of_run.neighborhood, measured.of_baseline.neighborhood
+    for row in table:
+        own, real = measured.run.measured.class_id == row.class_id, measured.real_images.labels == row.class_id
+        row.precision, row.precision_interval = fraction_interval(of_run.balls[own] > 0)
+        row.recall, row.recall_interval = fraction_interval(of_run.recalled[real])
+        row.recall_floor = mean(of_baseline.recalled[real])
+        row.coverage, row.coverage_interval = fraction_interval(of_run.covered[real])
+        row.coverage_floor = mean(of_baseline.covered[real])
+
+
+def _tail_summary(tail: Tail) -> TailSummary:
+    return TailSummary(tail.rule, float(tail.members.mean()), int(tail.members.sum()), array_digest(tail.members))
+
+
+def _histograms(run: RunData, scores: ReferenceScores | None, measured: Measured | None) -> dict[str, Histogram]:
     nats = math.log(run.manifest.preset.classifier_classes)
     tables = {
         "confidence": histogram("probability", run.rows.confidence, scores.confidence if scores else None, 1.0),
         "entropy": histogram("nats", run.rows.entropy, scores.entropy if scores else None, nats),
     }
     if measured is not None:
-        sides = (measured.found.neighborhood.rarity, measured.floor.neighborhood.rarity)
+        sides = (measured.of_run.neighborhood.rarity, measured.of_baseline.neighborhood.rarity)
         tables["rarity"] = histogram("feature distance", *sides)
     return tables
 
 
-def _copies(measured: Measured) -> list[dict[str, Any]]:
+def _copies(measured: Measured) -> list[SuspectedCopy]:
     rows = measured.run.measured
     return [
-        {
-            "key": str(rows.key[twin.row]),
-            "class_id": int(rows.class_id[twin.row]),
-            "kind": twin.kind,
-            "distance": twin.distance,
-            "ratio": twin.ratio,
-            "other": measured.other_name(twin),
-        }
+        SuspectedCopy(
+            key=str(rows.key[twin.row]),
+            class_id=int(rows.class_id[twin.row]),
+            kind=twin.kind,
+            distance=twin.distance,
+            ratio=twin.ratio,
+            other=measured.other_key(twin),
+        )
         for twin in measured.twins.listed
     ]
 
 
-def _provenance(run: RunData, reference: Reference | None) -> dict[str, Any]:
-    return {
-        "run": run.manifest.name,
-        "manifest_digest": run.manifest.digest,
-        "preset": run.manifest.preset.name,
-        "sealed": run.complete,
-        "planned": run.manifest.total,
-        "committed": len(run.rows),
-        "measured": len(run.measured),
-        "not_accepted": int((~run.rows.accepted).sum()),
-        "checkpoint_sha256": run.weights[0],
-        "classifier_sha256": run.weights[1],
-        "guidance": [term.name for term in run.manifest.terms],
-        "precision": run.manifest.precision,
-        "fast_errors": fast_errors(*run.weights) if run.manifest.precision == "fast" else None,
-        "sampler": f"{run.manifest.settings.method}, steps {run.manifest.settings.steps}",
-        "reference": None if reference is None else reference.source,
-        "reference_count": 0 if reference is None else len(reference.real),
-        "reference_resized": 0 if reference is None else reference.resized,
-        "reference_sha256": None if reference is None else reference.real.sha256(),
-        "manifest": run.manifest.text,
-        "versions": {name: version(name) for name in LIBRARIES},
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def _feature_map(measured: Measured) -> FeatureMap:
+    """PCA of at most 2,000 random real rows, with at most 2,000 generated rows projected onto it."""
+    real, run = measured.real.features, measured.run.measured
+    real_rows, own_rows = chosen_rows(len(real), MAP_POINTS), chosen_rows(len(run), MAP_POINTS)
+    model = PCA(n_components=2, svd_solver="randomized", random_state=0).fit(real[real_rows])
+    real_points, own_points = (
+        np.round(model.transform(features).astype(float), MAP_DIGITS).tolist()
+        for features in (real[real_rows], measured.generated.features[own_rows])
+    )
+    labels, classes = measured.real_images.labels[real_rows].tolist(), run.class_id[own_rows].tolist()
+    keys = run.key[own_rows].tolist()
+    return FeatureMap(
+        method="pca",
+        explained=[float(ratio) for ratio in model.explained_variance_ratio_],
+        generated=[[*point, class_id, key] for point, class_id, key in zip(own_points, classes, keys, strict=True)],
+        real=[[*point, class_id] for point, class_id in zip(real_points, labels, strict=True)],
+    )
+
+
+def _provenance(run: RunData, reference: Reference | None, setup: Setup) -> Provenance:
+    manifest, extractor = run.manifest, setup.extractor
+    return Provenance(
+        run=manifest.name,
+        manifest_digest=manifest.digest,
+        preset=manifest.preset.name,
+        sealed=run.complete,
+        planned=manifest.total,
+        committed=len(run.rows),
+        measured=len(run.measured),
+        not_accepted=int((~run.rows.accepted).sum()),
+        checkpoint_sha256=run.weights[0],
+        classifier_sha256=run.weights[1],
+        guidance=[term.name for term in manifest.terms],
+        precision=manifest.precision,
+        fast_errors=fast_errors(*run.weights) if manifest.precision == "fast" else None,
+        sampler=f"{manifest.settings.method}, steps {manifest.settings.steps}",
+        reference=None if reference is None else reference.source,
+        reference_count=0 if reference is None else len(reference.real),
+        reference_resized=0 if reference is None else reference.resized,
+        reference_sha256=None if reference is None else reference.real.sha256(),
+        manifest=manifest.text,
+        versions={name: version(name) for name in LIBRARIES},
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        extractor=extractor.name,
+        extractor_layer=extractor.layer,
+        extractor_sha256=extractor.digest,
+        preprocessing=extractor.preprocessing,
+        k=setup.k,
+        device=setup.device,
+        duration_s=round(time.monotonic() - setup.started, 1),
+    )

@@ -1,9 +1,220 @@
-"""Names that the audit and its pages share: the format of metrics.json and the files in OUT/audit."""
+"""What the audit writes to OUT/audit: the paths of its files, and the content of metrics.json as dataclasses.
+
+metrics.json is an ``AuditResult``: one key per field. samples.parquet has one row per measured image, rarest.parquet
+the rarest images per class of both sides, copies.parquet the suspected copies with their images, and bootstrap.parquet
+the resamples of every metric (see tables.py for their columns).
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rarefy.audit.inputs.dataset import Problem
+from rarefy.audit.metrics.summary import Histogram
+from rarefy.errors import ShardError
+from rarefy.gates import GateCheck
+from rarefy.shards.store import Store
+
 FORMAT = "rarefy-audit-v2"
 METRICS_PATH = "audit/metrics.json"
+SAMPLES_PATH = "audit/samples.parquet"
 RAREST_PATH = "audit/rarest.parquet"
 COPIES_PATH = "audit/copies.parquet"
 BOOTSTRAP_PATH = "audit/bootstrap.parquet"
+
+
+@dataclass(frozen=True)
+class MetricEntry:
+    """A metric of the generated images and its real baseline, ``floor``.
+
+    floor: the same metric for held-out real images, as many per class as were measured, against the same real images;
+    intervals: 95% by bootstrap, None where undefined; interval_over: what was resampled; k: None where the metric uses
+    no neighbours; std, floor_std: over KID's subsets, of KID only; sample_count: images scored, of LOF only.
+    """
+
+    value: float
+    interval: list[float] | None
+    interval_over: str | None
+    floor: float | None
+    floor_interval: list[float] | None
+    better: str
+    extractor: str
+    layer: str
+    k: int | None
+    generated_count: int
+    real_count: int
+    floor_count: int
+    std: float | None = None
+    floor_std: float | None = None
+    sample_count: int | None = None
+
+
+@dataclass
+class ClassRow:
+    """One planned class; None where it has no images.
+
+    on_class_rate, precision, recall, coverage: fractions with 95% intervals; acceptance_rate: accepted / drawn, None
+    without a filter; *_w1: Wasserstein-1 distance to the values of the real images; reference_*: of the real images,
+    which need the classifier's weights; *_floor: of the held-out real images. Columns without values are not written.
+    """
+
+    class_id: int
+    class_name: str
+    planned: int
+    count: int
+    on_class_rate: float | None
+    on_class_rate_interval: list[float] | None
+    confidence: float | None
+    entropy: float | None
+    acceptance_rate: float | None
+    confidence_w1: float | None = None
+    entropy_w1: float | None = None
+    reference_on_class_rate: float | None = None
+    reference_confidence: float | None = None
+    reference_entropy: float | None = None
+    precision: float | None = None
+    precision_interval: list[float] | None = None
+    recall: float | None = None
+    recall_interval: list[float] | None = None
+    recall_floor: float | None = None
+    coverage: float | None = None
+    coverage_interval: list[float] | None = None
+    coverage_floor: float | None = None
+
+
+CLASS_FIELDS = tuple(field.name for field in dataclasses.fields(ClassRow))
+OPTIONAL_CLASS_FIELDS = CLASS_FIELDS[CLASS_FIELDS.index("reference_on_class_rate") :]
+
+
+@dataclass(frozen=True)
+class TailSummary:
+    """The real images of the tail; share: fraction of the reference; sha256: of the membership, to compare tails."""
+
+    rule: str
+    share: float
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SuspectedCopy:
+    """kind: reference or held-out (other: key of that real image), exact or near (other: key of the twin)."""
+
+    key: str
+    class_id: int
+    kind: str
+    distance: float
+    ratio: float
+    other: str
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """explained: variance ratios of both axes; generated: [x, y, class_id, key]; real: [x, y, class_id]."""
+
+    method: str
+    explained: list[float]
+    generated: list[list[Any]]
+    real: list[list[Any]]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What was measured and with what; counts are of images."""
+
+    run: str
+    manifest_digest: str
+    preset: str
+    sealed: bool
+    planned: int
+    committed: int
+    measured: int
+    not_accepted: int
+    checkpoint_sha256: str
+    classifier_sha256: str
+    guidance: list[str]
+    precision: str
+    fast_errors: dict[str, Any] | None
+    sampler: str
+    reference: str | None
+    reference_count: int
+    reference_resized: int
+    reference_sha256: str | None
+    manifest: str
+    versions: dict[str, str]
+    created_at: str
+    extractor: str
+    extractor_layer: str
+    extractor_sha256: str
+    preprocessing: str
+    k: int
+    device: str
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The content of metrics.json.
+
+    verdict: "passed", "failed" or "no gates"; partial: there are problems, so the numbers describe a part of the run;
+    metrics: by name, only on_class_rate without a reference; tail, map: None without a reference; copies: at most 24.
+    """
+
+    format: str
+    verdict: str
+    gates: list[GateCheck]
+    partial: bool
+    problems: list[Problem]
+    metrics: dict[str, MetricEntry]
+    tail: TailSummary | None
+    histograms: dict[str, Histogram]
+    per_class: list[ClassRow]
+    copies: list[SuspectedCopy]
+    map: FeatureMap | None
+    provenance: Provenance
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, without optional keys that are None."""
+        content = dataclasses.asdict(self)
+        absent = {name for name in OPTIONAL_CLASS_FIELDS if all(getattr(row, name) is None for row in self.per_class)}
+        content["per_class"] = [
+            {name: value for name, value in row.items() if name not in absent} for row in content["per_class"]
+        ]
+        for entry in content["metrics"].values():
+            for name in ("std", "floor_std", "sample_count"):
+                if entry[name] is None:
+                    del entry[name]
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> AuditResult:
+        """The inverse of ``to_json``. Raises KeyError or TypeError for other keys."""
+        typed = {
+            "gates": [GateCheck(**row) for row in content["gates"]],
+            "problems": [Problem(**row) for row in content["problems"]],
+            "metrics": {name: MetricEntry(**entry) for name, entry in content["metrics"].items()},
+            "tail": TailSummary(**content["tail"]) if content["tail"] else None,
+            "histograms": {name: Histogram(**table) for name, table in content["histograms"].items()},
+            "per_class": [ClassRow(**row) for row in content["per_class"]],
+            "copies": [SuspectedCopy(**row) for row in content["copies"]],
+            "map": FeatureMap(**content["map"]) if content["map"] else None,
+            "provenance": Provenance(**content["provenance"]),
+        }
+        return cls(**(content | typed))
+
+
+def read_result(store: Store) -> AuditResult:
+    """Read OUT/audit/metrics.json. Raises OutputError if there is none, ShardError for another format."""
+    data = store.read_bytes(METRICS_PATH)
+    try:
+        content = json.loads(data)
+        if isinstance(content, dict) and content.get("format") == FORMAT:
+            return AuditResult.from_json(content)
+    except ValueError as error:
+        raise ShardError(f"{METRICS_PATH}: not JSON ({error}); run audit again") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ShardError(f"{METRICS_PATH}: not of the format {FORMAT} ({error}); run audit again") from error
+    raise ShardError(f"{METRICS_PATH}: not of the format {FORMAT}; run audit again")

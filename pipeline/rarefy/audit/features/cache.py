@@ -1,4 +1,4 @@
-"""Arrays that cost minutes and never change (a reference's features), kept on the user's disk by content."""
+"""A disk cache for arrays that take minutes to compute and never change, such as a reference's features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 
 def cache_folder() -> Path:
-    """``audit`` in the user's cache; it may not exist or be writable."""
+    """``audit`` in the user's cache; it may be missing or read-only."""
     return user_cache() / "audit"
 
 
@@ -29,20 +29,20 @@ def array_digest(array: NDArray[np.generic]) -> str:
 
 
 def cached(parts: tuple[str, ...], compute: Callable[[], Arrays]) -> Arrays:
-    """``compute()``, or what it gave earlier for the same ``parts`` (everything that its result depends on).
+    """``compute()``, or its cached result for the same ``parts``, which must name everything that it depends on.
 
-    An entry that cannot be read is computed anew; a folder that cannot be written costs the time and nothing else.
+    An unreadable entry is computed again. If the folder cannot be written, the result is not cached.
     """
     if (stored := recall(parts)) is not None:
         return stored
-    found = compute()
+    arrays = compute()
     with contextlib.suppress(OSError):
-        keep(_entry(parts), lambda file: np.savez(file, allow_pickle=False, **found))
-    return found
+        keep(_entry(parts), lambda file: np.savez(file, allow_pickle=False, **arrays))
+    return arrays
 
 
 def recall(parts: tuple[str, ...]) -> Arrays | None:
-    """What is kept for ``parts``; None where nothing is or it cannot be read."""
+    """The cached arrays for ``parts``; None if there are none or they cannot be read."""
     try:
         with np.load(_entry(parts), allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}

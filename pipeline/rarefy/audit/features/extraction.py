@@ -1,4 +1,4 @@
-"""Features of many shards: each kept by content once it is done, spread over a Ray cluster where one is named."""
+"""Features of many shards: cached shard by shard, and computed on a Ray cluster if one is given."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import numpy as np
 import ray
 
 from rarefy.audit.features.cache import cached, recall
-from rarefy.audit.features.extractors import DEFAULT_BATCH, Extractor, Images, cache_key, extract_outputs, kept_outputs
-from rarefy.audit.features.fidelity import Features
+from rarefy.audit.features.extractors import (
+    DEFAULT_BATCH,
+    Extractor,
+    Features,
+    Images,
+    cache_key,
+    extract_outputs,
+    kept_outputs,
+)
 from rarefy.generate.cluster import Request, connected
 
 Step = Callable[[int, int], None]
@@ -19,30 +26,30 @@ Step = Callable[[int, int], None]
 def outputs_of_parts(
     parts: Sequence[Images], extractor: Extractor, device: str, ray_address: str | None, step: Step
 ) -> Features:
-    """Outputs of the images of each shard, in order, as one array (N, dim + logits).
+    """Outputs for the images of each part (a shard), in order, as one array (N, dim + logits).
 
-    A part that is done is in the cache, so an audit that was cut off goes on where it stopped. With ``ray_address`` the
-    parts that the cache does not hold are Ray tasks on that cluster, each on one GPU where device is a GPU. Raises
-    DeviceError where the cluster does not answer.
+    Finished parts are cached, so an interrupted audit resumes where it stopped. With ``ray_address`` the missing parts
+    are computed as Ray tasks on that cluster, with one GPU each if device is a GPU. Raises DeviceError if the cluster
+    does not answer.
     """
-    found: dict[int, Features] = {}
+    outputs: dict[int, Features] = {}
     missing = []
     for place, part in enumerate(parts):
         stored = recall(cache_key(extractor, part))
         if stored is None:
             missing.append(place)
         else:
-            found[place] = np.asarray(stored["outputs"], np.float32)
-    total, done = sum(len(part) for part in parts), sum(len(array) for array in found.values())
+            outputs[place] = np.asarray(stored["outputs"], np.float32)
+    total, done = sum(len(part) for part in parts), sum(len(array) for array in outputs.values())
     if missing and ray_address is not None:
-        for place, outputs in _on_cluster([(place, parts[place]) for place in missing], extractor, device, ray_address):
-            found[place], done = _keep(extractor, parts[place], outputs), done + len(outputs)
+        for place, result in _on_cluster([(place, parts[place]) for place in missing], extractor, device, ray_address):
+            outputs[place], done = _keep(extractor, parts[place], result), done + len(result)
             step(done, total)
         missing = []
     for place in missing:
-        found[place] = kept_outputs(parts[place], extractor, device, DEFAULT_BATCH, _after(done, total, step))
+        outputs[place] = kept_outputs(parts[place], extractor, device, DEFAULT_BATCH, _after(done, total, step))
         done += len(parts[place])
-    return np.concatenate([found[place] for place in range(len(parts))])
+    return np.concatenate([outputs[place] for place in range(len(parts))])
 
 
 def _after(before: int, total: int, step: Step) -> Step:
@@ -56,7 +63,7 @@ def _keep(extractor: Extractor, images: Images, outputs: Features) -> Features:
 def _on_cluster(
     parts: Sequence[tuple[int, Images]], extractor: Extractor, device: str, address: str
 ) -> Iterator[tuple[int, Features]]:
-    """(place, outputs) of each part as its task ends, in any order."""
+    """Yield (place, outputs) of each part when its task ends, in any order."""
     gpus = 1 if device.startswith("cuda") else 0
     with connected(Request(1, gpus, 1, len(parts)), address):
         task: Any = ray.remote(num_cpus=1, num_gpus=gpus)(extract_outputs)

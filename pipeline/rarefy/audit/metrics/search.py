@@ -1,9 +1,9 @@
-"""Distances in two steps: rounded products with a proven error bound first, exact ones for the few pairs that matter.
+"""Distances in two steps: estimates with a proven error bound for all pairs, exact values for the few that need them.
 
-A k-NN pass compares N x M distances with a few thresholds, and nearly all of them are far from every threshold. So the
-products of the centred rows are taken in bfloat16 where the processor multiplies it in hardware (float32 elsewhere),
-and only pairs whose bound does not decide are computed again, as |a - b| in float32. The answer is that of exact
-distances; it never depends on the rounding.
+A neighbour search compares N x M distances with a few thresholds, and nearly all distances are far from every
+threshold. The products of the centred rows are therefore computed in bfloat16 if the processor supports it in hardware
+(float32 otherwise), and only pairs that the error bound leaves undecided are computed again, as |a - b| in float32.
+The result is that of exact distances and never depends on the rounding.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GROUP = 32  # columns of which only the nearest takes part in finding a row's threshold
-REFINE_ELEMENTS = 1 << 18  # numbers gathered at a time for exact distances: 1 MiB a side stays in the cache
+GROUP = 32  # columns per group; only the minimum of each group is used to find a row's threshold
+REFINE_ELEMENTS = 1 << 18  # elements gathered at a time for exact distances: 1 MiB per side stays in the cache
 SKETCH_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """Rows as they are (N, D), and what estimates their distances.
+    """The original rows (N, D) and what is needed to estimate their distances.
 
-    rounded (N, D): rows less ``center``, rounded; norms (N,): squared lengths of the centred rows; slack: largest
-    relative length of what the rounding took away.
+    rounded (N, D): rows minus ``center``, rounded; norms (N,): squared norms of the centred rows; slack: the largest
+    relative norm of the rounding error.
     """
 
     rows: Tensor
@@ -34,7 +34,7 @@ class Sketch:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a processor that multiplies it in hardware; GPUs may sum it in bfloat16, which no bound covers."""
+    """bfloat16 on CPUs that multiply it in hardware; GPUs may accumulate in bfloat16, which no bound covers."""
     hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if device.type == "cpu" and hardware else torch.float32
 
@@ -44,7 +44,7 @@ def sketch(rows: Tensor, center: Tensor, dtype: torch.dtype) -> Sketch:
     rounded, norms, slack = torch.empty_like(rows, dtype=dtype), torch.empty(len(rows), device=rows.device), 0.0
     for start in range(0, len(rows), SKETCH_ROWS):
         part = slice(start, start + SKETCH_ROWS)
-        # Distances do not move with the origin, and the bound is smallest around the mean.
+        # Distances do not depend on the origin, and the bound is tightest around the mean.
         centred = rows[part] - center
         rounded[part] = centred
         norms[part] = centred.square().sum(dim=1)
@@ -54,10 +54,10 @@ def sketch(rows: Tensor, center: Tensor, dtype: torch.dtype) -> Sketch:
 
 
 def error_share(first: Sketch, second: Sketch) -> float:
-    """c such that every estimated squared distance is within c (|a|^2 + |b|^2) of the true one, a and b centred.
+    """c such that every estimated squared distance is within c (|a|^2 + |b|^2) of the true one, for centred a and b.
 
-    Cauchy-Schwarz bounds what rounding the rows does to a product, 2^-8 (bfloat16) or 2^-24 rounds the product itself,
-    D 2^-24 its summation, and 2 |a| |b| <= |a|^2 + |b|^2. The last 1e-5 is for the float32 sums made of it.
+    Cauchy-Schwarz bounds the effect of rounding the rows; 2^-8 (bfloat16) or 2^-24 (float32) covers rounding the
+    product, D 2^-24 its summation, and 2 |a| |b| <= |a|^2 + |b|^2. The last 1e-5 covers later float32 sums.
     """
     unit = 2.0**-8 if first.rounded.dtype == torch.bfloat16 else 2.0**-24
     inputs = first.slack + second.slack + first.slack * second.slack
@@ -65,21 +65,21 @@ def error_share(first: Sketch, second: Sketch) -> float:
 
 
 def exact_distances(first: Tensor, second: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """Euclidean distances (P,) of first[i] and second[j] for pairs (i, j), some at a time."""
+    """Euclidean distances (P,) of first[i] and second[j] for pairs (i, j), in chunks."""
     i, j = pairs
-    found = torch.empty(len(i), device=first.device)
+    distances = torch.empty(len(i), device=first.device)
     step = max(1, REFINE_ELEMENTS // first.shape[1])
     for start in range(0, len(i), step):
         part = slice(start, start + step)
         gap = first.index_select(0, i[part]).sub_(second.index_select(0, j[part]))
-        found[part] = torch.linalg.vector_norm(gap, dim=1)
-    return found
+        distances[part] = torch.linalg.vector_norm(gap, dim=1)
+    return distances
 
 
 def kth_bound(upper: Tensor, k: int) -> Tensor:
-    """(R,) a number that at least k entries of each row of ``upper`` (R, M) do not exceed, close to the k-th smallest.
+    """(R,) an upper bound of the k-th smallest entry of each row of ``upper`` (R, M), close to it.
 
-    The k-th smallest of the minima of disjoint groups of columns: reading every column once is all it takes.
+    It is the k-th smallest of the minima of disjoint groups of columns, which takes one pass over the columns.
     """
     columns = upper.shape[1]
     size = max(1, min(GROUP, columns // (4 * k)))
@@ -89,9 +89,9 @@ def kth_bound(upper: Tensor, k: int) -> Tensor:
 
 
 def smallest(pairs: tuple[Tensor, Tensor], distances: Tensor, rows: int, k: int) -> tuple[Tensor, Tensor]:
-    """The k smallest distances of each of ``rows`` rows and their columns, ascending, ties by column: (rows, k) each.
+    """The k smallest distances per row and their columns, ascending, ties by column: (rows, k) each.
 
-    pairs: (row, column), at least k a row, columns ascending within a row.
+    pairs: (row, column), at least k per row, columns ascending within a row.
     """
     i, j = pairs
     order = distances.argsort(stable=True)

@@ -1,35 +1,46 @@
-"""The page of a comparison: one self-contained HTML file."""
+"""A comparison for people: one self-contained HTML page, and a table for the terminal."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-from rarefy.audit.compare import CLASS_METRICS, LEVEL
-from rarefy.audit.page.figures import metric_label
+from rarefy.audit.compare import CLASS_METRICS, LEVEL, ComparedClass, ComparedMetric, CompareResult
+from rarefy.audit.metrics.kinds import metric_label
+from rarefy.audit.page.figures import heat_percent
 from rarefy.audit.page.plots import PlanePoint, plane_plot
-from rarefy.audit.page.templates import render
+from rarefy.audit.page.templates import interval, number, render
 from rarefy.errors import OutputError, bad
 from rarefy.shards.store import Store
 
-# A difference of this much has the full colour.
+# A difference this large has the full colour.
 FULL_COLOUR = 0.2
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class CompareCell:
+    """The first run's value with its baseline (first), or another run's difference from it."""
+
+    first: bool
+    value: float | None
+    floor: float | None = None
+    heat: int = 0
 
 
-def write_page(result: Row, path: str) -> None:
-    """Write the page of ``compare_runs``'s result to a local path or fsspec URL. Raises OutputError where it cannot."""
+def write_page(result: CompareResult, path: str) -> None:
+    """Write the page to a local path or fsspec URL. Raises OutputError if it cannot be written."""
     folder, slash, name = path.rpartition("/")
     if not name:
-        raise OutputError(bad("page", path, "a file to write"))
+        raise OutputError(bad("page", path, "the path of a file"))
+    shown = [metric for metric in CLASS_METRICS if _has_values(result, metric)]
     page = render(
         "compare.html.j2",
         {
             "result": result,
-            "runs": result["runs"],
-            "plane_svg": _plane(result["metrics"], len(result["runs"])),
-            "class_metrics": [(name, metric_label(name)) for name in _class_metrics(result)],
-            "classes": [_heated(row, _class_metrics(result)) for row in result["per_class"]],
+            "runs": result.runs,
+            "footing": result.footing,
+            "plane_svg": _plane(result.metrics, len(result.runs)),
+            "class_metrics": [metric_label(metric) for metric in shown],
+            "classes": [(row.class_name, _cells(row, shown)) for row in result.per_class],
             "level": LEVEL,
             "full_colour": FULL_COLOUR,
         },
@@ -37,36 +48,56 @@ def write_page(result: Row, path: str) -> None:
     Store(folder or slash or ".").write_bytes(name, page)
 
 
-def _plane(metrics: list[Row], runs: int) -> str | None:
-    """The recall-FID plane; None where no audit has both."""
-    recall = next((row for row in metrics if row["metric"] == "recall"), None)
-    fid = next((row for row in metrics if row["metric"].startswith("fid_")), None)
+def table_text(result: CompareResult) -> str:
+    """The table for a terminal: one line per metric, one column per run, with marks for significant differences."""
+    labels = [run.label for run in result.runs]
+    lines = [["", "real images", *labels]]
+    lines += [
+        [row.metric, number(row.floor), *(_cell_text(row, place) for place in range(len(labels)))]
+        for row in result.metrics
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    partial = [f"WARNING: the audit of {run.label} is incomplete" for run in result.runs if run.partial]
+    legend = f"+ better, - worse than {labels[0]} (bootstrap, p < {LEVEL:g}); = neither"
+    return "\n".join([*table, "", *partial, legend])
+
+
+def _cell_text(row: ComparedMetric, place: int) -> str:
+    difference, bounds = row.differences[place], row.intervals[place]
+    mark = ""
+    if difference is not None and difference.p is not None:
+        mark = {True: " +", False: " -", None: " ="}[difference.improved]
+    return number(row.values[place]) + (f" ({interval(bounds)})" if bounds else "") + mark
+
+
+def _plane(metrics: list[ComparedMetric], runs: int) -> str | None:
+    """The plot of recall over FID; None if the audits do not have both."""
+    recall = next((row for row in metrics if row.metric == "recall"), None)
+    fid = next((row for row in metrics if row.metric.startswith("fid_")), None)
     if recall is None or fid is None:
         return None
-    points = [
-        PlanePoint(str(place + 1), *(row["values"][place] for row in (fid, recall)),
-                   *(row["intervals"][place] for row in (fid, recall)))
-        for place in range(runs)
-        if None not in (fid["values"][place], recall["values"][place])
-    ]  # fmt: skip
+    points = []
+    for place in range(runs):
+        x, y = fid.values[place], recall.values[place]
+        if x is not None and y is not None:
+            points.append(PlanePoint(str(place + 1), x, y, fid.intervals[place], recall.intervals[place]))
     real = None
-    if None not in (fid["floor"], recall["floor"]):
-        real = PlanePoint("real", fid["floor"], recall["floor"], fid["floor_interval"], recall["floor_interval"])
+    if fid.floor is not None and recall.floor is not None:
+        real = PlanePoint("real", fid.floor, recall.floor, fid.floor_interval, recall.floor_interval)
     return plane_plot(points, real)
 
 
-def _class_metrics(result: Row) -> list[str]:
-    """Those that any class has a value of."""
-    return [name for name in CLASS_METRICS if any(row[name]["values"][0] is not None for row in result["per_class"])]
+def _has_values(result: CompareResult, metric: str) -> bool:
+    return any(getattr(row, metric).values[0] is not None for row in result.per_class)
 
 
-def _heated(row: Row, metrics: list[str]) -> Row:
-    """The class's name and cells: the first run's value with its floor, then every other run's difference from it."""
+def _cells(row: ComparedClass, metrics: list[str]) -> list[CompareCell]:
+    """For each metric: the first run's value with its baseline, then the other runs' differences."""
     cells = []
     for metric in metrics:
-        found = row[metric]
-        cells.append({"value": found["values"][0], "floor": found["floor"], "gap": None, "first": True})
-        for gap in found["differences"][1:]:
-            heat = 0 if gap is None else round(55 * min(1.0, abs(gap) / FULL_COLOUR))
-            cells.append({"gap": gap, "heat": heat, "more": gap is not None and gap > 0, "first": False})
-    return {"name": row["class_name"], "cells": cells}
+        compared = getattr(row, metric)
+        cells.append(CompareCell(True, compared.values[0], compared.floor))
+        for gap in compared.differences[1:]:
+            cells.append(CompareCell(False, gap, heat=heat_percent(abs(gap or 0.0) / FULL_COLOUR)))
+    return cells

@@ -1,46 +1,94 @@
-"""What the audit's page says, as plain values: verdict, gates, notes, metric tiles and rows, heat of the classes."""
+"""What the audit's page says, as plain values: verdict, gates, notes, metrics, and the class table with its colours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from rarefy.audit.metrics.comparison import METRIC_KINDS, MetricKind
+from rarefy.audit.metrics.kinds import HEADLINE_METRICS, METRIC_KINDS, metric_kind, metric_label, reading_order
 from rarefy.audit.page.templates import EN_DASH, number
-
-Row = dict[str, Any]
+from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry, TailSummary
+from rarefy.gates import WHOLE_SET, GateCheck
 
 CLOSE, USABLE = 0.9, 0.75
 HEADLINES = {
     "close": "Close to real data",
-    "usable": "Usable, short of real data",
+    "usable": "Usable, but short of real data",
     "far": "Far from real data",
     "none": "No real images to compare with",
 }
-TILES = ("recall", "tail_recall", "precision", "coverage", "fid", "on_class_rate")
 FAST_LABELS = {"fid": "FID", "recall": "recall", "confidence": "confidence", "entropy": "entropy"}
-ON_CLASS = MetricKind("On class", "higher", False, "share that the guiding classifier sees as the class asked for")
-# In reading order; what a metric does not say of itself in metrics.json.
-KINDS = {name: (METRIC_KINDS | {"on_class_rate": ON_CLASS})[name] for name in (*TILES, *METRIC_KINDS)}
+FULL_HEAT = 55  # percent of the colour
+SMALL_SET = 5000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """level: close, usable, far or none."""
+
+    level: str
+    headline: str
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class GateView:
+    """A gate in words. scope: empty for the whole set."""
+
+    label: str
+    scope: str
+    required: str
+    value: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class MetricView:
+    """reached: the fraction of the real baseline that is reached, None where that has no meaning; tile: a headline."""
+
+    name: str
+    label: str
+    meaning: str
+    reached: float | None
+    tile: bool
+    entry: MetricEntry
 
 
 @dataclass(frozen=True)
 class ClassColumn:
-    """A column of the class table. beside: the real images' value; heat: how a cell's colour is found.
+    """A column of the class table. baseline: the column of the real images; heat: how a cell's colour is computed.
 
-    short: how far the value is below the one beside it; distance: the value over half of its histogram's range.
+    short: how far the value is below its baseline; distance: the value over half of its histogram's range.
     """
 
     key: str
     label: str
-    beside: str | None = None
+    baseline: str | None = None
     heat: str | None = None
     hint: str = ""
 
 
+@dataclass(frozen=True)
+class ClassCell:
+    """heat: percent of the colour."""
+
+    value: float | None
+    baseline: float | None
+    interval: list[float] | None
+    heat: int
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """columns: those with any value; rows: the name of each class and its cells."""
+
+    columns: list[ClassColumn]
+    rows: list[tuple[str, list[ClassCell]]]
+
+
 CLASS_COLUMNS = (
-    ClassColumn("count", "Images", "planned", "short", "small: as many as planned, where it is another number"),
-    ClassColumn("acceptance_rate", "Accepted", hint="kept / drawn by the manifest's filter"),
+    ClassColumn("count", "Images", "planned", "short", "small number: images planned, if different"),
+    ClassColumn("acceptance_rate", "Accepted", hint="images kept / images drawn by the manifest's filter"),
     ClassColumn("recall", "Recall", "recall_floor", "short"),
     ClassColumn("coverage", "Coverage", "coverage_floor", "short"),
     ClassColumn("precision", "Precision"),
@@ -52,151 +100,136 @@ CLASS_COLUMNS = (
 )
 
 
-def verdict(result: Row) -> Row:
-    """level (close, usable, far, none), headline and sentences. The ratio is to as many real images' own value."""
-    metrics = result["metrics"]
-    if "recall" not in metrics:
-        lines = ["Give the audit a folder of real images for recall and precision with their floor."]
-        return {"level": "none", "headline": HEADLINES["none"], "lines": lines}
-    recall, precision, tail, rarity = (metrics[name] for name in ("recall", "precision", "tail_recall", "rarity"))
+def verdict(result: AuditResult) -> Verdict:
+    """Judge the set by the worse of recall and precision, each relative to its real baseline."""
+    metrics, tail = result.metrics, result.tail
+    if tail is None:
+        lines = ["Give the audit a folder of real images to measure recall and precision with their real baselines."]
+        return Verdict("none", HEADLINES["none"], lines)
+    recall, precision, tail_recall, rarity = (metrics[k] for k in ("recall", "precision", "tail_recall", "rarity"))
     worst = min(_ratio(recall), _ratio(precision))
     level = "close" if worst >= CLOSE else "usable" if worst >= USABLE else "far"
     lines = [
-        f"The set reaches {_percent(recall['value'])} of the real test images; as many real images reach "
-        f"{_percent(recall['floor'])}. {_tail_words(result['tail'])} it reaches {_percent(tail['value'])} "
-        f"(real: {_percent(tail['floor'])}).",
-        f"{_percent(precision['value'])} of its images lie within the real data "
-        f"(real: {_percent(precision['floor'])}); the mean rarity of those is {number(rarity['value'])} "
-        f"(real: {number(rarity['floor'])}).",
+        f"The set covers {_percent(recall.value)} of the real test images; the same number of real images covers "
+        f"{_percent(recall.floor)}. {_tail_words(tail)} it covers {_percent(tail_recall.value)} "
+        f"(real images: {_percent(tail_recall.floor)}).",
+        f"{_percent(precision.value)} of its images lie within the real data "
+        f"(real images: {_percent(precision.floor)}); their mean rarity is {number(rarity.value)} "
+        f"(real images: {number(rarity.floor)}).",
     ]
-    return {"level": level, "headline": HEADLINES[level], "lines": lines}
+    return Verdict(level, HEADLINES[level], lines)
 
 
-def gate_views(gates: list[Row]) -> list[Row]:
-    """The manifest's gates in words, failed ones first."""
+def gate_views(gates: list[GateCheck]) -> list[GateView]:
+    """The gates in words, failed ones first."""
     views = [
-        {
-            "label": metric_label(gate["metric"]),
-            "scope": "" if gate["scope"] == "all" else gate["scope"],
-            "wanted": f"{'at least' if gate['bound'] == 'min' else 'at most'} {gate['limit']:g}",
-            "value": gate["value"],
-            "passed": gate["passed"],
-        }
+        GateView(
+            label=metric_label(gate.metric),
+            scope="" if gate.scope == WHOLE_SET else gate.scope,
+            required=f"{'at least' if gate.bound == 'min' else 'at most'} {gate.limit:g}",
+            value=gate.value,
+            passed=gate.passed,
+        )
         for gate in gates
     ]
-    return sorted(views, key=lambda view: bool(view["passed"]))
+    return sorted(views, key=lambda view: view.passed)
 
 
-def notes(result: Row) -> list[str]:
+def notes(result: AuditResult) -> list[str]:
     """What a reader must know before quoting the numbers."""
-    run, found = result["provenance"], []
-    entry = result["metrics"].get("recall")
-    if not run["sealed"]:
-        found.append(f"The data set is not sealed: {run['committed']:,} of {run['planned']:,} images are committed.")
-    if run["measured"] < run["committed"]:
-        found.append(f"Measured on {run['measured']:,} of {run['committed']:,} images, shards at even distances.")
-    if run["not_accepted"]:
-        found.append(f"{run['not_accepted']:,} images did not pass the manifest's filter and were kept.")
-    if entry and entry["generated_count"] != entry["floor_count"]:
-        found.append(
-            f"The floor has {entry['floor_count']:,} real images against {entry['generated_count']:,} generated ones."
+    run, lines = result.provenance, []
+    recall = result.metrics.get("recall")
+    if not run.sealed:
+        lines.append(f"The data set is not sealed: {run.committed:,} of {run.planned:,} images are committed.")
+    if run.measured < run.committed:
+        lines.append(f"Measured on {run.measured:,} of {run.committed:,} images, from evenly spaced shards.")
+    if run.not_accepted:
+        lines.append(f"{run.not_accepted:,} images did not pass the manifest's filter and were kept.")
+    if recall and recall.generated_count != recall.floor_count:
+        lines.append(
+            f"The real baseline has {recall.floor_count:,} images, the generated set {recall.generated_count:,}."
         )
-    if run["precision"] == "fast":
-        found.append(_fast_words(run["fast_errors"]))
-    if entry and entry["generated_count"] < 5000:
-        found.append(
-            "With few images FID is biased upward and coverage downward: read both beside the floor of the same count, "
-            "never beside published numbers."
+    if run.precision == "fast":
+        lines.append(_fast_words(run.fast_errors))
+    if recall and recall.generated_count < SMALL_SET:
+        lines.append(
+            "With few images FID is biased upward and coverage downward: compare both with the real baseline of the "
+            "same size, never with published numbers."
         )
-    return found
+    return lines
 
 
-def _fast_words(errors: Row | None) -> str:
-    """What bfloat16 does to the model's images, as measured on an embedded one."""
-    mode = "Sampled in fast (bfloat16 where the device multiplies it)"
+def metric_views(metrics: dict[str, MetricEntry]) -> list[MetricView]:
+    """Every metric in reading order."""
+    views = []
+    for name in reading_order(metrics):
+        kind = METRIC_KINDS.get(metric_kind(name))
+        meaning, tile = kind.meaning if kind else "", metric_kind(name) in HEADLINE_METRICS
+        views.append(MetricView(name, metric_label(name), meaning, _reached(metrics[name]), tile, metrics[name]))
+    return views
+
+
+def class_table(result: AuditResult) -> ClassTable:
+    """The class table of the page."""
+    classes = result.per_class
+    columns = [column for column in CLASS_COLUMNS if any(getattr(row, column.key) is not None for row in classes)]
+    ranges = {name: table.edges[-1] for name, table in result.histograms.items()}
+    return ClassTable(
+        columns, [(row.class_name, [_cell(row, column, ranges) for column in columns]) for row in classes]
+    )
+
+
+def heat_percent(strength: float) -> int:
+    """Percent of the colour for a strength from 0 to 1; values beyond are clipped."""
+    return round(FULL_HEAT * min(1.0, max(0.0, strength)))
+
+
+def _cell(row: ClassRow, column: ClassColumn, ranges: dict[str, float]) -> ClassCell:
+    value = getattr(row, column.key)
+    baseline = getattr(row, column.baseline) if column.baseline else None
+    strength = 0.0
+    if value is not None and column.heat == "distance":
+        strength = 2 * value / ranges[column.key.removesuffix("_w1")]
+    elif value is not None and column.heat == "short" and baseline:
+        strength = 1 - value / baseline
+    if column.key == "count" and baseline == value:
+        baseline = None
+    return ClassCell(value, baseline, getattr(row, f"{column.key}_interval", None), heat_percent(strength))
+
+
+def _fast_words(errors: dict[str, Any] | None) -> str:
+    """What bfloat16 changes in the model's images, as measured for an embedded model."""
+    mode = "Sampled in fast mode (bfloat16 where the device supports it)"
     if errors is None:
-        return f"{mode}, whose error against exact was not measured for this model."
+        return f"{mode}; its error against exact mode was not measured for this model."
     (eps_low, eps_high), (low, high) = errors["eps"], errors["gradient"]
     changes = ", ".join(
-        f"{FAST_LABELS[name]} {entry['difference']:+.2g} (deviation over seeds {number(entry['std'])})"
+        f"{FAST_LABELS[name]} {entry['difference']:+.2g} (standard deviation over seeds {number(entry['std'])})"
         for name, entry in errors["metrics"].items()
     )
     return (
-        f"{mode}. Against exact, at worst over all guidance terms on this model: eps off by "
+        f"{mode}. Against exact mode, in the worst case over all guidance terms of this model: eps differs by "
         f"{eps_low:.1%} to {eps_high:.1%} of its norm, the guidance by {low:.1%} to {high:.1%}, "
         f"{errors['pixels_above_1']:.1%} of the pixels by more than one level; {changes}."
     )
 
 
-def metric_views(metrics: dict[str, Row]) -> list[Row]:
-    """Every metric in reading order: its entry, label, meaning, share of the floor reached, whether it is a tile."""
-    order = list(KINDS)
-    known = sorted(metrics, key=lambda name: order.index(_kind(name)) if _kind(name) in KINDS else len(order))
-    return [metrics[name] | _view(name, metrics[name]) for name in known]
+def _tail_words(tail: TailSummary) -> str:
+    if tail.rule == "keys":
+        return f"Of the {tail.count:,} listed images"
+    return f"Of the {tail.share:.0%} {'rarest' if tail.rule == 'avgknn' else 'with the lowest confidence'}"
 
 
-def _view(name: str, entry: Row) -> Row:
-    kind = KINDS.get(_kind(name))
-    return {
-        "name": name,
-        "label": metric_label(name),
-        "meaning": kind.meaning if kind else "",
-        "reached": _reached(entry),
-        "sample_count": entry.get("sample_count"),
-        "tile": _kind(name) in TILES,
-    }
-
-
-def metric_label(name: str) -> str:
-    """What people call a metric of metrics.json; its own name where the page does not know it."""
-    kind = KINDS.get(_kind(name))
-    return kind.label if kind else name
-
-
-def class_table(result: Row) -> Row:
-    """columns (those with any value) and rows: the class's name and cells of value, beside and heat (percent)."""
-    classes = result["per_class"]
-    columns = [column for column in CLASS_COLUMNS if any(row.get(column.key) is not None for row in classes)]
-    ranges = {name: table["edges"][-1] for name, table in result["histograms"].items()}
-    rows = [{"name": row["class_name"], "cells": [_cell(row, column, ranges) for column in columns]} for row in classes]
-    return {"columns": columns, "rows": rows}
-
-
-def _cell(row: Row, column: ClassColumn, ranges: dict[str, float]) -> Row:
-    value = row.get(column.key)
-    beside = row.get(column.beside) if column.beside else None
-    heat = 0.0
-    if value is not None and column.heat == "distance":
-        heat = 2 * value / ranges[column.key.removesuffix("_w1")]
-    elif value is not None and column.heat == "short" and beside:
-        heat = 1 - value / beside
-    if column.key == "count" and beside == value:
-        beside = None
-    interval = row.get(f"{column.key}_interval")
-    return {"value": value, "beside": beside, "interval": interval, "heat": round(55 * min(1.0, max(0.0, heat)))}
-
-
-def _tail_words(tail: Row) -> str:
-    if tail["rule"] == "keys":
-        return f"Of the {tail['count']:,} that were listed"
-    return f"Of the {tail['share']:.0%} {'rarest' if tail['rule'] == 'avgknn' else 'least confident'}"
-
-
-def _kind(name: str) -> str:
-    """fid and kid carry the extractor's name after theirs."""
-    return next((kind for kind in ("fid", "kid") if name.startswith(f"{kind}_")), name)
-
-
-def _reached(entry: Row) -> float | None:
-    """value / floor where higher is better, floor / value where lower is, None where neither; at most 1 is drawn."""
-    value, floor = entry["value"], entry["floor"]
-    if value is None or floor is None or value <= 0 or floor <= 0 or entry["better"] == "neither":
+def _reached(entry: MetricEntry) -> float | None:
+    """value / baseline if higher is better, baseline / value if lower is."""
+    value, baseline = entry.value, entry.floor
+    if baseline is None or value <= 0 or baseline <= 0 or entry.better == "neither":
         return None
-    return float(value / floor if entry["better"] == "higher" else floor / value)
+    return value / baseline if entry.better == "higher" else baseline / value
 
 
-def _ratio(entry: Row) -> float:
-    return float(entry["value"] / entry["floor"]) if entry["floor"] else 0.0
+def _ratio(entry: MetricEntry) -> float:
+    return entry.value / entry.floor if entry.floor else 0.0
 
 
 def _percent(value: float | None) -> str:

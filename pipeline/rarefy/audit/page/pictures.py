@@ -1,63 +1,89 @@
-"""Images on the page: inline, in groups a class, in pairs, and the contact sheet beside it."""
+"""Images on the page: inline, grouped by class or paired with what they copy; and the contact sheet."""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import Any
+from dataclasses import dataclass, field
 
 from PIL import Image
 
-# Beyond this many bytes or pixels an image is shown as a thumbnail, or a page of 256 px images would weigh as much as
-# a shard.
+from rarefy.audit.schema import ClassRow, SuspectedCopy
+from rarefy.audit.tables import CopyImages, RarestImage
+
+# An image beyond this many bytes or pixels is shown as a thumbnail, or a page of 256 px images would be as large as a
+# shard.
 HEAVY, THUMBNAIL = 6_000, 128
 SHEET_CELL = 56
 SHEET_GAP = 28
 COPY_KINDS = {
-    "reference": "real image",
-    "held-out": "held-out real image",
-    "exact": "the same pixels as",
+    "reference": "close to real image",
+    "held-out": "close to held-out real image",
+    "exact": "same pixels as",
     "near": "nearly the same as",
 }
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class RarestCell:
+    """One of the rarest images. off_class: the classifier predicts another class."""
+
+    image: RarestImage
+    uri: str
+    nearest_uri: str | None
+    off_class: bool
 
 
-def rarest_groups(rows: list[Row], classes: list[Row]) -> list[Row]:
-    """One entry a class: its name and both sides' cells, rarest first, each with its image and nearest real image."""
-    names = {row["class_id"]: row["class_name"] for row in classes}
-    groups: dict[int, Row] = {}
-    for row in sorted(rows, key=lambda row: (row["class_id"], row["rank"])):
-        class_id = row["class_id"]
-        group = groups.setdefault(class_id, {"name": names[class_id], "generated": [], "real": []})
-        seen = row["predicted_id"]
-        nearest = None if row["nearest_png"] is None else data_uri(row["nearest_png"])
-        cell = {"uri": data_uri(row["png"]), "nearest_uri": nearest, "off_class": seen not in (None, class_id)}
-        group[row["side"]].append(row | cell)
+@dataclass(frozen=True)
+class RarestGroup:
+    """The rarest images of one class, rarest first."""
+
+    name: str
+    generated: list[RarestCell] = field(default_factory=list)
+    real: list[RarestCell] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CopyView:
+    """A suspected copy in words, with both images if they are available."""
+
+    copy: SuspectedCopy
+    class_name: str
+    what: str
+    uri: str | None
+    other_uri: str | None
+
+
+def rarest_groups(images: list[RarestImage], classes: list[ClassRow]) -> list[RarestGroup]:
+    """One group per class, by class id."""
+    names = {row.class_id: row.class_name for row in classes}
+    groups: dict[int, RarestGroup] = {}
+    for image in sorted(images, key=lambda image: (image.class_id, image.rank)):
+        group = groups.setdefault(image.class_id, RarestGroup(names[image.class_id]))
+        off_class = image.predicted_id not in (None, image.class_id)
+        nearest = None if image.nearest_png is None else data_uri(image.nearest_png)
+        cell = RarestCell(image, data_uri(image.png), nearest, off_class)
+        (group.generated if image.side == "generated" else group.real).append(cell)
     return list(groups.values())
 
 
-def copy_views(copies: list[Row], images: list[Row], classes: list[Row]) -> list[Row]:
-    """The suspected copies in the audit's order, each with both images where copies.parquet has them."""
-    names = {row["class_id"]: row["class_name"] for row in classes}
-    found = {(image["key"], image["other"]): image for image in images}
-    views = []
-    for copy in copies:
-        image = found.get((copy["key"], copy["other"]), {"png": None, "other_png": None})
-        views.append(
-            copy
-            | {
-                "class_name": names.get(copy["class_id"], str(copy["class_id"])),
-                "what": COPY_KINDS[copy["kind"]],
-                "uri": data_uri(image["png"]) if image["png"] else None,
-                "other_uri": data_uri(image["other_png"]) if image["other_png"] else None,
-            }
+def copy_views(copies: list[SuspectedCopy], images: list[CopyImages], classes: list[ClassRow]) -> list[CopyView]:
+    """The suspected copies in the audit's order."""
+    names = {row.class_id: row.class_name for row in classes}
+    uris = {(image.key, image.other): (data_uri(image.png), data_uri(image.other_png)) for image in images}
+    return [
+        CopyView(
+            copy,
+            names.get(copy.class_id, str(copy.class_id)),
+            COPY_KINDS[copy.kind],
+            *uris.get((copy.key, copy.other), (None, None)),
         )
-    return views
+        for copy in copies
+    ]
 
 
 def data_uri(png: bytes) -> str:
-    """The image inline: the PNG itself where it is small, else a WebP thumbnail."""
+    """The image inline: the PNG itself if it is small, else a WebP thumbnail."""
     with Image.open(io.BytesIO(png)) as image:
         if len(png) <= HEAVY and max(image.size) <= THUMBNAIL:
             return "data:image/png;base64," + base64.b64encode(png).decode()
@@ -68,15 +94,15 @@ def data_uri(png: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def contact_sheet(groups: list[Row]) -> bytes:
-    """PNG: one line a class, its rarest generated images on the left, the rarest real ones on the right."""
-    across = {side: max(len(group[side]) for group in groups) for side in ("generated", "real")}
-    right = across["generated"] * SHEET_CELL + SHEET_GAP
-    sheet = Image.new("RGB", (right + across["real"] * SHEET_CELL, len(groups) * SHEET_CELL), "white")
+def contact_sheet(groups: list[RarestGroup]) -> bytes:
+    """PNG with one line per class: its rarest generated images on the left, the rarest real ones on the right."""
+    right = max(len(group.generated) for group in groups) * SHEET_CELL + SHEET_GAP
+    width = right + max(len(group.real) for group in groups) * SHEET_CELL
+    sheet = Image.new("RGB", (width, len(groups) * SHEET_CELL), "white")
     for line, group in enumerate(groups):
-        for side, left in (("generated", 0), ("real", right)):
-            for place, cell in enumerate(group[side]):
-                with Image.open(io.BytesIO(cell["png"])) as image:
+        for cells, left in ((group.generated, 0), (group.real, right)):
+            for place, cell in enumerate(cells):
+                with Image.open(io.BytesIO(cell.image.png)) as image:
                     tile = image.convert("RGB").resize((SHEET_CELL, SHEET_CELL), _resampling(image.width))
                 sheet.paste(tile, (left + place * SHEET_CELL, line * SHEET_CELL))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Plots for the pages: matplotlib's SVG made fit to stand inline, its colours the page's own light and dark ones."""
+"""Plots for the pages: matplotlib's SVG, adapted for inlining, in the page's own light and dark colours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
-# matplotlib draws in these colours; in the page they are custom properties, which follow the reader's scheme.
+from rarefy.audit.metrics.summary import Histogram
+from rarefy.audit.schema import FeatureMap
+
+# matplotlib draws in these colours; the page replaces them by custom properties, which follow the reader's scheme.
 SET, REAL, RULE, INK = "#0101f1", "#f10101", "#01f101", "#f1f101"
 VARIABLES = {SET: "var(--set)", REAL: "var(--real)", RULE: "var(--rule)", INK: "var(--soft)"}
 STYLE: dict[Any, Any] = {
@@ -40,15 +43,13 @@ STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
     "path.simplify": False,
 }
-# The metadata block that matplotlib writes names web addresses; the page has none.
+# matplotlib's metadata block contains web addresses; the page must not.
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PlanePoint:
-    """One point of the recall-FID plane with its 95% intervals, where there are any; mark: a short text beside it."""
+    """A point of the recall-FID plot with its 95% intervals, if there are any; mark: a short label."""
 
     mark: str
     fid: float
@@ -57,27 +58,29 @@ class PlanePoint:
     recall_interval: Sequence[float] | None
 
 
-def histogram_plot(name: str, table: Row) -> str:
-    """A histogram of metrics.json: the generated set filled, the reference as an outline over it."""
+def histogram_plot(name: str, table: Histogram) -> str:
+    """A histogram: the generated set filled (it must have values), the reference as an outline on top."""
 
     def paint(axes: Axes) -> None:
-        axes.stairs(table["generated"], table["edges"], fill=True, color=SET, alpha=0.6)
-        if table["reference"] is not None:
-            axes.stairs(table["reference"], table["edges"], baseline=None, color=REAL, linewidth=2)
+        assert table.generated is not None
+        axes.stairs(table.generated, table.edges, fill=True, color=SET, alpha=0.6)
+        if table.reference is not None:
+            axes.stairs(table.reference, table.edges, baseline=None, color=REAL, linewidth=2)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(3))
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+        axes.yaxis.set_major_formatter(lambda fraction, _: f"{100 * fraction:.3g}%")
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
     return _draw(name, f"Histogram of {name}, generated and real", (360, 190), paint)
 
 
-def map_plot(points: Row) -> str:
-    """The 2-D map: every real image a pale dot, every generated one over it; one layer a class (map-SIDE-CLASS)."""
+def map_plot(points: FeatureMap) -> str:
+    """The 2-D map: generated images drawn over real ones, with one layer per side and class (map-SIDE-CLASS)."""
 
     def paint(axes: Axes) -> None:
-        for side, colour, size, alpha in (("real", REAL, 3.4, 0.5), ("generated", SET, 2.8, 0.75)):
-            for class_id, places in _by_class(points[side]).items():
+        sides = (("real", points.real, REAL, 3.4, 0.5), ("generated", points.generated, SET, 2.8, 0.75))
+        for side, rows, colour, size, alpha in sides:
+            for class_id, places in _by_class(rows).items():
                 layer = _dots(places, colour, size, alpha)
                 layer.set_gid(f"map-{side}-{class_id}")
                 axes.add_patch(layer)
@@ -88,7 +91,7 @@ def map_plot(points: Row) -> str:
 
 
 def plane_plot(runs: Sequence[PlanePoint], real: PlanePoint | None) -> str:
-    """Recall over FID: the runs by number with their intervals, the real images' floor as a diamond."""
+    """Recall over FID: one numbered point per run with its intervals, and the real baseline as a diamond."""
 
     def paint(axes: Axes) -> None:
         for run in runs:
@@ -104,7 +107,7 @@ def plane_plot(runs: Sequence[PlanePoint], real: PlanePoint | None) -> str:
         axes.set_ylabel("Recall (higher is better)")
         axes.grid(visible=True, axis="both")
 
-    return _draw("plane", "Recall over FID, one point a run", (420, 300), paint)
+    return _draw("plane", "Recall over FID, one point per run", (420, 300), paint)
 
 
 def _point(axes: Axes, point: PlanePoint, colour: str, marker: str) -> None:
@@ -115,21 +118,21 @@ def _point(axes: Axes, point: PlanePoint, colour: str, marker: str) -> None:
 
 
 def _by_class(rows: Sequence[Sequence[Any]]) -> dict[int, list[tuple[float, float]]]:
-    found: dict[int, list[tuple[float, float]]] = {}
+    places: dict[int, list[tuple[float, float]]] = {}
     for x, y, class_id, *_ in rows:
-        found.setdefault(int(class_id), []).append((x, y))
-    return found
+        places.setdefault(int(class_id), []).append((x, y))
+    return places
 
 
 def _dots(places: Sequence[tuple[float, float]], colour: str, size: float, alpha: float) -> PathPatch:
-    """Round-capped lines of no length in one path: a quarter of the bytes of a marker a point."""
+    """Round-capped lines of zero length in one path: a quarter of the bytes of one marker per point."""
     vertices = [place for place in places for _ in range(2)]
     codes = [Path.MOVETO, Path.LINETO] * len(places)
     return PathPatch(Path(vertices, codes), fill=False, edgecolor=colour, linewidth=size, alpha=alpha, capstyle="round")
 
 
 def _draw(name: str, label: str, size: tuple[int, int], paint: Callable[[Axes], None]) -> str:
-    """SVG text of one plot, ``size`` in CSS pixels at full width."""
+    """The SVG text of one plot; size: in CSS pixels at full width."""
     with rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         axes = figure.add_subplot()
@@ -142,14 +145,14 @@ def _draw(name: str, label: str, size: tuple[int, int], paint: Callable[[Axes], 
 
 
 def _inline(svg: str, label: str) -> str:
-    """Drop what only a file of its own needs, shorten coordinates, put the page's colours in."""
+    """Drop what only a separate file needs, shorten coordinates, insert the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", svg)
     svg = re.sub(r'\sid="[\w.]+_\d+"', "", svg)
-    # Within the tags alone: a tick's own number stays as it is.
+    # Only within tags: the text of a tick stays as it is.
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _shorter, tag[0]), svg)
     svg = re.sub(r' transform="rotate\(-?0 [^"]*"| ?font-family: [^;"]*;', "", svg)
-    # An inline <style> would hold for the whole page.
+    # An inline <style> would apply to the whole page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     for colour, variable in VARIABLES.items():

@@ -1,4 +1,4 @@
-"""What both pages are rendered with: one environment, one script, numbers for people."""
+"""Renders the pages' templates, and formats numbers for people."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EN_DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 def render(template: str, values: Mapping[str, Any]) -> bytes:
-    """A page of this folder's template as UTF-8; names are escaped, a missing value is an error.
+    """Render a template of this folder as UTF-8. Values are escaped; a missing value is an error.
 
-    The page's Content-Security-Policy allows its own script by hash and nothing from outside.
+    The page's Content-Security-Policy allows its own script, by hash, and nothing else.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -34,7 +34,7 @@ def render(template: str, values: Mapping[str, Any]) -> bytes:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: thousands separated, ``digits`` places below ten, two figures if tiny, a dash for none."""
+    """Format a number: thousands separated, ``digits`` decimals below ten, two figures if tiny, a dash for None."""
     if value is None:
         return EN_DASH
     if isinstance(value, int):
@@ -51,10 +51,10 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(bounds: list[float] | None) -> str:
-    """``low to high``, or nothing where no interval is defined."""
+    """``low to high``, or nothing if there is no interval."""
     return "" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
 
 
 def signed(value: float | None) -> str:
-    """A difference with its sign."""
+    """Format a difference with its sign."""
     return number(value) if value is None or value <= 0 else f"+{number(value)}"

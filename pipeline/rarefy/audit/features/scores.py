@@ -1,4 +1,4 @@
-"""The guiding classifier's view of the real images, to hold the generated ones' confidence and entropy against."""
+"""The guiding classifier's scores for the real images: the baseline for confidence and entropy of generated ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rarefy.models.load import load_models
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """The classifier's view of the real images at t = 0: p(own class), entropy in nats, most probable class."""
+    """The classifier's output for the real images at t = 0: p(own class), entropy in nats, most probable class."""
 
     confidence: NDArray[np.float64]
     entropy: NDArray[np.float64]
@@ -31,7 +31,7 @@ class ReferenceScores:
 def score_reference(
     manifest: Manifest, real: LabelledImages, device: str, batch: int, progress: Callable[[str, int, int], None]
 ) -> ReferenceScores | None:
-    """Score the real images; None where the classifier's weights are not within reach of this machine."""
+    """Score the real images; None if the classifier's weights are not available on this machine."""
     model = manifest.model
     try:
         hashes = (model.checkpoint_sha256, model.classifier_sha256)
@@ -53,9 +53,9 @@ def score_reference(
         ]
         return dict(zip(("confidence", "entropy", "predicted_id"), columns, strict=True))
 
-    found = cached(("scores", models.classifier_sha256, real.sha256()), compute)
+    columns = cached(("scores", models.classifier_sha256, real.sha256()), compute)
     return ReferenceScores(
-        np.asarray(found["confidence"], np.float64),
-        np.asarray(found["entropy"], np.float64),
-        np.asarray(found["predicted_id"], np.int64),
+        np.asarray(columns["confidence"], np.float64),
+        np.asarray(columns["entropy"], np.float64),
+        np.asarray(columns["predicted_id"], np.int64),
     )

@@ -1,0 +1,98 @@
+"""The metrics by name: what each one means, which direction is better, and the order in which people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+NAMED_AFTER_EXTRACTOR = ("fid", "kid")
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """better: higher, lower or neither; uses_k: the value depends on the neighbourhood size k."""
+
+    label: str
+    better: str
+    uses_k: bool
+    meaning: str
+
+
+METRIC_KINDS: dict[str, MetricKind] = {
+    "fid": MetricKind(
+        "FID",
+        "lower",
+        False,
+        "Fréchet distance between the Gaussians of the two sets in feature space; biased upward for small sets",
+    ),
+    "kid": MetricKind("KID", "lower", False, "unbiased kernel distance between the two sets in feature space"),
+    "inception_score": MetricKind(
+        "Inception Score", "higher", False, "how certain the extractor's classifier is, and how many classes it sees"
+    ),
+    "precision": MetricKind("Precision", "higher", True, "fraction of generated images that lie within the real data"),
+    "recall": MetricKind("Recall", "higher", True, "fraction of real test images that the generated set covers"),
+    "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real test images"),
+    "density": MetricKind(
+        "Density", "higher", True, "how deep within the real data the images lie; 1 is as deep as real images"
+    ),
+    "coverage": MetricKind(
+        "Coverage", "higher", True, "fraction of real neighbourhoods that contain at least one generated image"
+    ),
+    "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real test images"),
+    "rarity": MetricKind(
+        "Mean rarity",
+        "higher",
+        True,
+        "mean radius of the smallest real neighbourhood that contains an image; read it together with precision",
+    ),
+    "outside": MetricKind("Outside", "lower", True, "fraction of images outside every real neighbourhood"),
+    "avg_knn": MetricKind(
+        "AvgkNN",
+        "neither",
+        True,
+        "mean distance to the k nearest real images; large in sparse regions and off the data",
+    ),
+    "nearest": MetricKind(
+        "Nearest real",
+        "neither",
+        False,
+        "mean distance to the nearest real image; small suggests copies, large suggests images off the data",
+    ),
+    "lof": MetricKind(
+        "Local outlier factor",
+        "lower",
+        False,
+        "how much sparser the data are around an image than around its neighbours",
+    ),
+    "duplicates": MetricKind(
+        "Duplicates", "lower", True, "fraction of images with an exact or near duplicate in the set"
+    ),
+    "copies": MetricKind("Copies", "lower", True, "fraction of images that look copied from a real image"),
+    "on_class_rate": MetricKind(
+        "On class", "higher", False, "fraction of images that the guiding classifier assigns to the requested class"
+    ),
+}
+HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on_class_rate")
+_READING_ORDER = list(dict.fromkeys((*HEADLINE_METRICS, *METRIC_KINDS)))
+
+
+def metric_name(kind: str, extractor: str) -> str:
+    """The name in metrics.json. FID and KID carry the extractor, so that nobody takes them for Inception's."""
+    return f"{kind}_{extractor.replace('-', '_')}" if kind in NAMED_AFTER_EXTRACTOR else kind
+
+
+def metric_kind(name: str) -> str:
+    """The kind behind a name of metrics.json: ``fid`` for ``fid_efficientnet_lite0``."""
+    return next((kind for kind in NAMED_AFTER_EXTRACTOR if name.startswith(f"{kind}_")), name)
+
+
+def metric_label(name: str) -> str:
+    """The label for people; an unknown name stays as it is."""
+    kind = METRIC_KINDS.get(metric_kind(name))
+    return kind.label if kind else name
+
+
+def reading_order(names: Iterable[str]) -> list[str]:
+    """Names of metrics.json, headline metrics first and unknown ones last."""
+    places = {kind: place for place, kind in enumerate(_READING_ORDER)}
+    return sorted(names, key=lambda name: places.get(metric_kind(name), len(places)))
