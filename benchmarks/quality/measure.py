@@ -1,122 +1,89 @@
-"""One set of images against the real ones: the audit's numbers, and the class by a judge that guides nothing."""
+"""Measures a set of images against real ones: the audit's metrics, and the class according to an independent judge."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from benchmarks.quality.methods import CONDITIONAL
 from rarefy.audit.features.extractors import Extractor, Features, extract_features, kept_features, load_extractor
 from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import Reference, load_reference, match_counts
-from rarefy.audit.metrics.assembly import DEFAULT_K
-from rarefy.audit.metrics.distances import frechet_distance
-from rarefy.audit.metrics.neighbors import Bools, Manifold, build_manifold, find_neighbors
+from rarefy.audit.metrics.assembly import DEFAULT_K, set_metrics
+from rarefy.audit.metrics.neighbors import Manifold, build_manifold
 from rarefy.errors import DataError, bad
 from rarefy.generate.score import score_images
+from rarefy.images import LabelledImages
 from rarefy.manifest import Manifest
 from rarefy.models.adm import Classifier
 from rarefy.models.checkpoint import load_network
-from rarefy.models.folder import library
-from rarefy.plan import shard_names
-from rarefy.shards.index import committed
+from rarefy.models.folder import find_model
 from rarefy.shards.store import Store
 
-FOLDER = "fashion-mnist-28"
-TAIL_SHARE = 0.1  # of the real images, the sparsest by AvgkNN
-JUDGED_AT_ONCE = 500
+BATCH = 500
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What every set is held against, loaded once a process. tail: the rarest tenth of the real images."""
+    """What every set is compared with. The judge guides no sampler."""
 
     extractor: Extractor
     reference: Reference
     real: Manifold
-    tail: Bools
     judge: Classifier
 
 
 @functools.cache
 def yardstick() -> Yardstick:
-    """The embedded reference images with their neighbours, and the judge."""
-    torch.set_num_threads(1)
-    extractor, preset = load_extractor(), library()[FOLDER]
-    reference = load_reference(preset, None)
-    assert reference is not None  # it is embedded
+    """The embedded real images with their neighbours, and the judge."""
+    extractor, folder = load_extractor(), find_model(CONDITIONAL)
+    reference = load_reference(folder, None)
+    assert reference is not None  # it ships with the model
     real = build_manifold(kept_features(reference.real.images, extractor), DEFAULT_K)
-    tail = np.asarray(real.mean_distance >= np.quantile(real.mean_distance, 1 - TAIL_SHARE))
-    judge, _ = load_network(lambda: Classifier(preset.classifier), library()[FOLDER].file("judge"))
-    return Yardstick(extractor, reference, real, tail, judge)
+    judge, _ = load_network(lambda: Classifier(folder.classifier), folder.file("judge"))
+    return Yardstick(extractor, reference, real, judge)
 
 
-def measure_set(root: str, manifest: Manifest) -> dict[str, Any]:
-    """The numbers of a finished run: those of ``compared`` and, from its metadata, the guiding classifier's.
-
-    images_per_s: of one core, from the shards' markers. Raises DataError where a part of the run is missing or damaged.
-    """
-    store = Store(root)
-    run = read_run(store, manifest.total)
+def measure_set(root: str, manifest: Manifest) -> dict[str, float]:
+    """The numbers of a finished run. Raises DataError where a part of it is missing or damaged."""
+    run = read_run(Store(root), manifest.total)
     if run.problems:
-        raise DataError(bad(root, f"{run.problems[0].where}: {run.problems[0].what}", "a whole run"))
-    rows, features = run.measured, extract_features(run.images, yardstick().extractor)
-    markers = committed(store, shard_names(manifest), manifest.digest).values()
-    return compared(features, run.images, rows.class_id) | {
-        "confidence": float(rows.confidence.mean()),
-        "entropy": float(rows.entropy.mean()),
-        "guide_on_class": float((rows.predicted_id == rows.class_id).mean()),
-        "images_per_s": sum(marker.rows for marker in markers) / sum(marker.seconds for marker in markers),
-    }
+        raise DataError(bad(root, f"{run.problems[0].where}: {run.problems[0].what}", "a complete run"))
+    images = LabelledImages(run.images, run.measured.class_id, manifest.preset.class_names)
+    scores = {"confidence": float(run.measured.confidence.mean()), "entropy": float(run.measured.entropy.mean())}
+    return measured(extract_features(run.images, yardstick().extractor), images) | scores
 
 
-def measure_floor(manifest: Manifest) -> dict[str, Any]:
-    """The same of as many real images that are not among those compared with; confidence and entropy of the latter."""
-    found = yardstick()
-    held_out = match_counts(found.reference.held_out, manifest.counts)
-    scores = score_reference(manifest, found.reference.real, "cpu", JUDGED_AT_ONCE, lambda *_: None)
-    assert scores is not None  # the classifier is embedded
-    return compared(kept_features(held_out.images, found.extractor), held_out.images, held_out.labels) | {
+def measure_real(manifest: Manifest) -> dict[str, float]:
+    """The real baseline: equally many held-out real images.
+
+    Scores and on-class rate are the test images', since the judge was trained on the held-out images.
+    """
+    reference = yardstick().reference
+    held_out = match_counts(reference.held_out, manifest.counts)
+    scores = score_reference(manifest, reference.real, "cpu", BATCH, lambda *_: None)
+    assert scores is not None  # the classifier ships with the model
+    return measured(kept_features(held_out.images, yardstick().extractor), held_out) | {
         "confidence": float(scores.confidence.mean()),
         "entropy": float(scores.entropy.mean()),
-        # The judge has learnt from the held-out images: only the test images tell how often it is right.
-        "on_class": on_class(found.reference.real.images, found.reference.real.labels),
+        "on_class": on_class(reference.real),
     }
 
 
-def compared(features: Features, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Metrics of images against the real ones. features: (N, D); images: (N, C, H, W); labels: (N,) classes wanted.
-
-    variance: of the features, summed, as a share of the real images'.
-    """
-    found = yardstick()
-    hood = find_neighbors(build_manifold(features, DEFAULT_K), found.real)
-    return {
-        "count": len(features),
-        "fid": frechet_distance(features, found.real.features),
-        "precision": hood.precision,
-        "recall": hood.recall,
-        "density": hood.density(DEFAULT_K),
-        "coverage": hood.coverage,
-        "tail_recall": float(hood.recalled[found.tail].mean()),
-        "tail_coverage": float(hood.covered[found.tail].mean()),
-        "rarity": float(np.nanmean(hood.rarity)),
-        "avg_knn": float(hood.mean_distance.mean()),
-        "variance": float(features.var(axis=0).sum() / found.real.features.var(axis=0).sum()),
-        "on_class": on_class(images, labels),
-    }
+def measured(features: Features, images: LabelledImages) -> dict[str, float]:
+    """Metrics of images with features (N, D)."""
+    metrics = asdict(set_metrics(features, yardstick().real))
+    return {"count": len(features)} | metrics | {"on_class": on_class(images)}
 
 
-def on_class(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
-    """Share of the images that the judge takes for the class wanted."""
-    judge, hits = yardstick().judge, 0
-    for start in range(0, len(images), JUDGED_AT_ONCE):
-        part = slice(start, start + JUDGED_AT_ONCE)
-        y = torch.from_numpy(labels[part])
-        hits += int((score_images(judge, torch.from_numpy(images[part]), y).predicted_id == y).sum())
+def on_class(images: LabelledImages) -> float:
+    """Fraction of images that the judge assigns to their class."""
+    hits = 0
+    for start in range(0, len(images), BATCH):
+        y = torch.from_numpy(images.labels[start : start + BATCH])
+        scores = score_images(yardstick().judge, torch.from_numpy(images.images[start : start + BATCH]), y)
+        hits += int((scores.predicted_id == y).sum())
     return hits / len(images)
