@@ -10,10 +10,11 @@ from torch import Tensor
 
 from benchmarks.quality.methods import CONDITIONAL, UNCONDITIONAL
 from rarefy.diffusion.sampler import SamplerSettings, image_noise, networks_of, reverse_chain
+from rarefy.execution import load_prepared
 from rarefy.guidance.base import entropy
 from rarefy.guidance.terms import ClassifierGuidance
 from rarefy.models.folder import find_model
-from rarefy.models.load import Models, load_models
+from rarefy.models.load import Models
 from rarefy.plan import sample_seed
 
 MODELS = {"conditional": CONDITIONAL, "unconditional": UNCONDITIONAL}
@@ -31,7 +32,7 @@ def traces(images: int, precision: str = "fast", sampler: SamplerSettings = SAMP
     """
 
     def load(name: str) -> Models:
-        return load_models(find_model(name), None, None, (None, None), torch.device("cpu"), precision)
+        return load_prepared(find_model(name), None, None, (None, None), torch.device("cpu"), precision)
 
     chains = {}
     for name, preset in MODELS.items():
