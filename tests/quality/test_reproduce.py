@@ -71,6 +71,7 @@ def test_real_images_match_themselves_and_the_judge_knows_most_of_them(
     small: measure.Yardstick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "yardstick", lambda: small)
+    monkeypatch.setattr(measure, "BATCH", 25)
     real = small.reference.real
     metrics = measure.measured(small.real.features, real)
     assert metrics["fid"] < 1e-2 and metrics["recall"] == metrics["tail_recall"] == 1.0 and metrics["count"] == 60
@@ -106,8 +107,11 @@ def test_rows_are_made_once(
     assert "images of the final sets: 30 is not 20, as in the rows of" in capsys.readouterr().err
 
 
-def test_a_file_with_another_tail_takes_no_new_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_with_another_tail_takes_no_new_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "results.json"
+    monkeypatch.setattr(reproduce, "add_row", lambda *_: pytest.fail("a row was made"))
     path.write_text(json.dumps(COMMITTED))
     assert reproduce.main(["--out", str(tmp_path / "out"), "--results", str(path), "--seeds", "7"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
