@@ -58,7 +58,7 @@ def test_the_committed_rows_belong_to_the_sets_and_weights_of_today() -> None:
 
 
 def test_guidance_reaches_the_manifest() -> None:
-    (eds,) = final_sets(["eds"], [4], 100)[0].manifest.terms
+    (eds,) = next(final_sets(["eds"], [4], 100)).manifest.terms
     assert isinstance(eds, ClassifierGuidance) and eds.entropy_scaling and eds.scale == 0.25
 
 
@@ -77,7 +77,7 @@ def test_real_images_match_themselves_and_the_judge_knows_most_of_them(
     assert metrics["fid"] < 1e-2 and metrics["recall"] == metrics["tail_recall"] == 1.0 and metrics["count"] == 60
     assert metrics["on_class"] > 0.8
     assert measure.on_class(dataclasses.replace(real, labels=(real.labels + 1) % 10)) < 0.1
-    baseline = measure.measure_real(final_sets(["adm"], [0], 20)[0].manifest)
+    baseline = measure.measure_real(next(final_sets(["adm"], [0], 20)).manifest)
     assert baseline["count"] == 20 and baseline["fid"] > 1 and baseline["on_class"] == metrics["on_class"]
 
 
@@ -124,7 +124,7 @@ def test_a_changed_sampler_is_another_row() -> None:
     other = dataclasses.replace(image_set, guidance=image_set.guidance[:1])
     row = row_of(image_set, {"fid": 1.0})
     assert missing({"final": [row], "sweep": []}, [image_set, other]) == [other]
-    changed, another = (row_of(s, {"fid": 2.0}) for s in (other, final_sets(["adm"], [0], 20)[0]))
+    changed, another = (row_of(s, {"fid": 2.0}) for s in (other, next(final_sets(["adm"], [0], 20))))
     assert with_row([row, another], changed) == [another, changed]
     assert with_row([row], another) == [row, another]
 

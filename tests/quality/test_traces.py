@@ -9,18 +9,13 @@ import torch
 
 from benchmarks.quality import traces
 from rarefy.diffusion.sampler import SamplerSettings, image_noise
-from rarefy.models.folder import find_model
-from rarefy.models.load import load_models
 from rarefy.plan import sample_seed
 
 SHORT = SamplerSettings("dpm-solver++", "logsnr3", 1.0)
 
 
 def test_the_first_step_matches_the_formulas() -> None:
-    plain, ect = (
-        load_models(find_model(f"fashion-mnist-28{end}"), None, None, (None, None), torch.device("cpu"), "exact")
-        for end in ("", "-ect")
-    )
+    plain, ect = (traces.load(name, "exact") for name in ("fashion-mnist-28", "fashion-mnist-28-ect"))
     adm_g, eds = (traces.watch(plain, ect, term, 4, SHORT) for term in (traces.ADM_G, traces.EDS))
     t = torch.full((4,), float(SHORT.chain(plain.preset).schedule.timesteps[-1]))
     x_t = image_noise(plain, [sample_seed(0, y, 0, 0) for y in range(4)])(-1).requires_grad_()
