@@ -1,1 +1,1 @@
-"""The experiment behind docs/RESULTS.md: both papers' samplers on the embedded models, and what is written of it."""
+"""The experiments behind docs/RESULTS.md: the samplers of both papers on the embedded models."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -101,6 +101,7 @@ METHODS: dict[str, tuple[str, Tables]] = {
 """Model and guidance of each sampler in the final table. ``sweep.choose`` picks the values from the sweep."""
 
 
-def final_sets(methods: Sequence[str], seeds: Sequence[int], images: int) -> list[ImageSet]:
+def final_sets(methods: Sequence[str], seeds: Sequence[int], images: int) -> Iterator[ImageSet]:
     """All methods with the first seed, then all with the second: an interrupted experiment has complete seeds."""
-    return [ImageSet("final", method, *METHODS[method], seed, images) for seed, method in product(seeds, methods)]
+    for seed, method in product(seeds, methods):
+        yield ImageSet("final", method, *METHODS[method], seed, images)

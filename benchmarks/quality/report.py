@@ -39,7 +39,7 @@ def _claims(results: Results) -> str:
     """How many claims hold, which do not, and the numbers."""
     judged = claims(results)
     holds, unjudged = (sum(claim.holds is verdict for claim in judged) for verdict in (True, None))
-    failed = [f"- {claim.text} ({claim.measured})" for claim in judged if claim.holds is False]
+    failed = [f"- {claim.text}" for claim in judged if claim.holds is False]
     first = f"{holds} of {len(judged)} claims hold"
     first += f", {unjudged} cannot be judged yet" if unjudged else ""
     first += f"; {len(failed)} {'does' if len(failed) == 1 else 'do'} not:\n" if failed else "."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -47,9 +48,12 @@ def write_results(path: Path, results: Results) -> None:
 
 def identity(image_set: ImageSet) -> dict[str, str]:
     """Everything that a row depends on: the manifest and the files of the networks and the judge."""
-    folder = find_model(image_set.preset)
-    hashes = {role: file_sha256(folder.file(role)) for role in ("unet", "classifier", "judge")}
-    return {"manifest": image_set.manifest.digest} | hashes
+    return {"manifest": image_set.manifest.digest, **_weights(image_set.preset)}
+
+
+@functools.cache
+def _weights(preset: str) -> dict[str, str]:
+    return {role: file_sha256(find_model(preset).file(role)) for role in ("unet", "classifier", "judge")}
 
 
 def missing(results: Results, sets: Sequence[ImageSet]) -> list[ImageSet]:

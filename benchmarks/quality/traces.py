@@ -23,6 +23,11 @@ ADM_G = ClassifierGuidance(scale=1.0)
 EDS = replace(ADM_G, entropy_scaling=True)
 
 
+def load(name: str, precision: str) -> Models:
+    """An embedded model, on the CPU."""
+    return load_prepared(find_model(name), None, None, (None, None), torch.device("cpu"), precision)
+
+
 def traces(images: int, precision: str = "fast", sampler: SamplerSettings = SAMPLER) -> dict[str, Any]:
     """Curves for both models with the plain classifier and with the one trained with ECT.
 
@@ -30,13 +35,9 @@ def traces(images: int, precision: str = "fast", sampler: SamplerSettings = SAMP
     "gradient": {"adm-g", "eds", "eds-ect"}}}}. A curve is {"mean": one value per time step in "t"}, over the images;
     entropies are in nats, at the states of ADM-G's chain; gradient is the norm of the guidance G(x_t).
     """
-
-    def load(name: str) -> Models:
-        return load_prepared(find_model(name), None, None, (None, None), torch.device("cpu"), precision)
-
     chains = {}
     for name, preset in MODELS.items():
-        plain, ect = load(preset), load(f"{preset}-ect")
+        plain, ect = load(preset, precision), load(f"{preset}-ect", precision)
         adm_g = watch(plain, ect, ADM_G, images, sampler)
         norms = {"adm-g": adm_g, "eds": watch(plain, ect, EDS, images, sampler),
                  "eds-ect": watch(ect, plain, EDS, images, sampler)}  # fmt: skip

@@ -1,108 +1,140 @@
-"""The experiment's job: its sets are runs of their own, its rows are made once and say what was measured."""
+"""The experiment: its sets are ordinary runs, its rows are made once, and results that differ are never mixed."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from benchmarks.quality.choice import RULES, choose, effective
-from benchmarks.quality.measure import compared, measure_floor, on_class, yardstick
-from benchmarks.quality.methods import METHODS, final_sets, sweep_sets
-from jobs import reproduce
-from rarefy.audit.features.extractors import kept_features
-from rarefy.audit.inputs.reference import read_embedded
+from benchmarks.quality import measure, reproduce
+from benchmarks.quality.embed import first_per_class
+from benchmarks.quality.methods import METHODS, ImageSet, final_sets
+from benchmarks.quality.results import missing, read_results, row_of, with_row
+from benchmarks.quality.sweep import choose, effective, sweep_sets
+from benchmarks.quality.traces import SAMPLER, traces
+from rarefy.audit.features.extractors import extract_features, load_extractor
+from rarefy.audit.inputs.reference import Reference, load_reference, match_counts
+from rarefy.audit.metrics.neighbors import build_manifold
 from rarefy.guidance.terms import ClassifierGuidance
+from rarefy.models.adm import Classifier
+from rarefy.models.checkpoint import load_network
 from rarefy.models.folder import find_model
 
-METRICS = {
-    "fid", "precision", "recall", "density", "coverage", "tail_recall", "tail_coverage", "rarity", "avg_knn",
-    "variance", "confidence", "entropy", "on_class",
-}  # fmt: skip
+MODEL = find_model("fashion-mnist-28")
+COMMITTED = read_results(reproduce.DOCS / "results.json")
+
+
+@pytest.fixture(scope="module")
+def small() -> measure.Yardstick:
+    """The yardstick with 6 real images per class."""
+    embedded, extractor = load_reference(MODEL, None), load_extractor()
+    assert embedded is not None
+    real, held_out = (match_counts(part, dict.fromkeys(range(10), 6)) for part in (embedded.real, embedded.held_out))
+    judge, _ = load_network(lambda: Classifier(MODEL.classifier), MODEL.file("judge"))
+    manifold = build_manifold(extract_features(real.images, extractor), 3)
+    return measure.Yardstick(extractor, Reference(real, held_out, "six per class"), manifold, judge)
+
+
+def short_sets(methods: list[str], seeds: list[int], images: int) -> list[ImageSet]:
+    return [dataclasses.replace(image_set, steps=3) for image_set in final_sets(methods, seeds, images)]
 
 
 def test_every_set_is_a_manifest_of_its_own() -> None:
-    sets = [*final_sets(list(METHODS), [0, 1, 2], 5000), *sweep_sets(1000)]
-    assert len({s.folder for s in sets}) == len({s.manifest.digest for s in sets}) == len(sets)
-    assert {s.manifest.total for s in sets} == {5000, 1000}
+    sets = [*final_sets(list(METHODS), [0, 1, 2], 5000), *sweep_sets(COMMITTED["sweep"], 1000)]
+    assert len({s.folder for s in sets}) == len({s.manifest.digest for s in sets}) == len(sets) == 194
     assert all(set(s.manifest.counts.values()) == {s.images // 10} for s in sets)
     assert all(s.manifest.preset.name == s.preset for s in sets)
+    assert not {s.seed for s in sets if s.part == "sweep"} & {s.seed for s in sets if s.part == "final"}
+
+
+def test_the_committed_rows_belong_to_the_sets_and_weights_of_today() -> None:
+    sets = reproduce.requested(reproduce.parse(["--stages", "sweep,final"]))
+    assert len(sets) == len(COMMITTED["final"]) + len(COMMITTED["sweep"])
+    assert missing(COMMITTED, sets) == []
+    assert [row["sampler"] for row in COMMITTED["sweep"]] == [s.sampler for s in sets if s.part == "sweep"]
 
 
 def test_guidance_reaches_the_manifest() -> None:
-    (eds,) = next(s for s in final_sets(["eds"], [4], 100)).manifest.terms
-    assert isinstance(eds, ClassifierGuidance) and eds.entropy_scaling
-    assert METHODS["adm"][1] == () and METHODS["eds-ect"][1] == METHODS["eds"][1]
+    (eds,) = next(final_sets(["eds"], [4], 100)).manifest.terms
+    assert isinstance(eds, ClassifierGuidance) and eds.entropy_scaling and eds.scale == 0.25
 
 
-def test_the_sweep_never_sees_the_seeds_of_the_final_table() -> None:
-    assert not {image_set.seed for image_set in sweep_sets(1000)} & set(reproduce.parse([]).seeds)
+def test_the_final_values_follow_from_the_sweep() -> None:
+    chosen = choose(COMMITTED)
+    assert len(chosen) == 11 and chosen == {method: effective(METHODS[method][1]) for method in chosen}
 
 
-def test_the_final_tables_values_follow_from_the_sweep() -> None:
-    chosen = choose(reproduce.read_results(Path(reproduce.__file__).parents[2] / "docs/results.json"))
-    assert chosen == {method: effective(METHODS[method][1]) for method in RULES}
+def test_real_images_match_themselves_and_the_judge_knows_most_of_them(
+    small: measure.Yardstick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "yardstick", lambda: small)
+    monkeypatch.setattr(measure, "BATCH", 25)
+    real = small.reference.real
+    metrics = measure.measured(small.real.features, real)
+    assert metrics["fid"] < 1e-2 and metrics["recall"] == metrics["tail_recall"] == 1.0 and metrics["count"] == 60
+    assert metrics["on_class"] > 0.8
+    assert measure.on_class(dataclasses.replace(real, labels=(real.labels + 1) % 10)) < 0.1
+    baseline = measure.measure_real(next(final_sets(["adm"], [0], 20)).manifest)
+    assert baseline["count"] == 20 and baseline["fid"] > 1 and baseline["on_class"] == metrics["on_class"]
 
 
-def test_real_images_have_perfect_recall_of_themselves_and_the_judge_knows_most_of_them() -> None:
-    real = yardstick().reference.real
-    found = compared(kept_features(real.images, yardstick().extractor), real.images, real.labels)
-    assert found["fid"] < 1e-3 and found["recall"] == found["tail_recall"] == 1.0
-    assert yardstick().tail.sum() == 1000
-    assert 0.9 < found["on_class"] < 0.95
-    wrong = on_class(real.images, (real.labels + 1) % 10)
-    assert wrong < 0.05
-
-
-def test_rows_are_made_once_and_hold_every_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results.json"), "--seeds", "0"]
-    command += ["--images", "20", "--methods", "adm,uncond-eds-ect"]
-    assert reproduce.main([*command, "--minutes", "0"]) == 0
-    assert "2 sets are left for the next run" in capsys.readouterr().err
-    assert not (tmp_path / "results.json").exists()
+def test_rows_are_made_once(
+    small: measure.Yardstick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "yardstick", lambda: small)
+    monkeypatch.setattr(reproduce, "final_sets", short_sets)
+    sampler = dataclasses.replace(SAMPLER, steps="logsnr2")
+    monkeypatch.setattr(reproduce, "traces", functools.partial(traces, precision="exact", sampler=sampler))
+    path = tmp_path / "results.json"
+    command = ["--out", str(tmp_path / "out"), "--results", str(path), "--seeds", "0", "--images", "20"]
+    command += ["--methods", "adm,uncond-eds-ect"]
     assert reproduce.main(command) == 0
     assert "2 sets to make" in capsys.readouterr().err
-    results = json.loads((tmp_path / "results.json").read_text())
-    rows = results["final"]
-    assert {row["method"] for row in rows} == {"adm", "uncond-eds-ect"}
-    for row in (*rows, results["floor"]):
-        assert row["count"] == 20 and row.keys() >= METRICS
-        assert 0 <= row["tail_recall"] <= row["recall"] <= 1 and row["fid"] > 0
-    assert all(row["images_per_s"] > 0 for row in rows)
-    assert results["traces"]["chains"].keys() == {"conditional", "unconditional"}
-    page = (tmp_path / "RESULTS.md").read_text()
-    assert "`uncond-eds-ect`" in page and "not measured: `low-density`" in page
-    assert (tmp_path / "results-plane.svg").is_file()
-    before = (tmp_path / "results.json").read_bytes()
+    results = json.loads(path.read_text())
+    assert [row["method"] for row in results["final"]] == ["adm", "uncond-eds-ect"]
+    for row in (*results["final"], results["floor"]):
+        assert row["count"] == 20 and 0 <= row["tail_recall"] <= 1 and row["fid"] > 0 and 0 < row["confidence"] < 1
+    assert results["setting"]["tail"] == 0.2 and len(results["traces"]["chains"]) == 2
+    assert "`uncond-eds-ect`" in (tmp_path / "RESULTS.md").read_text()
+    assert (tmp_path / "results-samplers.svg").is_file()
+    before = path.read_bytes()
     assert reproduce.main(command) == 0
-    assert "0 sets to make" in capsys.readouterr().err
-    assert json.loads(before)["final"] == json.loads((tmp_path / "results.json").read_text())["final"]
+    assert "0 sets to make" in capsys.readouterr().err and path.read_bytes() == before
     assert reproduce.main([*command, "--images", "30"]) == 2
-    assert "--images: 30 is not 20, which rows of" in capsys.readouterr().err
+    assert "images of the final sets: 30 is not 20, as in the rows of" in capsys.readouterr().err
 
 
-def test_the_floor_is_of_images_that_are_not_compared_with() -> None:
-    manifest = next(final_sets(["adm"], [0], 200)).manifest
-    floor = measure_floor(manifest)
-    assert floor["count"] == 200 and floor["fid"] > 1
-    test = read_embedded(find_model("fashion-mnist-28"), "reference")
-    assert floor["on_class"] == pytest.approx(on_class(test.images, test.labels), abs=1e-9)
+def test_a_file_with_another_tail_takes_no_new_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "results.json"
+    monkeypatch.setattr(reproduce, "add_row", lambda *_: pytest.fail("a row was made"))
+    path.write_text(json.dumps(COMMITTED))
+    assert reproduce.main(["--out", str(tmp_path / "out"), "--results", str(path), "--seeds", "7"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"setting.tail in {path}: 0.1 is not 0.2, the tail of new rows; name a new file with --results"
+    assert json.loads(path.read_text()) == COMMITTED and not (tmp_path / "out").exists()
 
 
 def test_a_changed_sampler_is_another_row() -> None:
-    image_set = next(final_sets(["low-density"], [0], 20))
+    (image_set,) = final_sets(["low-density"], [0], 20)
     other = dataclasses.replace(image_set, guidance=image_set.guidance[:1])
-    row = reproduce.row_of(image_set, {"fid": np.float64(1.0)})
-    results = {"final": [row], "sweep": []}
-    assert reproduce.missing(results, [image_set, other]) == [other]
-    changed, another = (
-        reproduce.row_of(found, {"fid": np.float64(2.0)}) for found in (other, next(final_sets(["adm"], [0], 20)))
-    )
-    assert reproduce.with_row([row, another], changed) == [another, changed]
-    assert reproduce.with_row([row], another) == [row, another]
+    row = row_of(image_set, {"fid": 1.0})
+    assert missing({"final": [row], "sweep": []}, [image_set, other]) == [other]
+    changed, another = (row_of(s, {"fid": 2.0}) for s in (other, next(final_sets(["adm"], [0], 20))))
+    assert with_row([row, another], changed) == [another, changed]
+    assert with_row([row], another) == [row, another]
+
+
+def test_embedding_takes_the_first_images_of_each_class() -> None:
+    embedded = load_reference(MODEL, None)
+    assert embedded is not None
+    kept = first_per_class(embedded.real, 3)
+    assert sorted(kept.labels.tolist()) == sorted([*range(10)] * 3)
+    assert (kept.images[kept.labels == 4] == embedded.real.images[embedded.real.labels == 4][:3]).all()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +155,7 @@ def test_bad_arguments_are_one_line(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": "other"}'])
-def test_another_files_content_is_never_overwritten(
+def test_a_file_of_another_format_is_never_overwritten(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "results.json"
