@@ -27,7 +27,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """How to measure. tail: see ``find_tail``; ray_address: a cluster for the features, None for this process."""
+    """How to measure. tail: see ``find_tail``; ray_address: a cluster for the features, None for this process.
+
+    started: when the audit began, by time.monotonic().
+    """
 
     extractor: Extractor
     k: int
@@ -35,6 +38,7 @@ class Setting:
     device: str
     tail: str
     ray_address: str | None
+    started: float
 
 
 @dataclass(frozen=True)

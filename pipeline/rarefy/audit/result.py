@@ -61,12 +61,8 @@ def build_result(
     measured: Measured | None,
     gates: Sequence[Gate],
     setting: Setting,
-    started: float,
 ) -> tuple[AuditResult, dict[str, Estimate]]:
-    """The result, and the estimates behind it by metric name.
-
-    run: with only the measured images; started: when the audit began, by time.monotonic().
-    """
+    """The result, and the estimates behind it by metric name. ``run`` has only the measured images."""
     labels = None if reference is None else reference.real.labels
     metrics, estimates = ({}, {}) if measured is None else _metrics(measured, setting)
     estimates[ON_CLASS], metrics[ON_CLASS] = _on_class(run, scores, labels)
@@ -91,7 +87,7 @@ def build_result(
         per_class=per_class,
         copies=[] if measured is None else _copies(measured),
         map=None if measured is None else _feature_map(measured),
-        provenance=_provenance(run, reference, setting, time.monotonic() - started),
+        provenance=_provenance(run, reference, setting),
     ), estimates
 
 
@@ -233,7 +229,7 @@ def _feature_map(measured: Measured) -> FeatureMap:
     )
 
 
-def _provenance(run: RunData, reference: Reference | None, setting: Setting, duration_s: float) -> Provenance:
+def _provenance(run: RunData, reference: Reference | None, setting: Setting) -> Provenance:
     manifest, extractor = run.manifest, setting.extractor
     return Provenance(
         run=manifest.name,
@@ -263,5 +259,5 @@ def _provenance(run: RunData, reference: Reference | None, setting: Setting, dur
         preprocessing=extractor.preprocessing,
         k=setting.k,
         device=setting.device,
-        duration_s=round(duration_s, 1),
+        duration_s=round(time.monotonic() - setting.started, 1),
     )
