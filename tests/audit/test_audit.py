@@ -211,6 +211,8 @@ def test_without_a_reference_the_run_is_still_described(tmp_path: Path, commit_r
     assert result["provenance"]["reference"] is None
     assert (result["tail"], result["map"], result["copies"], result["verdict"]) == (None, None, [], "no gates")
     assert result["histograms"]["confidence"]["reference"] is None
+    assert list(result["per_class"][0])[-3:] == ["acceptance_rate", "confidence_w1", "entropy_w1"]
+    assert list(result["metrics"]["on_class_rate"])[-1] == "floor_count"
     table = pq.read_table(tmp_path / "out" / "audit" / "samples.parquet")
     assert table["rarity"].null_count == 24
 

@@ -37,9 +37,7 @@ def test_folded_network_agrees_with_the_plain_one(channels: int, side: int) -> N
 
 def test_progress_counts_images() -> None:
     seen: list[tuple[int, int]] = []
-    extract_features(
-        images(5, 1, 28), load_extractor(), batch=2, progress=lambda done, total: seen.append((done, total))
-    )
+    extract_features(images(5, 1, 28), load_extractor(), batch=2, step=lambda done, total: seen.append((done, total)))
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 

@@ -1,1 +1,1 @@
-"""The audit of a data set: features, metrics with their real-against-real floor, and the page that shows them."""
+"""The audit of a data set: inputs, features, metrics with their real baseline, and the pages that show them."""

@@ -13,7 +13,7 @@ from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import load_reference
 from rarefy.audit.measure import Progress, Setting, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
-from rarefy.audit.result import Setup, build_result
+from rarefy.audit.result import build_result
 from rarefy.audit.schema import METRICS_PATH
 from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, write_samples
 from rarefy.errors import ManifestError, bad
@@ -50,23 +50,22 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     readable run; ManifestError, DataError, CheckpointError or DeviceError for options that do not work. Damaged parts
     of a run raise nothing: they are ``problems`` of the result.
     """
-    started = time.monotonic()
     if options.limit < 1:
         raise ManifestError(bad("limit", options.limit, "at least 1"))
     resolve_device(options.device)
-    extractor = load_extractor(options.extractor, options.extractor_weights)
+    started, o = time.monotonic(), options
+    extractor = load_extractor(o.extractor, o.extractor_weights)
+    setting = Setting(extractor, o.k, o.batch, o.device, o.tail, o.ray_address, started)
     progress("reading shards", 0, 1)
     run = read_run(store, options.limit)
     reference = load_reference(run.manifest.preset, options.reference)
     scores, measured = None, None
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, options.batch, progress)
-        setting = Setting(extractor, options.k, options.batch, options.device, options.tail, options.ray_address)
         measured = measure(run, reference, None if scores is None else scores.confidence, setting, progress)
         run = measured.run
     gates = run.manifest.gates if options.gates is None else options.gates
-    setup = Setup(extractor, options.k, options.device, started)
-    result, estimates = build_result(run, reference, scores, measured, gates, setup)
+    result, estimates = build_result(run, reference, scores, measured, gates, setting)
     write_samples(store, run.measured, run.manifest.preset, measured)
     write_bootstrap(store, estimates)
     if measured is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 
 from rarefy.audit.schema import AuditResult
 from rarefy.errors import ShardError
@@ -15,25 +14,17 @@ SHARED_BY_METRIC = ("k", "layer", "generated_count", "real_count", "floor_count"
 SHOWN_NAMES, SHOWN_DIGITS = 2, 12
 
 
-@dataclass(frozen=True)
-class _Difference:
-    """A field that differs, and its value in each run."""
-
-    field: str
-    values: tuple[str, ...]
-
-
 def check_footing(results: Mapping[str, AuditResult]) -> None:
     """Raise ShardError, in one line, unless the audits (by label) are comparable."""
     for label, result in results.items():
         if result.provenance.reference_sha256 is None:
             raise ShardError(f"compare: the audit of {label} has no reference images; run audit with --reference")
-    differences: dict[_Difference, list[str]] = {}
+    differences: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # metrics or classes by field and values
     for field, name, values in _fields(list(results.values())):
         if len(set(values)) > 1:
-            differences.setdefault(_Difference(field, tuple(_short(value) for value in values)), []).append(name)
+            differences.setdefault((field, tuple(_short(value) for value in values)), []).append(name)
     if differences:
-        text = "; ".join(_text(difference, names, list(results)) for difference, names in differences.items())
+        text = "; ".join(_text(*difference, names, list(results)) for difference, names in differences.items())
         raise ShardError(f"compare: the audits are not comparable: {text}")
 
 
@@ -55,11 +46,11 @@ def _fields(results: Sequence[AuditResult]) -> list[tuple[str, str, list[Hashabl
     return fields
 
 
-def _text(difference: _Difference, names: list[str], labels: list[str]) -> str:
-    values = ", ".join(f"{value} in {label}" for label, value in zip(labels, difference.values, strict=True))
+def _text(field: str, values: tuple[str, ...], names: list[str], labels: list[str]) -> str:
+    shown = ", ".join(f"{value} in {label}" for label, value in zip(labels, values, strict=True))
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     what = ", ".join(names[:SHOWN_NAMES])
-    return f"{difference.field} is {values}" + (f" ({what}{more})" if what else "")
+    return f"{field} is {shown}" + (f" ({what}{more})" if what else "")
 
 
 def _short(value: Hashable) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference, rows_within, take
 from rarefy.audit.metrics import copies
 from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates
-from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
+from rarefy.audit.metrics.bootstrap import estimate_mean
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
 from rarefy.audit.metrics.neighbors import Bools, Crossing, Manifold, build_manifold
@@ -27,7 +27,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """How to measure. tail: see ``find_tail``; ray_address: a cluster for the features, None for this process."""
+    """How to measure. tail: see ``find_tail``; ray_address: a cluster for the features, None for this process.
+
+    started: when the audit began, by time.monotonic().
+    """
 
     extractor: Extractor
     k: int
@@ -35,6 +38,7 @@ class Setting:
     device: str
     tail: str
     ray_address: str | None
+    started: float
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,10 @@ class Measured:
     """Both comparisons, and everything that the tables and the page show of them.
 
     run: with only the measured images; baseline_images: the held-out images of the real baseline; generated, real:
-    features with their neighbours; estimates, baseline_estimates: all metrics by kind; problems: classes that cannot
-    be measured.
+    features with their neighbours; problems: classes that cannot be measured.
     """
 
     run: RunData
-    extractor: Extractor
     real_images: LabelledImages
     held_out: LabelledImages
     baseline_images: LabelledImages
@@ -57,8 +59,6 @@ class Measured:
     of_baseline: SetEstimates
     tail: Tail
     twins: Twins
-    estimates: Mapping[str, Estimate]
-    baseline_estimates: Mapping[str, Estimate]
     problems: tuple[Problem, ...]
 
     def other_key(self, twin: Twin) -> str:
@@ -116,18 +116,15 @@ def measure(
     baseline_twins = _twins(baseline, (of_baseline, real), (copies.repeated(held_out.manifold)[baseline_rows], []))
     return Measured(
         run=run,
-        extractor=setting.extractor,
         real_images=reference.real,
         held_out=reference.held_out,
         baseline_images=take(reference.held_out, baseline_rows),
         generated=generated.manifold,
         real=real.manifold,
-        of_run=of_run,
-        of_baseline=of_baseline,
+        of_run=_with_twins(of_run, twins, generated),
+        of_baseline=_with_twins(of_baseline, baseline_twins, baseline),
         tail=tail,
         twins=twins,
-        estimates=_estimates(of_run, twins, generated),
-        baseline_estimates=_estimates(of_baseline, baseline_twins, baseline),
         problems=problems,
     )
 
@@ -203,10 +200,11 @@ def _twins(side: _Side, against: tuple[SetEstimates, _Side], of_held_out: tuple[
     return Twins(copied | of_held_out[0], doubled, copies.listed([of_reference, *groups, of_held_out[1]]))
 
 
-def _estimates(metrics: SetEstimates, twins: Twins, side: _Side) -> dict[str, Estimate]:
+def _with_twins(metrics: SetEstimates, twins: Twins, side: _Side) -> SetEstimates:
+    """Add what needs images or logits: duplicates, copies and the Inception Score."""
     estimates = dict(metrics.estimates)
     if side.logits.shape[1]:
         estimates["inception_score"] = estimate_mean(inception_scores(side.logits), SUBSETS)
     estimates["duplicates"] = estimate_mean(twins.doubled, GENERATED)
     estimates["copies"] = estimate_mean(twins.copied, GENERATED)
-    return estimates
+    return replace(metrics, estimates=estimates)

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from rarefy.audit.features.cache import array_digest
-from rarefy.audit.features.extractors import Extractor
 from rarefy.audit.features.scores import ReferenceScores
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import Reference
-from rarefy.audit.measure import Measured
+from rarefy.audit.measure import Measured, Setting
 from rarefy.audit.metrics.assembly import GENERATED, REAL
 from rarefy.audit.metrics.bootstrap import Estimate, chosen_rows, estimate_mean, fraction_interval
 from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_name
@@ -44,16 +43,6 @@ MAP_DIGITS = 4
 
 
 @dataclass(frozen=True)
-class Setup:
-    """How the audit was run. started: by time.monotonic()."""
-
-    extractor: Extractor
-    k: int
-    device: str
-    started: float
-
-
-@dataclass(frozen=True)
 class _Source:
     """What metrics were computed with, and from how many images; the names are MetricEntry's."""
 
@@ -71,11 +60,11 @@ def build_result(
     scores: ReferenceScores | None,
     measured: Measured | None,
     gates: Sequence[Gate],
-    setup: Setup,
+    setting: Setting,
 ) -> tuple[AuditResult, dict[str, Estimate]]:
     """The result, and the estimates behind it by metric name. ``run`` has only the measured images."""
     labels = None if reference is None else reference.real.labels
-    metrics, estimates = ({}, {}) if measured is None else _metrics(measured)
+    metrics, estimates = ({}, {}) if measured is None else _metrics(measured, setting)
     estimates[ON_CLASS], metrics[ON_CLASS] = _on_class(run, scores, labels)
     per_class = _class_rows(run)
     if scores is not None and labels is not None:
@@ -98,23 +87,23 @@ def build_result(
         per_class=per_class,
         copies=[] if measured is None else _copies(measured),
         map=None if measured is None else _feature_map(measured),
-        provenance=_provenance(run, reference, setup),
+        provenance=_provenance(run, reference, setting),
     ), estimates
 
 
-def _metrics(measured: Measured) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:
-    extractor = measured.extractor
+def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:
+    extractor = setting.extractor
     counts = len(measured.run.measured), len(measured.real_images), len(measured.baseline_images)
-    source = _Source(extractor.name, extractor.layer, measured.real.k, *counts)
+    source = _Source(extractor.name, extractor.layer, setting.k, *counts)
     entries = {
-        kind: _entry(kind, estimate, measured.baseline_estimates[kind], source)
-        for kind, estimate in measured.estimates.items()
+        kind: _entry(kind, estimate, measured.of_baseline.estimates[kind], source)
+        for kind, estimate in measured.of_run.estimates.items()
     }
     of_run, of_baseline = measured.of_run, measured.of_baseline
     entries["kid"] = replace(entries["kid"], std=of_run.kid_std, floor_std=of_baseline.kid_std)
     entries["lof"] = replace(entries["lof"], sample_count=of_run.lof_count)
     names = {kind: metric_name(kind, extractor.name) for kind in entries}
-    estimates = {names[kind]: estimate for kind, estimate in measured.estimates.items()}
+    estimates = {names[kind]: estimate for kind, estimate in measured.of_run.estimates.items()}
     return {names[kind]: entry for kind, entry in entries.items()}, estimates
 
 
@@ -240,8 +229,8 @@ def _feature_map(measured: Measured) -> FeatureMap:
     )
 
 
-def _provenance(run: RunData, reference: Reference | None, setup: Setup) -> Provenance:
-    manifest, extractor = run.manifest, setup.extractor
+def _provenance(run: RunData, reference: Reference | None, setting: Setting) -> Provenance:
+    manifest, extractor = run.manifest, setting.extractor
     return Provenance(
         run=manifest.name,
         manifest_digest=manifest.digest,
@@ -268,7 +257,7 @@ def _provenance(run: RunData, reference: Reference | None, setup: Setup) -> Prov
         extractor_layer=extractor.layer,
         extractor_sha256=extractor.digest,
         preprocessing=extractor.preprocessing,
-        k=setup.k,
-        device=setup.device,
-        duration_s=round(time.monotonic() - setup.started, 1),
+        k=setting.k,
+        device=setting.device,
+        duration_s=round(time.monotonic() - setting.started, 1),
     )

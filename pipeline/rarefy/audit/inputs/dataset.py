@@ -131,11 +131,11 @@ def read_run(store: Store, limit: int) -> RunData:
     )
 
 
-def _missing(manifest: Manifest, found: int) -> list[Problem]:
+def _missing(manifest: Manifest, committed_shards: int) -> list[Problem]:
     planned = make_plan(manifest).num_shards
-    if found == planned:
+    if committed_shards == planned:
         return []
-    return [Problem("state", f"{planned - found} of {planned} shards are not committed")]
+    return [Problem("state", f"{planned - committed_shards} of {planned} shards are not committed")]
 
 
 def _read_tables(store: Store, markers: Mapping[str, Marker], problems: list[Problem]) -> dict[str, pa.Table]:
@@ -212,8 +212,8 @@ def _spread(names: list[str], counts: list[int], limit: int) -> list[str]:
     """Evenly spaced shards with at least ``limit`` rows together, or all shards."""
     if sum(counts) <= limit:
         return names
-    wanted = min(len(names), -(-limit // max(1, min(counts))))
-    return [names[place] for place in np.unique(np.linspace(0, len(names) - 1, wanted).round().astype(int))]
+    count = min(len(names), -(-limit // max(1, min(counts))))
+    return [names[place] for place in np.unique(np.linspace(0, len(names) - 1, count).round().astype(int))]
 
 
 def _rows(table: pa.Table) -> Rows:

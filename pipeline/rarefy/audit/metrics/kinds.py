@@ -43,12 +43,7 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "nearest": MetricKind(
         "Nearest real", "neither", False, "mean distance to the nearest real image; small suggests copies"
     ),
-    "lof": MetricKind(
-        "Local outlier factor",
-        "lower",
-        False,
-        "how much sparser the data are around an image than around its neighbours",
-    ),
+    "lof": MetricKind("Local outlier factor", "lower", False, "how isolated images are compared with their neighbours"),
     "duplicates": MetricKind("Duplicates", "lower", True, "fraction of images with an exact or near duplicate"),
     "copies": MetricKind("Copies", "lower", True, "fraction of images that look copied from a real image"),
     "on_class_rate": MetricKind(
