@@ -49,6 +49,7 @@ timeout_multiplier = 4
 timeout_constant = 10
 track_dependencies = false
 use_git_change_detection = false
+debug = true
 """
 
 
@@ -77,7 +78,7 @@ def main(count: int) -> None:
         if not (WORK / link).exists():
             (WORK / link).symlink_to(REPO / target)
     if not results():
-        mutmut("rarefy.plan.x_shard_name__mutmut_1")
+        mutmut("rarefy.plan.x_make_plan__mutmut_1")
     sample = random.Random(SEED).sample(sorted(results()), count)
     if left := [name for name in sample if results()[name] in (None, *SURVIVED)]:
         mutmut(*left)

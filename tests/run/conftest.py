@@ -14,7 +14,7 @@ from rarefy.plan import make_plan
 
 
 class Runs:
-    """Tiny manifests in one folder, and helpers that look at runs. A fixture, as test files cannot import each other."""
+    """Tiny manifests in one folder, and helpers to inspect runs. A fixture, as test files cannot import each other."""
 
     def __init__(self, folder: Path, standard: dict[str, bytes]) -> None:
         self.folder, self.standard = folder, standard
