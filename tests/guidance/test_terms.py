@@ -106,7 +106,7 @@ def test_a_chain_without_network_terms_draws_none_of_their_noise() -> None:
 
 
 class Smooth:
-    """Nonlinear float64 stand-ins for the networks that self-guidance calls. They record the time steps of the calls."""
+    """Nonlinear float64 stand-ins for the networks that self-guidance calls. They record the calls' time steps."""
 
     abar = torch.linspace(0.99, 0.05, 10, dtype=torch.float64)
 
