@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ def results() -> dict[str, int | None]:
 
 
 def main(count: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it; tests need it
     newest = max(file.stat().st_mtime for file in (REPO / "pipeline").rglob("*.py"))
     config = WORK / "setup.cfg"
     if config.exists() and config.stat().st_mtime < newest:

@@ -83,7 +83,7 @@ def test_every_term_moves_the_image_with_every_method(method: str, eta: float, c
 
 @pytest.mark.parametrize("term", [TERMS[2], *TERMS[4:]], ids=lambda term: term.name)
 def test_an_image_is_the_same_in_another_order_and_alone(term: Term) -> None:
-    """Tolerance 1e-4 in [-1, 1]: other batch sizes take other float32 summation orders."""
+    """Tolerance 1e-4 in [-1, 1]: the order of float32 sums depends on the batch size."""
     together = draw(chain_of(term), [0, 1, 2])
     assert (draw(chain_of(term), [2, 0, 1]) - together[[2, 0, 1]]).abs().max() < 1e-4
     assert (draw(chain_of(term), [1]) - together[1:2]).abs().max() < 1e-4
