@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 JOBS ?= 2
 
-.PHONY: help setup demo smoke test lint format weights bench bench-gpu quality reproduce clean
+.PHONY: help setup demo smoke test mutants lint format weights bench bench-gpu quality reproduce clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,10 @@ smoke: setup ## the demo's smallest form: the same stages in well under a minute
 
 test: setup ## run every test, in two processes (JOBS=... to choose)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+mutants: setup ## test a random sample of mutants of the core (half an hour, resumable; docs/MUTANTS.md)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[mutants]'
+	$(BIN)/python tests/mutants.py
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

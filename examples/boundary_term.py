@@ -1,6 +1,6 @@
-"""A guidance term of one's own: toward the border between the two classes that the classifier finds most likely.
+"""An example of a guidance term: toward the border between the two most likely classes.
 
-Named in a manifest by its import path (see docs/TERMS.md and examples/boundary.toml).
+A manifest names it by its import path (see docs/TERMS.md and examples/boundary.toml).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rarefy.guidance import ClassifierTerm, Ramp, StepState, at
 
 @dataclass(frozen=True, kw_only=True)
 class Boundary(ClassifierTerm):
-    """-scale * grad |log p(first) - log p(second) - margin|: toward ``margin`` nats between the two likeliest."""
+    """-scale * grad |log p(first) - log p(second) - margin|: toward ``margin`` nats between the two most likely."""
 
     scale: Ramp = 1.0
     margin: float

@@ -1,4 +1,4 @@
-"""The reverse chain against a Gaussian whose posterior is known, and the properties users rely on."""
+"""The reverse chain against Gaussians whose posterior is known, and the properties that users rely on."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_ddim_follows_the_probability_flow_of_a_gaussian_pixel_by_pixel() -> Non
 
 
 def even_schedule(count: int) -> Schedule:
-    """``count`` equal steps of half log-SNR from -3 to 9, where the step to the clean image is as good as exact."""
+    """``count`` equal steps of half log-SNR from -3 to 9, where the last step is practically exact."""
     abar = torch.sigmoid(2 * torch.linspace(9, -3, count, dtype=torch.float64))
     previous = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
     return Schedule(torch.arange(count), 1 - abar / previous)
@@ -70,13 +70,13 @@ def flow(x_T: Tensor, abar: float, mean: float | Tensor = MEAN) -> Tensor:
 
 
 def ratios(errors: list[float]) -> list[float]:
-    """By what each doubling of the steps divides the error."""
+    """The factor by which each doubling of the steps reduces the error."""
     return [coarse / fine for coarse, fine in itertools.pairwise(errors)]
 
 
 @pytest.mark.parametrize(("method", "order"), [("ddim", 1), ("dpm-solver++", 2)])
 def test_order_of_convergence_to_the_probability_flow(method: str, order: int) -> None:
-    """Twice the steps divide the error by 2 to the order."""
+    """Doubling the steps divides the error by 2 to the power of the order."""
     x_T = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
     y, errors = torch.zeros(9, dtype=torch.int64), []
     for count in (40, 80, 160):
@@ -87,7 +87,7 @@ def test_order_of_convergence_to_the_probability_flow(method: str, order: int) -
 
 
 def response(schedule: Schedule, method: str, eta: float) -> Tensor:
-    """What each unit draw (x_T first, then one a step) adds to the image, (steps + 1,): the chain is affine here."""
+    """The effect of each unit draw (x_T, then one per step) on the image, (steps + 1,): here the chain is affine."""
     size = len(schedule) + 1
     unit = 1e-3 * torch.eye(size, size + 1, dtype=torch.float64)[..., None, None, None]  # small: nothing is clipped
     y = torch.zeros(size + 1, dtype=torch.int64)
@@ -99,7 +99,7 @@ def response(schedule: Schedule, method: str, eta: float) -> Tensor:
 @pytest.mark.parametrize(("method", "order"), [("ddim", 1), ("dpm-solver++", 2)])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_order_of_convergence_of_the_variance_with_noise(method: str, eta: float, order: int) -> None:
-    """The draws are independent, so the image's variance is the sum of their squared responses: exact, no sampling."""
+    """The draws are independent, so the image's variance is exactly the sum of their squared responses."""
     errors = []
     for count in (80, 160, 320):
         s = even_schedule(count)
@@ -111,7 +111,7 @@ def test_order_of_convergence_of_the_variance_with_noise(method: str, eta: float
 
 
 def test_dpm_solver_is_the_papers_formula() -> None:
-    """Lu et al. 2022: x' = sigma'/sigma x + alpha' (1 - e^-h) D, and with noise the SDE's, one step from its states."""
+    """Lu et al. 2022: x' = sigma'/sigma x + alpha' (1 - e^-h) D, and the SDE form with noise, for one step."""
     schedule = make_schedule("cosine", 1000, "ddim10")
     x_T = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     z, y = torch.randn(x_T.shape, generator=torch.Generator().manual_seed(6), dtype=x_T.dtype), torch.zeros(4).long()
@@ -143,7 +143,7 @@ def test_dpm_solver_takes_a_first_and_last_step_of_first_order() -> None:
 
 
 class TwoGaussians:
-    """Exact eps of a mixture of N(MEAN, STD^2) and N(-MEAN, STD^2), each a whole image, and its exact classifier."""
+    """Exact eps and classifier for two kinds of images, with all pixels N(MEAN, STD^2) or all N(-MEAN, STD^2)."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.abar = schedule.alphas_cumprod.tolist()
@@ -177,7 +177,7 @@ def test_classifier_guidance_of_scale_one_leads_to_the_class_at_the_solvers_orde
 
 
 @pytest.mark.parametrize("method", ["ancestral", "ddim", "dpm-solver++"])
-def test_a_chain_makes_the_classifier_passes_that_it_is_asked_for(method: str) -> None:
+def test_a_chain_makes_the_requested_number_of_classifier_passes(method: str) -> None:
     schedule, called = make_schedule("cosine", 1000, "logsnr10"), []
     exact = TwoGaussians(make_schedule("cosine", 1000))
 
@@ -227,8 +227,8 @@ def draw(seeds: list[int], classes: list[int], method: str = "ancestral", eta: f
 
 
 @pytest.mark.parametrize(("method", "eta"), [("ancestral", 0.0), ("dpm-solver++", 0.0), ("dpm-solver++", 1.0)])
-def test_an_image_depends_on_its_seed_alone_whatever_the_batch(method: str, eta: float) -> None:
-    """Tolerance 1e-4 in [-1, 1]: other batch sizes take other float32 summation orders."""
+def test_an_image_depends_on_its_seed_and_not_on_the_batch(method: str, eta: float) -> None:
+    """Tolerance 1e-4 in [-1, 1]: the order of float32 sums depends on the batch size."""
     together = draw([11, 22, 33, 44, 55], [0, 1, 2, 0, 1], method, eta)
     reordered = draw([44, 11], [0, 0], method, eta)
     alone = draw([33], [2], method, eta)
@@ -267,6 +267,6 @@ def test_impossible_chains_are_refused(method: str, eta: float, message: str) ->
         Chain(make_schedule("cosine", 10), method, eta)
 
 
-def test_a_classifier_pass_cannot_serve_no_step() -> None:
+def test_classifier_every_is_at_least_one() -> None:
     with pytest.raises(ManifestError, match=r"sampler\.classifier_every: 0 is not at least 1"):
         Chain(make_schedule("cosine", 10), classifier_every=0)

@@ -62,12 +62,12 @@ def never_denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
 
 
 def guidance(terms: Sequence[Term], s: StepState, classify: Classify | None) -> Tensor | None:
-    """G at one step by itself."""
+    """G at a single step."""
     return Guide(terms, Networks(never_denoise, classify))(s)
 
 
 def finite_difference(term: Any, s: StepState, classify: nn.Module, factor: Tensor | None = None) -> Tensor:
-    """Central differences of the objective an image; ``factor`` multiplies it and is held fixed."""
+    """Central differences of each image's objective, times a constant ``factor`` per image."""
     gradient = torch.zeros_like(s.x_t)
     t = torch.full((4,), float(T))
     flat = gradient.view(4, -1)
@@ -153,7 +153,7 @@ def test_terms_add_up_and_one_classifier_pass_serves_them_all() -> None:
     torch.testing.assert_close(together, apart[0] + apart[1] + apart[2])  # type: ignore[operator]
 
 
-def test_outside_its_window_a_term_is_absent_and_costs_no_pass() -> None:
+def test_a_term_outside_its_window_is_zero_and_costs_no_pass() -> None:
     def never(x: Tensor, t: Tensor) -> Tensor:
         raise AssertionError("the classifier was called outside every window")
 
@@ -199,7 +199,7 @@ def test_classifier_passes_are_counted_from_the_first_step_inside_the_window(
     assert [g is not None for g in gradients] == [low <= t <= high for t in TIMES]
 
 
-def test_steps_between_take_the_last_pass_as_it_is_and_score_terms_stay_fresh() -> None:
+def test_steps_in_between_reuse_the_last_pass_and_score_terms_are_recomputed() -> None:
     ramp = ((0, 1.0), (1000, 9.0))
     _, every = passes([ClassifierGuidance(scale=ramp)], TIMES[:4], 1)
     _, second = passes([ClassifierGuidance(scale=ramp)], TIMES[:4], 2)
@@ -213,7 +213,7 @@ def test_steps_between_take_the_last_pass_as_it_is_and_score_terms_stay_fresh() 
         torch.testing.assert_close(total - second[k], wanted)  # type: ignore[operator]
 
 
-def test_a_window_that_opens_or_closes_makes_a_pass_so_that_no_term_outlives_it() -> None:
+def test_a_pass_is_made_when_a_window_opens_or_closes() -> None:
     early, late = ClassifierGuidance(scale=2.0, window=(650, 1000)), LowConfidence(window=(0, 450))
     called, gradients = passes([early, late], TIMES, 4)
     assert called == [900, 400, 0]
@@ -224,7 +224,7 @@ def test_a_window_that_opens_or_closes_makes_a_pass_so_that_no_term_outlives_it(
     assert overlapping == [900, 700, 600, 300, 0], "at 700 the second opens, at 600 the first has closed"
 
 
-def test_log_of_one_minus_p_stays_exact_where_p_is_one_in_floating_point() -> None:
+def test_log_of_one_minus_p_stays_exact_if_p_rounds_to_one() -> None:
     logits = torch.tensor([[100.0, 0.0, 0.0]], dtype=torch.float32)
     log_probs, y = logits.log_softmax(-1), torch.tensor([0])
     assert target_log_prob(log_probs, y).exp().item() == 1.0

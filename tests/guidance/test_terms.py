@@ -60,12 +60,12 @@ def tiny(conditional: bool) -> Models:
     return Models(preset, *networks, "", "")
 
 
-def chain_of(term: Term | None, method: str = "ancestral", eta: float = 0.0) -> Chain:
-    return Chain(make_schedule("cosine", 1000, "logsnr6"), method, eta, () if term is None else (term,))
+def chain_of(term: Term | None, method: str = "ancestral", eta: float = 0.0, steps: int = 6) -> Chain:
+    return Chain(make_schedule("cosine", 1000, f"logsnr{steps}"), method, eta, () if term is None else (term,))
 
 
 def draw(chain: Chain, order: list[int], conditional: bool = True) -> Tensor:
-    """Images of seeds 11, 22, 33 in that order, their classes and ranks with them."""
+    """Images of the seeds 11, 22 and 33 in the given order, each with its own class and rank."""
     seeds = [(11, 22, 33)[k] for k in order]
     *_, last = sample(tiny(conditional), torch.tensor(order), seeds, chain, RANKS[order])
     return last.x
@@ -74,16 +74,16 @@ def draw(chain: Chain, order: list[int], conditional: bool = True) -> Tensor:
 @pytest.mark.parametrize("conditional", [True, False], ids=["conditional", "unconditional"])
 @pytest.mark.parametrize(("method", "eta"), METHODS)
 def test_every_term_moves_the_image_with_every_method(method: str, eta: float, conditional: bool) -> None:
-    plain = draw(chain_of(None, method, eta), [0, 1, 2], conditional)
+    plain = draw(chain_of(None, method, eta, 3), [0, 1, 2], conditional)
     for term in TERMS:
-        found = draw(chain_of(term, method, eta), [0, 1, 2], conditional)
-        assert found.isfinite().all(), term
-        assert (found - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-4, term
+        guided = draw(chain_of(term, method, eta, 3), [0, 1, 2], conditional)
+        assert guided.isfinite().all(), term
+        assert (guided - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-4, term
 
 
 @pytest.mark.parametrize("term", [TERMS[2], *TERMS[4:]], ids=lambda term: term.name)
 def test_an_image_is_the_same_in_another_order_and_alone(term: Term) -> None:
-    """Tolerance 1e-4 in [-1, 1]: other batch sizes take other float32 summation orders."""
+    """Tolerance 1e-4 in [-1, 1]: the order of float32 sums depends on the batch size."""
     together = draw(chain_of(term), [0, 1, 2])
     assert (draw(chain_of(term), [2, 0, 1]) - together[[2, 0, 1]]).abs().max() < 1e-4
     assert (draw(chain_of(term), [1]) - together[1:2]).abs().max() < 1e-4
@@ -102,11 +102,11 @@ def test_a_chain_without_network_terms_draws_none_of_their_noise() -> None:
     draws = torch.stack([first(), first(), second()])
     assert torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[1])
     again = ImageNoise([11, 22], (1, 8, 8), torch.device("cpu"))
-    assert (draws[0] - again(-1)).abs().min() > 0, "a stream of its own"
+    assert (draws[0] - again(-1)).abs().min() > 0, "terms must have their own stream"
 
 
 class Smooth:
-    """Nonlinear stand-ins in float64 for the networks that self-guidance calls, which count their calls."""
+    """Nonlinear float64 stand-ins for the networks that self-guidance calls. They record the calls' time steps."""
 
     abar = torch.linspace(0.99, 0.05, 10, dtype=torch.float64)
 
@@ -139,8 +139,8 @@ def smooth_state(step: int = 4) -> StepState:
     return StepState(step, 6, float(Smooth.abar[6]), x, torch.tensor([0, 1]), x, x)
 
 
-def test_self_guided_is_the_normed_gradient_of_the_distance_to_what_is_found_again() -> None:
-    """Against central differences; the image found again, from 0.8 T, is held fixed."""
+def test_self_guided_is_the_normalised_gradient_of_the_distance_to_the_recovered_image() -> None:
+    """Against central differences; the image recovered from 0.8 T is kept fixed."""
     exact, s = Smooth(), smooth_state()
     pred = exact.predict(s.x_t, s.t, s.y)
     noisy = exact.abar[8].sqrt() * pred + (1 - exact.abar[8]).sqrt() * exact.noise
@@ -170,7 +170,7 @@ def test_self_guided_is_zero_where_there_is_no_gradient() -> None:
     assert not SelfGuided().gradient(smooth_state(), networks).any()
 
 
-def test_features_are_the_mean_of_the_encoders_output_at_time_zero() -> None:
+def test_features_are_the_mean_of_the_encoders_output_at_t_zero() -> None:
     classifier, x = tiny(True).classifier, torch.rand(3, 1, 8, 8) * 2 - 1
     found = classifier.features(x)
     seen: list[Tensor] = []
@@ -192,8 +192,8 @@ def even_schedule(count: int) -> Schedule:
 
 
 @pytest.mark.parametrize(("method", "tolerance"), [("ddim", 5e-3), ("dpm-solver++", 2e-4)])
-def test_boost_and_skip_follows_the_flow_of_a_gaussian_from_its_own_beginning(method: str, tolerance: float) -> None:
-    """The flow of N(MEAN, STD^2) from the kept step takes gamma x_T along: no other step or scale gives this image."""
+def test_boost_and_skip_follows_the_flow_of_a_gaussian_from_its_first_step(method: str, tolerance: float) -> None:
+    """The flow of N(MEAN, STD^2) from the first kept step, started at gamma x_T. No other step or scale gives this."""
     schedule, gamma, start = even_schedule(400), 2.5, 300
     abar = schedule.alphas_cumprod.tolist()
     called: list[int] = []
@@ -230,7 +230,7 @@ def test_quantiles_are_linear_between_evenly_spaced_ranks() -> None:
     np.testing.assert_allclose(found.numpy(), np.interp(ranks * 3, range(4), values), atol=1e-12)
 
 
-def test_each_image_of_a_stratified_term_goes_toward_its_own_tau() -> None:
+def test_each_image_of_a_stratified_term_has_its_own_tau() -> None:
     torch.manual_seed(3)
     weight, s = torch.randn(9, 3, dtype=torch.float64), smooth_state()
     networks = Networks(Smooth().denoise, lambda x, t: x.flatten(1) @ weight)

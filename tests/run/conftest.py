@@ -14,7 +14,7 @@ from rarefy.plan import make_plan
 
 
 class Runs:
-    """Tiny manifests in one folder, and what tests look at; a fixture, as test files cannot import each other."""
+    """Tiny manifests in one folder, and helpers to inspect runs. A fixture, as test files cannot import each other."""
 
     def __init__(self, folder: Path, standard: dict[str, bytes]) -> None:
         self.folder, self.standard = folder, standard
@@ -39,7 +39,7 @@ shard_size = 2
 
     @staticmethod
     def undisturbed(manifest_path: Path, out: Path) -> dict[str, bytes]:
-        """Tars by file name, made in this process without Ray and one after the other."""
+        """Tars by file name, generated in this process, one after the other, without Ray."""
         generator = ShardGenerator(load_manifest(manifest_path), str(out), "cpu", 1)
         generator.load()
         for shard in range(make_plan(generator.manifest).num_shards):
@@ -58,13 +58,13 @@ shard_size = 2
 
     @staticmethod
     def servers(pid: int) -> list[int]:
-        """Ray's living servers under ``pid``. Its two agents are left out: they end a minute after the servers."""
+        """Ray's living servers under ``pid``, without its two agents, which end a minute after the servers."""
         names = ("/raylet", "/gcs_server", "monitor.py", "dashboard.py")
         return [child for child, title in _descendants(pid).items() if any(name in title for name in names)]
 
     @staticmethod
     def alive(pid: int) -> bool:
-        """Whether the process is there and no zombie."""
+        """Whether the process exists and is not a zombie."""
         try:
             return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
         except OSError:
@@ -75,14 +75,14 @@ shard_size = 2
 def standard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The tars of an undisturbed run of ``runs.manifest()``."""
     folder, threads = tmp_path_factory.mktemp("standard"), torch.get_num_threads()
-    found = Runs.undisturbed(Runs(folder, {}).manifest(), folder / "out")
+    tars = Runs.undisturbed(Runs(folder, {}).manifest(), folder / "out")
     torch.set_num_threads(threads)
-    return found
+    return tars
 
 
 @pytest.fixture
 def runs(tmp_path: Path, standard: dict[str, bytes]) -> Iterator[Runs]:
-    """Tiny runs, with the tars that ``manifest()`` must give; torch's threads, which an actor changes, are put back."""
+    """Tiny runs, with the tars that ``manifest()`` must give. Restores torch's threads, which an actor changes."""
     threads = torch.get_num_threads()
     yield Runs(tmp_path, standard)
     torch.set_num_threads(threads)
@@ -98,8 +98,8 @@ def _descendants(pid: int) -> dict[int, str]:
                 titles[int(folder.name)] = (folder / "cmdline").read_text()
             except (OSError, ValueError):
                 continue  # ended between the two looks
-    found, layer = set[int](), {pid}
+    below, layer = set[int](), {pid}
     while layer:
-        layer = {child for child, parent in parents.items() if parent in layer} - found
-        found |= layer
-    return {child: titles.get(child, "") for child in sorted(found)}
+        layer = {child for child, parent in parents.items() if parent in layer} - below
+        below |= layer
+    return {child: titles.get(child, "") for child in sorted(below)}

@@ -1,8 +1,9 @@
-"""The command line in this process: exit codes, one-line errors, nothing half-written."""
+"""The command line: exit codes, one-line errors, nothing half-written."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ REPO = Path(__file__).parents[2]
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must fail as a user's error; returns its one line."""
+    """Run a command that must fail with a user's error; returns the line on stderr."""
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -164,7 +165,7 @@ def test_plan_counts_the_steps_that_are_taken_and_whole_rounds_of_a_term(
     assert found["steps"] == 20
     assert found["guidance"] == ["self-guided", "boost-and-skip"]
     assert found["estimated_seconds"] > 0
-    assert acted == [0], "once in the probe of six steps, whose warm-up takes others"
+    assert acted == [0], "once in the six timed steps; the warm-up takes other steps"
 
 
 def test_plan_of_a_model_whose_weights_are_not_here(capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +206,12 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["adm-imagenet-256-uncond"]["num_classes"] is None
 
 
-def test_help_does_not_load_what_it_does_not_need() -> None:
-    program = "import sys, rarefy.cli as cli; cli.make_parser().format_help(); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, check=True)
-    assert not {"torch", "ray", "numpy", "pyarrow", "webdataset"} & set(loaded.stdout.split())
+def test_help_by_module_name_is_quick_and_loads_nothing_heavy() -> None:
+    """``python -m rarefy``; -X importtime lists the imported modules on stderr."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO / "pipeline")}
+    command = [sys.executable, "-X", "importtime", "-m", "rarefy", "--help"]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: rarefy ")
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "rarefy.cli" in modules
+    assert not {"torch", "ray", "numpy", "pyarrow", "webdataset"} & modules

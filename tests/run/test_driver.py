@@ -1,4 +1,4 @@
-"""The driver on a real Ray: completion, dead and hung actors, what is retried and what is not."""
+"""The driver on a real Ray: completion, dead and hung actors, retries, and a term from outside the package."""
 
 from __future__ import annotations
 
@@ -18,82 +18,75 @@ import ray
 from rarefy.errors import CheckpointError, DeviceError, OutputError, ShardError
 from rarefy.generate.driver import GenerateOptions, generate
 from rarefy.generate.progress import Status, silent
-from rarefy.manifest import load_manifest
+from rarefy.manifest import Manifest, load_manifest
 from rarefy.models.folder import find_model
+from rarefy.shards.metadata import read_records
 from rarefy.shards.store import Store
 from rarefy.stages import seal_run, verify_run
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """One Ray for all of these tests; generate uses the one that its process has."""
+    """One Ray for all of these tests: generate uses its process's connection. Its actors can import the examples."""
     folder = tempfile.mkdtemp(prefix="rarefy-test-", dir="/tmp")
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES), *([path] if path else [])])
     ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=10**8,
              log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)  # fmt: skip
+    os.environ["PYTHONPATH"] = path or ""
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 class Strike:
-    """A progress sink that sends a signal to one actor, once, when all have loaded and half of the work is left."""
+    """A progress sink that sends one signal each to as many actors, once all have loaded, in the first half."""
 
-    def __init__(self, number: int, runs: Any) -> None:
-        self.number, self.runs = number, runs
+    def __init__(self, runs: Any, *signals: signal.Signals) -> None:
+        self.runs, self.signals = runs, signals
         self.struck: list[int] = []
 
     def __call__(self, status: Status) -> None:
         all_ready = status.actors_alive == status.actors_wanted
         if not self.struck and all_ready and status.done < status.total / 2:
-            self.struck = self.runs.actors(os.getpid())[:1]
-            for pid in self.struck:
-                os.kill(pid, self.number)
+            self.struck = self.runs.actors(os.getpid())[: len(self.signals)]
+            for pid, number in zip(self.struck, self.signals, strict=True):
+                os.kill(pid, number)
 
 
 def test_two_actors_make_the_same_bytes_as_none(runs: Any, tmp_path: Path) -> None:
     path, out = runs.manifest(), tmp_path / "out"
-    seen: list[Status] = []
-    result = generate(load_manifest(path), GenerateOptions(str(out), actors=2), seen.append)
+    statuses: list[Status] = []
+    result = generate(load_manifest(path), GenerateOptions(str(out), actors=2), statuses.append)
     assert runs.tars(out) == runs.standard
     assert (result.shards, result.images, result.made_shards, result.made_images, result.retries) == (10, 20, 10, 20, 0)
     assert verify_run(Store(str(out))) == {}
     assert seal_run(Store(str(out))).counts == dict.fromkeys(range(10), 2)
-    assert seen[-1].done == seen[-1].total == 20
-    assert [status.done for status in seen] == sorted(status.done for status in seen)
+    assert statuses[-1].done == statuses[-1].total == 20
+    assert [status.done for status in statuses] == sorted(status.done for status in statuses)
     again = generate(load_manifest(path), GenerateOptions(str(out), actors=2), silent)
     assert (again.made_shards, again.made_images) == (0, 0)
 
 
 @pytest.mark.slow
-def test_a_killed_actor_costs_nothing_but_time(runs: Any, tmp_path: Path) -> None:
+def test_killed_and_hung_actors_cost_nothing_but_time(runs: Any, tmp_path: Path) -> None:
     path, out = runs.manifest(), tmp_path / "out"
-    strike = Strike(signal.SIGKILL, runs)
-    result = generate(load_manifest(path), GenerateOptions(str(out), actors=2), strike)
-    assert strike.struck
-    assert not runs.alive(strike.struck[0])
-    assert result.retries > 0
+    strike = Strike(runs, signal.SIGKILL, signal.SIGSTOP)
+    result = generate(load_manifest(path), GenerateOptions(str(out), actors=2, shard_timeout_s=4), strike)
+    assert len(strike.struck) == 2 and not any(runs.alive(pid) for pid in strike.struck)
+    assert result.retries >= 2
     assert runs.tars(out) == runs.standard
     assert verify_run(Store(str(out))) == {}
 
 
 @pytest.mark.slow
-def test_a_hung_actor_is_replaced(runs: Any, tmp_path: Path) -> None:
-    path, out = runs.manifest(), tmp_path / "out"
-    strike = Strike(signal.SIGSTOP, runs)
-    options = GenerateOptions(str(out), actors=1, shard_timeout_s=4)
-    result = generate(load_manifest(path), options, strike)
-    assert strike.struck
-    assert result.retries > 0
-    assert runs.tars(out) == runs.standard
-    assert not runs.alive(strike.struck[0])
-
-
-@pytest.mark.slow
-def test_what_cannot_be_made_is_named_and_the_rest_is_kept(runs: Any, tmp_path: Path) -> None:
+def test_missing_shards_are_named_and_the_rest_is_kept(runs: Any, tmp_path: Path) -> None:
     path, out = runs.manifest(), tmp_path / "out"
     options = GenerateOptions(str(out), actors=1, max_attempts=1)
     with pytest.raises(ShardError, match=r"of 10 shards are missing.*rare-00000.*last cause: rare-00000") as caught:
-        generate(load_manifest(path), options, Strike(signal.SIGKILL, runs))
+        generate(load_manifest(path), options, Strike(runs, signal.SIGKILL))
     made = set(runs.tars(out))
     assert made
     assert all(name.removesuffix(".tar") not in str(caught.value) for name in made)
@@ -102,7 +95,7 @@ def test_what_cannot_be_made_is_named_and_the_rest_is_kept(runs: Any, tmp_path: 
     assert runs.tars(out) == runs.standard
 
 
-def test_a_users_error_in_an_actor_is_that_error_and_no_retry(runs: Any, tmp_path: Path) -> None:
+def test_a_users_error_in_an_actor_ends_the_run_without_a_retry(runs: Any, tmp_path: Path) -> None:
     path, out = runs.manifest(), tmp_path / "out"
     wrong = find_model("fashion-mnist-28").file("classifier")
     path.write_text(path.read_text().replace("[sampler]", f'checkpoint = "{wrong}"\n[sampler]'))
@@ -114,7 +107,7 @@ def test_a_users_error_in_an_actor_is_that_error_and_no_retry(runs: Any, tmp_pat
         generate(load_manifest(path), GenerateOptions(str(out), actors=1), silent)
 
 
-def test_other_weights_than_the_first_sessions_are_refused(runs: Any, tmp_path: Path) -> None:
+def test_weights_that_differ_from_the_first_sessions_are_refused(runs: Any, tmp_path: Path) -> None:
     own = tmp_path / "own.safetensors"
     own.write_bytes(find_model("fashion-mnist-28").file("unet").read_bytes())
     path, out = runs.manifest(), tmp_path / "out"
@@ -129,10 +122,43 @@ def test_other_weights_than_the_first_sessions_are_refused(runs: Any, tmp_path: 
         generate(load_manifest(path), GenerateOptions(str(out), actors=1), silent)
 
 
-def test_resources_that_the_cluster_does_not_have(runs: Any, tmp_path: Path) -> None:
+def test_resources_that_the_cluster_lacks(runs: Any, tmp_path: Path) -> None:
     manifest, options = load_manifest(runs.manifest()), GenerateOptions(str(tmp_path / "out"))
     with pytest.raises(DeviceError, match=r"gpus_per_actor: 0\.5 is not at most 0"):
         generate(manifest, replace(options, gpus_per_actor=0.5), silent)
     with pytest.raises(DeviceError, match="cpus_per_actor: 3 is not at most 2"):
         generate(manifest, replace(options, cpus_per_actor=3), silent)
     assert not (tmp_path / "out").exists()
+
+
+def example(tmp_path: Path, module: str) -> Manifest:
+    """examples/boundary.toml, cut down to four images in three steps, with its term in another module."""
+    text = (EXAMPLES / "boundary.toml").read_text()
+    changes = {"logsnr20": "logsnr3", "per_class = 10": "total = 4", "batch = 50": "batch = 2", "boundary_term": module}
+    for old, new in changes.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (tmp_path / "boundary.toml").write_text(text)
+    return load_manifest(tmp_path / "boundary.toml")
+
+
+def test_the_example_of_a_term_runs_on_actors_that_find_it_on_the_python_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    out = tmp_path / "out"
+    generate(example(tmp_path, "boundary_term"), GenerateOptions(str(out), actors=1), silent)
+    assert verify_run(Store(str(out))) == {}
+    records = read_records(Store(str(out)), "boundary-000000")
+    assert [record.guidance for record in records] == ["boundary_term:Boundary+predicted-real-image"] * 4
+
+
+def test_actors_that_cannot_import_a_term_end_the_run_with_the_modules_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the driver can: actors inherit PYTHONPATH, but not what the driver appends to sys.path."""
+    (tmp_path / "private_term.py").write_text((EXAMPLES / "boundary_term.py").read_text())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = GenerateOptions(str(tmp_path / "out"), actors=1, max_attempts=1)
+    with pytest.raises(ShardError, match=r"no actor could be started in 1 attempts.*No module named 'private_term'"):
+        generate(example(tmp_path, "private_term"), options, silent)

@@ -1,4 +1,4 @@
-"""Job files name commands, manifests and versions that exist."""
+"""Job files use commands, manifests and versions that exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rarefy.manifest import load_manifest
 REPO = Path(__file__).parents[2]
 
 
-def test_the_rayjob_calls_what_is_here() -> None:
+def test_the_rayjob_calls_what_exists() -> None:
     job = yaml.safe_load((REPO / "jobs" / "rayjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec = job["spec"]
@@ -38,13 +38,15 @@ def test_the_rayjob_calls_what_is_here() -> None:
 @pytest.mark.parametrize("name", ["generate", "run"])
 def test_entry_points_report_a_users_error_in_one_line(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(REPO / "jobs" / f"{name}.py"), "none.toml", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=REPO, env={"PYTHONPATH": str(REPO)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=REPO, env={"PYTHONPATH": str(REPO / "pipeline")}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("rarefy: error: manifest: 'none.toml'")
     assert done.stderr.count("\n") == 1
 
 
-def test_submit_says_how_it_is_used() -> None:
+def test_submit_prints_its_usage() -> None:
     done = subprocess.run([REPO / "jobs" / "submit.sh"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "usage" in done.stderr

@@ -79,7 +79,7 @@ def test_counts_by_each_way(classes: str, counts: dict[int, int]) -> None:
     ],
 )
 def test_defaults_of_each_method(keys: str, settings: SamplerSettings) -> None:
-    """A number of steps is spread as suits the method; a text says how."""
+    """A number is spread as the method needs; a string says how."""
     assert parse(BASE.replace('method = "ancestral"\nsteps = 25', keys)).settings == settings
 
 
@@ -257,6 +257,25 @@ def test_the_rare_manifests_act_at_the_same_noise_levels() -> None:
 
     assert levels("demo") == levels("imagenet64-rare")
     assert levels("demo") == pytest.approx(levels("imagenet256-rare"), abs=2e-3)
+
+
+DIGESTS = {
+    "adm-g": "e8e4238daaa354a7bd2825674048922bc3e4ff1537538bd66d9c07388dec492e",
+    "demo": "7f19598bcccadcd9b10a0b2a9703c02b2ad178ecfaa3d2ed7282641d790a6fb0",
+    "imagenet256-rare": "01d1a8a36b3e9dafb8c4d3bcfbb48c20d923ce7364d8e0134ea64018b5afd0f2",
+    "imagenet64-rare": "8a87285f765f05421aa813727ec2e9eb41e058f173838091291f52d7f9071337",
+    "long-tail": "b4721cb622a1ef1e363b0a1b6a555db9ad384f152b82aa55fbf414ba8ef2f471",
+    "plain": "2522d46c8810cdea25b4a0b39fcad6187990c71a2fc8e4955ae84c720370b79d",
+    "quality-quick": "93572397cb1445d11f4cdf3cc8a23c035362cb6b515d3968b75e1ede8f60f11f",
+    "quality": "4d3e3b9a8842040f8be40a565d8365c0c050fb31fc0872fee6c251bdef53c654",
+    "smoke": "b1ba2eb90b2f1beccacc81c48cd94d33b8b604c2539fc46fa7d4125b3f9fdf31",
+}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_digests_stay(name: str) -> None:
+    """A run in progress can only be resumed if its manifest keeps its digest."""
+    assert load_manifest(REPO / "manifests" / f"{name}.toml").digest == DIGESTS[name]
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])

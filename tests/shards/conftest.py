@@ -98,7 +98,7 @@ def run(store: Store, make_header: Callable[[int], ShardHeader]) -> Store:
 
 @pytest.fixture
 def plan() -> tuple[str, str, list[str], dict[int, int]]:
-    """What seal asks for: manifest text, digest, shard names, samples by class."""
+    """Arguments of seal: manifest text, digest, shard names, samples by class."""
     return TEXT, DIGEST, NAMES, COUNTS
 
 

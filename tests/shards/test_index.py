@@ -41,9 +41,9 @@ def forge_marker(store: Store, **claims: object) -> None:
 
 
 def problems(store: Store, plan: Plan) -> str:
-    found = verify(store, plan[2], plan[1])
-    assert list(found) == ["rare-000001"]
-    return "; ".join(found["rare-000001"])
+    by_shard = verify(store, plan[2], plan[1])
+    assert list(by_shard) == ["rare-000001"]
+    return "; ".join(by_shard["rare-000001"])
 
 
 def test_a_whole_run_has_no_problems(run: Store, plan: Plan) -> None:
@@ -51,25 +51,25 @@ def test_a_whole_run_has_no_problems(run: Store, plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 2000, 9000])
-def test_truncated_tar_is_found(cut: int, run: Store, plan: Plan) -> None:
+def test_truncated_tar_is_reported(cut: int, run: Store, plan: Plan) -> None:
     data = run.read_bytes(TAR)
     run.write_bytes(TAR, data[:-cut])
     assert f"tar has {len(data) - cut} bytes, its marker says {len(data)}" in problems(run, plan)
 
 
-def test_swapped_image_is_found_even_where_the_marker_agrees(
+def test_swapped_image_is_reported_even_if_the_marker_agrees(
     run: Store, plan: Plan, make_image: Callable[..., np.ndarray]
 ) -> None:
     forged = swap_image(run.read_bytes(TAR), "00000100003", encode_png(make_image(9, 9)))
     run.write_bytes(TAR, forged)
-    found = problems(run, plan)
-    assert "tar has" in found and "sample 00000100003: its image does not have the sha256 that its row says" in found
+    lines = problems(run, plan)
+    assert "tar has" in lines and "sample 00000100003: its image does not have the sha256 that its row says" in lines
     hashes = {"tar_sha256": hashlib.sha256(forged).hexdigest(), "tar_md5": hashlib.md5(forged).hexdigest()}
     forge_marker(run, tar_bytes=len(forged), **hashes)
     assert problems(run, plan) == "sample 00000100003: its image does not have the sha256 that its row says"
 
 
-def test_changed_parquet_row_is_found_even_where_the_marker_agrees(run: Store, plan: Plan) -> None:
+def test_changed_parquet_row_is_reported_even_if_the_marker_agrees(run: Store, plan: Plan) -> None:
     table = pq.read_table(pa.BufferReader(run.read_bytes(PARQUET)))
     changed = pc.if_else(pc.equal(table["key"], "00000100004"), 0.5, table["confidence"])
     table = table.set_column(table.schema.get_field_index("confidence"), table.schema.field("confidence"), changed)
@@ -77,23 +77,23 @@ def test_changed_parquet_row_is_found_even_where_the_marker_agrees(run: Store, p
     pq.write_table(table, sink)
     forged = sink.getvalue().to_pybytes()
     run.write_bytes(PARQUET, forged)
-    found = problems(run, plan)
-    assert "Parquet has" in found and "sample 00000100004: its .json and its row differ in confidence" in found
+    lines = problems(run, plan)
+    assert "Parquet has" in lines and "sample 00000100004: its .json and its row differ in confidence" in lines
     forge_marker(run, parquet_bytes=len(forged), parquet_sha256=hashlib.sha256(forged).hexdigest())
     assert problems(run, plan) == "sample 00000100004: its .json and its row differ in confidence"
 
 
-def test_lost_parquet_row_is_found(run: Store, plan: Plan) -> None:
+def test_lost_parquet_row_is_reported(run: Store, plan: Plan) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pq.read_table(pa.BufferReader(run.read_bytes(PARQUET))).slice(1), sink)
     run.write_bytes(PARQUET, sink.getvalue().to_pybytes())
-    found = problems(run, plan)
-    assert "Parquet has 5 rows, its marker says 6" in found
-    assert "sample 00000100000 is in the tar but has no row" in found
+    lines = problems(run, plan)
+    assert "Parquet has 5 rows, its marker says 6" in lines
+    assert "sample 00000100000 is in the tar but has no row" in lines
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1 no PAR1"])
-def test_broken_parquet_is_found(data: bytes, run: Store, plan: Plan) -> None:
+def test_broken_parquet_is_reported(data: bytes, run: Store, plan: Plan) -> None:
     run.write_bytes(PARQUET, data)
     assert "rare-000001.parquet: not a readable Parquet file" in problems(run, plan)
 
@@ -166,12 +166,8 @@ def test_seal_refuses_gaps(run: Store, plan: Plan, card: CardInfo) -> None:
     assert not is_sealed(run) and not run.exists("index.json")
 
 
-def test_seal_takes_back_a_damaged_shard(
-    run: Store,
-    plan: Plan,
-    card: CardInfo,
-    make_header: Header,
-    make_samples: Samples,
+def test_seal_deletes_the_marker_of_a_damaged_shard(
+    run: Store, plan: Plan, card: CardInfo, make_header: Header, make_samples: Samples
 ) -> None:
     seal(run, *plan, card)
     run.write_bytes(TAR, run.read_bytes(TAR)[:-1])
@@ -197,13 +193,13 @@ def test_seal_refuses_other_counts_strangers_and_other_places(run: Store, plan: 
     seal(run, text, digest, names, {0: 9, 1: 9, 2: 0}, card)
 
 
-def test_seal_of_no_run_leaves_nothing(store: Store, plan: Plan, card: CardInfo) -> None:
+def test_seal_without_a_run_writes_nothing(store: Store, plan: Plan, card: CardInfo) -> None:
     with pytest.raises(OutputError, match="is not a rarefy run"):
         seal(store, *plan, card)
     assert store.list() == []
 
 
-def test_seal_sweeps_what_dead_attempts_left(
+def test_seal_deletes_the_files_of_dead_attempts(
     tmp_path: Path, plan: Plan, card: CardInfo, make_samples: Samples, make_header: Header
 ) -> None:
     store = Store(str(tmp_path / "out"))
@@ -224,7 +220,7 @@ def test_claim(store: Store) -> None:
     with pytest.raises(OutputError, match=f"it contains the run of {'1' * 64}"):
         claim_output(store, "second", "2" * 64)
     assert store.read_bytes("manifest.toml") == b"first"
-    # Killed between the two files: the same run goes on.
+    # Killed between writing the two files: the same run continues.
     store.delete("manifest.toml")
     claim_output(store, "first", "1" * 64)
     assert store.read_bytes("manifest.toml") == b"first"

@@ -24,10 +24,10 @@ TAR = "shards/rare-000001.tar"
 
 def test_reader_gives_back_what_was_written(run: Store, make_image: Image, make_samples: Samples) -> None:
     samples = list(read_samples(run, "rare-000001"))
-    wanted = [sample.record for sample in make_samples(1)]
-    assert [sample.key for sample in samples] == [record.key for record in wanted]
+    records = [sample.record for sample in make_samples(1)]
+    assert [sample.key for sample in samples] == [record.key for record in records]
     assert [sample.class_id for sample in samples] == [0, 1, 0, 1, 0, 1]
-    assert [sample.info["accepted"] for sample in samples] == [record.accepted for record in wanted]
+    assert [sample.info["accepted"] for sample in samples] == [record.accepted for record in records]
     for sample in samples:
         np.testing.assert_array_equal(sample.image, make_image(1, sample.info["index"]))
 
@@ -59,7 +59,7 @@ def test_webdataset_reads_the_sealed_data_set(
 
 
 def sample_end(data: bytes, key: str) -> int:
-    """Offset just behind the last member of a sample."""
+    """Offset of the end of a sample's last member."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         member = tar.getmember(f"{key}.png")
     return member.offset_data + -(-member.size // 512) * 512
@@ -67,7 +67,7 @@ def sample_end(data: bytes, key: str) -> int:
 
 @pytest.mark.parametrize("extra", [0, 100, 512, 700])
 def test_truncated_tar_names_shard_and_last_sample(extra: int, run: Store) -> None:
-    """Cut between two samples (which tarfile takes for a whole archive), in a header, and in a member."""
+    """Cut between two samples (which tarfile accepts as a complete archive), in a header, and in a member."""
     data = run.read_bytes(TAR)
     run.write_bytes(TAR, data[: sample_end(data, "00000100002") + extra])
     keys: list[str] = []

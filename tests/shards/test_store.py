@@ -81,7 +81,7 @@ def test_check_writable_leaves_nothing_and_asks_for_space(tmp_path: Path) -> Non
 
 
 def test_no_space_left_simulated_at_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operating system's fault is simulated here; the next test fills a real file system where it may mount one."""
+    """Simulates the operating system's error; the next test fills a real file system, if it may mount one."""
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -109,7 +109,7 @@ print(store.list("shards"), store.sweep("shards"))
 def test_no_space_left_on_a_full_file_system(tmp_path: Path) -> None:
     mount = f"mount -t tmpfs -o size=64k none {tmp_path}"
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets no user mount a file system of its own")
+        pytest.skip("this machine does not let users mount a file system")
     command = ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$0" -c "$1" {tmp_path}', sys.executable, FILL]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert done.stdout == f"out: '{tmp_path}/shards/x.tar' is not writable (No space left on device)\n[] 0\n"

@@ -40,10 +40,10 @@ def test_png_keeps_every_pixel(channels: int, make_image: Callable[..., np.ndarr
     np.testing.assert_array_equal(pixels, expected)
 
 
-def test_tar_bytes_depend_on_the_images_alone(tmp_path: Path, make_header: Header, make_samples: Samples) -> None:
+def test_tar_bytes_depend_only_on_the_images(tmp_path: Path, make_header: Header, make_samples: Samples) -> None:
     first, second = Store(str(tmp_path / "one")), Store(str(tmp_path / "two"))
     one = commit_shard(first, make_header(0), make_samples(0), seconds=1.0)
-    # Another attempt, other times and another order of arrival.
+    # Another attempt, at another time, whose samples arrive in another order.
     two = commit_shard(second, make_header(0), make_samples(0)[::-1], seconds=9.0)
     assert first.read_bytes("shards/rare-000000.tar") == second.read_bytes("shards/rare-000000.tar")
     assert (one.tar_sha256, one.tar_md5) == (two.tar_sha256, two.tar_md5)
@@ -62,12 +62,12 @@ def test_tar_layout(run: Store, make_sample: Callable[..., Sample]) -> None:
     assert set(info) == set(SCHEMA.names) - {"created_at"}
 
 
-def test_parquet_holds_the_records_units_and_manifest(run: Store, plan: Plan, make_samples: Samples) -> None:
+def test_parquet_contains_the_records_units_and_manifest(run: Store, plan: Plan, make_samples: Samples) -> None:
     text, digest, names, _ = plan
-    found = read_records(run, names[2])
-    wanted = [sample.record for sample in make_samples(2)]
-    now = wanted[0].created_at
-    assert [replace(r, created_at=now) for r in found] == [replace(r, created_at=now) for r in wanted]
+    actual = read_records(run, names[2])
+    expected = [sample.record for sample in make_samples(2)]
+    now = expected[0].created_at
+    assert [replace(r, created_at=now) for r in actual] == [replace(r, created_at=now) for r in expected]
     schema = pq.read_schema(pa.BufferReader(run.read_bytes(f"metadata/{names[2]}.parquet")))
     assert schema.metadata[b"rarefy.manifest"].decode() == text
     assert schema.metadata[b"rarefy.manifest_digest"].decode() == digest
@@ -86,8 +86,8 @@ def test_any_text_and_number_comes_back(tmp_path: Path, make_sample: Callable[..
     assert to_records(read_table(tmp_path / "rows.parquet")) == records
 
 
-def test_writing_leaves_pandas_alone(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
-    """Which pyarrow would import for Python's own objects, in each actor."""
+def test_writing_does_not_import_pandas(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
+    """pyarrow would import it to convert Python objects, in each actor."""
     (tmp_path / "record").write_bytes(pickle.dumps(make_sample(0, 0).record))
     code = (
         "import pickle, sys; from pathlib import Path; from rarefy.shards.metadata import write_table; "
@@ -97,7 +97,7 @@ def test_writing_leaves_pandas_alone(tmp_path: Path, make_sample: Callable[..., 
     assert subprocess.run([sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parents[2]).returncode == 0
 
 
-def test_marker_says_what_is_there(run: Store, plan: Plan) -> None:
+def test_marker_describes_the_files(run: Store, plan: Plan) -> None:
     marker = read_marker(run, "rare-000001")
     assert marker is not None
     tar, parquet = run.read_bytes("shards/rare-000001.tar"), run.read_bytes("metadata/rare-000001.parquet")
@@ -116,7 +116,7 @@ def test_marker_says_what_is_there(run: Store, plan: Plan) -> None:
 
 def test_the_first_commit_wins(run: Store, plan: Plan, make_header: Header, make_sample: Callable[..., Sample]) -> None:
     before = run.read_bytes("shards/rare-000000.tar")
-    # A straggler on another device gives other pixels for the same keys: a sealed shard must not change under it.
+    # A late attempt on another device has other pixels for the same keys. A sealed shard must not change.
     late = [make_sample(0, index, channels=1) for index in range(6)]
     marker = commit_shard(run, make_header(0), late, seconds=1.0)
     assert marker == read_marker(run, "rare-000000")
@@ -141,7 +141,7 @@ def test_a_lost_tar_is_committed_again(run: Store, plan: Plan, make_header: Head
         ({"index": 0, "key": "00000000000"}, "00000000000 occurs 2 times"),
     ],
 )
-def test_samples_that_do_not_belong_are_refused(
+def test_samples_that_do_not_belong_together_are_refused(
     change: dict[str, object], message: str, store: Store, make_header: Header, make_samples: Samples
 ) -> None:
     samples = make_samples(0)
@@ -172,7 +172,7 @@ writer.commit_shard(Dying(sys.argv[1]), header, conftest.shard_samples(0), 1.0)
 
 
 @pytest.mark.parametrize(("moment", "tars"), [("while writing", []), ("before the marker", ["rare-000000.tar"])])
-def test_killed_attempt_commits_nothing_and_is_made_again(
+def test_killed_attempt_commits_nothing_and_is_repeated(
     moment: str, tars: list[str], tmp_path: Path, plan: Plan, make_header: Header, make_samples: Samples
 ) -> None:
     text, digest, names, _ = plan

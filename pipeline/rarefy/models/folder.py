@@ -1,7 +1,7 @@
-"""Model folders: a ``config.json`` that says what a model is, and the files beside it.
+"""Model folders: a ``config.json`` that describes a model, and the model's files.
 
-The models that rarefy knows by name are such folders in ``models/library``. A folder without weights, such as OpenAI's,
-takes them from the paths that a manifest gives.
+The models that rarefy knows by name are such folders in ``models/library``. If a folder has no weights, such as those
+of OpenAI's models, a manifest gives their paths.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ LIBRARY = Path(__file__).parent / "library"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A diffusion model with its noise-aware classifier, as its ``config.json`` describes them.
+    """A diffusion model with its noise-aware classifier, as described by ``config.json``.
 
-    schedule, diffusion_steps: the noise schedule's name and its number of steps; recommended_scale: the scale of
-    classifier guidance in the published samples; class_names: one for each class of the classifier, or none;
-    path: the folder; files: names of the files that it ships, relative to it, by role: ``unet``, ``classifier``,
-    ``reference`` and ``held_out`` (real images of the audit).
+    schedule, diffusion_steps: name and length of the noise schedule; recommended_scale: the published scale of
+    classifier guidance; class_names: one per class of the classifier, or none; path: the folder; files: names of the
+    folder's files by role: ``unet``, ``classifier``, ``reference`` and ``held_out`` (real images for the audit).
     """
 
     name: str
@@ -47,7 +46,7 @@ class ModelFolder:
         return bool(self.files)
 
     def file(self, role: str) -> Path:
-        """Path of the file of that role. Raises KeyError where the folder ships none."""
+        """Path of the file with this role. Raises KeyError if the folder has none."""
         return self.path / self.files[role]
 
     @property
@@ -62,7 +61,7 @@ class ModelFolder:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes that the U-Net is conditioned on; None where it is unconditional."""
+        """Number of classes that the U-Net is conditioned on; None if it is unconditional."""
         return self.unet.num_classes
 
     @property
@@ -71,12 +70,12 @@ class ModelFolder:
         return self.classifier.out_channels
 
     def class_name(self, class_id: int) -> str:
-        """Name of a class; its number where the model has no names."""
+        """Name of a class; its number if the model has no names."""
         return self.class_names[class_id] if self.class_names else str(class_id)
 
 
 def read_model_folder(path: Path) -> ModelFolder:
-    """Read the ``config.json`` of a folder. Raises ManifestError for one of another format."""
+    """Read the ``config.json`` of a folder. Raises ManifestError if its format is unknown."""
     config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if config.get("format") != FORMAT:
         raise ManifestError(bad(f"{path / 'config.json'}: format", config.get("format"), FORMAT))
@@ -95,7 +94,7 @@ def read_model_folder(path: Path) -> ModelFolder:
 
 
 def _network(table: Mapping[str, Any]) -> NetworkConfig:
-    """JSON has lists where the config has tuples. ``kind`` names the architecture; ``adm`` is the only one yet."""
+    """Lists become tuples. ``kind`` names the architecture; so far only ``adm`` exists."""
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "kind"
     }
@@ -115,22 +114,22 @@ def _library_order(folder: ModelFolder) -> tuple[bool, int, str]:
 
 
 def find_model(name: str) -> ModelFolder:
-    """The model of that name. Raises ManifestError, which lists the known ones."""
+    """The model with this name. Raises ManifestError, which lists the known names."""
     if name not in library():
         raise ManifestError(bad("model.preset", name, f"one of {', '.join(library())}"))
     return library()[name]
 
 
 def provenance(folder: ModelFolder) -> dict[str, Any]:
-    """How the folder's files were made: commands, data hashes, steps, curves, measured quality."""
+    """How the folder's files were produced: commands, data hashes, steps, curves, measured quality."""
     loaded: dict[str, Any] = json.loads((folder.file("unet").parent / "provenance.json").read_text())
     return loaded
 
 
 def fast_errors(checkpoint_sha256: str, classifier_sha256: str) -> dict[str, Any] | None:
-    """The measured error of ``fast`` for an embedded model with these weights; None for any other model."""
+    """The measured error of ``fast`` for the embedded model with these weights; None for any other model."""
     for path in sorted(LIBRARY.glob("*/fast.json")):
-        found: dict[str, Any] = json.loads(path.read_text())
-        if (found["checkpoint_sha256"], found["classifier_sha256"]) == (checkpoint_sha256, classifier_sha256):
-            return found
+        errors: dict[str, Any] = json.loads(path.read_text())
+        if (errors["checkpoint_sha256"], errors["classifier_sha256"]) == (checkpoint_sha256, classifier_sha256):
+            return errors
     return None

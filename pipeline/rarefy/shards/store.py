@@ -79,7 +79,7 @@ class Store:
         """A private local path to write to. The file is put in place when the block succeeds, otherwise removed."""
         with self._reporting(rel, "writable"):
             if self.is_local:
-                with self._staged_beside(Path(self._full(rel))) as private:
+                with self._staged_locally(Path(self._full(rel))) as private:
                     yield private
                 return
             with tempfile.TemporaryDirectory(prefix="rarefy-") as folder:
@@ -115,7 +115,7 @@ class Store:
 
     def _put(self, rel: str, data: bytes) -> None:
         if self.is_local:
-            with self._staged_beside(Path(self._full(rel))) as private:
+            with self._staged_locally(Path(self._full(rel))) as private:
                 private.write_bytes(data)
         else:
             self.fs.pipe_file(self._full(rel), data)
@@ -134,7 +134,7 @@ class Store:
         return f"{self.path.rstrip('/')}/{rel}" if rel else str(self.path)
 
     @contextmanager
-    def _staged_beside(self, target: Path) -> Iterator[Path]:
+    def _staged_locally(self, target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         private = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
         try:
