@@ -32,7 +32,7 @@ from rarefy.bench.measure import machine
 from rarefy.bench.step import Execution, guided_steps, load
 from rarefy.diffusion.sampler import SamplerSettings, networks_of, to_uint8
 from rarefy.diffusion.schedule import make_schedule
-from rarefy.execution import has_bfloat16
+from rarefy.execution import has_bfloat16, repeatable
 from rarefy.generate.score import score_images
 from rarefy.guidance import terms
 from rarefy.guidance.base import StepState, Term, times
@@ -93,8 +93,9 @@ def changes(guidance: Sequence[Term], options: argparse.Namespace) -> dict[str, 
     outputs, images = [], []
     for precision in ("exact", "fast"):
         models = load(PRESET, ModelSpec(PRESET.name), Execution(options.device, precision), options.images)
-        outputs.append(step_outputs(models, guidance, options.images))
-        images.append([make_images(models, guidance, seed, options) for seed in range(options.seeds)])
+        with repeatable(precision):
+            outputs.append(step_outputs(models, guidance, options.images))
+            images.append([make_images(models, guidance, seed, options) for seed in range(options.seeds)])
     errors = [float((fast - exact).norm() / exact.norm()) for exact, fast in zip(*outputs, strict=True)]
     exact, fast = ([measure(pixels, options) for pixels in sets] for sets in images)
     differences = {}

@@ -8,8 +8,8 @@ no speed; the memory includes them. On a GPU the baseline does not round to TF32
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -17,7 +17,7 @@ from benchmarks.baseline import baseline
 from benchmarks.command import compare, make_parser
 from rarefy.bench.step import Execution, guided_steps, load
 from rarefy.diffusion.sampler import SamplerSettings
-from rarefy.execution import COMPILES
+from rarefy.execution import COMPILES, repeatable
 from rarefy.guidance.terms import ClassifierGuidance
 from rarefy.models.adm import Classifier, UNet
 from rarefy.models.folder import find_model
@@ -37,7 +37,13 @@ def start(form: str, options: argparse.Namespace) -> Callable[[], object]:
     else:
         models = load(preset, None, Execution(options.device, form, options.compile), batch)
     chain = SamplerSettings().chain(preset, [ClassifierGuidance(scale=preset.recommended_scale)])
-    return functools.partial(next, guided_steps(models, chain, range(batch)))
+    steps = guided_steps(models, chain, range(batch))
+
+    def step() -> object:
+        with nullcontext() if form == "baseline" else repeatable(form):
+            return next(steps)
+
+    return step
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -31,7 +31,7 @@ SMALL_PRESET = replace(EMBEDDED, unet=SMALL, classifier=replace(SMALL, num_class
 
 
 @pytest.fixture(autouse=True)
-def torch_threads(switches: None) -> Iterator[None]:
+def torch_threads() -> Iterator[None]:
     """The command sets torch's threads for its own process."""
     threads = torch.get_num_threads()
     yield

@@ -14,7 +14,7 @@ import torch
 from rarefy.bench.measure import free_bytes, machine, peak_bytes, reset_peak
 from rarefy.bench.step import Execution, Split, has_weights, load, time_steps
 from rarefy.errors import DeviceError, ManifestError, bad
-from rarefy.execution import check_execution, has_bfloat16
+from rarefy.execution import check_execution, has_bfloat16, repeatable
 from rarefy.manifest import Manifest, load_manifest, parse_manifest
 from rarefy.models.folder import find_model
 
@@ -162,7 +162,8 @@ def measure(
     loaded_bytes = peak_bytes(models.device)
     if ready:
         ready.wait()
-    split = time_steps(models, chain, batch, wall=ready is not None)
+    with repeatable(execution.precision):
+        split = time_steps(models, chain, batch, wall=ready is not None)
     seconds = sum(astuple(split))
     rate = batch / (seconds * len(chain.schedule))
     return Point(1, batch, preset.image_size, seconds, split, rate, peak_bytes(models.device), loaded_bytes)

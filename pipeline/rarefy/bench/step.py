@@ -13,12 +13,12 @@ from torch import Tensor
 
 from rarefy.bench.measure import clock, reset_peak
 from rarefy.diffusion.sampler import Chain, Sample, image_noise, networks_of, reverse_chain
-from rarefy.execution import prepare
+from rarefy.execution import load_prepared, prepare
 from rarefy.guidance.base import Networks
 from rarefy.manifest import ModelSpec
 from rarefy.models.adm import Classifier, UNet
 from rarefy.models.folder import ModelFolder
-from rarefy.models.load import Models, load_models
+from rarefy.models.load import Models
 
 WARM_UP, MIN_STEPS, MAX_STEPS, ENOUGH_S = 3, 4, 20, 2.0  # on a GPU the first steps record the networks
 
@@ -53,14 +53,13 @@ def load(preset: ModelFolder, spec: ModelSpec | None, execution: Execution, batc
 
     Raises CheckpointError for files that do not fit, DeviceError.
     """
-    device = torch.device(execution.device)
+    device, how = torch.device(execution.device), (execution.precision, execution.compile, batch)
     if spec and has_weights(preset, spec):
         hashes = spec.checkpoint_sha256, spec.classifier_sha256
-        models = load_models(preset, spec.checkpoint, spec.classifier, hashes, device, execution.precision)
-    else:
-        models = Models(preset, UNet(preset.unet), Classifier(preset.classifier), "random", "random")
+        return load_prepared(preset, spec.checkpoint, spec.classifier, hashes, device, *how)
+    models = Models(preset, UNet(preset.unet), Classifier(preset.classifier), "random", "random")
     for network in (models.unet, models.classifier):
-        prepare(network.eval().requires_grad_(False), device, execution.precision, execution.compile, batch)
+        prepare(network.eval().requires_grad_(False), device, *how)
     return models
 
 
