@@ -17,12 +17,12 @@ from benchmarks.baseline import baseline
 from benchmarks.command import compare, make_parser
 from rarefy.audit.inputs.reference import read_embedded
 from rarefy.diffusion.schedule import make_schedule
-from rarefy.execution import prepare
 from rarefy.models.adm import UNet
 from rarefy.models.folder import find_model
-from rarefy.training.diffusion import HybridLoss
-from rarefy.training.loop import TrainSettings, make_batch, train_step
-from rarefy.training.loop import start as start_training
+from rarefy.training import loop
+from rarefy.training.data import make_batch
+from rarefy.training.losses import HybridLoss
+from rarefy.training.recipe import TrainSettings
 
 
 def start(form: str, options: argparse.Namespace) -> Callable[[], object]:
@@ -32,8 +32,8 @@ def start(form: str, options: argparse.Namespace) -> Callable[[], object]:
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
     network = UNet(preset.unet)
     if form == "rarefy":
-        state = start_training(prepare(network, device), settings, device, Path("no-checkpoint"))
-        return lambda: train_step(state, loss_function, data, settings)
+        state = loop.start(network, settings, device, Path("no-checkpoint"))
+        return lambda: loop.train_step(state, loss_function, data, settings)
     torch.backends.cudnn.allow_tf32 = False
     model = baseline(network.to(device)).train()
     parameters = list(model.parameters())
