@@ -60,13 +60,11 @@ TIMES = (2, 20, 100, 300, 600, 950)
 ROLES = {"checkpoint": "unet", "classifier": "classifier"}
 
 
-def step_outputs(models: Models, guidance: Sequence[Term], batch: int) -> list[Tensor]:
+def step_outputs(models: Models, guidance: Sequence[Term], count: int) -> list[Tensor]:
     """eps at each of TIMES, then the guidance where it acts, at real test images with the same noise for all models."""
-    real, networks = read_embedded(PRESET, "reference"), networks_of(models, range(batch))
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randperm(len(real), generator=generator)[:batch]
-    x_0, y = torch.tensor(real.images)[rows].float() / 127.5 - 1, torch.tensor(real.labels)[rows].to(models.device)
-    outputs, gradients = [], []
+    real, networks = read_embedded(PRESET, "reference"), networks_of(models, range(count))
+    x_0, y = torch.tensor(real.images[:count]).float() / 127.5 - 1, torch.tensor(real.labels[:count]).to(models.device)
+    generator, outputs, gradients = torch.Generator().manual_seed(0), [], []
     for t in TIMES:
         abar = float(make_schedule(PRESET.schedule, PRESET.diffusion_steps).alphas_cumprod[t])
         noise = torch.randn(x_0.shape, generator=generator)

@@ -155,7 +155,7 @@ def test_pipeline_and_bare_loop_make_the_same_images(
     result = last_json(capsys)
     assert result["same_images"] is True
     assert 0 < result["wall_ratio"]["median"] < 1
-    assert result["startup_s"] > 0 and result["help_s"] > 0
+    assert result["startup_s"] > 0
 
 
 def test_cpu_time_of_a_family_has_that_of_children() -> None:

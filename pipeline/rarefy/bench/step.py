@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rarefy.bench.measure import clock, reset_peak
 from rarefy.diffusion.sampler import Chain, Sample, image_noise, networks_of, reverse_chain
 from rarefy.execution import load_prepared, prepare
-from rarefy.guidance.base import Networks
 from rarefy.manifest import ModelSpec
 from rarefy.models.adm import Classifier, UNet
 from rarefy.models.folder import ModelFolder
@@ -63,12 +62,10 @@ def load(preset: ModelFolder, spec: ModelSpec | None, execution: Execution, batc
     return models
 
 
-def guided_steps(
-    models: Models, chain: Chain, seeds: Sequence[int], networks: Networks | None = None
-) -> Iterator[Sample]:
-    """Step after step, from chain to chain, of one image per seed, with the classes in turn. networks: wrapped ones."""
+def guided_steps(models: Models, chain: Chain, seeds: Sequence[int]) -> Iterator[Sample]:
+    """Step after step, from chain to chain, of one image per seed, with the classes in turn."""
     y = torch.arange(len(seeds), device=models.device) % models.preset.classifier_classes
-    networks, noise = networks or networks_of(models, seeds), image_noise(models, seeds)
+    networks, noise = networks_of(models, seeds), image_noise(models, seeds)
     while True:
         yield from reverse_chain(networks, chain, noise(-1), y, noise)
 
@@ -76,41 +73,23 @@ def guided_steps(
 def time_steps(models: Models, chain: Chain, batch: int, wall: bool) -> Split:
     """Mean over some steps that are spread evenly over the chain, so that windows of guidance weigh as in a run.
 
-    The memory peak starts anew after the warm-up, which may compile.
+    The networks get hooks that stay. The memory peak starts anew after the warm-up, which may compile.
     """
-    now, seeds = partial(clock, models.device, wall), range(batch)
-    seconds = dict.fromkeys(("unet", "classifier_forward", "classifier_backward"), 0.0)
-    networks = _timed(networks_of(models, seeds), seconds, now)
-    starts = [now() for _ in islice(guided_steps(models, chain, seeds, networks), WARM_UP)]
+    now, seconds = partial(clock, models.device, wall), Counter[str]()
+    starts = [now() for _ in islice(guided_steps(models, chain, range(batch)), WARM_UP)]
     enough = round(ENOUGH_S / max(starts[-1] - starts[-2], 1e-6))
     count = min(max(MIN_STEPS, chain.classifier_every, enough), MAX_STEPS, len(chain.schedule))
-    steps = guided_steps(models, replace(chain, schedule=chain.schedule.thinned(count)), seeds, networks)
+    steps = guided_steps(models, replace(chain, schedule=chain.schedule.thinned(count)), range(batch))
+    unet, classifier = models.unet, models.classifier
+    unet.register_forward_pre_hook(lambda *_: seconds.update(unet=-now()))
+    unet.register_forward_hook(lambda *_: seconds.update(unet=now()))
+    classifier.register_forward_pre_hook(lambda *_: seconds.update(forward=-now()))
+    classifier.register_forward_hook(lambda *_: seconds.update(forward=now()))
+    classifier.register_full_backward_pre_hook(lambda *_: seconds.update(backward=-now()))
+    classifier.register_full_backward_hook(lambda *_: seconds.update(backward=now()))
     reset_peak(models.device)
-    seconds.update(dict.fromkeys(seconds, 0.0))
     start = now()
     for _ in range(count):
         next(steps)
-    rest = now() - start - sum(seconds.values())
-    return Split(**{part: value / count for part, value in seconds.items()}, rest=rest / count)
-
-
-def _timed(plain: Networks, seconds: dict[str, float], now: Callable[[], float]) -> Networks:
-    """The same networks, which add the seconds of their calls to ``seconds``."""
-
-    def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        start = now()
-        output = plain.denoise(x, t, y)
-        seconds["unet"] += now() - start
-        return output
-
-    def classify(x: Tensor, t: Tensor) -> Tensor:
-        assert plain.classify is not None
-        x, start = x.view_as(x), now()
-        logits = plain.classify(x, t)
-        seconds["classifier_forward"] += now() - start
-        if x.requires_grad:
-            logits.register_hook(lambda _: seconds.update(classifier_backward=seconds["classifier_backward"] - now()))
-            x.register_hook(lambda _: seconds.update(classifier_backward=seconds["classifier_backward"] + now()))
-        return logits
-
-    return replace(plain, denoise=denoise, classify=classify)
+    parts = [seconds[part] / count for part in ("unet", "forward", "backward")]
+    return Split(*parts, rest=(now() - start) / count - sum(parts))
