@@ -125,14 +125,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["bench", "--batch", "2,1", "--growth", "--actors", "2", "--compile", "off", "--precision", "fast"]
+    command = ["bench", "--batch", "2,1", "--growth", "--actors", "1", "--compile", "off", "--precision", "fast"]
     assert main([*command, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["preset"], result["precision"], result["steps"]) == (EMBEDDED.name, "fast", 250)
     assert (result["weights"], result["machine"]["torch"]) == ("loaded", torch.__version__)
     assert [point["batch"] for point in result["batches"]] == [1, 2]
     assert [(point["image_size"], point["batch"]) for point in result["sizes"]] == [(56, 2)]
-    assert [point["actors"] for point in result["actors"]] == [2]
+    assert [point["actors"] for point in result["actors"]] == [1]
     for point in (*result["batches"], *result["sizes"], *result["actors"]):
         assert point["seconds_a_step"] == pytest.approx(sum(point["split"].values()))
         assert min(point["split"].values()) > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -75,21 +75,23 @@ def time_steps(models: Models, chain: Chain, batch: int, wall: bool) -> Split:
 
     The networks get hooks that stay. The memory peak starts anew after the warm-up, which may compile.
     """
-    now, seconds = partial(clock, models.device, wall), Counter[str]()
+    now, seconds = partial(clock, models.device, wall), defaultdict[str, float](float)
+
+    def add(part: str, sign: int, *_: object) -> None:
+        seconds[part] += sign * now()
+
     starts = [now() for _ in islice(guided_steps(models, chain, range(batch)), WARM_UP)]
     enough = round(ENOUGH_S / max(starts[-1] - starts[-2], 1e-6))
     count = min(max(MIN_STEPS, chain.classifier_every, enough), MAX_STEPS, len(chain.schedule))
     steps = guided_steps(models, replace(chain, schedule=chain.schedule.thinned(count)), range(batch))
-    unet, classifier = models.unet, models.classifier
-    unet.register_forward_pre_hook(lambda *_: seconds.update(unet=-now()))
-    unet.register_forward_hook(lambda *_: seconds.update(unet=now()))
-    classifier.register_forward_pre_hook(lambda *_: seconds.update(forward=-now()))
-    classifier.register_forward_hook(lambda *_: seconds.update(forward=now()))
-    classifier.register_full_backward_pre_hook(lambda *_: seconds.update(backward=-now()))
-    classifier.register_full_backward_hook(lambda *_: seconds.update(backward=now()))
+    for part, network in (("unet", models.unet), ("forward", models.classifier)):
+        network.register_forward_pre_hook(partial(add, part, -1))
+        network.register_forward_hook(partial(add, part, 1))
+    models.classifier.register_full_backward_pre_hook(partial(add, "backward", -1))
+    models.classifier.register_full_backward_hook(partial(add, "backward", 1))
     reset_peak(models.device)
     start = now()
     for _ in range(count):
         next(steps)
-    parts = [seconds[part] / count for part in ("unet", "forward", "backward")]
-    return Split(*parts, rest=(now() - start) / count - sum(parts))
+    unet, forward, backward = (seconds[part] / count for part in ("unet", "forward", "backward"))
+    return Split(unet, forward, backward, (now() - start) / count - unet - forward - backward)
