@@ -49,7 +49,7 @@ weights: setup ## train the embedded networks again (hours; the recipes in manif
 	$(BIN)/python -m benchmarks.quality.embed --unet out/weights/diffusion --unet-uncond out/weights/diffusion-uncond \
 		--classifier out/weights/classifier --classifier-ect out/weights/classifier-ect --judge out/weights/judge
 
-bench: setup ## speed of the embedded model here: a step's parts, the best batch, growth
+bench: setup ## time the demo's guided steps on this machine: the best batch, larger images, two processes
 	$(BIN)/rarefy bench manifests/demo.toml --batch auto --growth --actors 1,2
 
 bench-gpu: setup ## the same on a GPU, in fast

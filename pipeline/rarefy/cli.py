@@ -285,9 +285,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from rarefy.bench.bench import AUTO, Bench, BenchOptions
-    from rarefy.bench.table import table
-    from rarefy.bench.workload import bench_manifest
+    from rarefy.bench.bench import AUTO, Bench, BenchOptions, bench_manifest, table
 
     manifest = bench_manifest(arguments.manifest, arguments.preset, arguments.precision)
     options = BenchOptions(

@@ -1,34 +1,40 @@
-"""The stand-in that benchmarks/ compares with gives the reference's numbers too."""
+"""The benchmarks' peer computes what the reference computes: its goldens."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.baseline import BaselineStep, classifier_forward, unet_forward
+from benchmarks.baseline import baseline
 from goldens import GOLDEN, config, files, fill, read, relative_error
+from rarefy.diffusion.sampler import Chain, reverse_chain
 from rarefy.diffusion.schedule import make_schedule
-from rarefy.models.adm import Classifier, UNet
+from rarefy.guidance.base import Networks
+from rarefy.guidance.terms import ClassifierGuidance
+from rarefy.models.adm import ADM, Classifier, UNet
+
+
+def filled(kind: type[ADM], values: dict[str, Any]) -> ADM:
+    network = fill(kind(config(values)))
+    assert isinstance(network, ADM)
+    return baseline(network)
 
 
 @pytest.mark.parametrize("file", files("unet"), ids=lambda file: file.stem)
 def test_unet(file: Path) -> None:
     golden, arrays = read(file)
-    network = fill(UNet(config(golden["config"]))).requires_grad_()
-    assert isinstance(network, UNet)
-    output = unet_forward(network, arrays["x"], arrays["t"], arrays.get("y"))
+    output = filled(UNet, golden["config"])(arrays["x"], arrays["t"], arrays.get("y"))
     assert relative_error(output.detach(), arrays["output"]) < 1e-4
 
 
 @pytest.mark.parametrize("file", files("classifier"), ids=lambda file: file.stem)
 def test_classifier_and_its_gradient(file: Path) -> None:
     golden, arrays = read(file)
-    network = fill(Classifier(config(golden["config"]))).requires_grad_()
-    assert isinstance(network, Classifier)
     x = arrays["x"].requires_grad_()
-    logits = classifier_forward(network, x, arrays["t"])
+    logits = filled(Classifier, golden["config"])(x, arrays["t"])
     log_prob = logits.log_softmax(-1).gather(1, arrays["y"][:, None]).sum()
     assert relative_error(logits.detach(), arrays["logits"]) < 1e-4
     assert relative_error(torch.autograd.grad(log_prob, x)[0], arrays["grad_log_prob"]) < 1e-4
@@ -36,12 +42,9 @@ def test_classifier_and_its_gradient(file: Path) -> None:
 
 def test_guided_ancestral_trace() -> None:
     golden, arrays = read(GOLDEN / "trace_ddpm_guided.json")
-    unet, classifier = fill(UNet(config(golden["unet"]))), fill(Classifier(config(golden["classifier"])))
-    assert isinstance(unet, UNet) and isinstance(classifier, Classifier)
-    unet.requires_grad_()
-    classifier.requires_grad_()
+    networks = Networks(filled(UNet, golden["unet"]), filled(Classifier, golden["classifier"]))
     schedule = make_schedule(golden["schedule"], 1000, golden["timestep_respacing"])
-    step, x = BaselineStep(unet, classifier, schedule, golden["classifier_scale"]), arrays["x_T"]
-    for number, k in enumerate(reversed(range(len(schedule)))):
-        x = step(x, k, arrays["y"], arrays["noise"][number])
-        assert relative_error(x, arrays["sample"][number]) < 1e-3
+    chain = Chain(schedule, terms=[ClassifierGuidance(scale=golden["classifier_scale"])])
+    states = reverse_chain(networks, chain, arrays["x_T"], arrays["y"], lambda k: arrays["noise"][k])
+    for number, state in enumerate(states):
+        assert relative_error(state.x, arrays["sample"][number]) < 1e-3

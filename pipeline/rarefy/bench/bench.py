@@ -1,45 +1,41 @@
-"""``rarefy bench``: how fast this machine takes a manifest's guided step, and how that grows."""
+"""``rarefy bench``: how fast this machine takes a manifest's guided steps, and how that grows."""
 
 from __future__ import annotations
 
+import multiprocessing
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, dataclass, replace
+from threading import Barrier
 
 import torch
 
-from rarefy.bench.actors import Share, image_steps_per_second
-from rarefy.bench.batch import BestBatch, find_batch
-from rarefy.bench.flops import Flops, count_flops
-from rarefy.bench.measure import ceiling_gflops, machine
-from rarefy.bench.memory import MARGIN, free_bytes, peak_bytes, reset_peak
-from rarefy.bench.step import (
-    ENOUGH_S,
-    LEAST,
-    MOST,
-    Split,
-    classifier_passes,
-    full_steps,
-    network_term_share,
-    time_step,
-)
-from rarefy.bench.workload import enlarged, find_device, load_workload, random_models
-from rarefy.errors import DeviceError, bad
-from rarefy.fast.cpu.allocator import keep_freed_memory
-from rarefy.fast.precision import execution_on, set_up
-from rarefy.manifest import Manifest
-from rarefy.models.load import Models
+from rarefy.bench.measure import free_bytes, machine, peak_bytes, reset_peak
+from rarefy.bench.step import Execution, Split, has_weights, load, time_steps
+from rarefy.errors import DeviceError, ManifestError, bad
+from rarefy.execution import check_execution, has_bfloat16, repeatable
+from rarefy.manifest import Manifest, load_manifest, parse_manifest
+from rarefy.models.folder import find_model
 
 AUTO = "auto"
-SIZES = (1, 2)
-LIGHT_FLOPS, LIGHT_BATCH = 10**10, 8  # an image's U-Net pass below which auto begins there instead of at 1
-Say = Callable[[str], None]
+GAIN, LARGEST = 0.05, 4096  # auto doubles the batch while that gains 5% in images/s, up to 4,096
+SMALL_IMAGE, FIRST_BATCH = 32, 8  # auto begins at 8 images up to 32 x 32 pixels, else at 1
+MEMORY_SHARE = 0.8  # of free memory, since allocators round up and a run also scores and encodes
+_MANIFEST = """
+name = "bench"
+model.preset = "{name}"
+sampler.method = "ancestral"
+classes.total = 1
+guidance = [{{ term = "classifier", scale = {scale} }}]
+"""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """batch: sizes with commas, ``auto``, or None for the manifest's; actors: counts with commas, None for no such row.
+    """batch: sizes separated by commas, ``auto``, or None for the manifest's; growth: also twice the image size.
 
-    growth: also twice the image size; threads: torch's, in each process; compile: auto, off or full.
+    actors: numbers of processes, None for no such rows; threads: torch's, in each process; compile: auto, off or full.
     """
 
     batch: str | None = None
@@ -52,171 +48,180 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement. split: seconds of a full step; *_gflops: 10^9 operations a second in that part's time.
+    """One measurement. split: mean seconds of one step in one process; images_per_second: of all processes together.
 
-    images_per_second: for the manifest's whole chain; peak_bytes: of this process (GPU: of torch) while stepping.
+    peak_bytes: of one process (on a GPU: of torch) during the steps; loaded_bytes: before them.
     """
 
+    actors: int
     batch: int
     image_size: int
-    split: Split
     seconds_a_step: float
-    unet_gflops: float
-    classifier_gflops: float
+    split: Split
     images_per_second: float
     peak_bytes: int
-
-
-@dataclass(frozen=True)
-class ActorsPoint:
-    """Processes side by side, in wall time: other programs on the machine slow them."""
-
-    actors: int
-    images_per_second: float
+    loaded_bytes: int
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All that was measured. dtype: of most products; flops: of one image; limit_bytes: what ``auto`` may fill.
-
-    best: None without ``auto``.
-    """
+    """All measurements. dtype: of most products; best: the batch that ``auto`` found; reason: why not twice as many."""
 
     preset: str
     weights: str
     precision: str
     dtype: str
     compile: str
-    kernels: str
-    guidance: tuple[str, ...]
-    method: str
     steps: int
-    classifier_passes: int
-    flops: Flops
-    ceiling_gflops: float
-    weights_bytes: int
-    limit_bytes: int
+    best: int | None
+    reason: str
     batches: tuple[Point, ...]
-    best: BestBatch | None
     sizes: tuple[Point, ...]
-    actors: tuple[ActorsPoint, ...]
+    actors: tuple[Point, ...]
     machine: dict[str, object]
 
 
-class Bench:
-    """One manifest's model on one device. Raises DeviceError where it cannot run there as asked for."""
+def bench_manifest(path: str | None, preset: str | None, precision: str | None) -> Manifest:
+    """The manifest at that path, or 250 ancestral steps of a preset with classifier guidance. Raises ManifestError."""
+    if path is not None and preset is not None:
+        raise ManifestError(bad("preset", preset, "allowed with a manifest, which names its own model"))
+    model = find_model(preset or "fashion-mnist-28")
+    text = _MANIFEST.format(name=model.name, scale=model.recommended_scale)
+    manifest = load_manifest(path) if path is not None else parse_manifest(text, "bench")
+    return replace(manifest, precision=precision or manifest.precision)
 
-    def __init__(self, manifest: Manifest, options: BenchOptions, say: Say) -> None:
+
+class Bench:
+    """One manifest's model on one device. say: takes lines of progress. Raises DeviceError."""
+
+    def __init__(self, manifest: Manifest, options: BenchOptions, say: Callable[[str], None]) -> None:
         self.manifest, self.options, self.say = manifest, options, say
         self.device = find_device(options.device)
-        self.execution = execution_on(self.device, manifest.precision, options.compile)
+        check_execution(self.device, manifest.precision, options.compile)
         if not 1 <= options.threads <= 1024:
             raise DeviceError(bad("threads", options.threads, "from 1 to 1024"))
-        self.chain = manifest.settings.chain(manifest.preset, manifest.terms)
-        self.passes = classifier_passes(self.chain)
+        self.sizes = [] if options.batch == AUTO else numbers("batch", options.batch or str(manifest.batch), 65_536)
+        self.actors = numbers("actors", options.actors, 64) if options.actors else []
 
     def run(self) -> BenchResult:
-        """Measure all that the options ask for; torch keeps their number of threads."""
-        options, manifest, preset = self.options, self.manifest, self.manifest.preset
-        sizes = None if options.batch == AUTO else numbers("batch", options.batch or str(manifest.batch), 65_536)
-        counts = numbers("actors", options.actors, 64) if options.actors else []
-        torch.set_num_threads(options.threads)
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        models, weights = load_workload(manifest, self.device)
-        ceiling = self._ceiling(models.unet.dtype)
-        held = self._held()
-        limit = held + int(MARGIN * free_bytes(self.device))
-        points, best = self._batches(models, sizes, held, limit)
-        chosen = points[best.batch if best else max(points)]
+        """Measure what the options ask for, each point in new processes."""
+        manifest, preset = self.manifest, self.manifest.preset
+        limit, best, reason = int(MEMORY_SHARE * free_bytes(self.device)), None, ""
+        if self.sizes:
+            points = {batch: self.point(batch) for batch in self.sizes}
+        else:
+            first = FIRST_BATCH if preset.image_size <= SMALL_IMAGE else 1
+            points, best, reason = find_batch(self.point, first, limit)
+        batch = best or max(points)
+        reduced = manifest.precision == "fast" and has_bfloat16(self.device)
         return BenchResult(
             preset=preset.name,
-            weights=weights,
+            weights="loaded" if has_weights(preset, manifest.model) else "random, since the files are not here",
             precision=manifest.precision,
-            dtype=str(models.unet.dtype).removeprefix("torch."),
-            compile=options.compile,
-            kernels=self.execution.kernels,
-            guidance=tuple(term.name for term in manifest.terms),
-            method=manifest.settings.method,
-            steps=len(self.chain.schedule),
-            classifier_passes=self.passes,
-            flops=count_flops(preset),
-            ceiling_gflops=ceiling,
-            weights_bytes=sum(p.nbytes for n in (models.unet, models.classifier) for p in n.parameters()),
-            limit_bytes=limit,
-            batches=tuple(points.values()),
+            dtype="bfloat16" if reduced else "float32",
+            compile=self.options.compile,
+            steps=len(manifest.settings.chain(preset, manifest.terms).schedule),
             best=best,
-            sizes=self._sizes(chosen) if options.growth else (),
-            actors=tuple(self._actors(count, chosen) for count in counts),
+            reason=reason,
+            batches=tuple(points.values()),
+            sizes=(self.point(batch, factor=2),) if self.options.growth else (),
+            actors=tuple(self.point(batch, actors) for actors in self.actors),
             machine=machine(self.device),
         )
 
-    def _ceiling(self, dtype: torch.dtype) -> float:
-        """GFLOP/s this device can reach: on a CPU as many times one thread's as there are threads."""
-        threads = 1 if self.device.type == "cuda" else self.options.threads
-        return ceiling_gflops(dtype, self.device) * threads
-
-    def _held(self) -> int:
-        reset_peak(self.device)
-        return peak_bytes(self.device)
-
-    def _batches(
-        self, models: Models, sizes: list[int] | None, held: int, limit: int
-    ) -> tuple[dict[int, Point], BestBatch | None]:
-        """Small batches first: memory that a large one leaves behind would count for them."""
-        if sizes is None:
-            first = LIGHT_BATCH if count_flops(models.preset).unet < LIGHT_FLOPS else 1
-            return find_batch(lambda batch: self._point(models, batch), first, held, limit)
-        return {batch: self._point(models, batch) for batch in sorted(sizes)}, None
-
-    def _point(self, models: Models, batch: int) -> Point:
-        torch.compiler.reset()  # else torch.compile stops at so many shapes, and larger batches run eager
+    def point(self, batch: int, actors: int = 0, factor: int = 1) -> Point:
+        """actors: processes, timed in wall time; 0 for this one. factor: of the image size, with random weights."""
+        options, context = self.options, multiprocessing.get_context("spawn")
+        execution = Execution(options.device, self.manifest.precision, options.compile)
+        job = self.manifest, execution, options.threads, batch, factor
         try:
-            set_up((models.unet, models.classifier), self.execution, batch)
-            split = time_step(models, full_steps(self.chain), batch)
+            if not actors:
+                results = [measure(*job)]
+            else:
+                with context.Manager() as manager, ProcessPoolExecutor(actors, context) as pool:
+                    ready = manager.Barrier(actors, timeout=1800.0)
+                    results = [future.result() for future in [pool.submit(measure, *job, ready) for _ in range(actors)]]
         except torch.OutOfMemoryError as error:
             raise DeviceError(bad("batch", batch, f"small enough for the memory of {self.device}")) from error
-        peak, flops = peak_bytes(self.device), count_flops(models.preset)
-        classifier = split.classifier_forward + split.classifier_backward
-        every_step = split.unet + split.rest + network_term_share(self.chain) * split.terms
-        chain_seconds = len(self.chain.schedule) * every_step + self.passes * classifier
-        operations = flops.classifier_forward + flops.classifier_backward
-        size = models.preset.image_size
-        self.say(f"batch {batch}, {size} px: {split.step:.4f} s a step")
-        return Point(
-            batch=batch,
-            image_size=size,
-            split=split,
-            seconds_a_step=split.step,
-            unet_gflops=batch * flops.unet / split.unet / 1e9,
-            classifier_gflops=batch * operations / classifier / 1e9 if classifier else 0.0,
-            images_per_second=batch / chain_seconds,
-            peak_bytes=peak,
-        )
+        point = replace(results[0], actors=len(results), images_per_second=sum(r.images_per_second for r in results))
+        self.say(f"{point.actors} actors, batch {batch}, {point.image_size} px: {point.seconds_a_step:.4f} s per step")
+        return point
 
-    def _sizes(self, chosen: Point) -> tuple[Point, ...]:
-        """The chosen batch at the model's own image size and larger ones, with random weights of the same widths."""
-        found = []
-        for factor in SIZES:
-            preset = enlarged(self.manifest.preset, factor)
-            models = random_models(preset, self.manifest.precision, self.device)
-            found.append(self._point(models, chosen.batch))
-        return tuple(found)
 
-    def _actors(self, count: int, chosen: Point) -> ActorsPoint:
-        steps = min(max(LEAST, round(ENOUGH_S / chosen.seconds_a_step)), MOST)
-        options = self.options
-        share = Share(self.manifest, self.execution, options.device, options.threads, chosen.batch, steps)
-        images_a_step = chosen.images_per_second * chosen.seconds_a_step / chosen.batch
-        rate = image_steps_per_second(share, count) * images_a_step
-        self.say(f"actors {count}: {rate:.3f} images/s")
-        return ActorsPoint(count, rate)
+def measure(
+    manifest: Manifest, execution: Execution, threads: int, batch: int, factor: int, ready: Barrier | None = None
+) -> Point:
+    """One process's measurement. Sets torch's number of threads. ready: where all processes meet before the steps."""
+    torch.set_num_threads(threads)
+    torch.compiler.reset()  # or torch.compile refuses further batch sizes
+    preset, chain = manifest.preset, manifest.settings.chain(manifest.preset, manifest.terms)
+    unet, classifier = (replace(c, image_size=factor * c.image_size) for c in (preset.unet, preset.classifier))
+    preset = replace(preset, unet=unet, classifier=classifier)
+    models = load(preset, manifest.model if factor == 1 else None, execution, batch)
+    reset_peak(models.device)
+    loaded_bytes = peak_bytes(models.device)
+    if ready:
+        ready.wait()
+    with repeatable(execution.precision):
+        split = time_steps(models, chain, batch, wall=ready is not None)
+    seconds = sum(astuple(split))
+    rate = batch / (seconds * len(chain.schedule))
+    return Point(1, batch, preset.image_size, seconds, split, rate, peak_bytes(models.device), loaded_bytes)
+
+
+def find_batch(measure: Callable[[int], Point], first: int, limit_bytes: int) -> tuple[dict[int, Point], int, str]:
+    """Double the batch from ``first`` while that gains GAIN in images/s and the next one should fit ``limit_bytes``.
+
+    limit_bytes: for all that comes on top of the loaded models. Memory is taken to grow as in the last doubling.
+    Returns all measurements by batch, the best batch, and why it is not larger.
+    """
+    points: dict[int, Point] = {}
+    batch, before = first, 0
+    while True:
+        points[batch] = point = measure(batch)
+        if before and (gain := point.images_per_second / points[before].images_per_second - 1) < GAIN:
+            return points, before, f"{batch} changes images/s by {gain:+.1%}, less than {GAIN:.0%}"
+        if 2 * batch > LARGEST:
+            return points, batch, "the largest batch that is tried"
+        base = points[first].loaded_bytes
+        growth = max(point.peak_bytes - (points[before].peak_bytes if before else base), 0)
+        needed = point.peak_bytes - base + growth * batch / (batch - before)
+        if needed > limit_bytes:
+            return points, batch, f"{2 * batch} would take about {needed / 1e9:.1f} GB, not {limit_bytes / 1e9:.1f} GB"
+        batch, before = 2 * batch, batch
 
 
 def numbers(field: str, text: str, most: int) -> list[int]:
-    """Whole numbers from 1, with commas between, each once. Raises DeviceError."""
+    """Whole numbers from 1, separated by commas, ascending. Raises DeviceError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= most for part in parts):
         auto = "auto or " if field == "batch" else ""
-        raise DeviceError(bad(field, text, f"{auto}whole numbers from 1 to {most} with commas between"))
-    return list(dict.fromkeys(int(part) for part in parts))
+        raise DeviceError(bad(field, text, f"{auto}whole numbers from 1 to {most}, separated by commas"))
+    return sorted({int(part) for part in parts})
+
+
+def find_device(name: str) -> torch.device:
+    """The CPU or a GPU by name. Raises DeviceError."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise DeviceError(bad("device", name, "cpu or cuda"))
+    device, count = torch.device(name), torch.cuda.device_count()
+    if count and (device.index or 0) >= count:
+        raise DeviceError(bad("device", name, f"below cuda:{count}"))
+    return device
+
+
+def table(result: BenchResult) -> str:
+    """The result for people: a line for each measurement, in aligned columns."""
+    rows = [
+        ["actors", "batch", "size", "s/step", "U-Net", "cls_forward", "cls_backward", "rest", "images/s", "peak_MB"]
+    ]
+    for p in (*result.batches, *result.sizes, *result.actors):
+        seconds = (f"{value:.4f}" for value in (p.seconds_a_step, *astuple(p.split)))
+        rate, memory = f"{p.images_per_second:.3f}", f"{p.peak_bytes / 1e6:,.0f}"
+        rows.append([str(p.actors), str(p.batch), str(p.image_size), *seconds, rate, memory])
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    model = f"{result.preset}, {result.precision} (here {result.dtype}), compile {result.compile}, {result.steps} steps"
+    place = "{device}, {cores} cores, {threads} threads used, torch {torch}, {date}".format(**result.machine)
+    best = [f"batch = {result.best}", f"  ({result.reason})"] if result.best else []
+    return "\n".join([f"{model}, weights {result.weights}", place, *lines, *best])
