@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def sigterm_does_not_end_pytest() -> Iterator[None]:
+    """Training that fails to handle SIGTERM fails its test, and not the whole session."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
