@@ -1,4 +1,4 @@
-"""A small run on a local folder and in memory: three shards of six 5x4 images, two classes."""
+"""A small run, in a local folder and in memory: three shards with six 5x4 images of two classes."""
 
 from __future__ import annotations
 

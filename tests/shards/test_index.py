@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from rarefy.errors import OutputError, ShardError
+from rarefy.shards.card import render_card
 from rarefy.shards.index import CardInfo, claim_output, committed, is_sealed, seal, verify, verify_shard
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
@@ -25,12 +27,13 @@ Samples = Callable[[int], list[Sample]]
 TAR, PARQUET, MARKER = "shards/rare-000001.tar", "metadata/rare-000001.parquet", "state/rare-000001.json"
 
 
-def swap_image(tar: bytes, key: str, png: bytes) -> bytes:
+def swap_file(tar: bytes, name: str, content: bytes) -> bytes:
+    """The tar with another content for one of its files."""
     out = io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(tar)) as source, tarfile.open(fileobj=out, mode="w") as target:
         for member in source:
             data = source.extractfile(member).read()  # type: ignore[union-attr]  # every member is a file
-            data = png if member.name == f"{key}.png" else data
+            data = content if member.name == name else data
             member.size = len(data)
             target.addfile(member, io.BytesIO(data))
     return out.getvalue()
@@ -60,13 +63,33 @@ def test_truncated_tar_is_reported(cut: int, run: Store, plan: Plan) -> None:
 def test_swapped_image_is_reported_even_if_the_marker_agrees(
     run: Store, plan: Plan, make_image: Callable[..., np.ndarray]
 ) -> None:
-    forged = swap_image(run.read_bytes(TAR), "00000100003", encode_png(make_image(9, 9)))
+    forged = swap_file(run.read_bytes(TAR), "00000100003.png", encode_png(make_image(9, 9)))
     run.write_bytes(TAR, forged)
     lines = problems(run, plan)
     assert "tar has" in lines and "sample 00000100003: its image does not have the sha256 that its row says" in lines
     hashes = {"tar_sha256": hashlib.sha256(forged).hexdigest(), "tar_md5": hashlib.md5(forged).hexdigest()}
     forge_marker(run, tar_bytes=len(forged), **hashes)
     assert problems(run, plan) == "sample 00000100003: its image does not have the sha256 that its row says"
+
+
+@pytest.mark.parametrize(
+    ("extension", "content", "message"),
+    [
+        ("cls", b"7", "its .cls is b'7', its row says class 1"),
+        ("json", b"{", "its .json and its row differ in format (the .json cannot be parsed)"),
+        ("json", b"[]", "its .json and its row differ in format (the .json is not an object)"),
+        ("json", None, "its .json and its row differ in format"),
+    ],
+)
+def test_swapped_text_is_reported(extension: str, content: bytes | None, message: str, run: Store, plan: Plan) -> None:
+    name = f"00000100003.{extension}"
+    with tarfile.open(fileobj=io.BytesIO(run.read_bytes(TAR))) as tar:
+        same_values = tar.extractfile(name).read() + b" "  # type: ignore[union-attr]  # the member is a file
+    forged = swap_file(run.read_bytes(TAR), name, same_values if content is None else content)
+    run.write_bytes(TAR, forged)
+    forge_marker(run, tar_bytes=len(forged), tar_sha256=hashlib.sha256(forged).hexdigest(),
+                 tar_md5=hashlib.md5(forged).hexdigest())  # fmt: skip
+    assert problems(run, plan) == f"sample 00000100003: {message}"
 
 
 def test_changed_parquet_row_is_reported_even_if_the_marker_agrees(run: Store, plan: Plan) -> None:
@@ -151,6 +174,67 @@ def test_card_front_matter_is_what_the_hub_reads(run: Store, plan: Plan, card: C
     assert '"shards/rare-{000000..000002}.tar"' in body
 
 
+CARD = """# odd: "name" # 1
+
+18 synthetic colour images of 4 x 4 pixels in 3 WebDataset shards,
+drawn from a diffusion model by rarefy.
+
+| | |
+|---|---|
+| model | fashion-mnist-28 |
+| sampler | ancestral, 250 steps |
+| guidance | classifier + low-confidence |
+
+## Use
+
+```python
+import webdataset as wds
+dataset = wds.WebDataset("shards/rare-{000000..000002}.tar", shardshuffle=False).decode("pil")
+for sample in dataset:
+    image, class_id, info = sample["png"], sample["cls"], sample["json"]
+```
+
+`index.json` is a wids index (random access); `metadata/*.parquet` has one row per sample, `state/*.json`
+the hashes.
+
+## Columns
+
+| column | type | meaning | unit |
+|---|---|---|---|
+| key | string | sample key in the tar: six digits of shard, five of index |  |
+"""
+CLASSES = f"""
+## Classes
+
+| id | class | images |
+|---|---|---|
+| 0 | t-shirt/top | 9 |
+| 2 | 2 | 9 |
+
+## Provenance
+
+Every image can be generated again from `manifest.toml` and its key.
+
+- manifest digest `{"d" * 64}`
+- diffusion weights sha256 `{"a" * 64}`
+- classifier weights sha256 `{"b" * 64}`
+"""
+
+
+def test_the_cards_text(plan: Plan, card: CardInfo) -> None:
+    _, _, body = render_card(card, {0: 9, 2: 9}, plan[2], plan[1]).split("---\n", 2)
+    assert body.startswith(f"\n{CARD}") and body.endswith(CLASSES)
+    grey = render_card(replace(card, channels=1, guidance=(), class_names=("a|b",)), {0: 999}, plan[2], "")
+    assert "999 synthetic grey images" in grey and "| guidance | none |" in grey and "| 0 | a/b | 999 |" in grey
+
+
+@pytest.mark.parametrize(("count", "size"), [(999, "n<1K"), (1000, "1K<n<10K"), (10**10, "10B<n<100B")])
+def test_the_cards_size_category(count: int, size: str, plan: Plan, card: CardInfo) -> None:
+    front = yaml.safe_load(render_card(card, {0: count}, plan[2], plan[1]).split("---\n")[1])
+    assert front["size_categories"] == [size] and front["task_categories"] == ["image-classification"]
+    assert front["tags"] == ["synthetic", "rare", "webdataset", "rarefy"]
+
+
 def test_sealing_twice_gives_the_same_files(run: Store, plan: Plan, card: CardInfo) -> None:
     names = ("index.json", "README.md", "_SUCCESS", "metadata/_index.json")
     seal(run, *plan, card)
@@ -194,7 +278,7 @@ def test_seal_refuses_other_counts_strangers_and_other_places(run: Store, plan: 
 
 
 def test_seal_without_a_run_writes_nothing(store: Store, plan: Plan, card: CardInfo) -> None:
-    with pytest.raises(OutputError, match="is not a rarefy run"):
+    with pytest.raises(OutputError, match=r"^out: '.*' is not a rarefy run$"):
         seal(store, *plan, card)
     assert store.list() == []
 
