@@ -22,7 +22,7 @@ SETTINGS = TraceSettings(images=4, batch=3, sampler=SamplerSettings("dpm-solver+
 @pytest.fixture(scope="module")
 def pair() -> tuple[Models, Models]:
     def load(name: str) -> Models:
-        return load_models(find_model(name), None, None, (None, None), torch.device("cpu"), "exact")
+        return load_models(find_model(name), None, None, (None, None), torch.device("cpu"))
 
     return load("fashion-mnist-28"), load("fashion-mnist-28-ect")
 
