@@ -81,7 +81,7 @@ def test_other_entries_are_refused_by_name(change: Any, message: str, suffix: st
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("group", [1, 5000, 2**24])
+@pytest.mark.parametrize("group", [20_000, 2**24])
 def test_values_arrive_as_they_are_stored(
     group: int, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
