@@ -17,7 +17,6 @@ from rarefy.guidance.base import Networks, Term, entropy, target_log_prob
 from rarefy.guidance.terms import ClassifierGuidance
 from rarefy.models.adm import Classifier, UNet
 
-pytestmark = pytest.mark.usefixtures("kernels")
 NETWORK_TOLERANCE = 1e-4
 TRACE_TOLERANCE = 1e-3
 

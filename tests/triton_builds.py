@@ -1,4 +1,4 @@
-"""As a program: builds the kernels for GPUs that need not be here; their assembly as a line of JSON."""
+"""As a program: compiles the kernels for GPUs that need not exist here; prints their assembly as a line of JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from triton.compiler import ASTSource
 from rarefy.fast.gpu import kernels as triton_kernels
 
 ARRAYS = {"x", "y", "grad", "grad_x", "scale", "shift"}
-FLOATS = {"means", "squares", "weight", "bias", "found", "sums", "gradients"}
+FLOATS = {"means", "squares", "weight", "bias", "statistics", "sums", "gradients"}
 TILES: dict[str, Any] = {"SILU": True, "TILES": 2, "ROWS": 32, "CHANNELS": 128}
 GROUPS: dict[str, Any] = {"SCALED": True, "CHUNKS": 4, "WIDTH": 8}
 NAMES = (
@@ -21,7 +21,7 @@ NAMES = (
 
 
 def assembly(name: str, architecture: int, ones: bool) -> str:
-    """ones: numbers that are 1, which Triton builds in: the image's tokens and chunks."""
+    """ones: whether the numbers of tokens and chunks are 1, which Triton then compiles in as constants."""
     kernel = getattr(triton_kernels, name)
     constants = {k: v for k, v in {**TILES, **GROUPS}.items() if k in kernel.arg_names}
     if ones:

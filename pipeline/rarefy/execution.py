@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import torch
 
-from rarefy.device import COMPILES, PRECISIONS, check_execution, has_bfloat16
+from rarefy.device import COMPILES, PRECISIONS, has_bfloat16
+from rarefy.device import check_execution as _check_device
 from rarefy.errors import DeviceError, bad
 from rarefy.models.adm import ADM
 from rarefy.models.folder import ModelFolder
@@ -24,6 +25,13 @@ except ModuleNotFoundError as error:
 Network = TypeVar("Network", bound=ADM)
 
 __all__ = ["COMPILES", "PRECISIONS", "check_execution", "has_bfloat16", "load_prepared", "prepare", "repeatable"]
+
+
+def check_execution(device: torch.device, precision: str, compile: str) -> None:
+    """Raise DeviceError or ManifestError if networks cannot run on this device in the given way."""
+    _check_device(device, precision, compile)
+    if precision == "fast" and _make_fast is None:
+        raise DeviceError(bad("precision", precision, "possible here: rarefy.fast is not installed; use exact"))
 
 
 def prepare(
@@ -42,8 +50,6 @@ def prepare(
         with repeatable(precision):
             _make_fast(network, device, precision, compile, batch)
         return network
-    if precision == "fast":
-        raise DeviceError(bad("precision", precision, "possible here: rarefy.fast is not installed; use exact"))
     return network if any(parameter.is_meta for parameter in network.parameters()) else network.to(device)
 
 

@@ -1,4 +1,4 @@
-"""Replays of a recorded network without a GPU: the recording is made up, its memory written over as there."""
+"""Replays of a recorded network without a GPU, with a made-up recording whose memory is overwritten as on a GPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from rarefy.fast.attention import _RepeatableAttention, plain_attention
 from rarefy.fast.gpu.graph import _Replay
-from rarefy.models.blocks import _RepeatableAttention, plain_attention
 
 
 class MadeUp:
-    """``y = sin(a x)``, whose activations are the last call's, and used up by a gradient."""
+    """``y = sin(a x)``. The activations are those of the last call, and a gradient destroys them."""
 
     def __init__(self) -> None:
         self.turn, self.y, self.slope = 0, torch.zeros(3), torch.zeros(3)
@@ -24,9 +24,9 @@ class MadeUp:
 
     def gradient(self, grad_y: Tensor) -> Tensor:
         self.turn += 1
-        found = grad_y * self.slope
+        value = grad_y * self.slope
         self.slope.fill_(torch.nan)
-        return found
+        return value
 
 
 def call(x: Tensor, recording: MadeUp, a: Tensor) -> Tensor:
@@ -40,10 +40,10 @@ def test_gradients_are_right_whatever_call_came_between() -> None:
     y_x, y_z = call(x, recording, a), call(z, recording, a)
     torch.testing.assert_close(y_x, (a * x).sin())
     loss = (y_x * y_z).sum()
-    wanted = torch.autograd.grad(((a * x).sin() * (a * z).sin()).sum(), (x, z))
+    expected = torch.autograd.grad(((a * x).sin() * (a * z).sin()).sum(), (x, z))
     for _ in range(2):  # again, of the same calls
-        found = torch.autograd.grad(loss, (x, z), retain_graph=True)
-        for mine, other in zip(found, wanted, strict=True):
+        value = torch.autograd.grad(loss, (x, z), retain_graph=True)
+        for mine, other in zip(value, expected, strict=True):
             torch.testing.assert_close(mine, other)
 
 
@@ -54,10 +54,10 @@ def test_attentions_gradient_and_the_switch_it_uses(before: bool) -> None:
     grad = torch.randn(2, 3, 49, 32)
     torch.use_deterministic_algorithms(before)
     try:
-        found = torch.autograd.grad(_RepeatableAttention.apply(q, k, v), (q, k, v), grad)  # type: ignore[no-untyped-call]
+        value = torch.autograd.grad(_RepeatableAttention.apply(q, k, v), (q, k, v), grad)  # type: ignore[no-untyped-call]
         assert torch.are_deterministic_algorithms_enabled() is before
     finally:
         torch.use_deterministic_algorithms(False)
-    wanted = torch.autograd.grad(plain_attention(q, k, v), (q, k, v), grad)
-    for mine, other in zip(found, wanted, strict=True):
+    expected = torch.autograd.grad(plain_attention(q, k, v), (q, k, v), grad)
+    for mine, other in zip(value, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)

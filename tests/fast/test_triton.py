@@ -1,4 +1,4 @@
-"""The kernels for GPUs where there is no GPU: Triton's interpreter runs them, its compiler builds them."""
+"""The kernels for GPUs on a machine without a GPU: Triton's interpreter runs them, its compiler builds them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from triton_errors import WORST
 
 from rarefy.fast.gpu import norm as triton_norm
 
@@ -20,8 +18,8 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 def run(script: str, **environment: str) -> str:
-    """In a process of its own: how Triton takes a kernel is settled where it is first imported."""
-    path = os.pathsep.join(map(str, (FOLDER, FOLDER.parent)))
+    """In a process of its own: whether kernels are interpreted is decided when Triton is imported."""
+    path = os.pathsep.join(map(str, (FOLDER.parent / "pipeline", FOLDER)))
     done = subprocess.run(
         [sys.executable, str(FOLDER / script)],
         env={**os.environ, "PYTHONPATH": path, **environment},
@@ -33,11 +31,8 @@ def run(script: str, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_results_and_gradients_are_torchs() -> None:
-    found = json.loads(run("triton_errors.py", TRITON_INTERPRET="1"))
-    for dtype, cases in found.items():
-        for name, case in cases.items():
-            assert max(case) < WORST[dtype], (dtype, name, case)
+def test_results_and_gradients_are_those_of_the_formula() -> None:
+    assert all(error < 1 for error in json.loads(run("triton_errors.py", TRITON_INTERPRET="1")))
 
 
 @pytest.mark.slow
@@ -47,15 +42,9 @@ def test_they_build_for_a_gpu(tmp_path: Path) -> None:
     assert len(kernels) == 2 * 6 and all("ret;" in code for code in kernels.values())
 
 
-def test_they_are_off_on_a_cpu() -> None:
-    triton_norm.use(True)
-    assert not triton_norm.takes_norm(torch.zeros(1, 49, 32))
-    triton_norm.use(False)
-
-
 @pytest.mark.parametrize("tokens", [1, 49, 128, 129, 65_536, 512 * 512])
 @pytest.mark.parametrize("channels", [32, 96, 768, 1344])
-def test_an_image_is_cut_into_whole_tiles_that_cover_it_once(tokens: int, channels: int) -> None:
+def test_tiles_cover_an_image_once(tokens: int, channels: int) -> None:
     cut = triton_norm._Cut.of(tokens, channels, triton_norm.TILE)
     assert channels % cut.channels == 0 and cut.channels * cut.rows == triton_norm.TILE
     chunk = cut.rows * cut.tiles

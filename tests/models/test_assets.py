@@ -20,7 +20,7 @@ PRESET = "fashion-mnist-28"
 
 
 def load(name: str) -> Models:
-    return load_models(library()[name], None, None, (None, None), torch.device("cpu"), "exact")
+    return load_models(library()[name], None, None, (None, None), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

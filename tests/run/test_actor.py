@@ -13,10 +13,11 @@ import torch
 
 from rarefy.diffusion.sampler import sample, to_uint8
 from rarefy.errors import CheckpointError, DeviceError, ShardError
+from rarefy.execution import load_prepared
 from rarefy.generate.actor import ShardGenerator, Snapshot
 from rarefy.manifest import Manifest, load_manifest
 from rarefy.models.folder import find_model
-from rarefy.models.load import Models, load_models
+from rarefy.models.load import Models
 from rarefy.plan import sample_seed
 from rarefy.shards.metadata import SampleRecord, read_records
 from rarefy.shards.reader import read_samples
@@ -35,7 +36,7 @@ def rows(out: Path) -> list[SampleRecord]:
 
 def models_of(manifest: Manifest) -> Models:
     spec, cpu = manifest.model, torch.device("cpu")
-    return load_models(manifest.preset, spec.checkpoint, spec.classifier, (None, None), cpu, manifest.precision)
+    return load_prepared(manifest.preset, spec.checkpoint, spec.classifier, (None, None), cpu, manifest.precision)
 
 
 def test_bytes_do_not_depend_on_threads_or_on_two_shards_at_once(runs: Any, tmp_path: Path) -> None:

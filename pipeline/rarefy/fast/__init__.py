@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from rarefy.device import has_bfloat16
-from rarefy.fast.compiled import compiled
+from rarefy.fast.compiling import compiled
 from rarefy.fast.cpu import native
 from rarefy.fast.cpu.allocator import keep_freed_memory
 from rarefy.fast.gpu.graph import recorded

@@ -1,0 +1,66 @@
+"""The program with ``rarefy/fast`` deleted: it runs, in float32, and meets the goldens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rarefy
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(rarefy.__file__).parent
+LIBRARY = PACKAGE / "models" / "library"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A copy of the package without the folder; the models, which are large, are linked."""
+    folder = tmp_path_factory.mktemp("copy")
+
+    def ignore(parent: str, names: list[str]) -> set[str]:
+        hidden = {PACKAGE: {"fast"}, PACKAGE / "models": {"library"}}.get(Path(parent), set())
+        return {"__pycache__", *hidden} & set(names)
+
+    shutil.copytree(PACKAGE, folder / "rarefy", ignore=ignore)
+    (folder / "rarefy" / "models" / "library").symlink_to(LIBRARY)
+    return {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+def python(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def manifest(tmp_path: Path, precision: str) -> str:
+    text = (ROOT / "manifests" / "smoke.toml").read_text()
+    path = tmp_path / f"{precision}.toml"
+    path.write_text(text.replace("[sampler]", f'[sampler]\nprecision = "{precision}"'))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_the_goldens_are_met(environment: dict[str, str]) -> None:
+    probe = "import importlib.util as u, rarefy.execution as e; print(u.find_spec('rarefy.fast'), e._make_fast)"
+    assert python(environment, "-c", probe).stdout == "None None\n"
+    done = python(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_golden.py")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_makes_its_images(environment: dict[str, str], tmp_path: Path) -> None:
+    options = ["generate", manifest(tmp_path, "exact"), "--out", str(tmp_path / "out"), "--actors", "1"]
+    done = python(environment, "-m", "rarefy", *options)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out" / "shards").glob("*.tar"))) == 2
+
+
+def test_fast_is_refused_in_one_line(environment: dict[str, str], tmp_path: Path) -> None:
+    options = ["generate", manifest(tmp_path, "fast"), "--out", str(tmp_path / "out")]
+    done = python(environment, "-m", "rarefy", *options)
+    assert done.returncode == 2
+    assert "precision: 'fast' is not possible here" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
