@@ -18,10 +18,10 @@ BASE = 'preset = "fashion-mnist-28"\ndata = "d"\n'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("preset = 1", "preset: 1 is not a text"),
-        ('preset = "fashion-mnist-28"', "data: None is not a text"),
+        ("preset = 1", "preset: 1 is not a non-empty string"),
+        ('preset = "fashion-mnist-28"', "data: None is not a non-empty string"),
         ('preset = "x"\ndata = "d"\n[train]\nimages = 5', "model.preset: 'x' is not one of"),
-        (BASE + "init = 3", "init: 3 is not a text"),
+        (BASE + "init = 3", "init: 3 is not a non-empty string"),
         (BASE + "train = 3", "train: 3 is not a table"),
         (BASE + "ect = 0.1\n[train]\nimages=5", "ect: 0.1 is not a key of a diffusion recipe"),
         (BASE + "clean = true\n[train]\nimages = 5", "clean: True is not a key of a diffusion recipe"),
