@@ -43,7 +43,7 @@ def imported_parts(part: str) -> set[str]:
     path = PACKAGE / part
     files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
     names = {name.split(".")[1] for file in files for name in imported(file) if name.startswith("rarefy.")}
-    return names - {part}
+    return names - {part, "__version__"}
 
 
 def test_every_part_has_a_level() -> None:

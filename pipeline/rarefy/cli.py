@@ -8,9 +8,9 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from rarefy import __version__
 from rarefy.errors import RarefyError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each command sets ``handler``."""
     parser = _Parser(prog="rarefy", description="Audited data sets of rare images from a diffusion model.")
-    parser.add_argument("--version", action="version", version=f"rarefy {_version()}")
+    parser.add_argument("--version", action="version", version=f"rarefy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = _command(commands, "run", _run, "generate, seal, audit and report")
@@ -317,13 +317,6 @@ def _print(arguments: argparse.Namespace, result: object, text: str) -> int:
 
 def _figure(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
-
-
-def _version() -> str:
-    try:
-        return version("rarefy")
-    except PackageNotFoundError:  # run from a checkout
-        return "0 (not installed)"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import ray
 
 from rarefy.errors import CheckpointError, DeviceError, OutputError, ShardError
 from rarefy.generate.driver import GenerateOptions, generate
-from rarefy.generate.progress import Status, silent
+from rarefy.generate.progress import Status
 from rarefy.manifest import Manifest, load_manifest
 from rarefy.models.folder import find_model
 from rarefy.shards.metadata import read_records
@@ -39,6 +39,10 @@ def cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def silent(status: Status) -> None:
+    """A progress sink that shows nothing."""
 
 
 class Strike:

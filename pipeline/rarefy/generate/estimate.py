@@ -96,9 +96,9 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
     finally:
         torch.set_num_threads(threads)
     place = "one GPU" if device.type == "cuda" else f"{cores} CPU cores"
-    rejects = " and rejected candidates" if manifest.accept else ""
+    excluded = "start-up, writing and rejected candidates" if manifest.accept else "start-up and writing"
     dtype = str(models.unet.dtype).removeprefix("torch.")
-    estimate = f"from a few steps timed here on {place} in {dtype}, without start-up, writing{rejects}"
+    estimate = f"from a few steps timed here on {place} in {dtype}, without {excluded}"
     return per_image * manifest.total, estimate
 
 

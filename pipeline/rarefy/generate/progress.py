@@ -51,10 +51,6 @@ class Status:
 ProgressSink = Callable[[Status], None]
 
 
-def silent(status: Status) -> None:
-    """A sink that shows nothing."""
-
-
 class ProgressLine:
     """Shows each status on ``stream``; use as a context manager so that the live line is closed."""
 

@@ -21,8 +21,6 @@ from rarefy.shards.marker import FileHash, Marker, hash_file, marker_path, read_
 from rarefy.shards.metadata import SampleRecord, check_record, parquet_path, tar_path, write_table
 from rarefy.shards.store import Store
 
-__all__ = ["Marker", "Sample", "ShardHeader", "commit_shard", "encode_png", "write_tar"]
-
 PNG_LEVEL = 6
 TAR_OWNER = "rarefy"
 
