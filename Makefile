@@ -46,7 +46,7 @@ weights: setup ## train the embedded networks again (hours; the recipes in manif
 	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-classifier-ect.toml --out out/weights/classifier-ect
 	$(BIN)/rarefy train classifier manifests/train/fashion-mnist-28-judge.toml --out out/weights/judge
 	$(BIN)/rarefy train diffusion manifests/train/fashion-mnist-28-uncond-diffusion.toml --out out/weights/diffusion-uncond
-	$(BIN)/python -m benchmarks.quality.embed --unet out/weights/diffusion --unet-uncond out/weights/diffusion-uncond \
+	$(BIN)/python -m rarefy.training.embed --unet out/weights/diffusion --unet-uncond out/weights/diffusion-uncond \
 		--classifier out/weights/classifier --classifier-ect out/weights/classifier-ect --judge out/weights/judge
 
 bench: setup ## time the demo's guided steps on this machine: the best batch, larger images, two processes

@@ -1,22 +1,19 @@
 """What ``fast`` changes against ``exact`` on the embedded model: ``python -m benchmarks.precision``.
 
-For each set of guidance terms: relative errors of eps and of the guidance at noised test images, the fraction of pixels
-that differ by more than one 8-bit level in finished images, and FID, recall, confidence and entropy of these: fast less
-exact on the same seeds, next to the standard deviation of exact over the seeds. Confidence and entropy are the exact
-classifier's. --save writes the worst of all sets as JSON: a model's ``fast.json``, which the audit's page quotes.
+For each set of guidance terms: relative errors of eps and of the guidance at noised test images, and the fraction of
+pixels that differ by more than one 8-bit level in finished images of the same seeds. --save writes the worst of all
+sets as JSON: a model's ``fast.json``, which the audit's page quotes. For the effect on the audit's metrics, compare
+two runs: ``rarefy compare``.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,18 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.command import make_parser
-from rarefy.audit.features.extractors import extract_features, kept_features, load_extractor
 from rarefy.audit.inputs.reference import read_embedded
-from rarefy.audit.metrics.assembly import DEFAULT_K, set_metrics
-from rarefy.audit.metrics.neighbors import Manifold, build_manifold
 from rarefy.bench.measure import machine
 from rarefy.bench.step import Execution, guided_steps, load
 from rarefy.diffusion.sampler import SamplerSettings, networks_of, to_uint8
 from rarefy.diffusion.schedule import make_schedule
 from rarefy.execution import has_bfloat16, repeatable
-from rarefy.generate.score import score_images
-from rarefy.guidance import terms
-from rarefy.guidance.base import StepState, Term, times
+from rarefy.guidance import StepState, Term, terms, times
 from rarefy.guidance.guide import Guide
 from rarefy.manifest import ModelSpec, load_manifest
 from rarefy.models.checkpoint import file_sha256
@@ -57,7 +49,6 @@ SETS: dict[str, tuple[Term, ...]] = {
     "boost-and-skip": (GUIDED, terms.BoostAndSkip()),
 }
 TIMES = (2, 20, 100, 300, 600, 950)
-ROLES = {"checkpoint": "unet", "classifier": "classifier"}
 
 
 def step_outputs(models: Models, guidance: Sequence[Term], count: int) -> list[Tensor]:
@@ -78,65 +69,38 @@ def step_outputs(models: Models, guidance: Sequence[Term], count: int) -> list[T
     return outputs + gradients
 
 
-def make_images(models: Models, guidance: Sequence[Term], seed: int, options: argparse.Namespace) -> NDArray[np.uint8]:
-    """(images, C, H, W), with the classes in turn."""
+def make_images(models: Models, guidance: Sequence[Term], options: argparse.Namespace) -> NDArray[np.int16]:
+    """(images, C, H, W) from 0 to 255, with the classes in turn."""
     chain = SamplerSettings(steps=str(options.steps)).chain(PRESET, guidance)
-    states = guided_steps(models, chain, range(seed * options.images, (seed + 1) * options.images))
-    *_, last = islice(states, len(chain.schedule))
-    return to_uint8(last.x).cpu().numpy()
+    *_, last = islice(guided_steps(models, chain, range(options.images)), len(chain.schedule))
+    return to_uint8(last.x).cpu().numpy().astype(np.int16)
 
 
-def changes(guidance: Sequence[Term], options: argparse.Namespace) -> dict[str, Any]:
-    """All figures for one set of guidance terms."""
+def changes(guidance: Sequence[Term], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Relative errors of eps and of the guidance, by time step, and the fraction of pixels above one level."""
     outputs, images = [], []
     for precision in ("exact", "fast"):
         models = load(PRESET, ModelSpec(PRESET.name), Execution(options.device, precision), options.images)
         with repeatable(precision):
             outputs.append(step_outputs(models, guidance, options.images))
-            images.append([make_images(models, guidance, seed, options) for seed in range(options.seeds)])
+            images.append(make_images(models, guidance, options))
     errors = [float((fast - exact).norm() / exact.norm()) for exact, fast in zip(*outputs, strict=True)]
-    exact, fast = ([measure(pixels, options) for pixels in sets] for sets in images)
-    differences = {}
-    for name in exact[0]:
-        change = [after[name] - before[name] for before, after in zip(exact, fast, strict=True)]
-        std = statistics.stdev(row[name] for row in exact) if options.seeds > 1 else None
-        differences[name] = {"difference": statistics.fmean(change), "std": std}
-    above = float((np.abs(np.diff(np.array(images, dtype=np.int16), axis=0)) > 1).mean())
-    eps, gradient = errors[: len(TIMES)], errors[len(TIMES) :]
-    return {"eps": eps, "gradient": gradient, "pixels_above_1": above, "metrics": differences}
+    above = float((np.abs(images[1] - images[0]) > 1).mean())
+    return {"eps": errors[: len(TIMES)], "gradient": errors[len(TIMES) :], "pixels_above_1": [above]}
 
 
-def measure(images: NDArray[np.uint8], options: argparse.Namespace) -> dict[str, float]:
-    """The audit's FID and recall, and means of what the exact classifier says."""
-    found = set_metrics(extract_features(images, load_extractor(), options.device), real_manifold(options.device))
-    classifier = load(PRESET, ModelSpec(PRESET.name), Execution(options.device), len(images)).classifier
-    y = torch.arange(len(images), device=options.device) % PRESET.classifier_classes
-    scores = score_images(classifier, torch.tensor(images).to(y.device), y)
-    confidence, entropy = float(scores.confidence.mean()), float(scores.entropy.mean())
-    return {"fid": found.fid, "recall": found.recall, "confidence": confidence, "entropy": entropy}
-
-
-@functools.cache
-def real_manifold(device: str) -> Manifold:
-    """The embedded test images' features."""
-    return build_manifold(kept_features(read_embedded(PRESET, "reference").images, load_extractor(), device), DEFAULT_K)
-
-
-def worst(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Over all sets: the ranges of the relative errors, the most pixels, the largest difference of each metric."""
-    errors = {name: [error for found in sets for error in found[name]] for name in ("eps", "gradient")}
-    ranges = {name: [min(values, default=0.0), max(values, default=0.0)] for name, values in errors.items()}
-    metrics = {}
-    for name in sets[0]["metrics"]:
-        metrics[name] = max((found["metrics"][name] for found in sets), key=lambda entry: abs(entry["difference"]))
-    return {**ranges, "pixels_above_1": max(found["pixels_above_1"] for found in sets), "metrics": metrics}
+def worst(sets: Sequence[dict[str, list[float]]]) -> dict[str, object]:
+    """Over all sets: the ranges of the relative errors, and the most pixels."""
+    pooled = {name: [value for one in sets for value in one[name]] for name in sets[0]}
+    ranges = {name: [min(pooled[name], default=0.0), max(pooled[name], default=0.0)] for name in ("eps", "gradient")}
+    return {**ranges, "pixels_above_1": max(pooled["pixels_above_1"])}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=1)
     parser.add_argument("--terms", nargs="+", choices=SETS, default=list(SETS), help="sets of guidance terms")
-    for name, default in (("seeds", 3), ("images", 100), ("steps", 50)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--images", type=int, default=100, help="default 100")
+    parser.add_argument("--steps", type=int, default=50, help="default 50")
     parser.add_argument("--save", type=Path, help="write the worst of all sets there")
     options = parser.parse_args(argv)
     if not has_bfloat16(torch.device(options.device)):
@@ -147,10 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sets.append(changes(SETS[name], options))
         print(name, json.dumps(sets[-1]), flush=True)
     if options.save:
-        hashes = {f"{key}_sha256": file_sha256(PRESET.file(role)) for key, role in ROLES.items()}
-        about = {name: getattr(options, name) for name in ("images", "seeds", "steps")}
-        about |= {"machine": machine(torch.device(options.device))}
-        options.save.write_text(json.dumps({**hashes, **about, **worst(sets)}, indent=1) + "\n")
+        files = {"checkpoint_sha256": PRESET.file("unet"), "classifier_sha256": PRESET.file("classifier")}
+        record = {key: file_sha256(path) for key, path in files.items()} | worst(sets)
+        record |= {"images": options.images, "steps": options.steps, "machine": machine(torch.device(options.device))}
+        options.save.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality import measure, reproduce
-from benchmarks.quality.embed import first_per_class
 from benchmarks.quality.methods import METHODS, ImageSet, final_sets
 from benchmarks.quality.results import missing, read_results, row_of, with_row
 from benchmarks.quality.sweep import choose, effective, sweep_sets
@@ -127,14 +126,6 @@ def test_a_changed_sampler_is_another_row() -> None:
     changed, another = (row_of(s, {"fid": 2.0}) for s in (other, next(final_sets(["adm"], [0], 20))))
     assert with_row([row, another], changed) == [another, changed]
     assert with_row([row], another) == [row, another]
-
-
-def test_embedding_takes_the_first_images_of_each_class() -> None:
-    embedded = load_reference(MODEL, None)
-    assert embedded is not None
-    kept = first_per_class(embedded.real, 3)
-    assert sorted(kept.labels.tolist()) == sorted([*range(10)] * 3)
-    assert (kept.images[kept.labels == 4] == embedded.real.images[embedded.real.labels == 4][:3]).all()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Copies trained networks and the reference images into the package: the last step of ``make weights``.
 
-python -m benchmarks.quality.embed --unet DIR --classifier DIR ... [--data FOLDER]
+    python -m rarefy.training.embed --unet DIR --classifier DIR ... [--data FOLDER]
 
 Networks that are not named stay as they are.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality.methods import CONDITIONAL
 from rarefy.images import LabelledImages, load_images
 from rarefy.models.folder import find_model, provenance
 
@@ -29,7 +28,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, help="output folder of `rarefy train`")
     parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist", help="folder of the IDX files")
     arguments = vars(parser.parse_args())
-    model = find_model(CONDITIONAL)
+    model = find_model("fashion-mnist-28")
     record = provenance(model)
     for name in NETWORKS:
         if source := arguments[name.replace("-", "_")]:
