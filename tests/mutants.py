@@ -48,6 +48,7 @@ pytest_add_cli_args_test_selection =
     tests/run/test_plan.py
     tests/shards
     tests/training
+    tests/test_golden.py
 process_isolation = forkserver
 timeout_multiplier = 4
 timeout_constant = 10

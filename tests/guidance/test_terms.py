@@ -158,6 +158,7 @@ def test_self_guided_is_the_normalised_gradient_of_the_distance_to_the_recovered
 
 def test_self_guided_acts_at_every_nth_step_in_its_window_with_two_passes_each() -> None:
     exact = Smooth()
+    assert SelfGuided(every=1).due(step=3, t=5)
     guide = Guide([SelfGuided(every=3, window=(2, 9))], exact.networks())
     acted = [guide(replace(smooth_state(step), t=step)) is not None for step in range(9, -1, -1)]
     assert acted == [step in (9, 6, 3) for step in range(9, -1, -1)]

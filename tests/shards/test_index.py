@@ -17,7 +17,17 @@ import yaml
 
 from rarefy.errors import OutputError, ShardError
 from rarefy.shards.card import render_card
-from rarefy.shards.index import CardInfo, claim_output, committed, is_sealed, seal, verify, verify_shard
+from rarefy.shards.index import (
+    NAMES_SHOWN,
+    CardInfo,
+    claim_output,
+    committed,
+    first_names,
+    is_sealed,
+    seal,
+    verify,
+    verify_shard,
+)
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
@@ -156,7 +166,10 @@ def test_seal_writes_the_data_set(run: Store, plan: Plan, card: CardInfo) -> Non
     listing = json.loads(run.read_bytes("metadata/_index.json"))
     assert (listing["total"], listing["counts"]) == (18, {"0": 9, "1": 9})
     assert [entry["parquet"] for entry in listing["shards"]] == [f"metadata/{name}.parquet" for name in plan[2]]
-    assert {column["name"]: column.get("unit") for column in listing["columns"]}["entropy"] == "nat"
+    (entropy,) = (column for column in listing["columns"] if column["name"] == "entropy")
+    assert (entropy["type"], entropy["unit"]) == ("double", "nat")
+    success = json.loads(run.read_bytes("_SUCCESS"))
+    assert success == {"manifest_digest": plan[1], "shards": 3, "samples": 18}
     files = ["README.md", "_SUCCESS", "index.json", "manifest.toml", "metadata", "shards", "state"]
     assert run.list() == files
 
@@ -224,6 +237,7 @@ Every image can be generated again from `manifest.toml` and its key.
 def test_the_cards_text(plan: Plan, card: CardInfo) -> None:
     _, _, body = render_card(card, {0: 9, 2: 9}, plan[2], plan[1]).split("---\n", 2)
     assert body.startswith(f"\n{CARD}") and body.endswith(CLASSES)
+    assert "shards/my-rare-{000000..000002}.tar" in render_card(card, {0: 1}, [f"my-{name}" for name in plan[2]], "")
     grey = render_card(replace(card, channels=1, guidance=(), class_names=("a|b",)), {0: 999}, plan[2], "")
     assert "999 synthetic grey images" in grey and "| guidance | none |" in grey and "| 0 | a/b | 999 |" in grey
 
@@ -321,3 +335,8 @@ def test_claim_of_a_damaged_run_file_is_one_line(store: Store) -> None:
     store.write_bytes("state/run.json", b"[]")
     with pytest.raises(OutputError, match="a file that rarefy wrote"):
         claim_output(store, "first", "1" * 64)
+
+
+def test_long_lists_of_names_are_cut() -> None:
+    assert first_names([str(n) for n in range(NAMES_SHOWN)]).endswith(f", {NAMES_SHOWN - 1}")
+    assert first_names([str(n) for n in range(NAMES_SHOWN + 3)]).endswith(f", {NAMES_SHOWN - 1} and 3 more")
