@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rarefy.shards.index import CardInfo, claim_output
+from rarefy.shards.card import CardInfo
+from rarefy.shards.index import claim_output
 from rarefy.shards.metadata import SampleRecord, sample_key
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png

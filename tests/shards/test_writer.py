@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 from rarefy.errors import ShardError
-from rarefy.shards.index import claim_output, committed, verify_shard
+from rarefy.shards.index import claim_output, committed
 from rarefy.shards.marker import parse_marker, read_marker
 from rarefy.shards.metadata import SCHEMA, SampleRecord, read_records, read_table, to_records, write_table
 from rarefy.shards.store import Store
+from rarefy.shards.verify import verify_shard
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 Plan = tuple[str, str, list[str], dict[int, int]]
