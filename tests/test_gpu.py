@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none."""
+"""Tests that need a GPU; skipped if there is none."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_classifier_and_its_gradient_give_the_references_numbers(file: Path, com
     logits, gradient = log_prob_gradient(network, x, t, y)
     assert relative_error(logits, arrays["logits"]) < NETWORK_TOLERANCE
     assert relative_error(gradient, arrays["grad_log_prob"]) < NETWORK_TOLERANCE
-    # Another call between, and another batch, which runs eager.
+    # Another call in between, and another batch size, which runs eagerly.
     other = log_prob_gradient(network, x.flip(0), t.flip(0), y.flip(0))[1].flip(0)
     assert relative_error(other, arrays["grad_log_prob"]) < NETWORK_TOLERANCE
     assert relative_error(log_prob_gradient(network, x[:1], t[:1], y[:1])[1], arrays["grad_log_prob"][:1]) < 1e-4
@@ -88,7 +88,7 @@ def test_attentions_gradient_is_the_same_each_time(shape: tuple[int, ...], dtype
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_a_networks_gradient_is_the_same_each_time(precision: str) -> None:
-    """With as many tokens as ADM's own classifiers have."""
+    """With as many tokens as in ADM's classifiers."""
     golden, _ = arrays_of(files("classifier")[0])
     shape = config({**golden["config"], "image_size": 64, "attention_resolutions": [2, 4]})  # type: ignore[dict-item]
     network = fill(Classifier(shape))

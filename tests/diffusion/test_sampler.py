@@ -1,4 +1,4 @@
-"""The reverse chain against Gaussians whose posterior is known, and the properties that users rely on."""
+"""The reverse chain on Gaussians whose posterior is known, and properties that users rely on."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_order_of_convergence_to_the_probability_flow(method: str, order: int) -
 
 
 def response(schedule: Schedule, method: str, eta: float) -> Tensor:
-    """The effect of each unit draw (x_T, then one per step) on the image, (steps + 1,): here the chain is affine."""
+    """The effect of each unit draw (x_T, then one per step) on the image, (steps + 1,); here the chain is affine."""
     size = len(schedule) + 1
     unit = 1e-3 * torch.eye(size, size + 1, dtype=torch.float64)[..., None, None, None]  # small: nothing is clipped
     y = torch.zeros(size + 1, dtype=torch.int64)
@@ -79,7 +79,7 @@ def test_order_of_convergence_of_the_variance_with_noise(method: str, eta: float
         s = even_schedule(count)
         abar = s.alphas_cumprod[-1].item()
         weights = response(s, method, eta)
-        weights[0] *= math.sqrt(abar * STD**2 + 1 - abar)  # x_T as the forward process leaves it
+        weights[0] *= math.sqrt(abar * STD**2 + 1 - abar)  # x_T as the forward process makes it
         errors.append(abs(weights.square().sum().item() - STD**2))
     assert ratios(errors) == pytest.approx([2**order] * 2, rel=0.25)
 
@@ -104,7 +104,7 @@ def test_dpm_solver_is_the_papers_formula() -> None:
         torch.testing.assert_close(after.x, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_dpm_solver_takes_a_first_and_last_step_of_first_order() -> None:
+def test_the_first_and_last_dpm_solver_steps_are_of_first_order() -> None:
     schedule = make_schedule("cosine", 1000, "logsnr8")
     x_T = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     y, score = torch.zeros(4, dtype=torch.int64), GaussianScore(make_schedule("cosine", 1000))

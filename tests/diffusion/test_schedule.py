@@ -1,4 +1,4 @@
-"""Schedules and respacing against closed forms."""
+"""Schedules and respacing compared with closed forms."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def reference_timesteps(counts: list[int], num_timesteps: int = 1000) -> list[in
     return steps
 
 
-def test_evenly_spaced_steps_are_the_references_for_every_count() -> None:
+def test_evenly_spaced_steps_are_those_of_the_reference_for_every_count() -> None:
     for count in range(1, 1001):
         steps = kept_timesteps(LINEAR.alphas_cumprod, str(count))
         assert steps == reference_timesteps([count])
@@ -66,7 +66,7 @@ def test_evenly_spaced_steps_are_the_references_for_every_count() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=10))
-def test_sections_are_the_references_too(counts: list[int]) -> None:
+def test_sections_are_spaced_as_in_the_reference(counts: list[int]) -> None:
     assert kept_timesteps(LINEAR.alphas_cumprod, ",".join(map(str, counts))) == reference_timesteps(counts)
 
 

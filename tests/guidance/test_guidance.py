@@ -1,4 +1,4 @@
-"""Every guidance term against finite differences in float64, and the identities of docs/METHODS.md."""
+"""Guidance terms compared with finite differences in float64, and the identities of docs/METHODS.md."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_entropy_scaling_multiplies_the_gradient_by_log_k_over_entropy(max_scale
     classify, s = SmallClassifier(), state()
     log_probs = classify(s.x_t, torch.full((4,), float(T))).log_softmax(-1).detach()
     factor = math.log(K) / entropy(log_probs)
-    assert factor.max() > 1.2, "the bound must bite in this test"
+    assert factor.max() > 1.2, "the bound must take effect in this test"
     factor = factor if max_scale is None else factor.clamp(max=max_scale)
     actual = guidance([ClassifierGuidance(scale=2.0, entropy_scaling=True, max_scale=max_scale)], s, classify)
     plain = ClassifierGuidance(scale=2.0)
@@ -205,7 +205,7 @@ def test_steps_in_between_reuse_the_last_pass_and_score_terms_are_recomputed() -
     _, second = passes([ClassifierGuidance(scale=ramp)], TIMES[:4], 2)
     for k, kept in enumerate((0, 0, 2, 2)):
         torch.testing.assert_close(second[k], every[kept], rtol=0, atol=0)
-    assert not torch.equal(every[0], every[1])  # type: ignore[arg-type] # or the loop above shows nothing
+    assert not torch.equal(every[0], every[1])  # type: ignore[arg-type] # else the loop proves nothing
     both = passes([ClassifierGuidance(scale=ramp), PredictedRealImage(gamma=0.1)], TIMES[:4], 2)[1]
     for k, total in enumerate(both):
         assert total is not None and second[k] is not None

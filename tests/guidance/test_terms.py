@@ -1,4 +1,4 @@
-"""Every term with every method on tiny random networks, and the newer terms against closed forms."""
+"""Every term with every method on tiny random networks, and some terms compared with closed forms."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def smooth_state(step: int = 4) -> StepState:
 
 
 def test_self_guided_is_the_normalised_gradient_of_the_distance_to_the_recovered_image() -> None:
-    """Against central differences; the image recovered from 0.8 T is kept fixed."""
+    """Compared with central differences; the image recovered from 0.8 T is kept fixed."""
     exact, s = Smooth(), smooth_state()
     pred = exact.predict(s.x_t, s.t, s.y)
     noisy = exact.abar[8].sqrt() * pred + (1 - exact.abar[8]).sqrt() * exact.noise
@@ -194,7 +194,7 @@ def test_boost_and_skip_follows_the_flow_of_a_gaussian_from_its_first_step(metho
     assert (last.x - expected).abs().max() < tolerance
 
 
-def test_a_chain_that_skips_keeps_the_steps_below_as_they_are() -> None:
+def test_skipping_leaves_the_remaining_steps_unchanged() -> None:
     whole = make_schedule("cosine", 1000, "250")
     chain = Chain(whole, terms=(BoostAndSkip(),))
     assert len(chain.schedule) == 247, "the published 3 of 250 steps"

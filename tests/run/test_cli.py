@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, nothing half-written."""
+"""The command line: exit codes, one-line errors, and no output after an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPO = Path(__file__).parents[2]
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must fail with a user's error; returns the line on stderr."""
+    """Run a command that must fail with exit code 2; returns the line on stderr."""
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -165,7 +165,7 @@ def test_plan_counts_the_steps_that_are_taken_and_whole_rounds_of_a_term(
     assert actual["steps"] == 20
     assert actual["guidance"] == ["self-guided", "boost-and-skip"]
     assert actual["estimated_seconds"] > 0
-    assert acted == [0], "once in the six timed steps; the warm-up takes other steps"
+    assert acted == [0], "once in the six timed steps; the warm-up runs other steps"
 
 
 def test_plan_of_a_model_whose_weights_are_not_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Scores against scipy and by hand."""
+"""Scores compared with scipy and with values by hand."""
 
 from __future__ import annotations
 

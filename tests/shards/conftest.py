@@ -1,4 +1,4 @@
-"""A small run, in a local folder and in memory: three shards with six 5x4 images of two classes."""
+"""A small run, in a local folder and in memory: three shards, each with six 5x4 images of two classes."""
 
 from __future__ import annotations
 
