@@ -88,20 +88,20 @@ def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.
 def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("manifest", metavar="MANIFEST")
     command.add_argument("--out", required=True, help="output: a local folder or fsspec URL (s3://, gs://)")
-    group = command.add_argument_group("resources (none of them changes an image)")
+    group = command.add_argument_group("resources (they change an image by rounding at most)")
     group.add_argument("--actors", type=int, help="number of sampling processes (default: as many as fit)")
     group.add_argument("--gpus-per-actor", type=float, default=0.0, help="may be a fraction (default 0: the CPU)")
     group.add_argument("--cpus-per-actor", type=int, help="default: all cores, divided among the actors")
     group.add_argument("--ray-address", help="Ray cluster to use, e.g. auto (default: start a local Ray)")
-    group.add_argument("--shard-timeout", type=float, default=6 * 3600.0, help="in seconds (default 6 hours)")
+    group.add_argument("--shard-timeout", type=float, default=6 * 3600.0, help="seconds per shard (default 6 hours)")
     group.add_argument("--max-attempts", type=int, default=3, help="attempts per shard (default 3)")
-    _add_compile(command)
+    _add_compile(group)
 
 
-def _add_compile(command: argparse.ArgumentParser) -> None:
-    text = "auto: rarefy's kernels and CUDA graphs (default); off: plain PyTorch; full: torch.compile; changes rounding"
+def _add_compile(group: Any) -> None:
+    text = "auto: rarefy's kernels and CUDA graphs (default); off: plain PyTorch; full: torch.compile"
     # A copy of rarefy.device.COMPILES, because importing it would slow down --help.
-    command.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
+    group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
 
 
 def _add_audit(commands: Any) -> None:

@@ -21,7 +21,7 @@ from rarefy.shards.store import Store
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Where to write, and with what resources. None of it changes an image, but ``compile`` changes rounding.
+    """Where to write, and with what resources. None of it changes an image, except by rounding.
 
     actors: None starts as many as fit; gpus_per_actor: 0 for the CPU, may be a fraction; cpus_per_actor: batches
     sampled at once on the CPU, None divides all cores; ray_address: None starts an embedded Ray; max_attempts: per
