@@ -1,4 +1,4 @@
-"""An example of a guidance term: toward the border between the two most likely classes.
+"""An example of a guidance term: it guides toward the border between the two most likely classes.
 
 A manifest names it by its import path (see docs/TERMS.md and examples/boundary.toml).
 """
@@ -15,7 +15,7 @@ from rarefy.guidance import ClassifierTerm, Ramp, StepState, at
 
 @dataclass(frozen=True, kw_only=True)
 class Boundary(ClassifierTerm):
-    """-scale * grad |log p(first) - log p(second) - margin|: toward ``margin`` nats between the two most likely."""
+    """-scale * grad |log p(first) - log p(second) - margin|: toward a gap of ``margin`` nats."""
 
     scale: Ramp = 1.0
     margin: float

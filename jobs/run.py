@@ -1,4 +1,4 @@
-"""Entry point of ``ray job submit`` and a KubeRay RayJob: ``rarefy run`` on the cluster that runs this job."""
+"""Entry point for ``ray job submit`` and KubeRay: ``rarefy run`` on the cluster that runs this job."""
 
 from __future__ import annotations
 

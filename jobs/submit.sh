@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Submit a run to a Ray cluster whose machines have rarefy installed (pip install rarefy, or an image with it).
 #   RAY_ADDRESS=http://HEAD:8265 jobs/submit.sh manifests/imagenet64-rare.toml s3://BUCKET/imagenet64-rare --gpus-per-actor 1
-# Every machine must see OUT and the checkpoints. Submitting again resumes the run: committed shards are kept.
+# Every machine must see OUT and the checkpoints. Submit again to resume the run: committed shards are kept.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: jobs/submit.sh MANIFEST OUT [flags of rarefy generate]" >&2

@@ -1,4 +1,4 @@
-"""Golden files: how to read them, and the weights that their README prescribes."""
+"""Reads golden files and makes the weights that their README prescribes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of rarefy's kernels share."""
+"""Shared by the tests of rarefy's kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOTH = [torch.float32, torch.bfloat16]
 
 
 def error(value: Tensor, expected: Tensor) -> float:
-    """Relative to the norm."""
+    """Error relative to the norm."""
     return relative_error(value.detach().double(), expected.detach().double())
 
 

@@ -1,4 +1,4 @@
-"""A results file of the experiment's form with made-up numbers, in which every claim holds."""
+"""A results file in the experiment's format, with made-up numbers for which every claim holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run that tests of the audit commit and measure."""
+"""A run for tests of the audit."""
 
 MANIFEST = """
 name = "small"

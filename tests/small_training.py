@@ -1,4 +1,4 @@
-"""Networks, images and a process of data-parallel training, small enough for tests of the training code."""
+"""Small networks, images and a data-parallel process for tests of the training code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MODEL = ModelFolder("tiny", "for tests", UNET, CLASSIFIER, "cosine", 1.0, diffus
 
 
 def images(count: int = 16) -> LabelledImages:
-    """Smooth images of balanced classes, whose brightness rises from left to right by an amount per class."""
+    """Smooth images of balanced classes. Brightness changes from left to right, at a rate that depends on the class."""
     rng, labels = np.random.default_rng(0), np.arange(count) % CLASSES
     ramp = np.linspace(-1, 1, SIZE) * (labels[:, None] - 1.5) * 60
     pixels = 128 + ramp[:, None, None, :] + rng.normal(0, 10, (count, 1, SIZE, SIZE))
@@ -59,12 +59,12 @@ def network_and_loss(kind: str, dropout: float = 0.0, seed: int = 0) -> tuple[AD
 
 
 def start_small(kind: str, settings: TrainSettings, folder: Path, dropout: float = 0.0, seed: int = 0) -> TrainState:
-    """The state of a run in a folder: resumed if there is a checkpoint."""
+    """The state of a run in a folder, resumed if it has a checkpoint."""
     return start(network_and_loss(kind, dropout, seed)[0], settings, CPU, folder / "state.pt")
 
 
 def run_process(rank: int, world: int, folder: Path) -> None:
-    """One of ``world`` processes of data-parallel training; leaves what it saw in ``folder``."""
+    """One of ``world`` processes of data-parallel training; saves what it saw in ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     seen: dict[str, object] = train_and_record(folder, seed=rank)
@@ -76,7 +76,7 @@ def run_process(rank: int, world: int, folder: Path) -> None:
 
 
 def train_and_record(folder: Path, seed: int = 0) -> dict[str, object]:
-    """Train for three steps. seed: that of the initial weights, of which rank 0's count."""
+    """Train for three steps. seed: of the initial weights; rank 0's are used."""
     state = start_small("diffusion", SETTINGS, folder / "none", seed=seed)
     state.optimizer.param_groups[0]["eps"] = 1e-3  # Adam would amplify the rounding of gradients that are zero
     inputs: list[Tensor] = []

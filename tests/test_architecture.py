@@ -1,4 +1,4 @@
-"""Which part of the package may import which: down the levels only, and rarefy.fast by one door."""
+"""Which part of the package may import which: only lower levels, and rarefy.fast only through rarefy.execution."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Full names of all modules that a file imports, at its top, in functions and for annotations alone."""
+    """Full names of all modules that a file imports: at its top, in functions, and only for annotations."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -61,7 +61,7 @@ def test_networks_and_guidance_know_nothing_above_them() -> None:
     assert not above & (imported_parts("models") | imported_parts("guidance"))
 
 
-def test_one_door_to_what_is_only_quicker() -> None:
+def test_only_execution_imports_fast() -> None:
     files = [
         file
         for folder in ("pipeline/rarefy", "benchmarks", "jobs", "examples")

@@ -1,4 +1,4 @@
-"""How networks may run on which device, and the switches of the process."""
+"""Which execution options a device supports, and the switches of the process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_fast_is_bfloat16_if_the_processor_has_matrix_units(flags: str, monkeypa
 
 @pytest.mark.parametrize("multiplies", [False, True])
 def test_fast_is_bfloat16_if_the_gpu_multiplies_it(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU is made up: only torch's answer about it matters. The network stays on the meta device."""
+    """There need not be a GPU: only torch's answers about it matter. The network is on the meta device."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: multiplies or including_emulation)
@@ -100,7 +100,7 @@ def test_without_the_fast_folder_networks_stay_plain(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("command", ["run", "generate"])
-def test_full_without_a_compiler_is_said_before_anything_starts(
+def test_full_without_a_compiler_is_refused_before_anything_starts(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -1,4 +1,4 @@
-"""Numbers of the reference implementation. ``pytest tests/test_golden.py --golden DIR`` checks another folder."""
+"""The reference implementation's numbers. ``pytest tests/test_golden.py --golden DIR`` checks another folder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_classifier(classifier: Path) -> None:
 
 
 def test_trace(sampler_trace: Path) -> None:
-    """The U-Net may be unconditional and the classifier null; the trace then has no scores, and perhaps no classes."""
+    """The U-Net may be unconditional and the classifier null; then the trace has no scores and may have no classes."""
     golden, arrays = read(sampler_trace)
     unet, x = fill(UNet(config(golden["unet"]))), arrays["x_T"]
     classifier = fill(Classifier(config(golden["classifier"]))) if golden.get("classifier") else None

@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none."""
+"""Tests that need a GPU; skipped if there is none."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_classifier_and_its_gradient_give_the_references_numbers(file: Path, com
     logits, gradient = log_prob_gradient(network, x, t, y)
     assert relative_error(logits, arrays["logits"]) < NETWORK_TOLERANCE
     assert relative_error(gradient, arrays["grad_log_prob"]) < NETWORK_TOLERANCE
-    # Another call between, and another batch, which runs eager.
+    # Another call in between, and another batch size, which runs eagerly.
     other = log_prob_gradient(network, x.flip(0), t.flip(0), y.flip(0))[1].flip(0)
     assert relative_error(other, arrays["grad_log_prob"]) < NETWORK_TOLERANCE
     assert relative_error(log_prob_gradient(network, x[:1], t[:1], y[:1])[1], arrays["grad_log_prob"][:1]) < 1e-4
@@ -77,18 +77,18 @@ def test_attentions_gradient_is_the_same_each_time(shape: tuple[int, ...], dtype
     q, k, v = (torch.randn(shape, device=GPU, dtype=dtype, requires_grad=True) for _ in range(3))
     grad = torch.randn(shape, device=GPU, dtype=dtype)
     first, *others = (torch.autograd.grad(attend(q, k, v), (q, k, v), grad) for _ in range(8))
-    for found in others:
-        assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True))
+    for actual in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, actual, strict=True))
     exact = tuple(part.detach().double().requires_grad_() for part in (q, k, v))
     weights = (exact[0] * shape[-1] ** -0.5 @ exact[1].transpose(-2, -1)).softmax(dim=-1)
-    wanted = torch.autograd.grad(weights @ exact[2], exact, grad.double())
-    for mine, other in zip(first, wanted, strict=True):
+    expected = torch.autograd.grad(weights @ exact[2], exact, grad.double())
+    for mine, other in zip(first, expected, strict=True):
         assert relative_error(mine.double(), other) < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_a_networks_gradient_is_the_same_each_time(precision: str) -> None:
-    """With as many tokens as ADM's own classifiers have."""
+    """With as many tokens as in ADM's classifiers."""
     golden, _ = arrays_of(files("classifier")[0])
     shape = config({**golden["config"], "image_size": 64, "attention_resolutions": [2, 4]})  # type: ignore[dict-item]
     network = fill(Classifier(shape))
@@ -116,14 +116,14 @@ def test_a_run_on_a_gpu_gives_the_same_images_each_time(precision: str, tmp_path
     for name, actors in (("one", 1), ("two", 2)):
         share = ["--actors", str(actors), "--gpus-per-actor", str(1 / actors)]
         assert main(["generate", str(manifest), "--out", str(tmp_path / name), *share]) == 0
-    found = images(tmp_path / "one")
-    assert len(found) == 20 and found == images(tmp_path / "two")
+    actual = images(tmp_path / "one")
+    assert len(actual) == 20 and actual == images(tmp_path / "two")
 
 
 @pytest.mark.slow
 def test_bench_measures_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--device", "cuda", "--precision", "fast", "--batch", "8,16", "--growth", "--actors", "1", "--json"]
     assert main(["bench", str(ROOT / "manifests" / "smoke.toml"), *options]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [point["batch"] for point in found["batches"]] == [8, 16]
-    assert found["dtype"] == "bfloat16" and all(point["images_per_second"] > 0 for point in found["batches"])
+    actual = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [point["batch"] for point in actual["batches"]] == [8, 16]
+    assert actual["dtype"] == "bfloat16" and all(point["images_per_second"] > 0 for point in actual["batches"])

@@ -1,4 +1,4 @@
-"""Reading labelled images from each kind of source, with real files."""
+"""Labelled images are read from each kind of source; the files are real."""
 
 from __future__ import annotations
 

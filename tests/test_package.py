@@ -1,4 +1,4 @@
-"""The installed package: its name, and what it must not depend on."""
+"""The installed package does not depend on other packages' names."""
 
 from __future__ import annotations
 

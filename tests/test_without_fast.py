@@ -1,4 +1,4 @@
-"""The program with ``rarefy/fast`` deleted: it runs, in float32, and meets the goldens."""
+"""rarefy without ``rarefy/fast``: it runs in float32 and meets the goldens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""As a program: compiles the kernels for GPUs that need not exist here; prints their assembly as a line of JSON."""
+"""A program that compiles the kernels for GPUs that need not exist here; prints their assembly as a line of JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = (
 
 
 def assembly(name: str, architecture: int, ones: bool) -> str:
-    """ones: whether the numbers of tokens and chunks are 1, which Triton then compiles in as constants."""
+    """ones: whether the numbers of tokens and chunks are 1; Triton then compiles them as constants."""
     kernel = getattr(triton_kernels, name)
     constants = {k: v for k, v in {**TILES, **GROUPS}.items() if k in kernel.arg_names}
     if ones:

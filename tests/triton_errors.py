@@ -1,4 +1,4 @@
-"""The kernels for GPUs compared with the formula. As a program, by Triton's interpreter: errors as a line of JSON."""
+"""The GPU kernels compared with the formula. As a program: in Triton's interpreter; prints errors as a line of JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rarefy.models.blocks import GROUPS
 
 Case = tuple[tuple[int, int, int], torch.dtype, bool]
 
-# (images, tokens, channels), type, and whether with scale, shift and SiLU. Groups of 1 to 24 channels, chunks that are
-# not full, a single token.
+# (images, tokens, channels), type, and whether with scale, shift and SiLU. They include groups of 1 to 24 channels,
+# partial chunks and a single token.
 SMALL: list[Case] = [
     ((2, 49, 96), torch.float32, True),
     ((1, 150, 32), torch.float32, False),
@@ -53,7 +53,7 @@ def _errors(size: tuple[int, int, int], dtype: torch.dtype, full: bool, device: 
 
 
 def silu_at_its_ends(device: str) -> tuple[Tensor, Tensor]:
-    """Ours and torch's, for numbers at which an exponential over- or underflows, and for NaN."""
+    """rarefy's SiLU and torch's, where an exponential over- or underflows, and for NaN."""
     u = torch.tensor([0.0, 200.0, -200.0, 1e30, -1e30, float("nan")])
     shift = torch.zeros(1, 32)
     shift[0, : len(u)] = u
@@ -64,7 +64,7 @@ def silu_at_its_ends(device: str) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    # So that small images have many chunks, of many tiles.
+    # Small, so that small images have many chunks of many tiles.
     triton_norm.TILE, triton_norm.STATISTICS_TILE, triton_norm.MOST_CHUNKS = 512, 1024, 4
     ends, torchs_ends = silu_at_its_ends("cpu")
     torch.testing.assert_close(ends, torchs_ends, rtol=1e-6, atol=1e-8, equal_nan=True)

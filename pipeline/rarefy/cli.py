@@ -22,11 +22,11 @@ Handler = Callable[[argparse.Namespace], int]
 
 
 class UsageError(RarefyError):
-    """Arguments that the command line does not accept."""
+    """Invalid command-line arguments."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports argument errors in one line, like all other errors."""
+    """Reports an argument error in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -74,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--page", default="compare.html", help="the page to write (default compare.html)")
     _add_train(commands)
     _add_bench(commands)
-    _command(commands, "models", _models, "list the models known by name")
+    _command(commands, "models", _models, "list the models that a manifest can name")
     return parser
 
 
@@ -87,20 +87,20 @@ def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.
 
 def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("manifest", metavar="MANIFEST")
-    command.add_argument("--out", required=True, help="local folder or fsspec URL (s3://, gs://)")
-    group = command.add_argument_group("resources (they never change an image)")
+    command.add_argument("--out", required=True, help="output: a local folder or fsspec URL (s3://, gs://)")
+    group = command.add_argument_group("resources (they change an image by rounding at most)")
     group.add_argument("--actors", type=int, help="number of sampling processes (default: as many as fit)")
-    group.add_argument("--gpus-per-actor", type=float, default=0.0, help="may be a fraction (default 0: CPU)")
-    group.add_argument("--cpus-per-actor", type=int, help="default: all cores divided among the actors")
-    group.add_argument("--ray-address", help="a Ray cluster, e.g. auto (default: an embedded local Ray)")
+    group.add_argument("--gpus-per-actor", type=float, default=0.0, help="may be a fraction (default 0: the CPU)")
+    group.add_argument("--cpus-per-actor", type=int, help="default: all cores, divided among the actors")
+    group.add_argument("--ray-address", help="Ray cluster to use, e.g. auto (default: start a local Ray)")
     group.add_argument("--shard-timeout", type=float, default=6 * 3600.0, help="seconds per shard (default 6 hours)")
     group.add_argument("--max-attempts", type=int, default=3, help="attempts per shard (default 3)")
     _add_compile(group)
 
 
 def _add_compile(group: Any) -> None:
-    text = "kernels: rarefy's own and recorded CUDA graphs (auto, default), plain PyTorch (off), torch.compile (full)"
-    # The same as rarefy.device.COMPILES, whose import would slow down --help.
+    text = "auto: rarefy's kernels and CUDA graphs (default); off: plain PyTorch; full: torch.compile"
+    # A copy of rarefy.device.COMPILES, because importing it would slow down --help.
     group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
 
 
@@ -108,45 +108,38 @@ def _add_audit(commands: Any) -> None:
     command = _command(commands, "audit", _audit, "measure a run against real images")
     command.add_argument("out", metavar="OUT")
     command.add_argument("--reference", help="folder of real images (default: those that ship with the model)")
-    command.add_argument(
-        "--extractor", default="efficientnet-lite0", help="efficientnet-lite0, inception-v3, vgg16, dinov2-*, clip-*"
-    )
-    command.add_argument(
-        "--extractor-weights",
-        "--inception-weights",
-        help="the extractor's weights (default: torch-fidelity downloads them)",
-    )
-    command.add_argument(
-        "--tail", default="avgknn", help="avgknn, confidence or a file of real-image keys, one per line"
-    )
+    text = "efficientnet-lite0 (default), inception-v3, vgg16, dinov2-* or clip-*"
+    command.add_argument("--extractor", default="efficientnet-lite0", help=text)
+    text = "weights file of another extractor (default: torch-fidelity downloads it)"
+    command.add_argument("--extractor-weights", "--inception-weights", help=text)
+    text = "which real images are rare: avgknn (default), confidence or a file of their keys, one per line"
+    command.add_argument("--tail", default="avgknn", help=text)
     command.add_argument("--limit", type=int, default=10_000, help="measure at most this many images (default 10,000)")
     command.add_argument("--gates", help="TOML file whose [gates] replace those of the run's manifest")
     command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
-    command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda, cuda:1")
+    command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda or cuda:N")
 
 
 def _add_train(commands: Any) -> None:
     command = _command(commands, "train", _train, "train a diffusion model or its noise-aware classifier")
     command.add_argument("kind", choices=("diffusion", "classifier"))
-    command.add_argument("recipe", metavar="RECIPE")
-    command.add_argument("--out", required=True)
-    command.add_argument("--device", default="auto")
+    command.add_argument("recipe", metavar="RECIPE", help="TOML file, such as those in manifests/train")
+    command.add_argument("--out", required=True, help="local folder; a run that is already there is resumed")
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
-    command.add_argument(
-        "--ect",
-        type=float,
-        help="classifier: weight of the entropy constraint, e.g. 0.1 (default: the recipe's, or 0)",
-    )
+    text = "classifier only: weight of the entropy constraint, e.g. 0.1 (default: the recipe's, or 0)"
+    command.add_argument("--ect", type=float, help=text)
 
 
 def _add_bench(commands: Any) -> None:
     command = _command(commands, "bench", _bench, "measure a model's guided step on this machine")
-    command.add_argument("manifest", metavar="MANIFEST", nargs="?", help="default: the embedded model, plain guidance")
-    command.add_argument("--preset", help="name of a model, instead of a manifest (see rarefy models)")
+    text = "default: the embedded model with classifier guidance"
+    command.add_argument("manifest", metavar="MANIFEST", nargs="?", help=text)
+    command.add_argument("--preset", help="a model's name (see rarefy models), instead of a manifest")
     command.add_argument("--precision", choices=("exact", "fast"), help="default: the manifest's")
-    command.add_argument("--batch", help="sizes such as 8,16, or auto (default: the manifest's, else auto)")
+    command.add_argument("--batch", help="batch sizes such as 8,16, or auto (default: the manifest's, else auto)")
     command.add_argument("--growth", action="store_true", help="also measure twice the image size, with random weights")
-    command.add_argument("--actors", help="also time N parallel processes, such as 1,2,4")
+    command.add_argument("--actors", help="also time this many parallel processes, such as 1,2,4")
     command.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1, as in an actor)")
     command.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     _add_compile(command)
@@ -277,8 +270,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from rarefy.training.run import run_training
 
-    a = arguments
-    result = run_training(a.kind, a.recipe, a.out, a.device, a.threads, a.ect)
+    options = arguments.recipe, arguments.out, arguments.device, arguments.threads, arguments.ect
+    result = run_training(arguments.kind, *options)
     if not result:  # under torchrun, only rank 0 prints
         return OK
     return _print(arguments, result, f"weights: {arguments.out.rstrip('/')}/weights.safetensors")
@@ -317,7 +310,3 @@ def _print(arguments: argparse.Namespace, result: object, text: str) -> int:
 
 def _figure(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

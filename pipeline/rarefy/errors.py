@@ -24,7 +24,7 @@ class DataError(RarefyError):
 
 
 class OutputError(RarefyError):
-    """An output place that cannot be read or written, or that contains something else."""
+    """An output location that cannot be read or written, or that contains something else."""
 
 
 class DeviceError(RarefyError):
@@ -32,5 +32,5 @@ class DeviceError(RarefyError):
 
 
 def bad(field: str, value: object, allowed: str) -> str:
-    """The one-line message of these errors: field, value, what is allowed."""
+    """The standard one-line message: field, value and what is allowed."""
     return f"{field}: {value!r} is not {allowed}"

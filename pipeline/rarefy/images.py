@@ -1,4 +1,4 @@
-"""Labelled images for training and as reference, read from IDX files, class folders or WebDataset shards."""
+"""Labelled images for training and for the audit's reference, from IDX files, class folders or WebDataset shards."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _load_shards(tars: list[Path], size: int, channels: int) -> LabelledImages:
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     keys: list[str] = []
-    # No node splitter: under torchrun every process reads all images and takes its part of each batch.
+    # No node splitter: under torchrun every process reads all images and takes its share of each batch.
     options = {"shardshuffle": False, "handler": wds.reraise_exception, "nodesplitter": None}
     for sample in wds.WebDataset([str(t) for t in tars], **options):
         suffix = next((s for s in IMAGE_SUFFIXES if s[1:] in sample), None)

@@ -1,4 +1,4 @@
-"""The manifest: a TOML file with everything that changes an image, and nothing else, read into typed dataclasses."""
+"""The manifest: a TOML file that describes a run completely, read into typed dataclasses."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from rarefy.guidance.base import Term, import_path
 from rarefy.guidance.registry import parse_term
 from rarefy.models.folder import ModelFolder, find_model
 
-MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
-MAX_SHARDS = 1_000_000  # and six for the shard
+MAX_SHARD_SIZE = 100_000  # a sample's key has five digits for its index in the shard
+MAX_SHARDS = 1_000_000  # and six digits for the shard
 DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 it matches 250 ancestral steps (docs/PERFORMANCE.md)
 _NAME = "lower-case letters, digits and hyphens"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which networks: a model by name and, if its weights do not ship, absolute paths of its two files."""
+    """The model by name and, if its weights do not ship with rarefy, the absolute paths of its two weights files."""
 
     preset: str
     checkpoint: str | None = None
@@ -63,7 +63,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Accept:
-    """The filter after scoring. confidence: p(y) at t = 0; entropy: in nats; exhausted: "error" or "keep"."""
+    """The filter for scored images. confidence: p(y) at t = 0; entropy: in nats; exhausted: "error" or "keep"."""
 
     confidence: Bounds = Bounds()
     entropy: Bounds = Bounds()
@@ -172,7 +172,7 @@ def _settings(table: Table, preset: ModelFolder) -> SamplerSettings:
         eta=get_number(table, "sampler.eta", 0.0, 1.0, 1.0 if method == "dpm-solver++" else 0.0),
         classifier_every=get_integer(table, "sampler.classifier_every", 1, preset.diffusion_steps, 1),
     )
-    settings.chain(preset)  # raises for too many steps, an unknown method or an eta that the method does not take
+    settings.chain(preset)  # raises for too many steps, an unknown method or an eta that the method does not support
     return settings
 
 

@@ -1,4 +1,4 @@
-"""Manifest -> shard plans: class balance and seeds. A shard is computed without the others, even among 10^9 samples."""
+"""Manifest -> shard plans: class balance and seeds. Each shard is planned on its own, even in a run of 10^9 samples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ShardPlan:
 class Plan:
     """The order of a run: sample j of a class with n samples has position (j + 0.5) / n; ties are broken by class id.
 
-    counts: samples per class id. So every shard contains the classes in proportion.
+    So every shard contains the classes in proportion. counts: samples per class id.
     """
 
     counts: Mapping[int, int]
@@ -90,7 +90,7 @@ def shard_names(manifest: Manifest) -> Iterator[str]:
 
 
 def sample_seed(seed: int, class_id: int, class_index: int, candidate: int) -> int:
-    """Seed of one draw's generator, in [0, 2**63). It does not depend on shard, actor or attempt."""
+    """Seed of one draw's generator, in [0, 2**63); independent of shard, actor and attempt."""
     text = f"{seed}:{class_id}:{class_index}:{candidate}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
@@ -106,7 +106,7 @@ def class_rank(class_index: int) -> float:
 
 
 def estimate_bytes(manifest: Manifest) -> int:
-    """Approximate size of the run's tars. A PNG takes about 0.65 of the raw pixels, as measured on photographs."""
+    """Approximate size of the run's tars. A PNG takes about 65% of the raw pixels, measured on photographs."""
     preset = manifest.preset
     png = 100 + 0.65 * preset.channels * preset.image_size**2
     blocks = -(-png // 512) + 1 + 2  # png, cls and json, each padded to whole tar blocks

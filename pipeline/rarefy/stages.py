@@ -14,9 +14,11 @@ from rarefy.generate.driver import GenerateOptions, GenerateResult, generate
 from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
 from rarefy.plan import shard_name, shard_names
-from rarefy.shards.index import CardInfo, Sealed, claim_output, seal, verify
+from rarefy.shards.card import CardInfo
+from rarefy.shards.index import Sealed, claim_output, seal
 from rarefy.shards.metadata import read_records
 from rarefy.shards.store import Store
+from rarefy.shards.verify import verify
 
 StageProgress = Callable[[str, int, int], None]
 
@@ -32,7 +34,7 @@ class RunResult:
 
 
 def run(manifest: Manifest, options: GenerateOptions, progress: ProgressSink, stage: StageProgress) -> RunResult:
-    """Generate, seal, audit, report. Shards that seal finds damaged are generated again, once."""
+    """Generate, seal, audit, report. If seal reports missing or damaged shards, they are generated again, once."""
     store = Store(options.out)
     generated = generate(manifest, options, progress)
     try:

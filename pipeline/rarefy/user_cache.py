@@ -1,4 +1,4 @@
-"""The user's cache folder, for files that take time to make and never change."""
+"""The user's cache folder, for files that are slow to make and never change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def user_cache() -> Path:
 
 
 def keep(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a temporary name, then rename, so that no reader sees half a file. Leaves no file on OSError."""
+    """Write to a temporary name, then rename, so that no reader sees half a file. After an OSError no file is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, private = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:

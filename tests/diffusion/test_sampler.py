@@ -1,4 +1,4 @@
-"""The reverse chain against Gaussians whose posterior is known, and the properties that users rely on."""
+"""The reverse chain on Gaussians whose posterior is known, and properties that users rely on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from gaussian import MEAN, STD, GaussianScore, even_schedule, flow
 from torch import Tensor
 
 from rarefy.diffusion.sampler import Chain, ImageNoise, reverse_chain, to_uint8
@@ -17,21 +18,6 @@ from rarefy.guidance.guide import Guide
 from rarefy.guidance.terms import ClassifierGuidance, PredictedRealImage
 from rarefy.models.adm import UNet
 from rarefy.models.config import NetworkConfig
-
-MEAN, STD = 0.2, 0.05
-
-
-class GaussianScore:
-    """The exact eps of data distributed as N(MEAN, STD^2) in every pixel."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self.abar = schedule.alphas_cumprod.tolist()
-
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        abar = self.abar[int(t[0])]
-        variance = abar * STD**2 + 1 - abar
-        return math.sqrt(1 - abar) * (x - math.sqrt(abar) * MEAN) / variance
-
 
 SOLVERS = [(method, eta) for method in ("ddim", "dpm-solver++") for eta in (0.0, 0.5, 1.0)]
 
@@ -57,18 +43,6 @@ def test_ddim_follows_the_probability_flow_of_a_gaussian_pixel_by_pixel() -> Non
     assert (last.x - flow(x_T, schedule.alphas_cumprod[-1].item())).abs().max() < 5e-3
 
 
-def even_schedule(count: int) -> Schedule:
-    """``count`` equal steps of half log-SNR from -3 to 9, where the last step is practically exact."""
-    abar = torch.sigmoid(2 * torch.linspace(9, -3, count, dtype=torch.float64))
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
-    return Schedule(torch.arange(count), 1 - abar / previous)
-
-
-def flow(x_T: Tensor, abar: float, mean: float | Tensor = MEAN) -> Tensor:
-    """Where the probability flow of N(mean, STD^2) takes x_T."""
-    return mean + (x_T - math.sqrt(abar) * mean) * STD / math.sqrt(abar * STD**2 + 1 - abar)
-
-
 def ratios(errors: list[float]) -> list[float]:
     """The factor by which each doubling of the steps reduces the error."""
     return [coarse / fine for coarse, fine in itertools.pairwise(errors)]
@@ -87,7 +61,7 @@ def test_order_of_convergence_to_the_probability_flow(method: str, order: int) -
 
 
 def response(schedule: Schedule, method: str, eta: float) -> Tensor:
-    """The effect of each unit draw (x_T, then one per step) on the image, (steps + 1,): here the chain is affine."""
+    """The effect of each unit draw (x_T, then one per step) on the image, (steps + 1,); here the chain is affine."""
     size = len(schedule) + 1
     unit = 1e-3 * torch.eye(size, size + 1, dtype=torch.float64)[..., None, None, None]  # small: nothing is clipped
     y = torch.zeros(size + 1, dtype=torch.int64)
@@ -105,7 +79,7 @@ def test_order_of_convergence_of_the_variance_with_noise(method: str, eta: float
         s = even_schedule(count)
         abar = s.alphas_cumprod[-1].item()
         weights = response(s, method, eta)
-        weights[0] *= math.sqrt(abar * STD**2 + 1 - abar)  # x_T as the forward process leaves it
+        weights[0] *= math.sqrt(abar * STD**2 + 1 - abar)  # x_T as the forward process makes it
         errors.append(abs(weights.square().sum().item() - STD**2))
     assert ratios(errors) == pytest.approx([2**order] * 2, rel=0.25)
 
@@ -125,12 +99,12 @@ def test_dpm_solver_is_the_papers_formula() -> None:
         h, r = lam[2] - lam[1], (lam[1] - lam[0]) / (lam[2] - lam[1])
         d = (1 + 1 / (2 * r)) * after.pred_xstart - 1 / (2 * r) * now.pred_xstart
         decay = math.exp(-eta * h)
-        wanted = sigma[2] / sigma[1] * decay * now.x + alpha[2] * (1 - math.exp(-h) * decay) * d
-        wanted = wanted + sigma[2] * math.sqrt(1 - decay**2) * z
-        torch.testing.assert_close(after.x, wanted, rtol=1e-9, atol=1e-9)
+        expected = sigma[2] / sigma[1] * decay * now.x + alpha[2] * (1 - math.exp(-h) * decay) * d
+        expected = expected + sigma[2] * math.sqrt(1 - decay**2) * z
+        torch.testing.assert_close(after.x, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_dpm_solver_takes_a_first_and_last_step_of_first_order() -> None:
+def test_the_first_and_last_dpm_solver_steps_are_of_first_order() -> None:
     schedule = make_schedule("cosine", 1000, "logsnr8")
     x_T = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     y, score = torch.zeros(4, dtype=torch.int64), GaussianScore(make_schedule("cosine", 1000))

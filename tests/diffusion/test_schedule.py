@@ -1,4 +1,4 @@
-"""Schedules and respacing against closed forms."""
+"""Schedules and respacing compared with closed forms."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def test_linear_betas_are_the_papers() -> None:
 def test_cosine_alphas_cumprod_is_the_squared_cosine_until_betas_clip() -> None:
     bar = make_schedule("cosine", 1000).alphas_cumprod
     for k in (0, 100, 500, 900):
-        wanted = (
+        expected = (
             math.cos(((k + 1) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
         )
-        assert bar[k].item() == pytest.approx(wanted, rel=1e-9)
+        assert bar[k].item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def reference_timesteps(counts: list[int], num_timesteps: int = 1000) -> list[in
     return steps
 
 
-def test_evenly_spaced_steps_are_the_references_for_every_count() -> None:
+def test_evenly_spaced_steps_are_those_of_the_reference_for_every_count() -> None:
     for count in range(1, 1001):
         steps = kept_timesteps(LINEAR.alphas_cumprod, str(count))
         assert steps == reference_timesteps([count])
@@ -66,7 +66,7 @@ def test_evenly_spaced_steps_are_the_references_for_every_count() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=10))
-def test_sections_are_the_references_too(counts: list[int]) -> None:
+def test_sections_are_spaced_as_in_the_reference(counts: list[int]) -> None:
     assert kept_timesteps(LINEAR.alphas_cumprod, ",".join(map(str, counts))) == reference_timesteps(counts)
 
 
@@ -99,8 +99,8 @@ def test_half_log_snr_and_multistep_weights_by_hand() -> None:
     schedule = Schedule(torch.arange(4), 1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]]))
     lam = [math.log(math.sqrt(a) / math.sqrt(1 - a)) for a in abar.tolist()]
     assert schedule.half_log_snr.tolist() == pytest.approx(lam)
-    wanted = [0, (lam[0] - lam[1]) / (lam[1] - lam[2]) / 2, (lam[1] - lam[2]) / (lam[2] - lam[3]) / 2, 0]
-    assert schedule.multistep_weight.tolist() == pytest.approx(wanted)
+    expected = [0, (lam[0] - lam[1]) / (lam[1] - lam[2]) / 2, (lam[1] - lam[2]) / (lam[2] - lam[3]) / 2, 0]
+    assert schedule.multistep_weight.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("count", [1, 2])

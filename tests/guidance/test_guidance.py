@@ -1,4 +1,4 @@
-"""Every guidance term against finite differences in float64, and the identities of docs/METHODS.md."""
+"""Guidance terms compared with finite differences in float64, and the identities of docs/METHODS.md."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def finite_difference(term: Any, s: StepState, classify: nn.Module, factor: Tens
 )
 def test_classifier_terms_match_finite_differences(term: Term) -> None:
     classify, s = SmallClassifier(), state()
-    found = guidance([term], s, classify)
-    torch.testing.assert_close(found, finite_difference(term, s, classify), rtol=1e-6, atol=1e-8)
+    actual = guidance([term], s, classify)
+    torch.testing.assert_close(actual, finite_difference(term, s, classify), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("max_scale", [None, 1.2])
@@ -106,20 +106,20 @@ def test_entropy_scaling_multiplies_the_gradient_by_log_k_over_entropy(max_scale
     classify, s = SmallClassifier(), state()
     log_probs = classify(s.x_t, torch.full((4,), float(T))).log_softmax(-1).detach()
     factor = math.log(K) / entropy(log_probs)
-    assert factor.max() > 1.2, "the bound must bite in this test"
+    assert factor.max() > 1.2, "the bound must take effect in this test"
     factor = factor if max_scale is None else factor.clamp(max=max_scale)
-    found = guidance([ClassifierGuidance(scale=2.0, entropy_scaling=True, max_scale=max_scale)], s, classify)
+    actual = guidance([ClassifierGuidance(scale=2.0, entropy_scaling=True, max_scale=max_scale)], s, classify)
     plain = ClassifierGuidance(scale=2.0)
-    torch.testing.assert_close(found, finite_difference(plain, s, classify, factor), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(actual, finite_difference(plain, s, classify, factor), rtol=1e-6, atol=1e-8)
 
 
 def test_predicted_real_image_matches_the_gradient_of_the_log_gaussian_around_the_prediction() -> None:
     s = state()
     x = s.x_t.clone().requires_grad_()
     log_density = -0.5 * (x - math.sqrt(0.4) * s.pred_xstart).square().sum() / 0.6
-    (wanted,) = torch.autograd.grad(0.7 * log_density, x)
-    found = guidance([PredictedRealImage(gamma=0.7)], s, None)
-    torch.testing.assert_close(found, wanted)
+    (expected,) = torch.autograd.grad(0.7 * log_density, x)
+    actual = guidance([PredictedRealImage(gamma=0.7)], s, None)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_tau_of_one_is_classifier_guidance() -> None:
@@ -134,8 +134,8 @@ def test_low_confidence_is_scale_times_tau_minus_p_times_d() -> None:
     grad_log_p = guidance([ClassifierGuidance(scale=1.0)], s, classify)
     p = classify(s.x_t, torch.full((4,), float(T))).softmax(-1).gather(1, s.y[:, None]).detach()[..., None, None]
     assert grad_log_p is not None
-    found = guidance([LowConfidence(scale=3.0, tau=0.3)], s, classify)
-    torch.testing.assert_close(found, 3.0 * (0.3 - p) * grad_log_p / (1 - p))
+    actual = guidance([LowConfidence(scale=3.0, tau=0.3)], s, classify)
+    torch.testing.assert_close(actual, 3.0 * (0.3 - p) * grad_log_p / (1 - p))
 
 
 def test_terms_add_up_and_one_classifier_pass_serves_them_all() -> None:
@@ -193,8 +193,8 @@ TIMES = [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
 def test_classifier_passes_are_counted_from_the_first_step_inside_the_window(
     classifier_every: int, window: tuple[float, float] | None, called: list[int]
 ) -> None:
-    found, gradients = passes([ClassifierGuidance(window=window)], TIMES, classifier_every)
-    assert found == called
+    actual, gradients = passes([ClassifierGuidance(window=window)], TIMES, classifier_every)
+    assert actual == called
     low, high = window or (0, 999)
     assert [g is not None for g in gradients] == [low <= t <= high for t in TIMES]
 
@@ -205,12 +205,12 @@ def test_steps_in_between_reuse_the_last_pass_and_score_terms_are_recomputed() -
     _, second = passes([ClassifierGuidance(scale=ramp)], TIMES[:4], 2)
     for k, kept in enumerate((0, 0, 2, 2)):
         torch.testing.assert_close(second[k], every[kept], rtol=0, atol=0)
-    assert not torch.equal(every[0], every[1])  # type: ignore[arg-type] # or the loop above shows nothing
+    assert not torch.equal(every[0], every[1])  # type: ignore[arg-type] # else the loop proves nothing
     both = passes([ClassifierGuidance(scale=ramp), PredictedRealImage(gamma=0.1)], TIMES[:4], 2)[1]
     for k, total in enumerate(both):
         assert total is not None and second[k] is not None
-        wanted = guidance([PredictedRealImage(gamma=0.1)], replace(state(k), t=TIMES[k]), None)
-        torch.testing.assert_close(total - second[k], wanted)  # type: ignore[operator]
+        expected = guidance([PredictedRealImage(gamma=0.1)], replace(state(k), t=TIMES[k]), None)
+        torch.testing.assert_close(total - second[k], expected)  # type: ignore[operator]
 
 
 def test_a_pass_is_made_when_a_window_opens_or_closes() -> None:

@@ -1,4 +1,4 @@
-"""Terms by name, import path and entry point: what a dataclass says is what a manifest may hold."""
+"""Terms by name, import path and entry point: the dataclass defines the keys of the manifest."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(name, None)
 
 
-def test_built_in_terms_take_their_keys() -> None:
+def test_built_in_terms_read_their_keys() -> None:
     assert parse_term({"term": "entropy", "scale": [[0, 1], [900, 3]]}, "g") == EntropyAscent(
         scale=((0.0, 1.0), (900.0, 3.0))
     )

@@ -1,18 +1,18 @@
-"""Every term with every method on tiny random networks, and the newer terms against closed forms."""
+"""Every term with every method on tiny random networks, and some terms compared with closed forms."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from gaussian import GaussianScore, even_schedule, flow
 from torch import Tensor
 
 from rarefy.diffusion.sampler import Chain, ImageNoise, denoiser, networks_of, reverse_chain, sample
-from rarefy.diffusion.schedule import Schedule, make_schedule
+from rarefy.diffusion.schedule import make_schedule
 from rarefy.errors import ManifestError
 from rarefy.guidance.base import Networks, StepState, Term
 from rarefy.guidance.guide import Guide
@@ -94,9 +94,9 @@ def test_a_chain_without_network_terms_draws_none_of_their_noise() -> None:
     models, y = tiny(True), torch.tensor([0, 1])
     noise = ImageNoise([11, 22], (1, 8, 8), torch.device("cpu"))
     bare = Networks(denoiser(models.unet), models.classifier)
-    *_, wanted = reverse_chain(bare, chain_of(TERMS[0]), noise(-1), y, noise)
-    *_, found = sample(models, y, [11, 22], chain_of(TERMS[0]))
-    assert torch.equal(found.x, wanted.x)
+    *_, expected = reverse_chain(bare, chain_of(TERMS[0]), noise(-1), y, noise)
+    *_, actual = sample(models, y, [11, 22], chain_of(TERMS[0]))
+    assert torch.equal(actual.x, expected.x)
     first, second = (networks_of(models, [11, 22]).fresh_noise for _ in range(2))
     assert first is not None and second is not None
     draws = torch.stack([first(), first(), second()])
@@ -140,20 +140,20 @@ def smooth_state(step: int = 4) -> StepState:
 
 
 def test_self_guided_is_the_normalised_gradient_of_the_distance_to_the_recovered_image() -> None:
-    """Against central differences; the image recovered from 0.8 T is kept fixed."""
+    """Compared with central differences; the image recovered from 0.8 T is kept fixed."""
     exact, s = Smooth(), smooth_state()
     pred = exact.predict(s.x_t, s.t, s.y)
     noisy = exact.abar[8].sqrt() * pred + (1 - exact.abar[8]).sqrt() * exact.noise
     target = exact.features(exact.predict(noisy, 8, s.y))
-    wanted = torch.zeros_like(s.x_t)
+    expected = torch.zeros_like(s.x_t)
     for i in range(9):
         h = torch.zeros(9, dtype=torch.float64)
         h[i] = 1e-6
         up, down = (exact.distance(s.x_t + sign * h.view(1, 3, 3), s.t, s.y, target) for sign in (1, -1))
-        wanted.view(2, 9)[:, i] = (up - down) / 2e-6
-    wanted = 0.7 * wanted / wanted.abs().amax(dim=(1, 2, 3), keepdim=True)
-    found = SelfGuided(scale=0.7).gradient(s, exact.networks())
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
+        expected.view(2, 9)[:, i] = (up - down) / 2e-6
+    expected = 0.7 * expected / expected.abs().amax(dim=(1, 2, 3), keepdim=True)
+    actual = SelfGuided(scale=0.7).gradient(s, exact.networks())
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_self_guided_acts_at_every_nth_step_in_its_window_with_two_passes_each() -> None:
@@ -173,47 +173,29 @@ def test_self_guided_is_zero_where_there_is_no_gradient() -> None:
 
 def test_features_are_the_mean_of_the_encoders_output_at_t_zero() -> None:
     classifier, x = tiny(True).classifier, torch.rand(3, 1, 8, 8) * 2 - 1
-    found = classifier.features(x)
+    actual = classifier.features(x)
     seen: list[Tensor] = []
     handle = classifier.middle_block[2].register_forward_hook(lambda module, inputs, output: seen.append(output))
     classifier(x, torch.zeros(3))
     handle.remove()
-    assert found.shape == (3, 64)
-    torch.testing.assert_close(found, seen[0].mean(dim=(2, 3)))
-
-
-MEAN, STD = 0.2, 0.05
-
-
-def even_schedule(count: int) -> Schedule:
-    """``count`` equal steps of half log-SNR from -3 to 9, where the step to the clean image is as good as exact."""
-    abar = torch.sigmoid(2 * torch.linspace(9, -3, count, dtype=torch.float64))
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
-    return Schedule(torch.arange(count), 1 - abar / previous)
+    assert actual.shape == (3, 64)
+    torch.testing.assert_close(actual, seen[0].mean(dim=(2, 3)))
 
 
 @pytest.mark.parametrize(("method", "tolerance"), [("ddim", 5e-3), ("dpm-solver++", 2e-4)])
 def test_boost_and_skip_follows_the_flow_of_a_gaussian_from_its_first_step(method: str, tolerance: float) -> None:
-    """The flow of N(MEAN, STD^2) from the first kept step, started at gamma x_T. No other step or scale gives this."""
+    """The flow starts at the first kept step, from gamma x_T. No other step or scale gives this image."""
     schedule, gamma, start = even_schedule(400), 2.5, 300
-    abar = schedule.alphas_cumprod.tolist()
-    called: list[int] = []
-
-    def exact(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        called.append(int(t[0]))
-        level = abar[called[-1]]
-        return math.sqrt(1 - level) * (x - math.sqrt(level) * MEAN) / (level * STD**2 + 1 - level)
-
+    exact = GaussianScore(schedule)
     x_T = torch.linspace(-1, 1, 9, dtype=torch.float64).view(9, 1, 1, 1)
     chain = Chain(schedule, method, terms=(BoostAndSkip(gamma=gamma, start=start),))
     *_, last = reverse_chain(Networks(exact), chain, x_T, torch.zeros(9).long(), lambda _: torch.zeros_like(x_T))
-    level = abar[start]
-    wanted = MEAN + (gamma * x_T - math.sqrt(level) * MEAN) * STD / math.sqrt(level * STD**2 + 1 - level)
-    assert called == list(range(start, -1, -1)) and len(chain.schedule) == start + 1
-    assert (last.x - wanted).abs().max() < tolerance
+    expected = flow(gamma * x_T, exact.abar[start])
+    assert exact.times == list(range(start, -1, -1)) and len(chain.schedule) == start + 1
+    assert (last.x - expected).abs().max() < tolerance
 
 
-def test_a_chain_that_skips_keeps_the_steps_below_as_they_are() -> None:
+def test_skipping_leaves_the_remaining_steps_unchanged() -> None:
     whole = make_schedule("cosine", 1000, "250")
     chain = Chain(whole, terms=(BoostAndSkip(),))
     assert len(chain.schedule) == 247, "the published 3 of 250 steps"
@@ -227,8 +209,8 @@ def test_a_chain_that_skips_keeps_the_steps_below_as_they_are() -> None:
 
 def test_quantiles_are_linear_between_evenly_spaced_ranks() -> None:
     values, ranks = [0.1, 0.2, 0.8, 0.9], np.linspace(0, 1, 23)
-    found = quantile_function(torch.tensor(values, dtype=torch.float64), torch.from_numpy(ranks))
-    np.testing.assert_allclose(found.numpy(), np.interp(ranks * 3, range(4), values), atol=1e-12)
+    actual = quantile_function(torch.tensor(values, dtype=torch.float64), torch.from_numpy(ranks))
+    np.testing.assert_allclose(actual.numpy(), np.interp(ranks * 3, range(4), values), atol=1e-12)
 
 
 def test_each_image_of_a_stratified_term_has_its_own_tau() -> None:
@@ -237,13 +219,13 @@ def test_each_image_of_a_stratified_term_has_its_own_tau() -> None:
     networks = Networks(Smooth().denoise, lambda x, t: x.flatten(1) @ weight)
 
     def gradient(term: Term, ranks: list[float] | None) -> Tensor:
-        found = Guide([term], networks)(replace(s, ranks=None if ranks is None else torch.tensor(ranks)))
-        assert found is not None
-        return found
+        actual = Guide([term], networks)(replace(s, ranks=None if ranks is None else torch.tensor(ranks)))
+        assert actual is not None
+        return actual
 
     spread = LowConfidence(scale=2.0, tau_quantiles=(0.2, 0.4, 1.0))
-    found = gradient(spread, [0.25, 0.75])
+    actual = gradient(spread, [0.25, 0.75])
     for place, tau in enumerate((0.3, 0.7)):
-        wanted = gradient(LowConfidence(scale=2.0, tau=tau), None)
-        torch.testing.assert_close(found[place], wanted[place], rtol=1e-6, atol=1e-8)
+        expected = gradient(LowConfidence(scale=2.0, tau=tau), None)
+        torch.testing.assert_close(actual[place], expected[place], rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(gradient(spread, None), gradient(LowConfidence(scale=2.0, tau=0.4), None))

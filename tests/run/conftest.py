@@ -14,7 +14,7 @@ from rarefy.plan import make_plan
 
 
 class Runs:
-    """Tiny manifests in one folder, and helpers to inspect runs. A fixture, as test files cannot import each other."""
+    """Tiny manifests in one folder, and helpers to inspect runs; a fixture, because tests cannot import this file."""
 
     def __init__(self, folder: Path, standard: dict[str, bytes]) -> None:
         self.folder, self.standard = folder, standard
@@ -58,7 +58,7 @@ shard_size = 2
 
     @staticmethod
     def servers(pid: int) -> list[int]:
-        """Ray's living servers under ``pid``, without its two agents, which end a minute after the servers."""
+        """Ray's living servers under ``pid``, except its two agents, which end a minute after the servers."""
         names = ("/raylet", "/gcs_server", "monitor.py", "dashboard.py")
         return [child for child, title in _descendants(pid).items() if any(name in title for name in names)]
 
@@ -82,7 +82,7 @@ def standard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def runs(tmp_path: Path, standard: dict[str, bytes]) -> Iterator[Runs]:
-    """Tiny runs, with the tars that ``manifest()`` must give. Restores torch's threads, which an actor changes."""
+    """Tiny runs, with the tars that ``manifest()`` must give. Restores torch's thread count, which an actor changes."""
     threads = torch.get_num_threads()
     yield Runs(tmp_path, standard)
     torch.set_num_threads(threads)
@@ -97,7 +97,7 @@ def _descendants(pid: int) -> dict[int, str]:
                 parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
                 titles[int(folder.name)] = (folder / "cmdline").read_text()
             except (OSError, ValueError):
-                continue  # ended between the two looks
+                continue  # it has just ended
     below, layer = set[int](), {pid}
     while layer:
         layer = {child for child, parent in parents.items() if parent in layer} - below

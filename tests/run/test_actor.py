@@ -64,7 +64,7 @@ def test_each_image_can_be_generated_again_from_its_row(runs: Any, tmp_path: Pat
         assert np.abs(to_uint8(x)[0].numpy().astype(int) - read.image.astype(int)).max() <= 1
 
 
-def test_a_stratified_slot_depends_on_its_rank_in_its_class(runs: Any, tmp_path: Path) -> None:
+def test_with_quantiles_an_image_depends_on_its_rank_in_its_class(runs: Any, tmp_path: Path) -> None:
     term = '[[guidance]]\nterm = "low-confidence"\nscale = 8.0\ntau_quantiles = [0.0, 0.0, 1.0]'
     path = runs.manifest(term, classes='counts = { "bag" = 4 }', steps=4)
     runs.undisturbed(path, tmp_path / "out")
@@ -78,11 +78,11 @@ def test_a_stratified_slot_depends_on_its_rank_in_its_class(runs: Any, tmp_path:
         *_, last = sample(models, y, seeds, chain, torch.tensor(ranks))
         expected.append(to_uint8(last.x).numpy().astype(int))
     differences = [[np.abs(a - b).max() for a, b in zip(images, other, strict=True)] for other in expected]
-    assert max(differences[0]) <= 1  # another batch may round differently, by one grey level
+    assert max(differences[0]) <= 1  # another batch size may round differently, by one grey level
     assert differences[1][3] > 5, "the rank of the last image has no effect"
 
 
-def test_rows_say_what_was_made(runs: Any, tmp_path: Path) -> None:
+def test_rows_describe_the_images(runs: Any, tmp_path: Path) -> None:
     path = runs.manifest(CLASSIFIER_GUIDANCE, steps=4)
     runs.undisturbed(path, tmp_path / "out")
     records = rows(tmp_path / "out")
@@ -100,7 +100,7 @@ def test_rows_say_what_was_made(runs: Any, tmp_path: Path) -> None:
 
 
 def test_a_rejected_draw_is_replaced_by_the_next_candidate(runs: Any, tmp_path: Path) -> None:
-    classes = 'counts = { "pullover" = 3, "coat" = 3, "shirt" = 3 }'  # often taken for each other: few draws are needed
+    classes = 'counts = { "pullover" = 3, "coat" = 3, "shirt" = 3 }'  # often confused: few draws are needed
     runs.undisturbed(runs.manifest(classes=classes, steps=4), tmp_path / "all")
     free = rows(tmp_path / "all")
     bound = float(np.median([record.confidence for record in free]))

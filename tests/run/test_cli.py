@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, nothing half-written."""
+"""The command line: exit codes, one-line errors, and no output after an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPO = Path(__file__).parents[2]
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must fail with a user's error; returns the line on stderr."""
+    """Run a command that must fail with exit code 2; returns the line on stderr."""
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -137,11 +137,11 @@ def test_a_missing_command_or_manifest(tmp_path: Path, capsys: pytest.CaptureFix
 def test_plan(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     path = runs.manifest(classes='counts = { "bag" = 3, "0" = 2 }', steps=2)
     assert main(["plan", str(path), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["images"], found["shards"], found["steps"]) == (5, 3, 2)
-    assert found["classes"] == [[0, "t-shirt/top", 2], [8, "bag", 3]]
-    assert found["digest"] == load_manifest(path).digest
-    assert found["estimated_seconds"] > 0
+    actual = json.loads(capsys.readouterr().out)
+    assert (actual["images"], actual["shards"], actual["steps"]) == (5, 3, 2)
+    assert actual["classes"] == [[0, "t-shirt/top", 2], [8, "bag", 3]]
+    assert actual["digest"] == load_manifest(path).digest
+    assert actual["estimated_seconds"] > 0
     assert main(["plan", str(path)]) == 0
     text = capsys.readouterr().out
     assert "size (estimate)" in text
@@ -161,18 +161,18 @@ def test_plan_counts_the_steps_that_are_taken_and_whole_rounds_of_a_term(
     monkeypatch.setattr(SelfGuided, "gradient", counted)
     terms = '[[guidance]]\nterm = "self-guided"\nevery = 6\n[[guidance]]\nterm = "boost-and-skip"\nstart = 500'
     assert main(["plan", str(runs.manifest(terms, steps=40)), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["steps"] == 20
-    assert found["guidance"] == ["self-guided", "boost-and-skip"]
-    assert found["estimated_seconds"] > 0
-    assert acted == [0], "once in the six timed steps; the warm-up takes other steps"
+    actual = json.loads(capsys.readouterr().out)
+    assert actual["steps"] == 20
+    assert actual["guidance"] == ["self-guided", "boost-and-skip"]
+    assert actual["estimated_seconds"] > 0
+    assert acted == [0], "once in the six timed steps; the warm-up runs other steps"
 
 
 def test_plan_of_a_model_whose_weights_are_not_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(REPO / "manifests" / "imagenet256-rare.toml"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["estimated_seconds"] is None
-    assert "256x256_diffusion.pt" in found["estimate"]
+    actual = json.loads(capsys.readouterr().out)
+    assert actual["estimated_seconds"] is None
+    assert "256x256_diffusion.pt" in actual["estimate"]
 
 
 def test_estimated_bytes_are_near_the_real_ones(finished: Path, runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,10 +200,10 @@ def test_verify_and_seal_find_damage(finished: Path, capsys: pytest.CaptureFixtu
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
-    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert found["fashion-mnist-28"]["embedded"]
-    assert found["adm-imagenet-64"]["image_size"] == 64
-    assert found["adm-imagenet-256-uncond"]["num_classes"] is None
+    actual = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert actual["fashion-mnist-28"]["embedded"]
+    assert actual["adm-imagenet-64"]["image_size"] == 64
+    assert actual["adm-imagenet-256-uncond"]["num_classes"] is None
 
 
 def test_help_by_module_name_is_quick_and_loads_nothing_heavy() -> None:

@@ -29,7 +29,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """One Ray for all of these tests: generate uses its process's connection. Its actors can import the examples."""
+    """One Ray for all these tests, because generate uses an existing connection. Its actors can import the examples."""
     folder = tempfile.mkdtemp(prefix="rarefy-test-", dir="/tmp")
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES), *([path] if path else [])])
@@ -46,7 +46,7 @@ def silent(status: Status) -> None:
 
 
 class Strike:
-    """A progress sink that sends one signal each to as many actors, once all have loaded, in the first half."""
+    """A progress sink that sends each signal to another actor, once all have loaded, in the run's first half."""
 
     def __init__(self, runs: Any, *signals: signal.Signals) -> None:
         self.runs, self.signals = runs, signals
@@ -160,7 +160,7 @@ def test_the_example_of_a_term_runs_on_actors_that_find_it_on_the_python_path(
 def test_actors_that_cannot_import_a_term_end_the_run_with_the_modules_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the driver can: actors inherit PYTHONPATH, but not what the driver appends to sys.path."""
+    """Here only the driver can import it: actors inherit PYTHONPATH, but not the driver's changes to sys.path."""
     (tmp_path / "private_term.py").write_text((EXAMPLES / "boundary_term.py").read_text())
     monkeypatch.syspath_prepend(str(tmp_path))
     options = GenerateOptions(str(tmp_path / "out"), actors=1, max_attempts=1)

@@ -1,4 +1,4 @@
-"""How many images a run's networks are set up for."""
+"""The batch size for which a run's networks are prepared."""
 
 from __future__ import annotations
 

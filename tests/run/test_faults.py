@@ -1,4 +1,4 @@
-"""The command in its own process: kill -9 and Ctrl-C in the middle, each followed by the same command."""
+"""The command in its own process: kill -9 and Ctrl-C during a run, each followed by the same command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Job files use commands, manifests and versions that exist."""
+"""Job files name existing commands, manifests and versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rarefy.manifest import load_manifest
 REPO = Path(__file__).parents[2]
 
 
-def test_the_rayjob_calls_what_exists() -> None:
+def test_the_rayjob_names_existing_files_and_flags() -> None:
     job = yaml.safe_load((REPO / "jobs" / "rayjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec = job["spec"]

@@ -79,7 +79,7 @@ def test_counts_by_each_way(classes: str, counts: dict[int, int]) -> None:
     ],
 )
 def test_defaults_of_each_method(keys: str, settings: SamplerSettings) -> None:
-    """A number is spread as the method needs; a string says how."""
+    """A number means the method's own spacing; a string states the spacing."""
     assert parse(BASE.replace('method = "ancestral"\nsteps = 25', keys)).settings == settings
 
 
@@ -128,8 +128,8 @@ def test_digest_changes_with_whatever_changes_a_file(old: str, new: str) -> None
     assert parse(BASE.replace(old, new)).digest != parse(BASE).digest
 
 
-def test_digest_of_a_term_without_its_later_fields_is_what_it_was() -> None:
-    """By hand: what a reader of an older rarefy hashed; otherwise its runs could not be resumed."""
+def test_later_fields_of_a_term_do_not_change_old_digests() -> None:
+    """The content that older versions hashed, by hand. Otherwise their runs could not be resumed."""
     manifest = parse(BASE)
     interval = {"": "Bounds", "min": -math.inf, "max": math.inf}
     content = {
@@ -170,7 +170,7 @@ def test_steps_that_a_term_skips_are_no_steps_of_the_chain() -> None:
     assert chain.schedule.timesteps.tolist() == [t for t in whole.schedule.timesteps.tolist() if t <= 500]
 
 
-def test_digest_takes_a_weights_file_by_its_hash_and_else_by_its_path() -> None:
+def test_a_weights_file_counts_by_its_hash_if_given_else_by_its_path() -> None:
     def digest(model: str) -> str:
         return parse(BASE.replace("[sampler]", f"{model}\n[sampler]")).digest
 

@@ -1,4 +1,4 @@
-"""The plan against a plain sort of exact fractions, its balance, its reach, and the seeds."""
+"""The plan compared with sorted exact fractions; its balance, large runs, and the seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rarefy.plan import Plan, ShardPlan, Slot, class_rank, estimate_bytes, make_
 
 
 def brute_force(counts: dict[int, int]) -> list[tuple[int, int]]:
-    """(class, ordinal in class) of the whole run, in order."""
+    """(class id, class index) of the whole run, in order."""
     everything = [(Fraction(2 * j + 1, 2 * n), c, j) for c, n in counts.items() for j in range(n)]
     return [(c, j) for _, c, j in sorted(everything)]
 
@@ -64,7 +64,7 @@ def test_seeds_depend_on_every_argument_and_fit_a_generator() -> None:
     seeds = {sample_seed(*part) for part in parts}
     assert len(seeds) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    # Fixed forever: another value would change every image of every run.
+    # Must never change: another value would change every image of every run.
     assert sample_seed(0, 1, 2, 3) == 5628492896039661565
 
 

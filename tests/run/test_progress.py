@@ -1,4 +1,4 @@
-"""What a person or a log sees of a run."""
+"""A run's progress in a log."""
 
 from __future__ import annotations
 

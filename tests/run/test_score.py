@@ -1,4 +1,4 @@
-"""Scores against scipy and by hand."""
+"""Scores compared with scipy and with values by hand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_extremes_stay_finite(logit: float, entropy: float, margin: float) -> No
 
 
 @pytest.mark.parametrize(
-    ("accept", "wanted"),
+    ("accept", "expected"),
     [
         (None, True),
         (Accept(), True),
@@ -56,8 +56,8 @@ def test_extremes_stay_finite(logit: float, entropy: float, margin: float) -> No
         (Accept(on_class=True), False),
     ],
 )
-def test_filter(accept: Accept | None, wanted: bool) -> None:
+def test_filter(accept: Accept | None, expected: bool) -> None:
     value = {"confidence": 0.6, "entropy": 1.25, "entropy_normalized": 0.5, "margin": 0.1}
     double = {name: torch.tensor([number], dtype=torch.float64) for name, number in value.items()}
     scores = Scores(predicted_id=torch.tensor([3]), **double)
-    assert accepted(accept, scores, 0, class_id=2) is wanted
+    assert accepted(accept, scores, 0, class_id=2) is expected

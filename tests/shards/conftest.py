@@ -1,4 +1,4 @@
-"""A small run, in a local folder and in memory: three shards with six 5x4 images of two classes."""
+"""A small run, in a local folder and in memory: three shards, each with six 5x4 images of two classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rarefy.shards.index import CardInfo, claim_output
+from rarefy.shards.card import CardInfo
+from rarefy.shards.index import claim_output
 from rarefy.shards.metadata import SampleRecord, sample_key
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png

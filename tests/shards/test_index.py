@@ -16,19 +16,10 @@ import pytest
 import yaml
 
 from rarefy.errors import OutputError, ShardError
-from rarefy.shards.card import render_card
-from rarefy.shards.index import (
-    NAMES_SHOWN,
-    CardInfo,
-    claim_output,
-    committed,
-    first_names,
-    is_sealed,
-    seal,
-    verify,
-    verify_shard,
-)
+from rarefy.shards.card import CardInfo, render_card
+from rarefy.shards.index import NAMES_SHOWN, claim_output, committed, first_names, is_sealed, seal
 from rarefy.shards.store import Store
+from rarefy.shards.verify import verify, verify_shard
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 Plan = tuple[str, str, list[str], dict[int, int]]

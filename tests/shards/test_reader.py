@@ -10,7 +10,8 @@ import pytest
 import webdataset
 
 from rarefy.errors import ShardError
-from rarefy.shards.index import CardInfo, seal
+from rarefy.shards.card import CardInfo
+from rarefy.shards.index import seal
 from rarefy.shards.metadata import read_records
 from rarefy.shards.reader import read_samples
 from rarefy.shards.store import Store

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from rarefy.errors import OutputError, ShardError
-from rarefy.shards.index import CardInfo, claim_output, is_sealed, seal
+from rarefy.shards.card import CardInfo
+from rarefy.shards.index import claim_output, is_sealed, seal
 from rarefy.shards.reader import read_samples
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard

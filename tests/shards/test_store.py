@@ -81,7 +81,7 @@ def test_check_writable_leaves_nothing_and_asks_for_space(tmp_path: Path) -> Non
 
 
 def test_no_space_left_simulated_at_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulates the operating system's error; the next test fills a real file system, if it may mount one."""
+    """Simulates the operating system's error. The next test fills a real file system if it can mount one."""
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

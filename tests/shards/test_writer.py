@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 from rarefy.errors import ShardError
-from rarefy.shards.index import claim_output, committed, verify_shard
+from rarefy.shards.index import claim_output, committed
 from rarefy.shards.marker import parse_marker, read_marker
 from rarefy.shards.metadata import SCHEMA, SampleRecord, read_records, read_table, to_records, write_table
 from rarefy.shards.store import Store
+from rarefy.shards.verify import verify_shard
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 Plan = tuple[str, str, list[str], dict[int, int]]
@@ -89,7 +90,7 @@ def test_any_text_and_number_comes_back(tmp_path: Path, make_sample: Callable[..
 
 
 def test_writing_does_not_import_pandas(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
-    """pyarrow would import it to convert Python objects, in each actor."""
+    """pyarrow would import it in each actor to convert Python objects."""
     (tmp_path / "record").write_bytes(pickle.dumps(make_sample(0, 0).record))
     code = (
         "import pickle, sys; from pathlib import Path; from rarefy.shards.metadata import write_table; "
@@ -118,7 +119,7 @@ def test_marker_describes_the_files(run: Store, plan: Plan) -> None:
 
 def test_the_first_commit_wins(run: Store, plan: Plan, make_header: Header, make_sample: Callable[..., Sample]) -> None:
     before = run.read_bytes("shards/rare-000000.tar")
-    # A late attempt on another device has other pixels for the same keys. A sealed shard must not change.
+    # A late attempt on another device has other pixels for the same keys, but a sealed shard must not change.
     late = [make_sample(0, index, channels=1) for index in range(6)]
     marker = commit_shard(run, make_header(0), late, seconds=1.0)
     assert marker == read_marker(run, "rare-000000")

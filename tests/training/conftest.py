@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def sigterm_does_not_end_pytest() -> Iterator[None]:
-    """Training that fails to handle SIGTERM fails its test, and not the whole session."""
+    """If training does not handle SIGTERM, its test fails, but pytest goes on."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     yield
     signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""The training loop: what a step does to weights and average, resumption to the bit, signals and divergence."""
+"""The training loop: steps, the moving average, bit-exact resumption, signals and divergence."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_gradient_is_clipped_before_the_optimiser_sees_it(clip: float, tmp_p
     ("precision", "hardware", "expected"),
     [("bfloat16", True, torch.bfloat16), ("bfloat16", False, torch.float32), ("float32", True, torch.float32)],
 )
-def test_products_are_in_bfloat16_where_it_is_asked_for_and_there(
+def test_matrix_products_are_in_bfloat16_if_chosen_and_supported(
     kind: str, precision: str, hardware: bool, expected: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "has_bfloat16", lambda device: hardware)
@@ -83,7 +83,6 @@ def test_products_are_in_bfloat16_where_it_is_asked_for_and_there(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_with_dropout_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, images=6 * 8, warmup=24, decay=0.5)
-
     _, loss = network_and_loss(kind)
 
     def weights_after(folder: Path, stops: list[int]) -> dict[str, Tensor]:
@@ -144,7 +143,7 @@ def test_reports_are_means_of_the_steps_since_the_last(tmp_path: Path, monkeypat
 def test_divergence_is_reported_before_a_checkpoint_is_written(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A NaN loss in step 2, or weights that an infinite rate ruins in the last step, after its loss was finite."""
+    """A NaN loss in step 2, or weights that an infinite rate ruins in the last step, whose loss is still finite."""
     state, calls, (_, inner) = start_small("classifier", SETTINGS, tmp_path), [0], network_and_loss("classifier")
     state.save(tmp_path / "state.pt")
     before = (tmp_path / "state.pt").read_bytes()
@@ -169,12 +168,12 @@ def test_every_epoch_sees_every_image_once_in_a_new_order() -> None:
     assert first.tolist() != second.tolist()
 
 
-def test_learning_rate_rises_holds_and_falls() -> None:
+def test_learning_rate_warms_up_stays_and_decays() -> None:
     settings = TrainSettings(images=1000, batch=10, lr=1.0, warmup=100, decay=0.2)
     assert [settings.lr_at(k) for k in (0, 9, 50, 90, 99)] == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.05])
 
 
-def test_batches_are_in_the_models_range_and_repeat() -> None:
+def test_batches_are_scaled_for_the_model_and_reproducible() -> None:
     one, two = (make_batch(images(), 3, SETTINGS, CPU) for _ in range(2))
     assert torch.equal(one.x_0, two.x_0) and torch.equal(one.y, two.y)
     rows = batch_rows(3, SETTINGS.batch, 16, SETTINGS.seed)
@@ -183,7 +182,7 @@ def test_batches_are_in_the_models_range_and_repeat() -> None:
     assert torch.equal(one.draw(torch.randn, 3), two.draw(torch.randn, 3))
 
 
-def test_steps_and_seeds_have_random_numbers_of_their_own() -> None:
+def test_each_step_and_seed_has_its_own_random_numbers() -> None:
     cases = [(0, 0), (0, 1), (1, 0), (MAX_SEED, 0), (MAX_SEED, 2**32 - 1)]
     draws = {
         tuple(make_batch(images(), step, dataclasses.replace(SETTINGS, seed=seed), CPU).draw(torch.rand).tolist())

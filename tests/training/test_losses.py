@@ -1,4 +1,4 @@
-"""The losses against closed forms, brute force and what a small network learns from them."""
+"""The losses compared with closed forms and brute force, and what a small network learns from them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Oracle(nn.Module):
         return torch.cat([eps, torch.full_like(eps, self.v)], dim=1)
 
 
-def test_a_perfect_prediction_has_no_loss_but_the_bits_at_t_0() -> None:
+def test_a_perfect_prediction_costs_only_the_bits_at_t_0() -> None:
     """v = -1 is the true posterior variance, so the KL vanishes; only t = 0 has a likelihood."""
     b = batch()
     losses = HybridLoss(SCHEDULE, CPU)(Oracle(b.x_0, v=-1.0), b)
@@ -112,7 +112,7 @@ def test_the_bound_does_not_train_the_mean() -> None:
 
 
 def test_a_network_that_is_shown_the_class_learns_what_noise_hides() -> None:
-    """Black or white images under so much noise that their class must be given to know their brightness."""
+    """Black or white images with so much noise that only the class tells their brightness."""
     abar, steps = 0.02, 70
     pixels = np.repeat(np.array([0, 255], np.uint8), 4)[:, None, None, None] * np.ones((1, 1, 8, 8), np.uint8)
     data = LabelledImages(pixels, np.repeat([0, 1], 4), ())
@@ -149,7 +149,7 @@ def test_classifier_loss_is_cross_entropy_plus_the_entropy_constraint(ect: float
 
 
 def test_half_of_the_images_are_mirrored_and_keep_their_label() -> None:
-    """Each image is as bright as its label says, but for a black left column."""
+    """Each image's brightness encodes its label, except for a black left column."""
     b = batch(count=400)
     x_0 = (b.y / 4)[:, None, None, None].repeat(1, 1, 8, 8)
     x_0[..., 0] = -1

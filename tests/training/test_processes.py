@@ -1,4 +1,4 @@
-"""Data-parallel training: two processes learn what one learns."""
+"""Data-parallel training: two processes learn the same as one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rarefy.shards.writer import encode_png
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left."""
+    """The folder with the results of two processes."""
     folder = tmp_path_factory.mktemp("processes")
     mp.spawn(run_process, (2, folder), nprocs=2)
     return folder
@@ -39,7 +39,7 @@ def one(folder: Path) -> dict[str, Any]:
 
 
 def test_two_processes_learn_what_one_learns(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
-    """Rank 1 starts from other random weights, which rank 0's replace."""
+    """Rank 1 starts from other random weights, which are replaced by rank 0's."""
     for process in two:
         torch.testing.assert_close(process["weights"], one["weights"], rtol=1e-4, atol=2e-6)
         assert process["means"] == pytest.approx(one["means"], rel=1e-4)
@@ -70,7 +70,7 @@ def test_a_loss_that_diverges_in_one_process_stops_all(folder: Path, two: list[d
 
 @pytest.mark.slow
 def test_torchrun_trains_one_network_on_shards(tmp_path: Path) -> None:
-    """Every process reads all shards; rank 0 alone writes and prints."""
+    """Every process reads all shards; only rank 0 writes and prints."""
     preset = find_model("fashion-mnist-28")
     data = images(20)
     with TarWriter(str(tmp_path / "a-000000.tar"), encoder=False) as tar:

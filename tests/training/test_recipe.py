@@ -1,4 +1,4 @@
-"""Recipes: every key has a range, and a mistake is one line."""
+"""Recipes: every key has a range, and each mistake is reported in one line."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ def test_every_setting_has_a_range(
     key: str, value: str, allowed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "r.toml").write_text(f"{BASE}[train]\nimages = 5\n{key} = {value}\n")
-    message = f"is not {allowed}"
-    assert_refused("diffusion", message, tmp_path, capsys)
+    assert_refused("diffusion", f"is not {allowed}", tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,7 @@ def test_bad_values_of_ect_are_refused(
 
 
 def assert_refused(kind: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> None:
-    """The recipe in the folder is refused in one line, and leaves no output folder."""
+    """Check that the folder's recipe is refused in one line and leaves no output folder."""
     assert main(["train", kind, str(folder / "r.toml"), "--out", str(folder / "out"), *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""``rarefy train``: what a run leaves, and what a killed, stopped or diverged one can be resumed from."""
+"""``rarefy train``: the files of a run, and resuming a killed, stopped or diverged one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_run_leaves_weights_that_load_and_their_provenance(
 
 
 def signal_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send SIGTERM to this process before step ``number`` ends."""
+    """Send SIGTERM to this process during step ``number``."""
     step = loop.train_step
 
     def train_step(state: Any, *arguments: Any) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ def test_a_batch_that_the_processes_cannot_share_equally_is_refused(
 
 def test_the_grid_shows_the_average_a_few_images_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, sizes, chain = start_small("diffusion", SETTINGS, tmp_path), [], output.reverse_chain
-    for value in state.ema.values():  # random weights: the last layer's zeros would draw the same image for any others
+    for value in state.ema.values():  # random, because all weights give the same image if the last layer is zero
         value.normal_(std=0.05, generator=torch.Generator().manual_seed(value.numel()))
     with torch.no_grad():
         for parameter in state.model.parameters():
@@ -148,7 +148,7 @@ def test_the_grid_shows_the_average_a_few_images_at_a_time(tmp_path: Path, monke
     whole, parts = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("whole", "parts"))
     assert whole.shape == (4 * 8, 10 * 8) and whole.std() > 10
     assert np.abs(whole - parts).max() <= 1
-    assert output.GRID_PIXELS // 512**2 == 0  # one image at a time, then
+    assert output.GRID_PIXELS // 512**2 == 0  # at that size, one image at a time
 
 
 def test_a_given_ect_replaces_the_recipes_and_a_resumed_run_must_have_the_same(

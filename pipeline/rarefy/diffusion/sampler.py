@@ -1,6 +1,6 @@
 """The reverse chain as a generator: ancestral, DDIM and DPM-Solver++ steps, with any sum of guidance terms.
 
-Vocabulary and rounding are those of openai/guided-diffusion; the formulas are in docs/METHODS.md.
+Names and rounding follow openai/guided-diffusion; the formulas are in docs/METHODS.md.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Sample:
 
 
 class ImageNoise:
-    """Standard normal noise from one CPU generator per image, so a seed gives the same on any device, in any batch."""
+    """Standard normal noise. Each image has its own CPU generator: the same noise on any device, in any batch."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -121,8 +121,8 @@ def reverse_chain(
     """Run the chain from its noisiest step; yields the state after each step.
 
     x_T: (B, C, H, W) float32, standard normal; y: (B,) class ids, the target of the guidance; ranks: (B,) (see
-    StepState). The last state's ``x`` is the image, roughly in [-1, 1]. ``noise`` is called at every step, even at one
-    that adds no noise, as in the reference.
+    StepState). The last state's ``x`` is the image, roughly in [-1, 1]. ``noise`` is called at every step, even if
+    the step adds no noise, as in the reference.
     """
     x = x_T
     for term in chain.terms:
@@ -201,7 +201,7 @@ def _term_seed(seed: int) -> int:
 
 
 def denoiser(unet: UNet) -> Denoise:
-    """A U-Net as the chain calls it: only a conditional one is given the class ids."""
+    """A U-Net as the chain calls it; only a conditional one is given the class ids."""
 
     def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         output: Tensor = unet(x, t, None if unet.config.num_classes is None else y)

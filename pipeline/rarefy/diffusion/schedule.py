@@ -15,7 +15,7 @@ from rarefy.errors import ManifestError, bad
 SCHEDULES = ("linear", "cosine")
 RESPACINGS = 'a count ("250"), section counts ("10,10,5"), "ddimN" or "logsnrN"'
 LOGSNR_START = -5.1
-"""Half log-SNR where "logsnrN" starts, as in Lu et al.'s DPM-Solver: with more noise pred_xstart is all clipping."""
+"""Half log-SNR where "logsnrN" starts, as in DPM-Solver (Lu et al.). With more noise, pred_xstart is mostly clipped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance(self) -> Tensor:
-        """log beta~, where the first step takes its neighbour's value instead of log 0, as in the reference."""
+        """log beta~; the first step has its neighbour's value instead of log 0, as in the reference."""
         clipped = self.posterior_variance.clone()
         clipped[0] = self.posterior_variance[1] if len(self) > 1 else self.betas[0]
         return clipped.log()

@@ -31,7 +31,7 @@ from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An actor's work so far. in_flight: images of each running attempt, by steps done; scored: number of draws."""
+    """An actor's work so far. in_flight: images per running attempt, in fractions; scored: number of draws."""
 
     in_flight: Mapping[str, float] = field(default_factory=dict)
     scored: int = 0
@@ -59,14 +59,14 @@ class _Draw:
 
 @dataclass
 class _Tally:
-    """A running shard. images: steps done, counted in whole images; started: time of the first step."""
+    """Progress of a running shard. images: finished steps, as a number of images; started: time of the first step."""
 
     images: float = 0.0
     started: float | None = None
 
 
 class ShardGenerator:
-    """Generates shards with models that are loaded once.
+    """Generates shards; the models are loaded once.
 
     ``generate`` may be called from two threads: their batches take turns, so one shard is encoded and written while the
     next is sampled. device: "cpu" or "cuda"; threads: number of batches sampled at once on the CPU; compile: auto, off
@@ -110,7 +110,7 @@ class ShardGenerator:
         return Snapshot(in_flight, totals.scored, totals.confidence_sum, totals.entropy_sum)
 
     def _fill(self, shard: int, tally: _Tally) -> list[_Draw]:
-        """One draw per slot, in slot order. The slots of rejected draws take their next candidates together."""
+        """One draw per slot, in slot order. Slots whose draw was rejected draw their next candidate together."""
         accept = self.manifest.accept
         rounds = accept.max_candidates if accept else 1
         keep_last = accept is not None and accept.exhausted == "keep"
@@ -135,7 +135,7 @@ class ShardGenerator:
             return [draw for future in futures for draw in future.result()]
         finally:
             for future in futures:
-                future.cancel()  # the rest, if one failed
+                future.cancel()  # if one batch failed, the others need not run
 
     def _draw(self, slots: Sequence[Slot], candidate: int, keep_all: bool, tally: _Tally) -> list[_Draw]:
         """Sample and score one batch, and return the draws to keep."""
@@ -200,7 +200,7 @@ class ShardGenerator:
             self._totals = add_up([self._totals, new])
 
     def _exhausted(self, shard: int, pending: Sequence[Slot], drawn: Counter[int], kept: dict[int, _Draw]) -> str:
-        """The message that names the class with most empty slots and how many of its draws passed."""
+        """The error message: the class with the most empty slots, and how many of its draws passed."""
         class_id, empty = Counter(slot.class_id for slot in pending).most_common(1)[0]
         passed = sum(draw.slot.class_id == class_id for draw in kept.values())
         accept = self.manifest.accept

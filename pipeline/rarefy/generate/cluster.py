@@ -20,14 +20,14 @@ import torch
 
 from rarefy.errors import DeviceError, bad
 
-CORES_PER_ACTOR = 8  # default on the CPU: more would wait for Python's global lock
+CORES_PER_ACTOR = 8  # default on the CPU; more would wait for Python's global lock
 OBJECT_STORE_BYTES = 256 * 2**20  # images go to files; only small messages pass through the store
 FOLDER_PREFIX = "rarefy-ray-"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What each actor gets. actors: their number; gpus: may be a fraction; cpus: also the batches sampled at once."""
+    """What each actor gets. actors: their number; gpus: may be a fraction; cpus: on the CPU, also batches at once."""
 
     actors: int
     gpus: float
@@ -54,10 +54,10 @@ class Request:
 
 @contextmanager
 def connected(request: Request, address: str | None) -> Iterator[Resources]:
-    """Connect to ``address``, or start an embedded Ray and stop it afterwards; yields what each actor gets.
+    """Connect to ``address``, or start an embedded Ray and stop it afterwards. Yields what each actor gets.
 
-    If this process is connected to Ray already, that connection is used and kept. Raises DeviceError if an actor does
-    not fit. Ray always prints messages about dead workers; they go to stderr, since stdout is for the result.
+    If this process is already connected to Ray, that connection is used and kept. Raises DeviceError if an actor does
+    not fit. Ray always prints messages about dead workers; they go to stderr, because stdout is for the result.
     """
     with redirect_stdout(sys.stderr), _connection(request, address) as resources:
         yield resources
@@ -127,7 +127,7 @@ def _fit_machine(request: Request) -> Resources:
 
 
 def _fit_cluster(request: Request) -> Resources:
-    """Extra actors wait until the cluster grows, but at least one must fit on a machine that is there now."""
+    """Further actors may wait until the cluster grows, but one must fit on a machine of the cluster as it is now."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray's own
     cpus, gpus = [int(node.get("CPU", 0)) for node in nodes], [float(node.get("GPU", 0)) for node in nodes]
     if request.gpus > max(gpus):

@@ -21,7 +21,7 @@ from rarefy.shards.store import Store
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Where to write and with what resources. None of it changes an image.
+    """Where to write, and with what resources. None of it changes an image, except by rounding.
 
     actors: None starts as many as fit; gpus_per_actor: 0 for the CPU, may be a fraction; cpus_per_actor: batches
     sampled at once on the CPU, None divides all cores; ray_address: None starts an embedded Ray; max_attempts: per
@@ -81,7 +81,7 @@ def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSin
         _check_room(store, manifest)
         _check_weights(manifest, on_this_machine=options.ray_address is None)
         if options.ray_address is None and not options.gpus_per_actor:
-            check_execution(torch.device("cpu"), manifest.precision, options.compile)  # elsewhere the actors check
+            check_execution(torch.device("cpu"), manifest.precision, options.compile)  # otherwise the actors check
         request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
         with connected(request, options.ray_address) as resources:
             limits = options.shard_timeout_s, options.max_attempts

@@ -22,7 +22,7 @@ from rarefy.plan import estimate_bytes, make_plan
 PROBE_STEPS = 4
 LONGEST_PERIOD = 16
 PROBE_BATCH = 16
-SLOW_STEP_S = 2.0  # if a step of one image takes longer, that step is measurement enough
+SLOW_STEP_S = 2.0  # if one step of one image takes longer, no further steps are timed
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
 
 
 def _image_step_seconds(models: Models, whole: Chain, batch: int) -> float:
-    """Seconds per step and image. The timed steps are spread over the whole chain, so windows count as in the run."""
+    """Seconds per step and image. The timed steps span the whole chain, so windows count as in the run."""
     steps = min(len(whole.schedule), max(PROBE_STEPS, _period(whole)))
     chain = dataclasses.replace(whole, schedule=whole.schedule.thinned(steps))
     _time_chain(models, chain, 1, 1)  # warm-up

@@ -1,4 +1,4 @@
-"""How a run's networks are loaded and executed on a device."""
+"""Loads a run's networks for a device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rarefy.models.load import Models
 
 
 def full_batch(manifest: Manifest) -> int:
-    """Images of the run's largest batch."""
+    """Number of images in the run's largest batch."""
     return min(manifest.batch, manifest.shard_size, manifest.total)
 
 

@@ -1,4 +1,4 @@
-"""The only file that uses Ray actors: it hands out shards. Only the markers on storage say what is done."""
+"""Hands out shards to Ray actors. Only the markers in the output say which shards are done."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from rarefy.shards.marker import Marker
 from rarefy.shards.metadata import read_records
 from rarefy.shards.store import Store
 
-TICK_S = 1.0  # between polls of the actors; each poll costs them and Ray at least a millisecond
-START_S = 900.0  # minimum time limit for finding a machine and loading the models
-IN_FLIGHT = 2  # shards per actor: one is sampled, the other is written or waits
-SHOWN = 200  # characters kept of a message's start and of its end
+TICK_S = 1.0  # between polls of the actors; each poll costs an actor and Ray at least a millisecond
+START_S = 900.0  # minimum time limit for getting a machine and loading the models
+IN_FLIGHT = 2  # shards per actor: one is sampled, the other is being written or waits
+SHOWN = 200  # characters kept of the start and of the end of a message
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Fleet:
             )
 
     def _failed(self, worker: _Worker, ref: Any, error: RayTaskError) -> None:
-        """A call raised. A user's error ends the run; any other counts as a failed attempt, or as a failed start."""
+        """A call raised. A user's error ends the run; any other error counts as a failed attempt or a failed start."""
         if isinstance(error.cause, RarefyError):
             raise error.cause from None
         cause = f"{type(error.cause).__name__}: {_one_line(error.cause)}"

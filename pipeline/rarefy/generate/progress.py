@@ -87,7 +87,7 @@ class ProgressLine:
 
 
 def stage_line(stage: str, done: int, total: int) -> None:
-    """Print a line at the start of a stage, after each tenth of it and at its end."""
+    """Print a line at the start of an audit stage, after each tenth of it and at its end."""
     tenth = max(1, total // 10)
     if done % tenth == 0 or done == total:
         print(f"audit: {stage} {done}/{total}", file=sys.stderr, flush=True)

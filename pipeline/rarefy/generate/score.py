@@ -1,4 +1,4 @@
-"""Scores of finished images by the noise-aware classifier at t = 0."""
+"""Scores finished images with the noise-aware classifier at t = 0."""
 
 from __future__ import annotations
 

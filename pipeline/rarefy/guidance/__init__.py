@@ -1,4 +1,4 @@
-"""Guidance terms: base classes and helpers for a term of your own (docs/TERMS.md)."""
+"""Guidance terms: the base classes and helpers for writing one (docs/TERMS.md)."""
 
 from rarefy.guidance.base import (
     ClassifierTerm,

@@ -1,7 +1,7 @@
 """Base classes of guidance terms, the state that a term sees and the networks that it may call.
 
 A term is a frozen dataclass of its parameters, in its own file in ``terms``. A classifier term returns an objective per
-image, computed from log p(. | x_t); one classifier forward and one backward pass serve the sum of all. A score term
+image, computed from log p(. | x_t); one classifier forward and one backward pass serve all of them. A score term
 computes its gradient from the step's state. A network term may call the networks for it. A start term changes where the
 chain begins. Formulas and sources: docs/METHODS.md; how to write a term: docs/TERMS.md.
 """
@@ -29,7 +29,7 @@ Classify = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,)) -> logits (B, K)."""
 
 LATER = {"later": True}
-"""Metadata of a field added later: while it is None it is left out of a manifest's digest, so old digests stay."""
+"""Metadata of a field that was added later. While it is None, digests leave it out, so old digests stay valid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def import_path(kind: type) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """Base class of all terms. window: [low, high] in original time steps; outside it the term is zero; None: always.
+    """Base class of all terms. window: [low, high] in original time steps, outside which the term is zero; or None.
 
     ``name`` is the term's name in rows and reports; the default is its import path. A term validates its fields in
     ``__post_init__``. The message of a ValueError should begin with the field's name: the manifest puts the table's

@@ -1,7 +1,7 @@
 """The registry of terms: it turns a manifest's [[guidance]] table into a term.
 
-A table names its term by the name of a built-in, by an entry point that an installed package registers in the group
-``rarefy.terms``, or by the import path of the class. The fields of the dataclass define the table's keys and types.
+A table names a built-in term, an entry point that an installed package registers in the group ``rarefy.terms``, or the
+import path of a class. The fields of the dataclass define the table's keys and types.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TERMS: dict[str, type[Term]] = {
     kind.name: kind
     for kind in (ClassifierGuidance, LowConfidence, PredictedRealImage, EntropyAscent, SelfGuided, BoostAndSkip)
 }
-# What importing a broken module commonly raises. Anything else keeps its traceback, for the module's author.
+# What importing a broken module commonly raises. Other errors keep their traceback, for the module's author.
 _IMPORT_ERRORS = (ImportError, SyntaxError, NameError, AttributeError, LookupError, TypeError, ValueError, OSError,
                   RuntimeError)  # fmt: skip
 

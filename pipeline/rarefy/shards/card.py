@@ -1,4 +1,4 @@
-"""The data set's card: a README for people, with metadata that the Hugging Face Hub reads."""
+"""The data set's card: a README with metadata for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CardInfo:
 
 
 def render_card(info: CardInfo, counts: Mapping[int, int], names: Sequence[str], digest: str) -> str:
-    """README.md of a sealed data set. counts: samples by class id; names: its shards."""
+    """README.md of a sealed data set. counts: samples by class id; names: of the shards."""
     total = sum(counts.values())
     sections = (_front_matter(info, total), _summary(info, total, len(names)), _usage(names))
     provenance = (

@@ -13,19 +13,7 @@ from rarefy.shards.card import CardInfo, render_card
 from rarefy.shards.marker import Marker, marker_path, read_marker
 from rarefy.shards.metadata import SCHEMA, parquet_path, tar_path
 from rarefy.shards.store import Store
-from rarefy.shards.verify import NOT_COMMITTED, THREADS, verify, verify_shard
-
-__all__ = [
-    "CardInfo",
-    "Sealed",
-    "claim_output",
-    "committed",
-    "first_names",
-    "is_sealed",
-    "seal",
-    "verify",
-    "verify_shard",
-]
+from rarefy.shards.verify import NOT_COMMITTED, THREADS, verify
 
 RUN_FILE = "state/run.json"
 SUCCESS = "_SUCCESS"
@@ -47,7 +35,7 @@ class Sealed:
 def claim_output(store: Store, manifest_text: str, digest: str) -> None:
     """Reserve the output for this run, or check that it is reserved for it already.
 
-    Raises OutputError if it belongs to the run of another manifest, contains other files or cannot be written.
+    Raises OutputError if it contains the run of another manifest or other files, or cannot be written.
     """
     if not store.exists(RUN_FILE):
         foreign = [name for name in store.list() if name not in IGNORED_IN_ROOT]

@@ -60,7 +60,7 @@ def read_marker(store: Store, name: str) -> Marker | None:
     try:
         return parse_marker(store.read_bytes(rel), rel)
     except OutputError as error:
-        # Reading at once saves a call to exists(), after which the marker could also disappear.
+        # Reading without exists() saves a call, and the marker cannot disappear between the two.
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise

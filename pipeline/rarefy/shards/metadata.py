@@ -19,13 +19,13 @@ from rarefy.shards.store import Store
 
 MANIFEST_KEY = b"rarefy.manifest"
 DIGEST_KEY = b"rarefy.manifest_digest"
-# The time of writing is not a property of the image and would make the tars of two attempts differ.
+# The time of writing would make the tars of two attempts differ.
 UNSTABLE_FIELDS = frozenset({"created_at"})
 
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """One generated image. SCHEMA has the types and units. Flat: ``vars`` gives the row faster than asdict."""
+    """One generated image; SCHEMA has the units. The fields are flat, so ``vars`` gives the row, faster than asdict."""
 
     key: str
     shard: int
@@ -90,7 +90,7 @@ SCHEMA = pa.schema(
 
 
 def sample_key(shard: int, index: int) -> str:
-    """The sample's key. It has no dots, as WebDataset cuts a key at the first dot."""
+    """The sample's key. It has no dots, because WebDataset cuts a key at the first dot."""
     return f"{shard:06d}{index:05d}"
 
 
@@ -114,7 +114,7 @@ def check_record(record: SampleRecord) -> None:
 def write_table(path: Path, records: Sequence[SampleRecord], manifest_text: str, manifest_digest: str) -> None:
     """Write the rows in the given order. The manifest and its digest go into the file's key-value metadata."""
     schema = SCHEMA.with_metadata({MANIFEST_KEY: manifest_text.encode(), DIGEST_KEY: manifest_digest.encode()})
-    # Via JSON: converting Python objects makes pyarrow import pandas, 0.3 s and 40 MB in each actor.
+    # Via JSON, because pyarrow imports pandas to convert Python objects: 0.3 s and 40 MB in each actor.
     lines = "\n".join(json.dumps(vars(record), default=datetime.isoformat) for record in records)
     table = read_json(io.BytesIO(lines.encode()), parse_options=ParseOptions(explicit_schema=SCHEMA))
     pq.write_table(table.cast(schema), path, compression="zstd")

@@ -19,7 +19,7 @@ from rarefy.errors import OutputError, bad
 
 # Inside the class, Store.list hides the builtin list.
 Names = list[str]
-# Drivers of object stores raise their own exceptions, besides OSError, for missing credentials or connections.
+# Besides OSError, drivers of object stores raise these for missing credentials or connections.
 DRIVER_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
     ("google.auth.exceptions", "GoogleAuthError"),
@@ -171,6 +171,6 @@ def _fsync(path: Path) -> None:
 def _one_line(cause: Exception) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    # For this one, drivers give only the path.
+    # The text of a driver's FileNotFoundError is only the path.
     reason = "no such file or bucket" if isinstance(cause, FileNotFoundError) else str(cause)
     return " ".join(reason.split()) or type(cause).__name__

@@ -25,7 +25,7 @@ BATCH = 256
 def verify(store: Store, names: Sequence[str], digest: str) -> dict[str, list[str]]:
     """Problems by shard name, in the order of ``names``; empty if every shard is intact."""
     problems: dict[str, list[str]] = {}
-    # On a local root almost all work holds Python's global lock: four threads took up to twice as long as one.
+    # Local files: the work holds Python's global lock, so four threads took up to twice as long as one.
     with ThreadPoolExecutor(1 if store.is_local else THREADS) as pool:
         for start in range(0, len(names), BATCH):
             batch = names[start : start + BATCH]

@@ -1,4 +1,4 @@
-"""Commits a shard: tar and Parquet are written under private names and put in place, the marker comes last."""
+"""Commits a shard: tar and Parquet file are written under private names and renamed; the marker comes last."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ShardHeader:
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """PNG file of a (C, H, W) uint8 image, C 1 or 3. Same pixels (and Pillow and zlib versions), same bytes."""
+    """PNG file of a (C, H, W) uint8 image, C 1 or 3. Equal pixels give equal bytes (with the same Pillow and zlib)."""
     pixels = image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=PNG_LEVEL)
@@ -65,8 +65,8 @@ def write_tar(path: Path, samples: Sequence[Sample]) -> None:
 def commit_shard(store: Store, header: ShardHeader, samples: Sequence[Sample], seconds: float) -> Marker:
     """Write one shard completely or not at all. The first attempt to commit wins.
 
-    seconds: the time that generating it took. If another attempt has committed the shard already, its marker is
-    returned and nothing is written, since the data set may be sealed. Raises ShardError for samples that do not belong
+    seconds: how long it took to generate. If another attempt has already committed the shard, its marker is returned
+    and nothing is written, because the data set may be sealed. Raises ShardError for samples that do not belong
     together, OutputError if the store cannot be written.
     """
     ordered = sorted(samples, key=lambda sample: sample.record.index)

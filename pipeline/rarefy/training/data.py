@@ -1,4 +1,4 @@
-"""Batches: which images a step sees, and this process's share of them and of the random numbers.
+"""Batches: which images a step sees, and this process's share of the images and of the random numbers.
 
 Random numbers are drawn for the whole batch from a generator seeded by (seed, step), and each process takes its share.
 So a resumed run continues as if it had not stopped, and the number of processes does not change what is learned.
@@ -40,7 +40,7 @@ class Batch:
 
 
 def place() -> tuple[int, int]:
-    """(rank, world size) of this process; (0, 1) where training is not distributed."""
+    """(rank, world size) of this process; (0, 1) if training is not distributed."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
@@ -69,10 +69,10 @@ def make_batch(data: LabelledImages, step: int, settings: TrainSettings, device:
 
 
 def dropout_seed(step: int, settings: TrainSettings) -> int:
-    """Seed of a step's dropout masks in this process: unlike those of the batch, they differ between processes."""
+    """Seed of a step's dropout masks. It differs between processes, unlike that of the batch."""
     return _stream(settings.seed, step, 1 + place()[0])
 
 
 def _stream(seed: int, step: int, number: int) -> int:
-    """A generator's seed. Hashed, because torch's generator for CPUs takes only the low 32 bits."""
+    """A generator's seed, hashed because torch's CPU generator uses only the low 32 bits."""
     return int(np.random.SeedSequence((seed, step, number)).generate_state(1, np.uint64)[0])

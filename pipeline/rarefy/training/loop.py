@@ -61,7 +61,7 @@ class TrainState:
         torch._foreach_lerp_(list(self.ema.values()), self._weights, 1 - decay)
 
     def is_finite(self) -> bool:
-        """Whether weights and average hold neither NaN nor infinity."""
+        """Whether all weights and averages are finite."""
         return bool(nn.utils.get_total_norm([*self._weights, *self.ema.values()]).isfinite())
 
     def save(self, path: Path) -> None:
@@ -111,9 +111,9 @@ class _Window:
         self.rows.append(torch.stack([value.detach() for value in losses.values()]))
 
     def means(self, state: TrainState) -> dict[str, float]:
-        """Means over steps and processes. Raises DivergedError where a loss or a weight is not finite.
+        """Means over steps and processes. Raises DivergedError if a loss or a weight is not finite.
 
-        Checked here, before each checkpoint, and not after each step, for which a GPU would have to be waited for.
+        That is checked here, before each checkpoint, and not after each step, which would have to wait for the GPU.
         """
         table = torch.stack(self.rows).cpu()
         if dist.is_initialized():
@@ -151,7 +151,7 @@ def train(
     """Train to ``settings.images``. Reports every 10 s; writes a checkpoint every 3 minutes and at the end.
 
     On Ctrl-C and SIGTERM it finishes the step, writes a checkpoint and raises KeyboardInterrupt with the signal's
-    number. Raises DivergedError, and keeps the last checkpoint, where the losses or weights are no longer finite.
+    number. If losses or weights are no longer finite, raises DivergedError and keeps the last checkpoint.
     """
     window, saved_at = _Window(), time.monotonic()
     with _signals_noted() as signals:
@@ -178,7 +178,7 @@ def train(
 
 
 def _agree(*values: int) -> list[int]:
-    """The largest of each value over all processes, so that all of them take the same turn."""
+    """The maximum of each value over all processes, so that all of them do the same."""
     votes = torch.tensor([0, *values])
     if dist.is_initialized():
         dist.all_reduce(votes, dist.ReduceOp.MAX)
@@ -190,7 +190,7 @@ def _agree(*values: int) -> list[int]:
 def _signals_noted() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM, so that the current step is finished first. A second signal stops at once.
 
-    Not so under torchrun, which repeats to each process a signal that all of them may have received already.
+    Under torchrun a second signal is only collected too: torchrun forwards signals that the processes already received.
     """
     noted: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -237,7 +237,7 @@ def training_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def backward(model: nn.Module, loss_function: LossFunction, batch: Batch, precision: str) -> dict[str, Tensor]:
-    """Add a batch's gradients to the parameters'; returns its losses. precision: as in TrainSettings."""
+    """Add a batch's gradients to the parameters' gradients; returns its losses. precision: as in TrainSettings."""
     device = batch.x_0.device
     reduced = training_dtype(precision, device) == torch.bfloat16
     with torch.autocast(device.type, torch.bfloat16, enabled=reduced):

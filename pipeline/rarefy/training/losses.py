@@ -34,7 +34,7 @@ class HybridLoss:
     """L_simple + L_vlb in bits per dimension (Nichol & Dhariwal 2021).
 
     The predicted mean is detached in the bound, so the bound trains the variance alone. conditional: whether the
-    network takes the images' classes.
+    network is given the images' classes.
     """
 
     def __init__(self, schedule: Schedule, device: torch.device, conditional: bool = True) -> None:

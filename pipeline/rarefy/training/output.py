@@ -31,16 +31,16 @@ GRID_PIXELS = 4 * 256**2  # per batch of a sample grid: ADM-256 takes about 0.7 
 
 
 def claim(folder: Path, recipe: Recipe) -> Path:
-    """Make the output folder; refuse one that holds another recipe's run."""
+    """Make the output folder; refuse one that contains another recipe's run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         copy = folder / "recipe.toml"
         if not copy.exists():
-            own = folder / f"recipe.toml.{place()[0]}"  # torchrun's processes all arrive here at once
+            own = folder / f"recipe.toml.{place()[0]}"  # all processes of torchrun get here at the same time
             own.write_text(recipe.text)
             own.replace(copy)
         if copy.read_text() != recipe.text:
-            raise OutputError(bad("out", str(folder), "a folder of this recipe: it holds the run of another recipe"))
+            raise OutputError(bad("out", str(folder), "a folder of this recipe: it contains the run of another recipe"))
     except OSError as error:
         raise OutputError(f"out: {str(folder)!r} cannot be written ({error.strerror})") from error
     return folder

@@ -12,12 +12,12 @@ from rarefy.fields import Table, get_choice, get_integer, get_number, get_path, 
 from rarefy.models.folder import ModelFolder, find_model
 
 MAX_IMAGES = 2**32
-MAX_SEED = 2**32 - 1  # torch's generator for CPUs takes no more bits
+MAX_SEED = 2**32 - 1  # torch's CPU generator uses no more bits
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything but the data and the network that changes the weights.
+    """Everything that changes the weights, except the data and the network.
 
     images: number of images that training sees in total, repeats included; batch: images per step, over all processes;
     lr: peak learning rate; warmup: images over which the rate rises; decay: fraction of the run, at its end, over which
@@ -53,9 +53,9 @@ class Recipe:
     """A training recipe.
 
     preset: the model whose network and noise schedule are trained; data: folder of images; train: settings of the loop;
-    init: weights to start from instead of random ones (an unconditional network also takes those of a class-conditional
-    one); ect: weight of the entropy constraint and clean: train on images without noise, both for classifiers only;
-    text: the TOML that says all this.
+    init: weights to start from instead of random ones (an unconditional network can also start from class-conditional
+    ones); ect: weight of the entropy constraint and clean: train on images without noise, both for classifiers only;
+    text: the recipe's TOML.
     """
 
     preset: ModelFolder
@@ -70,7 +70,7 @@ class Recipe:
 def load_recipe(path: Path, kind: str, ect: float | None = None) -> Recipe:
     """Read and check a recipe; relative paths in it start at its folder. ``ect`` replaces the recipe's own value.
 
-    Raises ManifestError naming the key, its value and what is allowed.
+    Raises ManifestError, which names the key, its value and what is allowed.
     """
     text, table = _read(path)
     if ect is not None:

@@ -1,4 +1,4 @@
-"""Training runs as ``rarefy train`` makes them: a recipe in, weights with their provenance out."""
+"""``rarefy train``: trains a recipe's network and writes its weights and their provenance."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ def run_training(
     """Train a ``diffusion`` or ``classifier`` network to the recipe's end, resuming the run in ``out`` if there is one.
 
     ect: for a classifier, replaces the recipe's value, also in the copy of the recipe in ``out``.
-
     Writes state.pt (to resume), log.jsonl, weights.safetensors (EMA) and provenance.json; sample grids for diffusion.
-    Under ``torchrun`` every process trains on its share of each batch; only rank 0 writes, and returns the provenance.
-    The other processes return nothing. Raises ManifestError, DataError, DeviceError, OutputError or DivergedError.
+    Under ``torchrun`` every process trains on its share of each batch; only rank 0 writes and returns the provenance.
+    The others return an empty dict. Raises ManifestError, DataError, DeviceError, OutputError or DivergedError.
     """
     recipe = load_recipe(Path(recipe_path), kind, ect)
     if threads is not None:
@@ -47,7 +46,7 @@ def run_training(
         preset, settings = recipe.preset, recipe.train
         data = load_images(recipe.data, preset.image_size, preset.channels, "train")
         network, loss = _network(kind, recipe, target)
-        folder = claim(Path(out), recipe)  # last: after a mistake, no folder must refuse the corrected recipe
+        folder = claim(Path(out), recipe)  # last: a folder left by a mistake would refuse the corrected recipe
         state = start(network, settings, target, folder / "state.pt")
         if rank == 0:
             cut_log(folder / "log.jsonl", state.step * settings.batch)
@@ -111,7 +110,7 @@ def _network(kind: str, recipe: Recipe, device: torch.device) -> tuple[ADM, Loss
 
 
 def without_classes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a class-conditional U-Net for an unconditional one: the time embedding absorbs the mean class."""
+    """Turn a class-conditional U-Net's weights into unconditional ones: the time embedding absorbs the mean class."""
     if "label_emb.weight" not in state:
         return state
     rest = {name: value for name, value in state.items() if name != "label_emb.weight"}

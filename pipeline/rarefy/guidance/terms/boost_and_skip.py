@@ -16,7 +16,7 @@ class BoostAndSkip(StartTerm):
     """x_T ~ N(0, gamma^2 I), and the steps above original time step ``start`` are skipped.
 
     Um, Kim & Ye, "Boost-and-Skip: A Simple Guidance-Free Diffusion for Minority Generation", ICML 2025. The defaults
-    are theirs for 64-pixel faces: gamma 4, without the first 3 of 250 steps. It costs no network pass.
+    are the paper's for 64-pixel faces: gamma 4, without the first 3 of 250 steps. It costs no network pass.
     """
 
     name: ClassVar[str] = "boost-and-skip"

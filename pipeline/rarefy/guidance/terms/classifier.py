@@ -17,7 +17,7 @@ from rarefy.guidance.base import ClassifierTerm, Ramp, StepState, at, entropy, t
 class ClassifierGuidance(ClassifierTerm):
     """scale * grad log p(y | x_t) (Dhariwal & Nichol 2021), optionally with entropy-aware scaling (EDS).
 
-    entropy_scaling: multiply each image's term by log K / H(p) (ED-DPM, ECCV 2022), at most by ``max_scale`` if given.
+    entropy_scaling: multiply each image's term by log K / H(p) (ED-DPM, ECCV 2022), but at most by ``max_scale``.
     """
 
     name: ClassVar[str] = "classifier"

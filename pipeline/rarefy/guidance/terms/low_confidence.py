@@ -26,9 +26,9 @@ from rarefy.guidance.base import (
 class LowConfidence(ClassifierTerm):
     """scale * grad [tau log p + (1 - tau) log(1 - p)], p = p(y | x_t): toward the confidence tau.
 
-    Our reconstruction of arXiv 2606.13347 from its abstract. tau = 1 is classifier guidance. tau_quantiles: instead of
+    Reconstructed from the abstract of arXiv 2606.13347. tau = 1 is classifier guidance. tau_quantiles: instead of
     one tau, the quantile function of the target confidences, given at evenly spaced ranks from 0 to 1 and linear in
-    between; each image takes the value at its rank.
+    between; each image's tau is the value at its rank.
     """
 
     name: ClassVar[str] = "low-confidence"

@@ -15,8 +15,8 @@ from rarefy.guidance.base import Ramp, ScoreTerm, StepState, at
 class PredictedRealImage(ScoreTerm):
     """gamma(t) * (sqrt(abar_t) pred_xstart - x_t) / (1 - abar_t): toward (gamma > 0) the model's predicted real image.
 
-    Our reconstruction of arXiv 2606.13347 from its abstract. It costs no network pass; a negative gamma explores. The
-    default comes from the sweep in docs/RESULTS.md: away from the prediction at high noise, nothing at low noise.
+    Reconstructed from the abstract of arXiv 2606.13347. It costs no network pass. A negative gamma moves away from the
+    prediction. The default is the sweep's best (docs/RESULTS.md): negative at high noise, zero at low noise.
     """
 
     name: ClassVar[str] = "predicted-real-image"

@@ -18,8 +18,8 @@ class SelfGuided(NetworkTerm):
 
     Um & Ye, "Self-Guided Generation of Minority Samples Using Diffusion Models", ECCV 2024. pred is the U-Net's
     unclipped prediction of the clean image; sg stops gradients; d is LPIPS in the paper, and here the squared L2
-    distance between features of the noise-aware classifier's encoder at t = 0. Each time it acts it takes two U-Net
-    passes and one backward pass, and the same of the encoder.
+    distance between features of the noise-aware classifier's encoder at t = 0. Each time it acts, it makes two U-Net
+    passes and two of the encoder, and one backward pass through both.
     """
 
     name: ClassVar[str] = "self-guided"
