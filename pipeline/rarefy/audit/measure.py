@@ -17,7 +17,7 @@ from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_
 from rarefy.audit.metrics.bootstrap import estimate_mean
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
-from rarefy.audit.metrics.neighbors import Bools, Crossing, Manifold, build_manifold
+from rarefy.audit.metrics.neighbors import Bools, Manifold, build_manifold, find_neighbors
 from rarefy.audit.metrics.tail import Tail, find_tail
 from rarefy.errors import DataError, bad
 from rarefy.images import LabelledImages
@@ -112,7 +112,10 @@ def measure(
     of_run = set_estimates(generated.manifold, real.manifold, tail.members, device)
     progress("comparing", 1, 2)
     of_baseline = set_estimates(baseline.manifold, real.manifold, tail.members, device)
-    twins = _twins(generated, (of_run, real), _copies_of_held_out(generated, held_out, device))
+    # Copies of held-out images matter too: the embedded ones are training images.
+    among_held_out = find_neighbors(generated.manifold, held_out.manifold, device)
+    of_held_out = copies.find_copies(among_held_out, held_out.manifold, copies.HELD_OUT)
+    twins = _twins(generated, (of_run, real), of_held_out)
     baseline_twins = _twins(baseline, (of_baseline, real), (copies.repeated(held_out.manifold)[baseline_rows], []))
     return Measured(
         run=run,
@@ -182,13 +185,6 @@ def _real_side(stage: str, images: LabelledImages, setting: Setting, progress: P
         lambda done, total: progress(stage, done, total),
     )
     return _side(outputs, images.images, setting)
-
-
-def _copies_of_held_out(side: _Side, held_out: _Side, device: str) -> tuple[Bools, list[Twin]]:
-    """Copies of held-out images matter too: the embedded ones are training images."""
-    crossing = Crossing(held_out.manifold, device)
-    crossing.add(side.manifold.features)
-    return copies.find_copies(crossing.result(), held_out.manifold, copies.HELD_OUT)
 
 
 def _twins(side: _Side, against: tuple[SetEstimates, _Side], of_held_out: tuple[Bools, list[Twin]]) -> Twins:
