@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.command import make_parser
-from rarefy.audit.features.extractors import extract_features, kept_features, load_extractor
+from rarefy.audit.features.extractors import extract_outputs, kept_outputs, load_extractor
 from rarefy.audit.inputs.reference import read_embedded
 from rarefy.audit.metrics.assembly import DEFAULT_K, set_metrics
 from rarefy.audit.metrics.neighbors import Manifold, build_manifold
@@ -108,7 +108,7 @@ def changes(guidance: Sequence[Term], options: argparse.Namespace) -> dict[str, 
 
 def measure(images: NDArray[np.uint8], options: argparse.Namespace) -> dict[str, float]:
     """The audit's FID and recall, and means of what the exact classifier says."""
-    found = set_metrics(extract_features(images, load_extractor(), options.device), real_manifold(options.device))
+    found = set_metrics(extract_outputs(images, load_extractor(), options.device), real_manifold(options.device))
     classifier = load(PRESET, ModelSpec(PRESET.name), Execution(options.device), len(images)).classifier
     y = torch.arange(len(images), device=options.device) % PRESET.classifier_classes
     scores = score_images(classifier, torch.tensor(images).to(y.device), y)
@@ -119,7 +119,7 @@ def measure(images: NDArray[np.uint8], options: argparse.Namespace) -> dict[str,
 @functools.cache
 def real_manifold(device: str) -> Manifold:
     """The embedded test images' features."""
-    return build_manifold(kept_features(read_embedded(PRESET, "reference").images, load_extractor(), device), DEFAULT_K)
+    return build_manifold(kept_outputs(read_embedded(PRESET, "reference").images, load_extractor(), device), DEFAULT_K)
 
 
 def worst(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

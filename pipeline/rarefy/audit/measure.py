@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.features.extraction import outputs_of_parts
-from rarefy.audit.features.extractors import Extractor, Features, kept_outputs, resolve_device
+from rarefy.audit.features.extractors import Extractor, Features, kept_outputs
 from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference, rows_within, take
 from rarefy.audit.metrics import copies
@@ -34,7 +34,6 @@ class Setting:
 
     extractor: Extractor
     k: int
-    batch: int
     device: str
     tail: str
     ray_address: str | None
@@ -99,7 +98,7 @@ def measure(
     baseline use equal counts. confidence: the classifier's, for the real images, which a tail by confidence needs.
     Raises DataError, ManifestError.
     """
-    outputs, device = _run_outputs(run, setting, progress), str(resolve_device(setting.device))
+    outputs, device = _run_outputs(run, setting, progress), setting.device
     rows, baseline_rows = _equal_rows(run, reference, setting.k)
     problems = _class_problems(run, reference)
     run = run.keep(rows)
@@ -172,7 +171,7 @@ def _class_problems(run: RunData, reference: Reference) -> tuple[Problem, ...]:
 
 def _side(outputs: Features, images: NDArray[np.uint8], setting: Setting) -> _Side:
     features = np.ascontiguousarray(outputs[:, : setting.extractor.dim])
-    manifold = build_manifold(features, setting.k, str(resolve_device(setting.device)))
+    manifold = build_manifold(features, setting.k, setting.device)
     return _Side(manifold, outputs[:, setting.extractor.dim :], images)
 
 
@@ -181,7 +180,6 @@ def _real_side(stage: str, images: LabelledImages, setting: Setting, progress: P
         images.images,
         setting.extractor,
         setting.device,
-        setting.batch,
         lambda done, total: progress(stage, done, total),
     )
     return _side(outputs, images.images, setting)
