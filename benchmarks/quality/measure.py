@@ -1,4 +1,4 @@
-"""Measures a set of images against real ones: the audit's metrics, and the class according to an independent judge."""
+"""Compares a set of images with real ones: the audit's metrics, and the on-class rate of an independent judge."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def yardstick() -> Yardstick:
 
 
 def measure_set(root: str, manifest: Manifest) -> dict[str, float]:
-    """The numbers of a finished run. Raises DataError where a part of it is missing or damaged."""
+    """The metrics of a finished run. Raises DataError if a part of it is missing or damaged."""
     run = read_run(Store(root), manifest.total)
     if run.problems:
         raise DataError(bad(root, f"{run.problems[0].where}: {run.problems[0].what}", "a complete run"))
@@ -58,9 +58,9 @@ def measure_set(root: str, manifest: Manifest) -> dict[str, float]:
 
 
 def measure_real(manifest: Manifest) -> dict[str, float]:
-    """The real baseline: equally many held-out real images.
+    """The real baseline: the same number of held-out real images.
 
-    Scores and on-class rate are the test images', since the judge was trained on the held-out images.
+    Scores and on-class rate are those of the test images, since the judge was trained on the held-out images.
     """
     reference = yardstick().reference
     held_out = match_counts(reference.held_out, manifest.counts)

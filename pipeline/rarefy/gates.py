@@ -1,12 +1,12 @@
-"""Gates: bounds that a data set must meet before anyone trains on it.
+"""Gates: bounds on metrics that a data set must meet before it is used for training.
 
     [gates]
     recall = { min = 0.45 }
     coverage.per_class = { min = 0.6 }
     duplicates = { max = 0.001 }
 
-They do not change any image and are not part of the manifest's digest, so a bound may change and the same run can be
-audited again.
+They change no image and are not part of the manifest's digest, so bounds may change and the same run can be audited
+again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WHOLE_SET = "all"
 
 @dataclass(frozen=True)
 class Gate:
-    """One bound. bound: ``min`` or ``max``; per_class: it applies to every planned class separately."""
+    """One bound. bound: ``min`` or ``max``; per_class: applies to each planned class."""
 
     metric: str
     bound: str
@@ -113,7 +113,7 @@ def _passes(gate: Gate, value: float | None) -> bool:
 
 
 def _find(name: str, metrics: Mapping[str, float]) -> float | None:
-    """By name; fid and kid also without the extractor's name that the audit appends."""
+    """The metric with that name; fid and kid match with or without the extractor's name that the audit appends."""
     return next((value for key, value in metrics.items() if name in (key, metric_kind(key))), None)
 
 

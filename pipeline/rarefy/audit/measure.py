@@ -1,4 +1,4 @@
-"""Both comparisons in feature space: the run's images and held-out real images, each against the same real images."""
+"""Compares the run's images, and held-out real images as the baseline, with the reference in feature space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_
 from rarefy.audit.metrics.bootstrap import estimate_mean
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
-from rarefy.audit.metrics.neighbors import Bools, Manifold, build_manifold, find_neighbors
+from rarefy.audit.metrics.neighbors import Bools, Manifold, Neighborhood, build_manifold, find_neighbors
 from rarefy.audit.metrics.tail import Tail, find_tail
 from rarefy.errors import DataError, bad
 from rarefy.images import LabelledImages
@@ -42,9 +42,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """Both comparisons, and everything that the tables and the page show of them.
+    """Both comparisons, with everything that the tables and the page show.
 
-    run: with only the measured images; baseline_images: the held-out images of the real baseline; generated, real:
+    run: reduced to the measured images; baseline_images: the held-out images of the real baseline; generated, real:
     features with their neighbours; problems: classes that cannot be measured.
     """
 
@@ -84,7 +84,7 @@ class _Side:
     images: NDArray[np.uint8]
 
     def part(self, rows: NDArray[np.int64], setting: Setting) -> _Side:
-        """These rows, with the neighbours that they have among themselves."""
+        """These rows; neighbours are searched among them only."""
         outputs = np.concatenate([self.manifold.features[rows], self.logits[rows]], axis=1)
         return _side(outputs, self.images[rows], setting)
 
@@ -94,8 +94,8 @@ def measure(
 ) -> Measured:
     """Measure a run against the reference.
 
-    At most as many images per class are measured as the reference can hold out, so that each metric and its real
-    baseline use equal counts. confidence: the classifier's, for the real images, which a tail by confidence needs.
+    The number of images per class is limited to the held-out ones, so that each metric and its real baseline use equal
+    counts. confidence: the classifier's confidence for the real images, needed for a tail by confidence.
     Raises DataError, ManifestError.
     """
     outputs, device = _run_outputs(run, setting, progress), setting.device
@@ -111,11 +111,12 @@ def measure(
     of_run = set_estimates(generated.manifold, real.manifold, tail.members, device)
     progress("comparing", 1, 2)
     of_baseline = set_estimates(baseline.manifold, real.manifold, tail.members, device)
-    # Copies of held-out images matter too: the embedded ones are training images.
+    # Held-out images are checked for copies too: those of the embedded models are training images.
     among_held_out = find_neighbors(generated.manifold, held_out.manifold, device)
     of_held_out = copies.find_copies(among_held_out, held_out.manifold, copies.HELD_OUT)
-    twins = _twins(generated, (of_run, real), of_held_out)
-    baseline_twins = _twins(baseline, (of_baseline, real), (copies.repeated(held_out.manifold)[baseline_rows], []))
+    twins = _twins(generated, of_run.neighborhood, real.manifold, of_held_out)
+    repeated = copies.repeated(held_out.manifold)[baseline_rows]
+    baseline_twins = _twins(baseline, of_baseline.neighborhood, real.manifold, (repeated, []))
     return Measured(
         run=run,
         real_images=reference.real,
@@ -185,9 +186,8 @@ def _real_side(stage: str, images: LabelledImages, setting: Setting, progress: P
     return _side(outputs, images.images, setting)
 
 
-def _twins(side: _Side, against: tuple[SetEstimates, _Side], of_held_out: tuple[Bools, list[Twin]]) -> Twins:
+def _twins(side: _Side, neighborhood: Neighborhood, real: Manifold, of_held_out: tuple[Bools, list[Twin]]) -> Twins:
     """Copies of reference or held-out images, and duplicates within the side."""
-    neighborhood, real = against[0].neighborhood, against[1].manifold
     copied, of_reference = copies.find_copies(neighborhood, real, copies.REFERENCE)
     doubled, doubles = copies.find_duplicates(side.images, side.manifold, neighborhood, real)
     groups = [[twin for twin in doubles if twin.kind == kind] for kind in ("exact", "near")]
@@ -195,7 +195,7 @@ def _twins(side: _Side, against: tuple[SetEstimates, _Side], of_held_out: tuple[
 
 
 def _with_twins(metrics: SetEstimates, twins: Twins, side: _Side) -> SetEstimates:
-    """Add what needs images or logits: duplicates, copies and the Inception Score."""
+    """Add the metrics that need images or logits: duplicates, copies and the Inception Score."""
     estimates = dict(metrics.estimates)
     if side.logits.shape[1]:
         estimates["inception_score"] = estimate_mean(inception_scores(side.logits), SUBSETS)

@@ -54,12 +54,12 @@ HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on
 
 
 def metric_name(kind: str, extractor: str) -> str:
-    """The name in metrics.json. FID and KID carry the extractor, so that nobody takes them for Inception's."""
+    """The name in metrics.json. FID and KID include the extractor's, to tell them from Inception's."""
     return f"{kind}_{extractor.replace('-', '_')}" if kind in NAMED_AFTER_EXTRACTOR else kind
 
 
 def metric_label(name: str) -> str:
-    """The label for people; an unknown name stays as it is."""
+    """Human-readable label; an unknown name stays as it is."""
     kind = METRIC_KINDS.get(metric_kind(name))
     return kind.label if kind else name
 

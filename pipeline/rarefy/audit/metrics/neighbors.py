@@ -1,4 +1,4 @@
-"""Neighbour search over two feature matrices: who lies in whose neighbourhood, and how rare each sample is."""
+"""Neighbour search in two feature matrices: which rows lie in which k-NN balls, and how rare each row is."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Manifold:
 
 @dataclass(frozen=True)
 class Neighborhood:
-    """How a generated set (N rows) lies in a real one (M rows); distances in feature units.
+    """A generated set (N rows) among the neighbourhoods of a real one (M rows); distances in feature units.
 
     nearest, nearest_index, mean_distance (N,): the nearest real row, and the mean distance to the k nearest.
     balls (N,): number of real balls that contain the row; 0 means outside the real manifold.
@@ -108,9 +108,10 @@ def build_manifold(features: Features, k: int, device: str = "cpu") -> Manifold:
 
 
 def find_neighbors(generated: Manifold, real: Manifold, device: str = "cpu") -> Neighborhood:
-    """How ``generated`` lies in ``real``: two manifolds of the same feature length.
+    """Find the generated rows' neighbours among the real rows, and which balls contain which rows.
 
-    Memory: both feature matrices, the rounded real one and one block of distances. Raises DataError for other lengths.
+    Memory: both feature matrices, the rounded real one and one block of distances. Raises
+    DataError if the feature lengths differ.
     """
     rows, others = _rows(generated.features, device), _rows(real.features, device)
     if rows.shape[1] != others.shape[1]:
@@ -142,14 +143,14 @@ class _Reached:
 
 
 class _Crossing:
-    """The search in progress: what is known of each generated row and of each real row."""
+    """State of a search: the results so far for each generated row and each real row."""
 
     def __init__(self, rows: int, columns: Sketch, real: Manifold) -> None:
         device = columns.rows.device
         self._real, self._k = columns, min(real.k, len(columns.rows))
         self._radius = torch.from_numpy(real.radius).to(device)
         self._covered, self._recalled = (_Reached(len(columns.rows), device) for _ in range(2))
-        # On the CPU, and allocated whole, so that millions of rows do not fragment its memory.
+        # On the CPU, allocated at once: millions of rows in small parts would fragment its memory.
         self._near, self._rarity = torch.empty(rows, self._k), torch.empty(rows)
         self._index, self._balls = (torch.empty(rows, dtype=torch.int64) for _ in range(2))
 
@@ -203,7 +204,7 @@ class _Crossing:
         ball, mine = self._radius[j].square(), own.square()[i]
         sure = high <= mine
         self._recalled.add(j[sure], i[sure] + part.start)
-        # Two generated balls around a real row settle it: a third one changes no result.
+        # Results depend only on whether no, one or several generated balls contain a real row.
         unsure = near | ((low <= ball) & (high > ball)) | ((low <= mine) & ~sure & (self._recalled.count[j] < 2))
         exact = torch.full_like(high, torch.inf)
         exact[unsure] = exact_distances(rows, self._real.rows, (i[unsure], j[unsure]))
@@ -232,7 +233,7 @@ def _pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rows(features: Features, device: str) -> Tensor:
     rows = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
-    sums = rows.sum(dim=1)  # NaN and infinity propagate to the sum, so no second matrix is needed to find them
+    sums = rows.sum(dim=1)  # NaN and infinity reach the sums, so no mask of the whole matrix is needed
     if not torch.isfinite(sums).all():
         first = int((~torch.isfinite(sums)).nonzero()[0])
         raise DataError(bad("features", f"row {first}", "finite numbers"))
