@@ -1,4 +1,4 @@
-"""The papers' claims about the samplers, each judged by a rule from the results alone."""
+"""The papers' claims about the samplers, each judged from the results by a fixed rule."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Summary = Mapping[str, Mapping[str, Spread]]
 
 @dataclass(frozen=True)
 class Claim:
-    """measured: the numbers behind the verdict; holds: None where rows are still missing."""
+    """measured: the numbers behind the verdict; holds: None if rows are still missing."""
 
     text: str
     measured: str

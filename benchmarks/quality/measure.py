@@ -1,4 +1,4 @@
-"""Measures a set of images against real ones: the audit's metrics, and the class according to an independent judge."""
+"""Compares a set of images with real ones: the audit's metrics, and the on-class rate of an independent judge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from benchmarks.quality.methods import CONDITIONAL
-from rarefy.audit.features.extractors import Extractor, Features, extract_features, kept_features, load_extractor
+from rarefy.audit.features.extractors import Extractor, Features, extract_outputs, kept_outputs, load_extractor
 from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import Reference, load_reference, match_counts
@@ -42,31 +42,31 @@ def yardstick() -> Yardstick:
     extractor, folder = load_extractor(), find_model(CONDITIONAL)
     reference = load_reference(folder, None)
     assert reference is not None  # it ships with the model
-    real = build_manifold(kept_features(reference.real.images, extractor), DEFAULT_K)
+    real = build_manifold(kept_outputs(reference.real.images, extractor), DEFAULT_K)
     judge, _ = load_network(lambda: Classifier(folder.classifier), folder.file("judge"))
     return Yardstick(extractor, reference, real, judge)
 
 
 def measure_set(root: str, manifest: Manifest) -> dict[str, float]:
-    """The numbers of a finished run. Raises DataError where a part of it is missing or damaged."""
+    """The metrics of a finished run. Raises DataError if a part of it is missing or damaged."""
     run = read_run(Store(root), manifest.total)
     if run.problems:
         raise DataError(bad(root, f"{run.problems[0].where}: {run.problems[0].what}", "a complete run"))
     images = LabelledImages(run.images, run.measured.class_id, manifest.preset.class_names)
     scores = {"confidence": float(run.measured.confidence.mean()), "entropy": float(run.measured.entropy.mean())}
-    return measured(extract_features(run.images, yardstick().extractor), images) | scores
+    return measured(extract_outputs(run.images, yardstick().extractor), images) | scores
 
 
 def measure_real(manifest: Manifest) -> dict[str, float]:
-    """The real baseline: equally many held-out real images.
+    """The real baseline: the same number of held-out real images.
 
-    Scores and on-class rate are the test images', since the judge was trained on the held-out images.
+    Scores and on-class rate are those of the test images, since the judge was trained on the held-out images.
     """
     reference = yardstick().reference
     held_out = match_counts(reference.held_out, manifest.counts)
-    scores = score_reference(manifest, reference.real, "cpu", BATCH, lambda *_: None)
+    scores = score_reference(manifest, reference.real, "cpu", lambda *_: None)
     assert scores is not None  # the classifier ships with the model
-    return measured(kept_features(held_out.images, yardstick().extractor), held_out) | {
+    return measured(kept_outputs(held_out.images, yardstick().extractor), held_out) | {
         "confidence": float(scores.confidence.mean()),
         "entropy": float(scores.entropy.mean()),
         "on_class": on_class(reference.real),

@@ -1,4 +1,4 @@
-"""The samplers that the experiment compares. Every set of images is an ordinary run with a manifest."""
+"""The samplers that the experiment compares. Each set of images is an ordinary run with a manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FID_MARGIN, ON_CLASS_SHARE = 1.1, 0.9  # bounds of a good sampler, relative to n
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of one sampler and seed, equally many per class.
+    """The images of one sampler and seed, the same number per class.
 
     stage: "final" or a part of the sweep; values: what the sweep varies.
     """
@@ -36,7 +36,7 @@ class ImageSet:
 
     @property
     def part(self) -> str:
-        """The list of the results file that its row belongs to."""
+        """The list in the results file that its row belongs to."""
         return "final" if self.stage == "final" else "sweep"
 
     @property
@@ -51,7 +51,7 @@ class ImageSet:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest, as ``rarefy run`` takes it."""
+        """The manifest, as ``rarefy run`` reads it."""
         parts = [
             f'name = "{self.name}"\nseed = {self.seed}',
             f'[model]\npreset = "{self.preset}"',

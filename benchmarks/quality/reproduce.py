@@ -66,7 +66,7 @@ def requested(arguments: argparse.Namespace) -> list[ImageSet]:
 
 
 def check_comparable(results: Results, sets: Sequence[ImageSet], path: Path) -> None:
-    """Raise ManifestError where new rows would differ from those of the file in the tail or the number of images."""
+    """Raise ManifestError if new rows would differ from those of the file in the tail or the number of images."""
     tail = results.get("setting", {}).get("tail", TAIL_SHARE)
     if tail != TAIL_SHARE:
         allowed = f"{TAIL_SHARE:g}, the tail of new rows; name a new file with --results"

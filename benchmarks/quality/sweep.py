@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.quality.methods import ADM_G, FID_MARGIN, METHODS, ON_CLASS_SHARE, ImageSet, Table, Tables
 
 Row = Mapping[str, Any]
-ABLATION, SOLVER = "ablation", "solver"  # stages that explain the choice and take no part in it
+ABLATION, SOLVER = "ablation", "solver"  # stages that explain the choice but do not enter it
 TIE = 0.01  # recalls this close count as equal: about the standard deviation over seeds with 1,000 images
 
 

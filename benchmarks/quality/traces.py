@@ -1,4 +1,4 @@
-"""What the papers say that ECT and EDS do: the classifier's entropy and the norm of the guidance along the chain."""
+"""The papers' explanation of ECT and EDS: the classifier's entropy and the norm of the guidance along the chain."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def watch(
 ) -> dict[str, list[float]]:
     """One guided chain with the classes in turn, recorded per step in ascending t, as means over the images.
 
-    own, other: entropy of each model's classifier at the same x_t; norm: of the gradient taken through the own one.
+    own, other: entropy of each model's classifier at the same x_t; norm: of the gradient of the own classifier.
     """
     curves: dict[str, list[float]] = {"own": [], "other": [], "norm": []}
 

@@ -1,12 +1,12 @@
-"""Gates: bounds that a data set must meet before anyone trains on it.
+"""Gates: bounds on metrics that a data set must meet before it is used for training.
 
     [gates]
     recall = { min = 0.45 }
     coverage.per_class = { min = 0.6 }
     duplicates = { max = 0.001 }
 
-They do not change any image and are not part of the manifest's digest, so a bound may change and the same run can be
-audited again.
+They change no image and are not part of the manifest's digest, so bounds may change and the same run can be audited
+again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WHOLE_SET = "all"
 
 @dataclass(frozen=True)
 class Gate:
-    """One bound. bound: ``min`` or ``max``; per_class: it applies to every planned class separately."""
+    """One bound. bound: ``min`` or ``max``; per_class: applies to each planned class."""
 
     metric: str
     bound: str
@@ -57,21 +57,23 @@ class GateCheck:
     passed: bool
 
 
+def metric_kind(name: str) -> str:
+    """The kind behind a name of metrics.json: ``fid`` for ``fid_efficientnet_lite0``."""
+    return next((kind for kind in NAMED_AFTER_EXTRACTOR if name.startswith(f"{kind}_")), name)
+
+
 def parse_gates(table: Table) -> tuple[Gate, ...]:
     """The gates of a ``[gates]`` table, in order. Raises ManifestError."""
     gates: list[Gate] = []
     for name in table:
-        field = f"gates.{name}"
-        bounds = get_table(table, field)
-        known_keys(bounds, field, ("min", "max", "per_class"))
-        if not bounds:
-            raise ManifestError(bad(field, dict(bounds), "a bound such as { min = 0.5 }"))
-        if "min" in bounds or "max" in bounds:
-            _check_name(field, name, METRICS)
-            gates += _bounds(name, field, {key: bounds[key] for key in bounds if key != "per_class"}, False)
+        bounds = get_table(table, f"gates.{name}")
+        known_keys(bounds, f"gates.{name}", ("min", "max", "per_class"))
+        whole = {key: bounds[key] for key in bounds if key != "per_class"}
+        if whole or not bounds:
+            gates += _bounds(name, f"gates.{name}", whole, METRICS)
         if "per_class" in bounds:
-            _check_name(f"{field}.per_class", name, PER_CLASS)
-            gates += _bounds(name, f"{field}.per_class", get_table(bounds, f"{field}.per_class"), True)
+            field = f"gates.{name}.per_class"
+            gates += _bounds(name, field, get_table(bounds, field), PER_CLASS)
     return tuple(gates)
 
 
@@ -111,26 +113,19 @@ def _passes(gate: Gate, value: float | None) -> bool:
 
 
 def _find(name: str, metrics: Mapping[str, float]) -> float | None:
-    """By name; fid and kid also without the extractor's name that the audit appends."""
-    names = [name, *(key for key in metrics if name in NAMED_AFTER_EXTRACTOR and key.startswith(f"{name}_"))]
-    return next((metrics[key] for key in names if key in metrics), None)
+    """The metric with that name; fid and kid match with or without the extractor's name that the audit appends."""
+    return next((value for key, value in metrics.items() if name in (key, metric_kind(key))), None)
 
 
-def _check_name(field: str, name: str, allowed: tuple[str, ...]) -> None:
-    with_extractor = allowed is METRICS and name.startswith(tuple(f"{kind}_" for kind in NAMED_AFTER_EXTRACTOR))
-    if name in allowed or with_extractor:
-        return
-    near = difflib.get_close_matches(name, allowed, 1, 0.5)
-    hint = f"nearest: {near[0]}" if near else f"known: {', '.join(allowed)}"
-    raise ManifestError(bad(field, name, f"a metric that a gate can use here ({hint})"))
-
-
-def _bounds(name: str, field: str, table: Table, per_class: bool) -> list[Gate]:
+def _bounds(name: str, field: str, table: Table, allowed: tuple[str, ...]) -> list[Gate]:
+    if metric_kind(name) not in allowed:
+        near = difflib.get_close_matches(name, allowed, 1, 0.5)
+        hint = f"nearest: {near[0]}" if near else f"known: {', '.join(allowed)}"
+        raise ManifestError(bad(field, name, f"a metric that a gate can use here ({hint})"))
     known_keys(table, field, ("min", "max"))
     if not table:
         raise ManifestError(bad(field, dict(table), "a bound such as { min = 0.5 }"))
-    gates = [Gate(name, bound, get_number(table, f"{field}.{bound}", -FAR, FAR, 0.0), per_class) for bound in table]
-    limits = {gate.bound: gate.limit for gate in gates}
+    limits = {bound: get_number(table, f"{field}.{bound}", -FAR, FAR, 0.0) for bound in table}
     if len(limits) == 2 and limits["min"] > limits["max"]:
         raise ManifestError(bad(f"{field}.min", limits["min"], f"at most {field}.max = {limits['max']!r}"))
-    return gates
+    return [Gate(name, bound, limit, allowed is PER_CLASS) for bound, limit in limits.items()]

@@ -15,7 +15,7 @@ from scipy.stats import wasserstein_distance
 from small_run import MANIFEST, quiet
 
 from rarefy.audit.audit import AuditOptions, run_audit
-from rarefy.audit.features.extractors import extract_features, load_extractor
+from rarefy.audit.features.extractors import extract_outputs, load_extractor
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import load_reference, match_counts, rows_within
 from rarefy.audit.metrics.assembly import set_estimates, set_metrics
@@ -47,11 +47,11 @@ def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, co
     reference = load_reference(run.manifest.preset, str(real_folder))
     assert reference is not None
     extractor = load_extractor()
-    real = build_manifold(extract_features(reference.real.images, extractor), 3)
+    real = build_manifold(extract_outputs(reference.real.images, extractor), 3)
     # The reference holds out ten images of class 0, the run has twelve: ten are measured, so that the counts are equal.
     run = run.keep(rows_within(run.measured.class_id, {0: 10, 1: 10, 4: 10}))
-    generated = extract_features(run.images, extractor)
-    held_out = extract_features(match_counts(reference.held_out, {0: 10, 1: 8, 4: 4}).images, extractor)
+    generated = extract_outputs(run.images, extractor)
+    held_out = extract_outputs(match_counts(reference.held_out, {0: 10, 1: 8, 4: 4}).images, extractor)
     expected, baseline = (set_estimates(build_manifold(each, 3), real).values for each in (generated, held_out))
     for kind, value in expected.items():
         name = metric_name(kind, extractor.name)

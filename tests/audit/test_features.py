@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from rarefy.audit.features.cache import array_digest, cache_folder, cached
-from rarefy.audit.features.extractors import extract_features, extract_outputs, load_extractor, load_plain_efficientnet
+from rarefy.audit.features.extractors import extract_outputs, load_extractor, load_plain_efficientnet
 from rarefy.audit.features.fidelity import load_module
 from rarefy.errors import CheckpointError, DataError, DeviceError, ManifestError
 
@@ -28,7 +28,7 @@ def test_folded_network_agrees_with_the_plain_one(channels: int, side: int) -> N
     x = F.interpolate(x, size=(64, 64), mode="bilinear", align_corners=False, antialias=True)
     with torch.inference_mode():
         expected = plain.extract_features((x - 127) / 128).mean((2, 3)).numpy()  # type: ignore[operator]  # untyped package
-    found = extract_features(pixels, load_extractor(), "cpu", batch=2)
+    found = extract_outputs(pixels, load_extractor(), "cpu", batch=2)
     assert found.shape == (5, 1280)
     assert found.dtype == np.float32
     assert np.abs(found - expected).max() < 1e-4
@@ -37,18 +37,18 @@ def test_folded_network_agrees_with_the_plain_one(channels: int, side: int) -> N
 
 def test_progress_counts_images() -> None:
     seen: list[tuple[int, int]] = []
-    extract_features(images(5, 1, 28), load_extractor(), batch=2, step=lambda done, total: seen.append((done, total)))
+    extract_outputs(images(5, 1, 28), load_extractor(), batch=2, step=lambda done, total: seen.append((done, total)))
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
 def test_bad_arguments_are_one_line() -> None:
     extractor = load_extractor()
     with pytest.raises(DataError, match="images: 'float32"):
-        extract_features(np.zeros((1, 3, 8, 8), np.float32), extractor)  # type: ignore[arg-type]  # the mistake tested
+        extract_outputs(np.zeros((1, 3, 8, 8), np.float32), extractor)  # type: ignore[arg-type]  # the mistake tested
     with pytest.raises(DataError, match="uint8"):
-        extract_features(np.zeros((1, 2, 8, 8), np.uint8), extractor)
+        extract_outputs(np.zeros((1, 2, 8, 8), np.uint8), extractor)
     with pytest.raises(DeviceError, match="device: 'gpu0'"):
-        extract_features(images(1, 1, 8), extractor, "gpu0")
+        extract_outputs(images(1, 1, 8), extractor, "gpu0")
     with pytest.raises(ManifestError, match="extractor: 'vgg' is not one of efficientnet-lite0, inception-v3"):
         load_extractor("vgg")
 
@@ -105,7 +105,7 @@ def test_a_registered_extractor_is_found_by_name() -> None:
     extractor = load_extractor("corners")
     pixels = images(3, 3, 8)
     assert (extractor.layer, extractor.dim, extractor.logits) == ("corner", 3, 0)
-    np.testing.assert_array_equal(extract_features(pixels, extractor), pixels[:, :, 0, 0])
+    np.testing.assert_array_equal(extract_outputs(pixels, extractor), pixels[:, :, 0, 0])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not weights"])
@@ -225,6 +225,6 @@ def test_clip_by_path_takes_the_published_form(tmp_path: Path) -> None:
     torch.jit.script(root).save(str(path))
     extractor = load_extractor("clip-vit-b-32", str(path))
     assert (extractor.layer, extractor.dim, extractor.logits) == ("clip", 8, 0)
-    found = extract_features(images(3, 1, 28), extractor)
+    found = extract_outputs(images(3, 1, 28), extractor)
     assert found.std(axis=0).min() > 0
-    np.testing.assert_allclose(found[:1], extract_features(images(3, 1, 28)[:1], extractor), rtol=1e-4)
+    np.testing.assert_allclose(found[:1], extract_outputs(images(3, 1, 28)[:1], extractor), rtol=1e-4)

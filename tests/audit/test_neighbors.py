@@ -90,7 +90,7 @@ def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = find_neighbors(build_manifold(generated, 3), build_manifold(real, 3))
     monkeypatch.setattr(neighbors, "BLOCK_ELEMENTS", 7 * len(real))
     parts = find_neighbors(build_manifold(generated, 3), build_manifold(real, 3))
-    for name in ("balls", "recalled", "covered"):
+    for name in ("balls", "recalled", "covered", "sole_recall", "sole_cover"):
         assert getattr(parts, name).tolist() == getattr(whole, name).tolist()
     np.testing.assert_allclose(parts.rarity, whole.rarity, atol=1e-5)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from rarefy.audit.metrics import neighbors
-from rarefy.audit.metrics.neighbors import Crossing, Neighborhood, build_manifold, find_neighbors
+from rarefy.audit.metrics.neighbors import Neighborhood, build_manifold, find_neighbors
 from rarefy.audit.metrics.search import error_share, fast_dtype, sketch
 from rarefy.errors import DataError
 
@@ -125,30 +125,14 @@ def test_the_error_bound_holds(shape: tuple[int, int, int], spread: float) -> No
         assert ((estimate - exact).abs() <= share * sums).all()
 
 
-def test_a_stream_of_parts_is_the_whole() -> None:
-    generated, real = points(0, 300, 12), build_manifold(points(1, 80, 12), 3)
-    own = build_manifold(generated, 3)
-    whole, parts = find_neighbors(own, real), Crossing(real)
-    for start in range(0, 300, 70):
-        parts.add(generated[start : start + 70], own.radius[start : start + 70])
-    found = parts.result()
-    for name in Neighborhood.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
-    without = Crossing(real)
-    without.add(generated)
-    assert without.result().covered.tolist() == whole.covered.tolist()
-    assert len(without.result().recalled) == 0
-
-
 def test_what_is_not_finite_or_of_another_length_is_named() -> None:
     rows = points(0, 20, 4)
     wrong = rows.copy()
     wrong[7, 2] = np.nan
     with pytest.raises(DataError, match="features: 'row 7' is not finite"):
         build_manifold(wrong, 3)
-    crossing = Crossing(build_manifold(rows, 3))
     with pytest.raises(DataError, match="features: 5 is not 4 long"):
-        crossing.add(points(0, 6, 5))
+        find_neighbors(build_manifold(points(0, 6, 5), 3), build_manifold(rows, 3))
 
 
 def test_the_processor_decides_the_precision() -> None:

@@ -14,7 +14,7 @@ from benchmarks.quality.methods import METHODS, ImageSet, final_sets
 from benchmarks.quality.results import missing, read_results, row_of, with_row
 from benchmarks.quality.sweep import choose, effective, sweep_sets
 from benchmarks.quality.traces import SAMPLER, traces
-from rarefy.audit.features.extractors import extract_features, load_extractor
+from rarefy.audit.features.extractors import extract_outputs, load_extractor
 from rarefy.audit.inputs.reference import Reference, load_reference, match_counts
 from rarefy.audit.metrics.neighbors import build_manifold
 from rarefy.guidance.terms import ClassifierGuidance
@@ -33,7 +33,7 @@ def small() -> measure.Yardstick:
     assert embedded is not None
     real, held_out = (match_counts(part, dict.fromkeys(range(10), 6)) for part in (embedded.real, embedded.held_out))
     judge, _ = load_network(lambda: Classifier(MODEL.classifier), MODEL.file("judge"))
-    manifold = build_manifold(extract_features(real.images, extractor), 3)
+    manifold = build_manifold(extract_outputs(real.images, extractor), 3)
     return measure.Yardstick(extractor, Reference(real, held_out, "six per class"), manifold, judge)
 
 

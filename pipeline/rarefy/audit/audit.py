@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rarefy.audit.features.extractors import DEFAULT_BATCH, DEFAULT_EXTRACTOR, load_extractor, resolve_device
+from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor, resolve_device
 from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import load_reference
@@ -34,7 +34,6 @@ class AuditOptions:
     extractor: str = DEFAULT_EXTRACTOR
     k: int = DEFAULT_K
     extractor_weights: str | None = None
-    batch: int = DEFAULT_BATCH
     device: str = "cpu"
     reference: str | None = None
     limit: int = 10_000
@@ -53,15 +52,15 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     if options.limit < 1:
         raise ManifestError(bad("limit", options.limit, "at least 1"))
     resolve_device(options.device)
-    started, o = time.monotonic(), options
-    extractor = load_extractor(o.extractor, o.extractor_weights)
-    setting = Setting(extractor, o.k, o.batch, o.device, o.tail, o.ray_address, started)
+    started = time.monotonic()
+    extractor = load_extractor(options.extractor, options.extractor_weights)
+    setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)
     progress("reading shards", 0, 1)
     run = read_run(store, options.limit)
     reference = load_reference(run.manifest.preset, options.reference)
     scores, measured = None, None
     if reference is not None:
-        scores = score_reference(run.manifest, reference.real, options.device, options.batch, progress)
+        scores = score_reference(run.manifest, reference.real, options.device, progress)
         measured = measure(run, reference, None if scores is None else scores.confidence, setting, progress)
         run = measured.run
     gates = run.manifest.gates if options.gates is None else options.gates

@@ -1,10 +1,10 @@
 """Compares several audits under equal conditions: one table, differences from the first run, and their significance.
 
 Significance: the bootstrap replicates of both audits are subtracted, replicate by replicate. The spread of these
-differences around their mean is what chance alone does (Efron and Tibshirani 1993, ch. 16): p is the fraction of
-replicates at least as far from the mean as the observed difference, and the interval is the middle 95% of that spread
-around it. All replicates with one number use one seed, so wherever real images are resampled, both runs are compared
-with the same resample.
+differences around their mean estimates what chance alone can do (Efron and Tibshirani 1993, ch. 16). p is the fraction
+of replicates at least as far from that mean as the observed difference is from zero. The interval is the middle 95% of
+the spread, shifted to the observed difference. Replicates with the same number use the same seed, so both runs are
+compared with the same resample of the real images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rarefy.shards.store import Store
 
 FORMAT = "rarefy-compare-v1"
 LEVEL = 0.05
-# With fewer replicates the outer 5% are less than one replicate.
+# With fewer replicates, 5% of them are less than one.
 FEWEST_REPLICATES = 20
 CLASS_METRICS = {"recall": "recall_floor", "coverage": "coverage_floor", "precision": None, "on_class_rate": None}
 
@@ -33,9 +33,9 @@ Replicates = dict[str, dict[int, float]]
 
 @dataclass(frozen=True)
 class Difference:
-    """A run's value minus the first run's; None for what needs replicates that are missing.
+    """A run's value minus the first run's. Fields that need replicates are None without them.
 
-    improved: None where the difference is not significant or neither direction is better.
+    improved: None if the difference is not significant or neither direction is better.
     """
 
     difference: float
@@ -47,7 +47,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One of the audits that are compared."""
+    """One of the compared audits."""
 
     label: str
     out: str
@@ -97,7 +97,7 @@ class ComparedClass:
 
 @dataclass(frozen=True)
 class Footing:
-    """What all audits share; counts are of images."""
+    """What all audits have in common; counts are numbers of images."""
 
     reference: str | None
     reference_sha256: str | None
@@ -160,7 +160,7 @@ def difference_of(first: dict[int, float], other: dict[int, float], observed: fl
     drawn = _values(other, shared) - _values(first, shared)
     noise = drawn - drawn.mean()
     low, high = observed + np.quantile(noise, [LEVEL / 2, 1 - LEVEL / 2])
-    # The observed difference counts as one of the draws: 200 replicates cannot show that p is 0.
+    # The observed difference counts as a replicate, so p is never 0.
     p = (1 + int((np.abs(noise) >= abs(observed)).sum())) / (1 + len(noise))
     return Difference(observed, [float(low), float(high)], p, p < LEVEL)
 
@@ -210,7 +210,7 @@ def _judged(difference: Difference, better: str) -> Difference:
 
 
 def _classes(results: Sequence[AuditResult]) -> list[ComparedClass]:
-    """check_footing has made sure that all runs have the same classes, by name."""
+    """Per class by name: ``check_footing`` ensures that all runs have the same classes."""
     tables = [{row.class_name: row for row in result.per_class} for result in results]
     return [_class([table[name] for table in tables]) for name in tables[0]]
 

@@ -7,9 +7,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from rarefy.audit.schema import AuditResult
 from rarefy.errors import ShardError
 
-# For the whole audit: the same real images, with the same features.
+# Fields of the whole audit that must be equal: the same real images with the same features.
 SHARED = ("reference_sha256", "extractor_sha256", "extractor_layer", "preprocessing", "k")
-# For every metric: the same neighbourhoods and the same number of images of each kind.
+# Fields of each metric that must be equal: the same neighbourhoods and numbers of images.
 SHARED_BY_METRIC = ("k", "layer", "generated_count", "real_count", "floor_count", "sample_count")
 SHOWN_NAMES, SHOWN_DIGITS = 2, 12
 
@@ -29,7 +29,7 @@ def check_footing(results: Mapping[str, AuditResult]) -> None:
 
 
 def _fields(results: Sequence[AuditResult]) -> list[tuple[str, str, list[Hashable]]]:
-    """(field, metric or class that it belongs to, value per run) of everything that must be equal."""
+    """Everything that must be equal, as (field, its metric or class, value per run)."""
     runs = [result.provenance for result in results]
     fields: list[tuple[str, str, list[Hashable]]] = [
         (name, "", [getattr(run, name) for run in runs]) for name in SHARED

@@ -1,4 +1,4 @@
-"""Both comparisons in feature space: the run's images and held-out real images, each against the same real images."""
+"""Compares the run's images, and held-out real images as the baseline, with the reference in feature space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.features.extraction import outputs_of_parts
-from rarefy.audit.features.extractors import Extractor, Features, kept_outputs, resolve_device
+from rarefy.audit.features.extractors import Extractor, Features, kept_outputs
 from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference, rows_within, take
 from rarefy.audit.metrics import copies
@@ -17,7 +17,7 @@ from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_
 from rarefy.audit.metrics.bootstrap import estimate_mean
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
-from rarefy.audit.metrics.neighbors import Bools, Crossing, Manifold, build_manifold
+from rarefy.audit.metrics.neighbors import Bools, Manifold, Neighborhood, build_manifold, find_neighbors
 from rarefy.audit.metrics.tail import Tail, find_tail
 from rarefy.errors import DataError, bad
 from rarefy.images import LabelledImages
@@ -34,7 +34,6 @@ class Setting:
 
     extractor: Extractor
     k: int
-    batch: int
     device: str
     tail: str
     ray_address: str | None
@@ -43,9 +42,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """Both comparisons, and everything that the tables and the page show of them.
+    """Both comparisons, with everything that the tables and the page show.
 
-    run: with only the measured images; baseline_images: the held-out images of the real baseline; generated, real:
+    run: reduced to the measured images; baseline_images: the held-out images of the real baseline; generated, real:
     features with their neighbours; problems: classes that cannot be measured.
     """
 
@@ -85,7 +84,7 @@ class _Side:
     images: NDArray[np.uint8]
 
     def part(self, rows: NDArray[np.int64], setting: Setting) -> _Side:
-        """These rows, with the neighbours that they have among themselves."""
+        """These rows; neighbours are searched among them only."""
         outputs = np.concatenate([self.manifold.features[rows], self.logits[rows]], axis=1)
         return _side(outputs, self.images[rows], setting)
 
@@ -95,11 +94,11 @@ def measure(
 ) -> Measured:
     """Measure a run against the reference.
 
-    At most as many images per class are measured as the reference can hold out, so that each metric and its real
-    baseline use equal counts. confidence: the classifier's, for the real images, which a tail by confidence needs.
+    The number of images per class is limited to the held-out ones, so that each metric and its real baseline use equal
+    counts. confidence: the classifier's confidence for the real images, needed for a tail by confidence.
     Raises DataError, ManifestError.
     """
-    outputs, device = _run_outputs(run, setting, progress), str(resolve_device(setting.device))
+    outputs, device = _run_outputs(run, setting, progress), setting.device
     rows, baseline_rows = _equal_rows(run, reference, setting.k)
     problems = _class_problems(run, reference)
     run = run.keep(rows)
@@ -112,8 +111,12 @@ def measure(
     of_run = set_estimates(generated.manifold, real.manifold, tail.members, device)
     progress("comparing", 1, 2)
     of_baseline = set_estimates(baseline.manifold, real.manifold, tail.members, device)
-    twins = _twins(generated, (of_run, real), _copies_of_held_out(generated, held_out, device))
-    baseline_twins = _twins(baseline, (of_baseline, real), (copies.repeated(held_out.manifold)[baseline_rows], []))
+    # Held-out images are checked for copies too: those of the embedded models are training images.
+    among_held_out = find_neighbors(generated.manifold, held_out.manifold, device)
+    of_held_out = copies.find_copies(among_held_out, held_out.manifold, copies.HELD_OUT)
+    twins = _twins(generated, of_run.neighborhood, real.manifold, of_held_out)
+    repeated = copies.repeated(held_out.manifold)[baseline_rows]
+    baseline_twins = _twins(baseline, of_baseline.neighborhood, real.manifold, (repeated, []))
     return Measured(
         run=run,
         real_images=reference.real,
@@ -169,7 +172,7 @@ def _class_problems(run: RunData, reference: Reference) -> tuple[Problem, ...]:
 
 def _side(outputs: Features, images: NDArray[np.uint8], setting: Setting) -> _Side:
     features = np.ascontiguousarray(outputs[:, : setting.extractor.dim])
-    manifold = build_manifold(features, setting.k, str(resolve_device(setting.device)))
+    manifold = build_manifold(features, setting.k, setting.device)
     return _Side(manifold, outputs[:, setting.extractor.dim :], images)
 
 
@@ -178,22 +181,13 @@ def _real_side(stage: str, images: LabelledImages, setting: Setting, progress: P
         images.images,
         setting.extractor,
         setting.device,
-        setting.batch,
         lambda done, total: progress(stage, done, total),
     )
     return _side(outputs, images.images, setting)
 
 
-def _copies_of_held_out(side: _Side, held_out: _Side, device: str) -> tuple[Bools, list[Twin]]:
-    """Copies of held-out images matter too: the embedded ones are training images."""
-    crossing = Crossing(held_out.manifold, device)
-    crossing.add(side.manifold.features)
-    return copies.find_copies(crossing.result(), held_out.manifold, copies.HELD_OUT)
-
-
-def _twins(side: _Side, against: tuple[SetEstimates, _Side], of_held_out: tuple[Bools, list[Twin]]) -> Twins:
+def _twins(side: _Side, neighborhood: Neighborhood, real: Manifold, of_held_out: tuple[Bools, list[Twin]]) -> Twins:
     """Copies of reference or held-out images, and duplicates within the side."""
-    neighborhood, real = against[0].neighborhood, against[1].manifold
     copied, of_reference = copies.find_copies(neighborhood, real, copies.REFERENCE)
     doubled, doubles = copies.find_duplicates(side.images, side.manifold, neighborhood, real)
     groups = [[twin for twin in doubles if twin.kind == kind] for kind in ("exact", "near")]
@@ -201,7 +195,7 @@ def _twins(side: _Side, against: tuple[SetEstimates, _Side], of_held_out: tuple[
 
 
 def _with_twins(metrics: SetEstimates, twins: Twins, side: _Side) -> SetEstimates:
-    """Add what needs images or logits: duplicates, copies and the Inception Score."""
+    """Add the metrics that need images or logits: duplicates, copies and the Inception Score."""
     estimates = dict(metrics.estimates)
     if side.logits.shape[1]:
         estimates["inception_score"] = estimate_mean(inception_scores(side.logits), SUBSETS)

@@ -1,11 +1,11 @@
-"""Assembles the content of metrics.json from what was read and measured."""
+"""Builds the content of metrics.json from the run, the reference and the measurements."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -41,17 +41,7 @@ ON_CLASS = "on_class_rate"
 MAP_POINTS = 2000
 MAP_DIGITS = 4
 
-
-@dataclass(frozen=True)
-class _Source:
-    """What metrics were computed with, and from how many images; the names are MetricEntry's."""
-
-    extractor: str
-    layer: str
-    k: int | None
-    generated_count: int
-    real_count: int
-    floor_count: int
+Counts = tuple[int, int, int]  # generated, real and baseline images
 
 
 def build_result(
@@ -62,7 +52,7 @@ def build_result(
     gates: Sequence[Gate],
     setting: Setting,
 ) -> tuple[AuditResult, dict[str, Estimate]]:
-    """The result, and the estimates behind it by metric name. ``run`` has only the measured images."""
+    """The result, and its estimates by metric name. ``run.measured`` has only the measured images."""
     labels = None if reference is None else reference.real.labels
     metrics, estimates = ({}, {}) if measured is None else _metrics(measured, setting)
     estimates[ON_CLASS], metrics[ON_CLASS] = _on_class(run, scores, labels)
@@ -94,9 +84,9 @@ def build_result(
 def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:
     extractor = setting.extractor
     counts = len(measured.run.measured), len(measured.real_images), len(measured.baseline_images)
-    source = _Source(extractor.name, extractor.layer, setting.k, *counts)
+    source = extractor.name, extractor.layer, setting.k
     entries = {
-        kind: _entry(kind, estimate, measured.of_baseline.estimates[kind], source)
+        kind: _entry(kind, estimate, measured.of_baseline.estimates[kind], source, counts)
         for kind, estimate in measured.of_run.estimates.items()
     }
     of_run, of_baseline = measured.of_run, measured.of_baseline
@@ -110,25 +100,34 @@ def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntr
 def _on_class(
     run: RunData, scores: ReferenceScores | None, labels: NDArray[np.int64] | None
 ) -> tuple[Estimate, MetricEntry]:
-    """How often the classifier sees the requested class; the baseline is its accuracy on the real images."""
+    """How often the classifier predicts the requested class; the baseline is its accuracy on the real images."""
     estimate = estimate_mean(run.rows.predicted_id == run.rows.class_id, GENERATED)
     baseline = None if scores is None or labels is None else estimate_mean(scores.predicted_id == labels, REAL)
     real_count = 0 if labels is None else len(labels)
-    source = _Source("guiding classifier", "softmax at t = 0", None, len(run.rows), real_count, real_count)
-    return estimate, _entry(ON_CLASS, estimate, baseline, source)
+    counts = len(run.rows), real_count, real_count
+    return estimate, _entry(ON_CLASS, estimate, baseline, ("guiding classifier", "softmax at t = 0", None), counts)
 
 
-def _entry(kind: str, estimate: Estimate, baseline: Estimate | None, source: _Source) -> MetricEntry:
-    entry = MetricEntry(
+def _entry(
+    kind: str, estimate: Estimate, baseline: Estimate | None, source: tuple[str, str, int | None], counts: Counts
+) -> MetricEntry:
+    """source: extractor, layer and k."""
+    extractor, layer, k = source
+    generated_count, real_count, baseline_count = counts
+    return MetricEntry(
         value=estimate.value,
         interval=estimate.interval,
         interval_over=estimate.over if estimate.interval else None,
         floor=None if baseline is None else baseline.value,
         floor_interval=None if baseline is None else baseline.interval,
         better=METRIC_KINDS[kind].better,
-        **asdict(source),
+        extractor=extractor,
+        layer=layer,
+        k=k if METRIC_KINDS[kind].uses_k else None,
+        generated_count=generated_count,
+        real_count=real_count,
+        floor_count=baseline_count,
     )
-    return entry if METRIC_KINDS[kind].uses_k else replace(entry, k=None)
 
 
 def _class_rows(run: RunData) -> list[ClassRow]:
@@ -148,16 +147,14 @@ def _class_rows(run: RunData) -> list[ClassRow]:
                 on_class_rate_interval=interval,
                 confidence=mean(rows.confidence[own]),
                 entropy=mean(rows.entropy[own]),
-                acceptance_rate=int(rows.accepted[own].sum()) / drawn
-                if manifest.accept is not None and drawn
-                else None,
+                acceptance_rate=int(rows.accepted[own].sum()) / drawn if manifest.accept and drawn else None,
             )
         )
     return table
 
 
 def _add_scores(table: list[ClassRow], run: RunData, scores: ReferenceScores, labels: NDArray[np.int64]) -> None:
-    """Add the classifier's view of each class's real images, and how far the generated images are from it."""
+    """Add each class's scores of the real images, and the distance of the generated images' scores from them."""
     for row in table:
         own, real = run.rows.class_id == row.class_id, labels == row.class_id
         row.reference_on_class_rate = mean(scores.predicted_id[real] == row.class_id)

@@ -28,11 +28,11 @@ BOOTSTRAP_PATH = "audit/bootstrap.parquet"
 
 @dataclass(frozen=True)
 class MetricEntry:
-    """A metric of the generated images and its real baseline, ``floor``.
+    """A metric of the generated images, with its real baseline in ``floor``.
 
     floor: the same metric for held-out real images, as many per class as were measured, against the same real images;
-    intervals: 95% by bootstrap, None where undefined; interval_over: what was resampled; k: None where the metric uses
-    no neighbours; std, floor_std: over KID's subsets, of KID only; sample_count: images scored, of LOF only.
+    intervals: 95% by bootstrap, None where undefined; interval_over: what was resampled; k: None if the metric uses no
+    neighbours; std, floor_std: over KID's subsets, for KID only; sample_count: images scored, for LOF only.
     """
 
     value: float
@@ -54,11 +54,11 @@ class MetricEntry:
 
 @dataclass
 class ClassRow:
-    """One planned class; None where it has no images.
+    """One planned class. Values that need images are None if it has none.
 
     on_class_rate, precision, recall, coverage: fractions with 95% intervals; acceptance_rate: accepted / drawn, None
-    without a filter; *_w1: Wasserstein-1 distance to the values of the real images; reference_*: of the real images,
-    which need the classifier's weights; *_floor: of the held-out real images. Columns without values are not written.
+    without a filter; *_w1: Wasserstein-1 distance to the values of the real images; reference_*: values of the real
+    images, which need the classifier's weights; *_floor: the real baseline. Columns without values are not written.
     """
 
     class_id: int
@@ -91,7 +91,7 @@ OPTIONAL_CLASS_FIELDS = CLASS_FIELDS[CLASS_FIELDS.index("reference_on_class_rate
 
 @dataclass(frozen=True)
 class TailSummary:
-    """The real images of the tail; share: fraction of the reference; sha256: of the membership, to compare tails."""
+    """The real images of the tail; share: fraction of the reference; sha256: identifies the set."""
 
     rule: str
     share: float
@@ -123,7 +123,7 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was measured and with what; counts are of images."""
+    """What was measured and with what; counts are numbers of images."""
 
     run: str
     manifest_digest: str
@@ -159,7 +159,7 @@ class Provenance:
 class AuditResult:
     """The content of metrics.json.
 
-    verdict: "passed", "failed" or "no gates"; partial: there are problems, so the numbers describe a part of the run;
+    verdict: "passed", "failed" or "no gates"; partial: there are problems, so the numbers describe only a part;
     metrics: by name, only on_class_rate without a reference; tail, map: None without a reference; copies: at most 24.
     """
 

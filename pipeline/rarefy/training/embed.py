@@ -2,7 +2,7 @@
 
     python -m rarefy.training.embed --unet DIR --classifier DIR ... [--data FOLDER]
 
-Networks that are not named stay as they are.
+Networks that are not named stay unchanged.
 """
 
 from __future__ import annotations

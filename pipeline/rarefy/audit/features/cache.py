@@ -36,9 +36,14 @@ def cached(parts: tuple[str, ...], compute: Callable[[], Arrays]) -> Arrays:
     if (stored := recall(parts)) is not None:
         return stored
     arrays = compute()
+    keep_arrays(parts, arrays)
+    return arrays
+
+
+def keep_arrays(parts: tuple[str, ...], arrays: Arrays) -> None:
+    """Cache arrays under ``parts``, unless the folder cannot be written."""
     with contextlib.suppress(OSError):
         keep(_entry(parts), lambda file: np.savez(file, allow_pickle=False, **arrays))
-    return arrays
 
 
 def recall(parts: tuple[str, ...]) -> Arrays | None:

@@ -8,17 +8,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from rarefy.audit.features.cache import cached, recall
-from rarefy.audit.features.extractors import (
-    DEFAULT_BATCH,
-    Extractor,
-    Features,
-    Images,
-    Step,
-    cache_key,
-    extract_outputs,
-    kept_outputs,
-)
+from rarefy.audit.features.cache import keep_arrays, recall
+from rarefy.audit.features.extractors import Extractor, Features, Images, Step, cache_key, extract_outputs
 from rarefy.generate.cluster import Request, connected
 
 
@@ -31,32 +22,23 @@ def outputs_of_parts(
     are computed as Ray tasks on that cluster, with one GPU each if device is a GPU. Raises DeviceError if the cluster
     does not answer.
     """
-    outputs: dict[int, Features] = {}
-    missing = []
-    for place, part in enumerate(parts):
-        stored = recall(cache_key(extractor, part))
-        if stored is None:
-            missing.append(place)
-        else:
-            outputs[place] = np.asarray(stored["outputs"], np.float32)
-    total, done = sum(len(part) for part in parts), sum(len(array) for array in outputs.values())
-    if missing and ray_address is not None:
-        for place, result in _on_cluster([(place, parts[place]) for place in missing], extractor, device, ray_address):
-            outputs[place], done = _keep(extractor, parts[place], result), done + len(result)
+    keys = [cache_key(extractor, part) for part in parts]
+    outputs = {place: stored["outputs"] for place, key in enumerate(keys) if (stored := recall(key)) is not None}
+    missing = [(place, part) for place, part in enumerate(parts) if place not in outputs]
+    done, total = sum(map(len, outputs.values())), sum(map(len, parts))
+    if ray_address is not None and missing:
+        computed = _on_cluster(missing, extractor, device, ray_address)
+    else:
+        computed = (
+            (place, extract_outputs(part, extractor, device, step=lambda now, _: step(done + now, total)))
+            for place, part in missing
+        )
+    for place, result in computed:
+        keep_arrays(keys[place], {"outputs": result})
+        outputs[place], done = result, done + len(result)
+        if ray_address is not None:
             step(done, total)
-        missing = []
-    for place in missing:
-        outputs[place] = kept_outputs(parts[place], extractor, device, DEFAULT_BATCH, _after(done, total, step))
-        done += len(parts[place])
-    return np.concatenate([outputs[place] for place in range(len(parts))])
-
-
-def _after(before: int, total: int, step: Step) -> Step:
-    return lambda now, _: step(before + now, total)
-
-
-def _keep(extractor: Extractor, images: Images, outputs: Features) -> Features:
-    return np.asarray(cached(cache_key(extractor, images), lambda: {"outputs": outputs})["outputs"], np.float32)
+    return np.concatenate([np.asarray(outputs[place], np.float32) for place in range(len(parts))])
 
 
 def _on_cluster(

@@ -67,47 +67,33 @@ def load_extractor(name: str = DEFAULT_EXTRACTOR, weights: str | None = None) ->
     return Extractor(name, layer, columns[0], loaded.sha256, preprocessing, _Joined(loaded.network), sum(columns[1:]))
 
 
-def extract_features(
-    images: Images, extractor: Extractor, device: Device = "cpu", batch: int = DEFAULT_BATCH, step: Step | None = None
-) -> Features:
-    """Features of uint8 images (N, 1 or 3, H, W): float32 (N, extractor.dim), in order.
-
-    step(done, total) counts images. Raises DataError for another type or shape, DeviceError for a missing device.
-    """
-    return np.ascontiguousarray(extract_outputs(images, extractor, device, batch, step)[:, : extractor.dim])
-
-
 def extract_outputs(
     images: Images, extractor: Extractor, device: Device = "cpu", batch: int = DEFAULT_BATCH, step: Step | None = None
 ) -> Features:
-    """As ``extract_features``, with the logits after the features if the extractor has any."""
+    """Features and logits of uint8 images (N, 1 or 3, H, W): float32 (N, dim + logits), in order.
+
+    step(done, total) counts images. Raises DataError for another type or shape, DeviceError for a missing device.
+    """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(bad("images", f"{images.dtype} {images.shape}", "a uint8 array (N, 1 or 3, H, W)"))
     place = resolve_device(device)
     network = extractor.network.to(place)
-    features = np.empty((len(images), extractor.dim + extractor.logits), np.float32)
+    outputs = np.empty((len(images), extractor.dim + extractor.logits), np.float32)
     with torch.inference_mode():
         for start in range(0, len(images), batch):
             pixels = torch.tensor(images[start : start + batch]).to(place)
-            features[start : start + batch] = network(pixels).float().cpu().numpy()
+            outputs[start : start + batch] = network(pixels).float().cpu().numpy()
             if step is not None:
                 step(min(start + batch, len(images)), len(images))
-    return features
+    return outputs
 
 
-def kept_outputs(
-    images: Images, extractor: Extractor, device: Device = "cpu", batch: int = DEFAULT_BATCH, step: Step | None = None
-) -> Features:
+def kept_outputs(images: Images, extractor: Extractor, device: Device = "cpu", step: Step | None = None) -> Features:
     """As ``extract_outputs``, through the disk cache."""
     arrays = cached(
-        cache_key(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, batch, step)}
+        cache_key(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, step=step)}
     )
     return np.asarray(arrays["outputs"], np.float32)
-
-
-def kept_features(images: Images, extractor: Extractor, device: Device = "cpu") -> Features:
-    """As ``extract_features``, through the disk cache."""
-    return np.ascontiguousarray(kept_outputs(images, extractor, device)[:, : extractor.dim])
 
 
 def cache_key(extractor: Extractor, images: Images) -> tuple[str, ...]:

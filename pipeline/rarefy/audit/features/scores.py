@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from rarefy.audit.features.cache import cached
-from rarefy.audit.features.extractors import resolve_device
+from rarefy.audit.features.extractors import DEFAULT_BATCH, resolve_device
 from rarefy.errors import CheckpointError
 from rarefy.execution import load_prepared
 from rarefy.generate.score import score_images
 from rarefy.images import LabelledImages
 from rarefy.manifest import Manifest
+
+COLUMNS: dict[str, type] = {"confidence": np.float64, "entropy": np.float64, "predicted_id": np.int64}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class ReferenceScores:
 
 
 def score_reference(
-    manifest: Manifest, real: LabelledImages, device: str, batch: int, progress: Callable[[str, int, int], None]
+    manifest: Manifest, real: LabelledImages, device: str, progress: Callable[[str, int, int], None]
 ) -> ReferenceScores | None:
     """Score the real images; None if the classifier's weights are not available on this machine."""
     model = manifest.model
@@ -41,21 +43,15 @@ def score_reference(
         return None
 
     def compute() -> dict[str, NDArray[Any]]:
-        parts = []
-        for start in range(0, len(real), batch):
+        columns: dict[str, list[NDArray[Any]]] = {name: [] for name in COLUMNS}
+        for start in range(0, len(real), DEFAULT_BATCH):
             progress("scoring the reference", start, len(real))
-            images = torch.tensor(real.images[start : start + batch]).to(place)
-            labels = torch.tensor(real.labels[start : start + batch]).to(place)
+            images = torch.tensor(real.images[start : start + DEFAULT_BATCH]).to(place)
+            labels = torch.tensor(real.labels[start : start + DEFAULT_BATCH]).to(place)
             scores = score_images(models.classifier, images, labels)
-            parts.append((scores.confidence, scores.entropy, scores.predicted_id))
-        columns = [
-            np.concatenate([torch.as_tensor(a).cpu().numpy() for a in column]) for column in zip(*parts, strict=True)
-        ]
-        return dict(zip(("confidence", "entropy", "predicted_id"), columns, strict=True))
+            for name, parts in columns.items():
+                parts.append(getattr(scores, name).numpy())
+        return {name: np.concatenate(parts) for name, parts in columns.items()}
 
-    columns = cached(("scores", models.classifier_sha256, real.sha256()), compute)
-    return ReferenceScores(
-        np.asarray(columns["confidence"], np.float64),
-        np.asarray(columns["entropy"], np.float64),
-        np.asarray(columns["predicted_id"], np.int64),
-    )
+    arrays = cached(("scores", models.classifier_sha256, real.sha256()), compute)
+    return ReferenceScores(**{name: arrays[name].astype(kind) for name, kind in COLUMNS.items()})

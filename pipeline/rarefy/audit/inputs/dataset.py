@@ -1,6 +1,6 @@
 """Reads a run for the audit: all metadata, and the images of evenly spaced shards.
 
-Whatever cannot be read is left out and listed as a problem, so that nobody takes the rest for the whole run.
+Whatever cannot be read is left out and listed as a problem, so that the rest is not mistaken for the whole run.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def read_manifest(store: Store) -> Manifest:
 def read_run(store: Store, limit: int) -> RunData:
     """Read a run's rows and the images of at most ``limit`` samples.
 
-    Every shard has the classes in proportion, so evenly spaced shards represent the run. Damaged shards and samples
+    Every shard has all classes in proportion, so evenly spaced shards represent the run. Damaged shards and samples
     that contradict their metadata are left out and listed. Raises ShardError if nothing can be read.
     """
     manifest = read_manifest(store)

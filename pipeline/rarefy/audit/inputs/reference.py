@@ -1,4 +1,4 @@
-"""The real images for the audit: one part as the reference, another held out as the real baseline."""
+"""The real images of the audit: one part is the reference, the other is held out for the real baseline."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Reference:
-    """real: the images that metrics compare with; held_out: other real images, for the baseline; source: for people.
+    """real: the images that metrics compare with; held_out: other real images, for the baseline.
 
-    Both have keys: numbers from 0 if the source has no names. resized: number of images that had to be resized.
+    Both have keys: numbers from 0 if the source has no names. source: human-readable origin; resized: number of images
+    that had to be resized.
     """
 
     real: LabelledImages

@@ -1,4 +1,4 @@
-"""Checks that a folder of real images is comparable with a run; errors name the file that is not."""
+"""Checks that the images of a folder are comparable with a run's; errors name the file that is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place that turns features into the audit's metrics: ``set_metrics`` for values, ``set_estimates`` for all."""
+"""Computes the audit's metrics from features: ``set_metrics`` gives values, ``set_estimates`` also resamples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Columns = Mapping[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class SetMetrics:
-    """The metrics that take seconds, without intervals; see METRIC_KINDS for their meaning."""
+    """The metrics that are quick to compute, without intervals; METRIC_KINDS has their meaning."""
 
     fid: float
     precision: float
@@ -72,7 +72,7 @@ def set_metrics(generated: Features, real: Manifold, tail: Bools | None = None, 
 
 
 def set_estimates(generated: Manifold, real: Manifold, tail: Bools | None = None, device: str = "cpu") -> SetEstimates:
-    """Everything that ``set_metrics`` gives, with KID, LOF and bootstrap resamples."""
+    """The metrics of ``set_metrics``, KID and LOF, all with bootstrap resamples."""
     neighborhood = find_neighbors(generated, real, device)
     per_generated, per_real = _columns(neighborhood, real, tail)
     features = generated.features, real.features
@@ -89,7 +89,7 @@ def set_estimates(generated: Manifold, real: Manifold, tail: Bools | None = None
 
 
 def _columns(neighborhood: Neighborhood, real: Manifold, tail: Bools | None) -> tuple[Columns, Columns]:
-    """Per generated row and per real row: the numbers that each metric averages; NaN takes no part."""
+    """The values per generated row and per real row that each metric averages; NaN is ignored."""
     members = tail_members(real) if tail is None else tail
     per_generated = {
         "precision": neighborhood.balls > 0,
@@ -109,13 +109,13 @@ def _columns(neighborhood: Neighborhood, real: Manifold, tail: Bools | None) -> 
 
 
 def _real_estimates(per_real: Columns, neighborhood: Neighborhood) -> dict[str, Estimate]:
-    """Recall and coverage depend on both sides: also on the generated rows that alone reach a real one."""
+    """Recall and coverage also vary with the generated side: by the rows that are the only one to reach a real row."""
     estimates, rows = estimate_means(per_real, REAL), len(neighborhood.nearest)
     for name, column in per_real.items():
         sole = neighborhood.sole_recall if name.endswith("recall") else neighborhood.sole_cover
         counted = np.isfinite(column.astype(np.float64))
         reached_by = sole[counted & (sole >= 0)]
-        # What the fraction loses without a generated row; a resample's mean of this is its sum over the rows drawn.
+        # What the fraction loses without each generated row, times N: a resample's mean is then the sum over its rows.
         lost = rows * np.bincount(reached_by, minlength=rows) / counted.sum()
         estimates[name] = moved_also(estimates[name], lost, BOTH)
     return estimates

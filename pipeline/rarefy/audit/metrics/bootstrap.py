@@ -1,6 +1,6 @@
 """How much a metric would vary with another draw of images: 200 resamples with a fixed seed, 95% intervals.
 
-Neighbourhoods and the classifier's predictions stay fixed; the rows that a metric averages over are resampled:
+Neighbourhoods and the classifier's predictions stay fixed. The rows that a metric averages over are resampled:
 generated rows for precision, density, outside, avg_knn, nearest, rarity, lof, duplicates and copies; both sides for
 recall, coverage, their tail versions, FID and KID. A resample contains repeats, so it covers less than the original
 set. The generated side of recall and coverage therefore varies by what each row alone adds (the jackknife), and FID and
@@ -62,7 +62,7 @@ def estimate_mean(column: NDArray[np.generic], over: str) -> Estimate:
 
 
 def around(value: float, influences: tuple[Floats, ...], over: str) -> Estimate:
-    """A value that moves, to first order, with the mean of each side's influences (N,) under resampling."""
+    """A value whose resamples vary, to first order, by the mean influence (N,) of each side's resampled rows."""
     resampled = [estimate_mean(side - side.mean(), over).replicates for side in influences]
     moves = [side for side in resampled if side is not None]
     # Both sides are resampled with the same seed; rolling one of them keeps them independent of each other.
@@ -71,11 +71,11 @@ def around(value: float, influences: tuple[Floats, ...], over: str) -> Estimate:
 
 
 def moved_also(estimate: Estimate, influences: Floats, over: str) -> Estimate:
-    """A fraction in [0, 1] that also moves with the mean of another side's influences (N,)."""
+    """Add the variation of another side with influences (N,) to a fraction in [0, 1]."""
     if estimate.replicates is None:
         return estimate
     moves = around(0.0, (influences,), over).replicates
-    # As in ``around``: rolled, so that the two sides are independent.
+    # Rolled as in ``around``, so that the two sides are independent.
     replicates = estimate.replicates + (0.0 if moves is None else np.roll(moves, 1))
     return Estimate(estimate.value, np.clip(replicates, 0.0, 1.0), over)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rarefy.audit.metrics.neighbors import Floats, Indices, Manifold, Neighborhood
 
-RATIO = 1 / 3  # of the real spacing; real images are this close to each other only if they are near duplicates
+RATIO = 1 / 3  # fraction of the real spacing below which an image counts as copied
 LISTED = 24
 REFERENCE, HELD_OUT = OF_REAL = ("reference", "held-out")  # kinds in which the other image is real
 
@@ -36,7 +36,7 @@ class Twin:
 
 @dataclass(frozen=True)
 class Twins:
-    """copied (N,): too close to a real image; doubled (N,): has a twin in the set; listed: the most suspicious."""
+    """copied (N,): too close to a real image; doubled (N,): has a twin in the set; listed: the closest twins."""
 
     copied: NDArray[np.bool_]
     doubled: NDArray[np.bool_]
@@ -73,7 +73,7 @@ def repeated(real: Manifold) -> NDArray[np.bool_]:
 def find_duplicates(
     images: NDArray[np.uint8], own: Manifold, neighborhood: Neighborhood, real: Manifold
 ) -> tuple[NDArray[np.bool_], list[Twin]]:
-    """Which rows have a twin in their own set: the same pixels, or features far closer than real images are there."""
+    """Which rows have a twin in their own set: equal pixels, or features far closer than real images there."""
     ratio = spacing_ratio(own.nearest, neighborhood.nearest_index, real)
     same = _same_pixels(images)
     near = np.asarray(ratio < RATIO)

@@ -99,7 +99,7 @@ def inception_scores(logits: Features) -> Doubles:
 
 
 def precision_recall(generated: Features, real: Features, k: int) -> tuple[float, float]:
-    """torch-fidelity's precision and recall (Kynkäänniemi et al. 2019), the oracle of our own neighbour search."""
+    """torch-fidelity's precision and recall (Kynkäänniemi et al. 2019), to check rarefy's neighbour search."""
     prc = load_module("metric_prc")
     metric = prc.prc_features_to_metric(
         _tensor(generated),
@@ -115,7 +115,7 @@ def precision_recall(generated: Features, real: Features, k: int) -> tuple[float
 def local_outlier_factors(generated: Features, real: Features) -> Doubles:
     """LOF (Breunig et al. 2000) of at most 2,000 random generated rows among at most 2,000 random real ones.
 
-    1 is as dense as around the real neighbours; far above 1 is an outlier. Uses 20 neighbours, or all if fewer.
+    1: as dense as around the real neighbours; far above 1: an outlier. Uses 20 neighbours, or all if there are fewer.
     """
     fitted, scored = (side[chosen_rows(len(side), LOF_SAMPLE)] for side in (real, generated))
     neighbors = min(LOF_NEIGHBORS, len(fitted) - 1)

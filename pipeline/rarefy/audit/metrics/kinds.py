@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-NAMED_AFTER_EXTRACTOR = ("fid", "kid")
+from rarefy.gates import NAMED_AFTER_EXTRACTOR, metric_kind
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,12 @@ HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on
 
 
 def metric_name(kind: str, extractor: str) -> str:
-    """The name in metrics.json. FID and KID carry the extractor, so that nobody takes them for Inception's."""
+    """The name in metrics.json. FID and KID include the extractor's, to tell them from Inception's."""
     return f"{kind}_{extractor.replace('-', '_')}" if kind in NAMED_AFTER_EXTRACTOR else kind
 
 
-def metric_kind(name: str) -> str:
-    """The kind behind a name of metrics.json: ``fid`` for ``fid_efficientnet_lite0``."""
-    return next((kind for kind in NAMED_AFTER_EXTRACTOR if name.startswith(f"{kind}_")), name)
-
-
 def metric_label(name: str) -> str:
-    """The label for people; an unknown name stays as it is."""
+    """Human-readable label; an unknown name stays as it is."""
     kind = METRIC_KINDS.get(metric_kind(name))
     return kind.label if kind else name
 

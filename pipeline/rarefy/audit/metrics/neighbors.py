@@ -1,4 +1,4 @@
-"""Neighbour search over two feature matrices: who lies in whose neighbourhood, and how rare each sample is."""
+"""Neighbour search in two feature matrices: which rows lie in which k-NN balls, and how rare each row is."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Manifold:
 
 @dataclass(frozen=True)
 class Neighborhood:
-    """How a generated set (N rows) lies in a real one (M rows); distances in feature units.
+    """A generated set (N rows) among the neighbourhoods of a real one (M rows); distances in feature units.
 
     nearest, nearest_index, mean_distance (N,): the nearest real row, and the mean distance to the k nearest.
     balls (N,): number of real balls that contain the row; 0 means outside the real manifold.
     rarity (N,): the smallest radius among those balls (Han et al., ICLR 2023), NaN outside the manifold.
-    recalled (M,): the real row lies in some generated ball; empty if the generated radii were not given.
+    recalled (M,): the real row lies in some generated ball.
     covered (M,): the real ball contains some generated row.
     sole_recall, sole_cover (M,): the only generated row for which this holds; -1 if there is none or more than one.
     """
@@ -108,19 +108,19 @@ def build_manifold(features: Features, k: int, device: str = "cpu") -> Manifold:
 
 
 def find_neighbors(generated: Manifold, real: Manifold, device: str = "cpu") -> Neighborhood:
-    """How ``generated`` lies in ``real``: two manifolds of the same k and feature length."""
-    crossing = Crossing(real, device)
-    crossing.add(generated.features, generated.radius)
+    """Find the generated rows' neighbours among the real rows, and which balls contain which rows.
+
+    Memory: both feature matrices, the rounded real one and one block of distances. Raises
+    DataError if the feature lengths differ.
+    """
+    rows, others = _rows(generated.features, device), _rows(real.features, device)
+    if rows.shape[1] != others.shape[1]:
+        raise DataError(bad("features", rows.shape[1], f"{others.shape[1]} long like the real ones"))
+    crossing = _Crossing(len(rows), sketch(others, others.mean(dim=0), fast_dtype(others.device)), real)
+    own = torch.from_numpy(generated.radius).to(device)
+    for part in _blocks(len(rows), len(others)):
+        crossing.compare(rows[part], own[part], part)
     return crossing.result()
-
-
-class _Rows:
-    """Results for the rows of one ``add``, on the CPU; allocated whole, so that millions of rows do not fragment it."""
-
-    def __init__(self, rows: int, k: int) -> None:
-        self.near = torch.empty(rows, k)
-        self.index, self.balls = (torch.empty(rows, dtype=torch.int64) for _ in range(2))
-        self.rarity = torch.empty(rows)
 
 
 class _Reached:
@@ -142,105 +142,82 @@ class _Reached:
         return np.asarray(torch.where(self.count == 1, self._last, -1).cpu().numpy())
 
 
-class Crossing:
-    """A neighbour search that takes generated rows in parts, so that a set of any size can be streamed.
+class _Crossing:
+    """State of a search: the results so far for each generated row and each real row."""
 
-    Memory: the real rows twice, one block of distances, and about 30 bytes per generated row.
-    """
-
-    def __init__(self, real: Manifold, device: str = "cpu") -> None:
-        rows = _rows(real.features, device)
-        self._k = min(real.k, len(rows))
-        self._real = sketch(rows, rows.mean(dim=0), fast_dtype(rows.device))
+    def __init__(self, rows: int, columns: Sketch, real: Manifold) -> None:
+        device = columns.rows.device
+        self._real, self._k = columns, min(real.k, len(columns.rows))
         self._radius = torch.from_numpy(real.radius).to(device)
-        self._covered, self._recalled = (_Reached(len(rows), rows.device) for _ in range(2))
-        self._parts: list[_Rows] = []
-        self._rows = 0
-        self._with_balls = True
-
-    def add(self, features: Features, radius: Floats | None = None) -> None:
-        """Add rows (N, D) and, if recall is needed, the radii of their own balls (N,).
-
-        Raises DataError for features that are not finite or differ in length from the real ones.
-        """
-        device = self._radius.device
-        rows = _rows(features, str(device))
-        if rows.shape[1] != self._real.rows.shape[1]:
-            raise DataError(bad("features", rows.shape[1], f"{self._real.rows.shape[1]} long like the real ones"))
-        self._with_balls &= radius is not None
-        own = torch.full((len(rows),), -1.0) if radius is None else torch.from_numpy(radius)
-        self._parts.append(_Rows(len(rows), self._k))
-        for part in _blocks(len(rows), len(self._radius)):
-            block = sketch(rows[part], self._real.center, self._real.rounded.dtype)
-            self._cross(block, own[part].to(device), part)
-        self._rows += len(rows)
+        self._covered, self._recalled = (_Reached(len(columns.rows), device) for _ in range(2))
+        # On the CPU, allocated at once: millions of rows in small parts would fragment its memory.
+        self._near, self._rarity = torch.empty(rows, self._k), torch.empty(rows)
+        self._index, self._balls = (torch.empty(rows, dtype=torch.int64) for _ in range(2))
 
     def result(self) -> Neighborhood:
-        """The result for all rows added so far, in the order in which they were added."""
-        near, index, balls, rarity = (
-            torch.cat([getattr(part, name) for part in self._parts]) for name in ("near", "index", "balls", "rarity")
-        )
         return Neighborhood(
-            nearest=near[:, 0].contiguous().numpy(),
-            nearest_index=index.numpy(),
-            mean_distance=near.mean(dim=1).numpy(),
-            balls=balls.numpy(),
-            rarity=rarity.numpy(),
-            recalled=self._recalled.any() if self._with_balls else np.empty(0, np.bool_),
+            nearest=self._near[:, 0].contiguous().numpy(),
+            nearest_index=self._index.numpy(),
+            mean_distance=self._near.mean(dim=1).numpy(),
+            balls=self._balls.numpy(),
+            rarity=self._rarity.numpy(),
+            recalled=self._recalled.any(),
             covered=self._covered.any(),
             sole_recall=self._recalled.sole(),
             sole_cover=self._covered.sole(),
         )
 
-    def _cross(self, block: Sketch, own: Tensor, part: slice) -> None:
-        """Compare one block with all real rows: select the pairs that may be below a threshold, then decide those."""
-        real, share = self._real, error_share(block, self._real)
-        spread = 2 * share * real.norms
+    def compare(self, rows: Tensor, own: Tensor, part: slice) -> None:
+        """Compare a block of generated rows with all real rows: select the pairs that may be below a threshold.
+
+        own: radii of the rows' balls; part: the block's place among the generated rows.
+        """
+        real = self._real
+        block = sketch(rows, real.center, real.rounded.dtype)
+        share = error_share(block, real)
         lower = _upper(block, slice(None), real, share)
         base = (1 - share) * block.norms
         reach = kth_bound(lower, self._k) + 2 * share * block.norms  # minus |a|^2 (1 - share)
-        outer = torch.maximum(reach, torch.where(own >= 0, own.square() - base, -torch.inf))
-        lower.sub_(spread)
+        outer = torch.maximum(reach, own.square() - base)
+        lower.sub_(2 * share * real.norms)
         mask = lower <= outer[:, None]
         mask |= lower <= self._radius.square() - base[:, None]
         pairs = _pairs(mask)
         low = lower[pairs] + base[pairs[0]]
         high = low + 2 * share * (block.norms[pairs[0]] + real.norms[pairs[1]])
         near = low <= (reach + base)[pairs[0]]
-        self._decide(block, own, pairs, (low, high, near), part)
+        self._decide(rows, own, pairs, (low, high, near), part)
 
     def _decide(
         self,
-        block: Sketch,
+        rows: Tensor,
         own: Tensor,
         pairs: tuple[Tensor, Tensor],
         bounds: tuple[Tensor, Tensor, Tensor],
         part: slice,
     ) -> None:
-        """Sort pairs (i, j) into balls.
+        """Decide in which balls the pairs (i, j) lie, and find the k nearest.
 
-        bounds: lower and upper bounds of their squared distances, and whether they may be among the k nearest; part:
-        the block's place among the rows being added.
+        bounds: lower and upper bounds of the squared distances, and whether they may be among the k nearest.
         """
-        first, results = self._rows + part.start, self._parts[-1]
         (i, j), (low, high, near) = pairs, bounds
-        ball, mine = self._radius[j].square(), torch.where(own >= 0, own.square(), -torch.inf)[i]
+        ball, mine = self._radius[j].square(), own.square()[i]
         sure = high <= mine
-        self._recalled.add(j[sure], i[sure] + first)
-        # Two generated balls around a real row settle it: a third one changes no result.
+        self._recalled.add(j[sure], i[sure] + part.start)
+        # Results depend only on whether no, one or several generated balls contain a real row.
         unsure = near | ((low <= ball) & (high > ball)) | ((low <= mine) & ~sure & (self._recalled.count[j] < 2))
         exact = torch.full_like(high, torch.inf)
-        exact[unsure] = exact_distances(block.rows, self._real.rows, (i[unsure], j[unsure]))
+        exact[unsure] = exact_distances(rows, self._real.rows, (i[unsure], j[unsure]))
         inside = (high <= ball) & ~unsure | (exact <= self._radius[j])
         late = ~sure & (exact <= own[i])
-        self._recalled.add(j[late], i[late] + first)
-        self._covered.add(j[inside], i[inside] + first)
-        rarity = torch.full((len(block.rows),), torch.inf, device=own.device)
+        self._recalled.add(j[late], i[late] + part.start)
+        self._covered.add(j[inside], i[inside] + part.start)
+        rarity = torch.full((len(rows),), torch.inf, device=own.device)
         rarity.scatter_reduce_(0, i[inside], self._radius[j[inside]], "amin")
-        balls = torch.bincount(i[inside], minlength=len(block.rows))
-        distances, columns = smallest((i[near], j[near]), exact[near], len(block.rows), self._k)
-        results.near[part], results.index[part] = distances.cpu(), columns[:, 0].cpu()
-        results.balls[part], results.rarity[part] = balls.cpu(), rarity.masked_fill_(balls == 0, torch.nan).cpu()
+        balls = torch.bincount(i[inside], minlength=len(rows))
+        distances, columns = smallest((i[near], j[near]), exact[near], len(rows), self._k)
+        self._near[part], self._index[part] = distances.cpu(), columns[:, 0].cpu()
+        self._balls[part], self._rarity[part] = balls.cpu(), rarity.masked_fill_(balls == 0, torch.nan).cpu()
 
 
 def _upper(block: Sketch, part: slice, columns: Sketch, share: float) -> Tensor:
@@ -256,7 +233,7 @@ def _pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rows(features: Features, device: str) -> Tensor:
     rows = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
-    sums = rows.sum(dim=1)  # NaN and infinity propagate to the sum, so no second matrix is needed to find them
+    sums = rows.sum(dim=1)  # NaN and infinity reach the sums, so no mask of the whole matrix is needed
     if not torch.isfinite(sums).all():
         first = int((~torch.isfinite(sums)).nonzero()[0])
         raise DataError(bad("features", f"row {first}", "finite numbers"))

@@ -1,9 +1,9 @@
 """Distances in two steps: estimates with a proven error bound for all pairs, exact values for the few that need them.
 
 A neighbour search compares N x M distances with a few thresholds, and nearly all distances are far from every
-threshold. The products of the centred rows are therefore computed in bfloat16 if the processor supports it in hardware
-(float32 otherwise), and only pairs that the error bound leaves undecided are computed again, as |a - b| in float32.
-The result is that of exact distances and never depends on the rounding.
+threshold. All products of the centred rows are therefore computed in bfloat16 if the processor supports it in hardware
+(float32 otherwise). Only the pairs that the error bound leaves undecided are computed again, as |a - b| in float32.
+The result equals that of exact distances and never depends on the rounding.
 """
 
 from __future__ import annotations

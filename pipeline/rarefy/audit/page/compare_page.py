@@ -1,4 +1,4 @@
-"""A comparison for people: one self-contained HTML page, and a table for the terminal."""
+"""Shows a comparison as one self-contained HTML page, and as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from rarefy.audit.page.templates import interval, number, render
 from rarefy.errors import OutputError, bad
 from rarefy.shards.store import Store
 
-# A difference this large has the full colour.
-FULL_COLOUR = 0.2
+FULL_COLOUR = 0.2  # the difference from which a cell has the full colour
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the audit's page says, as plain values: verdict, notes, and the class table with its colours."""
+"""The content of the audit's page as plain values: verdict, notes, and the class table with its colours."""
 
 from __future__ import annotations
 

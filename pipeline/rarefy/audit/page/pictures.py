@@ -11,8 +11,7 @@ from PIL import Image
 from rarefy.audit.schema import ClassRow
 from rarefy.audit.tables import RarestImage
 
-# An image beyond this many bytes or pixels is shown as a thumbnail, or a page of 256 px images would be as large as a
-# shard.
+# Images with more bytes or pixels become thumbnails; otherwise a page of 256 px images would be as large as a shard.
 HEAVY, THUMBNAIL = 6_000, 128
 SHEET_CELL = 56
 SHEET_GAP = 28

@@ -1,4 +1,4 @@
-"""The audit's page for people: OUT/audit/report.html, from the files in OUT/audit."""
+"""Writes the audit's page, OUT/audit/report.html, from the files in OUT/audit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rarefy.shards.store import Store
 
 REPORT_PATH = "audit/report.html"
 SHEET_PATH = "audit/rarest.png"
-SHOWN_GATES = 16  # the others are folded away: a gate per class may be a thousand gates
-# Rarity first: it is what the set is for.
+SHOWN_GATES = 16  # the rest is folded: gates per class can be a thousand
+# Rarity comes first: the set is made for it.
 HISTOGRAM_TITLES = {
     "rarity": ("Rarity", "radius of the smallest real neighbourhood that contains the image"),
     "confidence": ("Confidence", "probability of the requested class at t = 0"),

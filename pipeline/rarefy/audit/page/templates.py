@@ -11,9 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_kind, metric_label
+from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_label
 from rarefy.audit.page.pictures import data_uri
 from rarefy.audit.schema import MetricEntry
+from rarefy.gates import metric_kind
 
 EN_DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
