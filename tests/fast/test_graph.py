@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rarefy.fast.attention import _RepeatableAttention, plain_attention
+from rarefy.fast.gpu import graph
 from rarefy.fast.gpu.graph import _Replay
+
+
+class Eager(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
 
 
 class MadeUp:
@@ -45,6 +53,19 @@ def test_gradients_are_right_whatever_call_came_between() -> None:
         value = torch.autograd.grad(loss, (x, z), retain_graph=True)
         for mine, other in zip(value, expected, strict=True):
             torch.testing.assert_close(mine, other)
+
+
+def test_training_and_autocast_are_never_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        pytest.fail("replays")
+
+    monkeypatch.setattr(graph, "_Recording", lambda *_: SimpleNamespace(fits=lambda *_: True, run=refuse))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: not network.training)
+    network = Eager()
+    forward = graph.recorded(network, 3)  # type: ignore[arg-type]
+    for mode in (True, False):
+        network.train(mode)
+        assert torch.equal(forward(torch.ones(3)), torch.full((3,), 2.0))
 
 
 @pytest.mark.parametrize("before", [False, True])

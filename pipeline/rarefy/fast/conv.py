@@ -14,15 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rarefy.fast.cpu import native
+from rarefy.fast.gradient import first_order
 from rarefy.fast.norm import FastGroupNorm, affine_gradients
 from rarefy.fast.resample import upsample
 from rarefy.models.blocks import GROUPS
 
 
 def working_dtype(like: Tensor) -> torch.dtype:
-    """The type that a layer with such a weight computes in: autocast's if that is on, else the weight's own."""
+    """The type that a layer with such a weight computes in: autocast's if that applies, else the weight's own."""
     device = like.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    autocast = torch.is_autocast_enabled(device) and like.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else like.dtype
 
 
 class FastConv3x3(nn.Conv2d):
@@ -70,6 +72,7 @@ class _Conv(torch.autograd.Function):
         return _convolve(x, weight, bias, residual, True)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, weight) = grads, ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad
@@ -121,7 +124,8 @@ def norm_act_conv_and_skip(
 ) -> tuple[Tensor, Tensor]:
     """conv(SiLU(group_norm(x))) and skip(x), for x = join(parts)."""
     assert isinstance(norm, FastGroupNorm) and isinstance(conv, FastConv3x3)
-    if torch.is_grad_enabled() or not _fuses(skip) or not conv.takes(parts[-1]):
+    fits = all(part.shape[2:] == parts[-1].shape[2:] or _is_half(part, parts[-1]) for part in parts)
+    if torch.is_grad_enabled() or not fits or not _fuses(skip) or not conv.takes(parts[-1]):
         x = join(parts)
         return norm_act_conv(x, norm, conv), skip(x)
     fused = native.norm_conv3x3(parts, _affine(norm), None, None, GROUPS, *_affine(conv), skip=_affine(skip))
@@ -134,7 +138,12 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     first, second = parts
-    return torch.cat([first if first.shape[2:] == second.shape[2:] else upsample(first), second], dim=1)
+    return torch.cat([upsample(first) if _is_half(first, second) else first, second], dim=1)
+
+
+def _is_half(first: Tensor, second: Tensor) -> bool:
+    """Whether the first image has half the height and width of the second."""
+    return all(2 * short == long for short, long in zip(first.shape[2:], second.shape[2:], strict=True))
 
 
 def _fuses(skip: nn.Module) -> bool:
@@ -170,6 +179,7 @@ class _NormConv(torch.autograd.Function):
         return fused.y
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, statistics, normalised, norm_weight, norm_bias, scale, weight) = grads, ctx.saved_tensors
         gradients: list[Tensor | None] = [None] * 7

@@ -6,6 +6,8 @@ and a decoder block takes its two inputs without a copy that joins them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +23,11 @@ from rarefy.models.blocks import AttentionBlock, AttentionPool, ResBlock, Upsamp
 def exchange(network: ADM, own_kernels: bool) -> None:
     """Replace the classes of a network and its layers by their faster forms, in place. Parameters stay as they are.
 
-    own_kernels: whether the layers use rarefy's kernels.
+    own_kernels: whether the layers use rarefy's kernels. A subclass of UNet or Classifier stays plain, since its own
+    forward pass may not suit the faster layers.
     """
+    if type(network) not in (UNet, Classifier, FastUNet, FastClassifier):
+        return
     for module in network.modules():
         if type(module) is nn.Conv2d and (module.kernel_size, module.stride) == ((3, 3), (1, 1)):
             module.__class__ = FastConv3x3
@@ -49,6 +54,10 @@ def to_bfloat16(network: ADM) -> None:
 
 
 class _FastADM(ADM):
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without the compiled or recorded forward pass, which would use this network's weights."""
+        return {name: value for name, value in self.__dict__.items() if name != "forward"}
+
     def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
         return F.silu(super()._embed(t, y))
 
@@ -129,7 +138,7 @@ class FastResBlock(ResBlock):
             x = join(parts)
             h, skipped = conv(self.resample(norm(x, silu=True))), self.skip_connection(self.resample(x))
         _, linear = self.emb_layers
-        emb_out = linear(emb.to(next(linear.parameters()).dtype))
+        emb_out = linear(emb.to(next(linear.parameters()).dtype)).expand(len(h), -1)
         norm, _, dropout, conv = self.out_layers
         assert isinstance(dropout, nn.Dropout)
         if not self.scale_shift:
