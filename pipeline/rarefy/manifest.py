@@ -35,7 +35,7 @@ from rarefy.models.folder import ModelFolder, find_model
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard
-DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 it matches 250 ancestral steps (docs/PERFORMANCE.md)
+DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 it matches 250 ancestral steps (docs/METHODS.md)
 _NAME = "lower-case letters, digits and hyphens"
 
 
