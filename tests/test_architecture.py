@@ -1,4 +1,4 @@
-"""Which part of the package may import which: down the levels only, and rarefy.fast by one door."""
+"""Which part of the package may import which: lower levels only, and rarefy.fast only from execution.py."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def test_networks_and_guidance_know_nothing_above_them() -> None:
     assert not above & (imported_parts("models") | imported_parts("guidance"))
 
 
-def test_one_door_to_what_is_only_quicker() -> None:
+def test_only_execution_imports_fast() -> None:
     files = [
         file
         for folder in ("pipeline/rarefy", "benchmarks", "jobs", "examples")
         for file in (REPO / folder).rglob("*.py")
     ]
     outside = [file for file in files if PACKAGE / "fast" not in file.parents]
-    doors = {file for file in outside if any(f"{name}.".startswith("rarefy.fast.") for name in imported(file))}
-    assert doors == {PACKAGE / "execution.py"}
+    importers = {file for file in outside if any(f"{name}.".startswith("rarefy.fast.") for name in imported(file))}
+    assert importers == {PACKAGE / "execution.py"}

@@ -99,7 +99,7 @@ def test_classes_must_be_given_exactly_if_the_network_takes_them() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 15}, "image_size: 15 does not divide by 2"),
+        ({"image_size": 15}, "image_size: 15 is not divisible by 2"),
         ({"pool": "mean"}, "pool: 'mean' is not one of attention"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Attention over (B, heads, N, d), by the fastest of torch's kernels that repeats its result exactly."""
+"""Attention over (B, heads, N, d), by torch's fastest kernel that gives the same bytes each time."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def first_order(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
     @functools.wraps(backward)
     def checked(*arguments: object) -> Gradients:
         if torch.is_grad_enabled():
-            raise RuntimeError('create_graph: True is not possible with rarefy\'s kernels; prepare with compile="off"')
+            raise RuntimeError('create_graph: True is not possible with rarefy\'s kernels; use compile="off" on a CPU')
         return backward(*arguments)
 
     return checked

@@ -1,7 +1,7 @@
 """Faster forms of the networks in :mod:`rarefy.models.adm`, with the same parameters.
 
 Images stay channels-last, attention works on (B, N, C) tokens, the time embedding is activated once for all blocks,
-and a decoder block takes its two inputs without a copy that joins them.
+and decoder blocks read their two inputs without concatenating them first.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _FastADM(ADM):
 
     def _encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         first, *others = self.input_blocks
-        # A copy, since images of one channel count as channels-last already and would leave the layout to each layer.
+        # A copy: torch takes images of one channel for channels-last, and each layer would choose its own layout.
         h = x.to(next(first.parameters()).dtype).clone(memory_format=torch.channels_last)
         h = _apply(first, h, emb)
         h = h.to(working_dtype(next(p for p in self.middle_block.parameters() if p.ndim == 4)))
@@ -79,7 +79,7 @@ class _FastADM(ADM):
 
 
 class FastUNet(_FastADM, UNet):
-    """A U-Net whose decoder blocks take the encoder's images without joining them first."""
+    """A U-Net whose decoder blocks read the encoder's images without concatenating them first."""
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         emb = self._embed(t, y)
@@ -128,7 +128,7 @@ class FastResBlock(ResBlock):
     def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W); emb: (B, 4 model_channels), already through SiLU.
 
-        skip: further channels; x may then be of half their height and width, and is upsampled.
+        skip: further channels, concatenated to x; x may have half their height and width and is then upsampled.
         """
         parts = [x] if skip is None else [x, skip]
         norm, _, conv = self.in_layers

@@ -46,7 +46,7 @@ class FastGroupNorm(nn.GroupNorm):
     def _kernels(self, x: Tensor) -> ModuleType | None:
         if not self.own_kernels or x.ndim != 4 or (self.num_groups, self.eps) != (GROUPS, triton_norm.EPS):
             return None
-        return next((module for module in (native, triton_norm) if module.takes_norm(x)), None)
+        return next((module for module in (native, triton_norm) if module.supports_norm(x)), None)
 
     def _by_torch(self, x: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
         values = x if x.dtype == torch.float64 else x.float()
