@@ -139,6 +139,15 @@ def test_dropout_is_active_in_training_only() -> None:
     assert error(network.train()(*arguments), network.eval()(*arguments)) > 0.01
 
 
+def test_dropout_drops_what_the_plain_network_drops() -> None:
+    """With a probability of 1, so that no random number matters."""
+    plain = randomised(UNet(replace(BASE, dropout=1.0))).train()
+    fast = prepare(copy.deepcopy(plain), CPU)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert error(fast(*inputs(BASE)), plain(*inputs(BASE))) < 2e-5
+
+
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_layer_works_channels_last(channels: int, reduced: bool) -> None:

@@ -171,6 +171,7 @@ def norm_conv3x3_backward(
 
 def _channels_last(x: Tensor) -> Tensor:
     """The image if its numbers are in (B, H, W, C) order, else a copy in that order."""
+    assert x.dtype == torch.float32  # the convolutions read nothing else
     last = torch.channels_last
     return x if x.is_contiguous(memory_format=last) else x.contiguous(memory_format=last)
 
