@@ -21,7 +21,7 @@ demo: setup ## make an audited data set of rare images in out/demo (OUT=... to c
 	$(BIN)/rarefy run manifests/demo.toml --out $(OUT)
 	@echo "open $(OUT)/audit/report.html"
 
-smoke: setup ## the demo's smallest form: the same stages in well under a minute
+smoke: setup ## a small version of the demo: the same stages in well under a minute
 	$(BIN)/rarefy run manifests/smoke.toml --out $(or $(SMOKE_OUT),out/smoke)
 
 test: setup ## run every test, in two processes (JOBS=... to choose)
@@ -58,7 +58,7 @@ bench-gpu: setup ## the same on a GPU, in fast
 quality: setup ## measure the embedded model: 10,000 unguided images against the test images (half an hour to an hour)
 	$(BIN)/rarefy run manifests/quality.toml --out out/quality
 
-reproduce: setup ## the papers' experiment: sweep, every sampler's images, docs/results.json (hours; a second run goes on)
+reproduce: setup ## the papers' experiment: sweep, every sampler's images, docs/results.json (hours, resumable)
 	$(BIN)/python -m benchmarks.quality.reproduce --stages sweep,final
 
 clean: ## remove the environment and caches (never data sets)

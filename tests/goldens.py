@@ -1,4 +1,4 @@
-"""Reads golden files and makes the weights that their README prescribes."""
+"""Reading golden files, and the weights with which they were made."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config(values: dict[str, Any]) -> NetworkConfig:
 
 
 def fill(network: nn.Module) -> nn.Module:
-    """Give a network the weights that the golden folder's README prescribes."""
+    """Give a network the weights with which the golden files were made."""
     for name, entry in network.state_dict().items():
         w = torch.randn(entry.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
         if entry.ndim <= 1:

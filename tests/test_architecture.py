@@ -1,4 +1,4 @@
-"""Which part of the package may import which: only lower levels, and rarefy.fast only through rarefy.execution."""
+"""Which part of the package may import which: lower levels only, and rarefy.fast only from execution.py."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_only_execution_imports_fast() -> None:
         for file in (REPO / folder).rglob("*.py")
     ]
     outside = [file for file in files if PACKAGE / "fast" not in file.parents]
-    doors = {file for file in outside if any(f"{name}.".startswith("rarefy.fast.") for name in imported(file))}
-    assert doors == {PACKAGE / "execution.py"}
+    importers = {file for file in outside if any(f"{name}.".startswith("rarefy.fast.") for name in imported(file))}
+    assert importers == {PACKAGE / "execution.py"}

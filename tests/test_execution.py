@@ -55,7 +55,7 @@ def test_fast_is_bfloat16_if_the_processor_has_matrix_units(flags: str, monkeypa
 
 @pytest.mark.parametrize("multiplies", [False, True])
 def test_fast_is_bfloat16_if_the_gpu_multiplies_it(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There need not be a GPU: only torch's answers about it matter. The network is on the meta device."""
+    """The GPU is a fake: only torch's answer about it matters. The network stays on the meta device."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: multiplies or including_emulation)

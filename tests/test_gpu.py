@@ -77,13 +77,13 @@ def test_attentions_gradient_is_the_same_each_time(shape: tuple[int, ...], dtype
     q, k, v = (torch.randn(shape, device=GPU, dtype=dtype, requires_grad=True) for _ in range(3))
     grad = torch.randn(shape, device=GPU, dtype=dtype)
     first, *others = (torch.autograd.grad(attend(q, k, v), (q, k, v), grad) for _ in range(8))
-    for actual in others:
-        assert all(torch.equal(a, b) for a, b in zip(first, actual, strict=True))
+    for gradients in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, gradients, strict=True))
     exact = tuple(part.detach().double().requires_grad_() for part in (q, k, v))
     weights = (exact[0] * shape[-1] ** -0.5 @ exact[1].transpose(-2, -1)).softmax(dim=-1)
     expected = torch.autograd.grad(weights @ exact[2], exact, grad.double())
-    for mine, other in zip(first, expected, strict=True):
-        assert relative_error(mine.double(), other) < (1e-5 if dtype == torch.float32 else 2e-2)
+    for actual, other in zip(first, expected, strict=True):
+        assert relative_error(actual.double(), other) < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
@@ -116,14 +116,14 @@ def test_a_run_on_a_gpu_gives_the_same_images_each_time(precision: str, tmp_path
     for name, actors in (("one", 1), ("two", 2)):
         share = ["--actors", str(actors), "--gpus-per-actor", str(1 / actors)]
         assert main(["generate", str(manifest), "--out", str(tmp_path / name), *share]) == 0
-    actual = images(tmp_path / "one")
-    assert len(actual) == 20 and actual == images(tmp_path / "two")
+    hashes = images(tmp_path / "one")
+    assert len(hashes) == 20 and hashes == images(tmp_path / "two")
 
 
 @pytest.mark.slow
 def test_bench_measures_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--device", "cuda", "--precision", "fast", "--batch", "8,16", "--growth", "--actors", "1", "--json"]
     assert main(["bench", str(ROOT / "manifests" / "smoke.toml"), *options]) == 0
-    actual = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [point["batch"] for point in actual["batches"]] == [8, 16]
-    assert actual["dtype"] == "bfloat16" and all(point["images_per_second"] > 0 for point in actual["batches"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [point["batch"] for point in result["batches"]] == [8, 16]
+    assert result["dtype"] == "bfloat16" and all(point["images_per_second"] > 0 for point in result["batches"])

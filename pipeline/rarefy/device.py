@@ -21,7 +21,7 @@ TRITON_GPU = (7, 0)  # lowest compute capability that Triton supports
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32: on a CPU that needs matrix units for it (AMX)."""
+    """Whether bfloat16 is faster than float32. On a CPU this takes matrix units for it (AMX)."""
     if device.type == "cpu":
         return "amx_bf16" in processor()
     with torch.cuda.device(device):
@@ -54,7 +54,7 @@ def has_triton(device: torch.device) -> bool:
 
 
 def find_compiler() -> str | None:
-    """Path of the machine's C++ compiler: $CXX, or the platform's default. torch.compile looks for the same."""
+    """Path of the machine's C++ compiler: $CXX, or the platform's default. torch.compile uses the same."""
     return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 

@@ -43,9 +43,12 @@ def prepare(
     rarefy's own kernels if they can be built; ``off`` uses torch's; ``full`` is torch.compile. batch: the number of
     images per call that a sampler repeats, for which whole networks may be compiled or recorded; 0 for training and for
     calls of any size. Parameters keep their names and, in ``exact``, their values. Parameters on the meta device are
-    cast and stay there. May be called again with other arguments. Raises DeviceError, ManifestError.
+    cast and stay there. May be called again with other arguments, but weights that ``fast`` rounded cannot become
+    ``exact`` again. Raises DeviceError, ManifestError.
     """
     check_execution(device, precision, compile)
+    if precision == "exact" and network.dtype == torch.bfloat16:
+        raise DeviceError(bad("precision", precision, "possible: the network's weights are in bfloat16; load it again"))
     if _make_fast is not None:
         with repeatable(precision):
             _make_fast(network, device, precision, compile, batch)

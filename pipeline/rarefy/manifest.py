@@ -33,9 +33,9 @@ from rarefy.guidance.base import Term, import_path
 from rarefy.guidance.registry import parse_term
 from rarefy.models.folder import ModelFolder, find_model
 
-MAX_SHARD_SIZE = 100_000  # a sample's key has five digits for its index in the shard
-MAX_SHARDS = 1_000_000  # and six digits for the shard
-DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 it matches 250 ancestral steps (docs/PERFORMANCE.md)
+MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
+MAX_SHARDS = 1_000_000  # and six for the shard
+DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 it matches 250 ancestral steps (docs/METHODS.md)
 _NAME = "lower-case letters, digits and hyphens"
 
 

@@ -1,4 +1,4 @@
-"""Networks under torch.compile and as recordings, compared with the same ones eager."""
+"""Networks under torch.compile and as recordings, compared with the same networks run eagerly."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_compiled_classifier_gives_the_eager_gradient(monkeypatch: pytest.Monk
 
 
 def test_networks_are_recorded_for_a_gpu_and_a_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU and the recording are made up."""
+    """The GPU and the recording are fakes."""
     monkeypatch.setattr(fast, "recorded", lambda network, batch: lambda *_: batch)
     monkeypatch.setattr(nn.Module, "to", lambda self, device: self)
     model, gpu = network(), torch.device("cuda")

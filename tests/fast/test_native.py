@@ -79,10 +79,10 @@ def test_convolution_and_all_its_gradients(size: tuple[int, ...], calls: list[st
     assert error(y, expected) < TOLERANCE
     ours, theirs = torch.autograd.grad(y, leaves, weights), torch.autograd.grad(expected, leaves, weights.double())
     assert calls == ["conv3x3", *["conv3x3"] * (out % native.CHANNELS == 0), "conv3x3_weights"]
-    assert all(error(mine, other) < TOLERANCE for mine, other in zip(ours, theirs, strict=True))
+    assert all(error(actual, other) < TOLERANCE for actual, other in zip(ours, theirs, strict=True))
 
 
-def test_an_image_of_one_channel_is_torchs_and_its_gradient_the_kernels(calls: list[str]) -> None:
+def test_torch_convolves_one_channel_and_the_kernel_its_gradient(calls: list[str]) -> None:
     conv, x = conv_of(1, 32), torch.randn(2, 1, 28, 28).requires_grad_()
     y, expected = conv(x), convolved(x.double(), conv)
     assert not calls
@@ -147,23 +147,23 @@ def test_normalisation_and_its_gradients(silu: bool, tokens: int, dtype: torch.d
     gradients = native.norm_backward(x, grad, expected.statistics.float(), GROUPS, silu)
     near = 1e-4 if dtype == torch.float32 else 1e-2
     assert error(y, expected.y) < near
-    for mine, other in zip(statistics, expected.statistics, strict=True):
-        assert error(mine, other) < near
-    for mine, other in zip(gradients, expected.gradients, strict=True):
-        assert error(mine, other) < near
+    for actual, other in zip(statistics, expected.statistics, strict=True):
+        assert error(actual, other) < near
+    for actual, other in zip(gradients, expected.gradients, strict=True):
+        assert error(actual, other) < near
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0], ids=["centred", "far-from-zero"])
 def test_the_layers_gradients_reach_every_parameter(offset: float) -> None:
-    """A mean far beyond the deviation costs no digits."""
+    """A mean far larger than the deviation loses no digits."""
     norm = layers(64, 64)[0].requires_grad_()
     x = (torch.randn(3, 64, 6, 6) + offset).to(memory_format=torch.channels_last).requires_grad_()
     scale, shift = torch.randn(2, 3, 64).requires_grad_().unbind()
     leaves, weights = [x, scale, shift, norm.weight, norm.bias], torch.randn(3, 64, 6, 6)
     ours = torch.autograd.grad(norm(x, scale, shift, silu=True), leaves, weights)
     theirs = torch.autograd.grad(act(x.double(), norm, scale, shift), leaves, weights.double())
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+    for actual, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(actual, other, rtol=1e-3, atol=1e-3)
 
 
 def test_a_channel_that_is_constant_but_for_its_first_token() -> None:
@@ -191,11 +191,11 @@ def test_silu_at_its_ends_and_of_nan() -> None:
 def test_which_convolutions_are_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "LEAST_TILES", 8)
     x = torch.zeros(2, 32, 8, 8)  # four tiles each
-    assert native.takes_conv3x3(x, 32)
-    assert not native.takes_conv3x3(x[:1], 32)
-    assert not native.takes_conv3x3(x, 8)
+    assert native.supports_conv3x3(x, 32)
+    assert not native.supports_conv3x3(x[:1], 32)
+    assert not native.supports_conv3x3(x, 8)
     for other in (x.double(), x.bfloat16(), x.to("meta")):
-        assert not native.takes_conv3x3(other, 32)
+        assert not native.supports_conv3x3(other, 32)
 
 
 # batch, channels of the first and of the second image, out, height, width, whether the first is of half the size
@@ -257,8 +257,8 @@ def test_threads_neighbours_and_memory_change_no_bit_of_the_fused_kernel(monkeyp
     whole = run(1, slice(None), 0.0)
     for threads, filled in product((1, 2), (0.0, torch.nan)):
         for rows in (slice(None), slice(3, 4), slice(2, 14)):
-            for mine, other in zip(run(threads, rows, filled), whole, strict=True):
-                assert torch.equal(mine, other[rows])
+            for actual, other in zip(run(threads, rows, filled), whole, strict=True):
+                assert torch.equal(actual, other[rows])
 
 
 @pytest.mark.parametrize("trains", [True, False])
@@ -277,8 +277,8 @@ def test_gradients_of_the_fused_kernel(size: tuple[int, ...], scaled: bool, trai
     assert calls == ["norm_conv3x3", "norm_conv3x3_backward", *["conv3x3_weights"] * trains]
     expected = convolved(act(x.double(), norm, scale, shift), conv) + residual.double()
     assert error(y, expected) < TOLERANCE
-    for mine, other in zip(ours, torch.autograd.grad(expected, leaves, weights.double()), strict=True):
-        assert error(mine, other) < TOLERANCE
+    for actual, other in zip(ours, torch.autograd.grad(expected, leaves, weights.double()), strict=True):
+        assert error(actual, other) < TOLERANCE
 
 
 def test_another_convolution_on_the_skip_path_is_not_fused(calls: list[str]) -> None:

@@ -11,6 +11,7 @@ from kernel_cases import error
 from torch import Tensor, nn
 
 from goldens import config, files, fill, read, relative_error
+from rarefy.errors import DeviceError
 from rarefy.execution import prepare
 from rarefy.fast.conv import FastConv3x3
 from rarefy.fast.networks import to_bfloat16
@@ -138,14 +139,23 @@ def test_dropout_is_active_in_training_only() -> None:
     assert error(network.train()(*arguments), network.eval()(*arguments)) > 0.01
 
 
+def test_dropout_drops_what_the_plain_network_drops() -> None:
+    """With a probability of 1, so that no random number matters."""
+    plain = randomised(UNet(replace(BASE, dropout=1.0))).train()
+    fast = prepare(copy.deepcopy(plain), CPU)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert error(fast(*inputs(BASE)), plain(*inputs(BASE))) < 2e-5
+
+
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_layer_works_channels_last(channels: int, reduced: bool) -> None:
     """One layer that falls back to (B, C, H, W) order makes its neighbours reorder too: a third of the speed."""
     network = randomised(UNet(replace(BASE, in_channels=channels, out_channels=2 * channels))).requires_grad_(False)
+    prepare(network, CPU)
     if reduced:
         to_bfloat16(network)
-    prepare(network, CPU)
     strays = []
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -161,9 +171,8 @@ def test_every_layer_works_channels_last(channels: int, reduced: bool) -> None:
 def test_fast_precision_stays_near_exact() -> None:
     """Relative error on eps of random weights, as bfloat16's 8 bits give (a trained model has a tenth of it)."""
     exact = randomised(UNet(replace(BASE, num_head_channels=32))).requires_grad_(False)
-    fast = copy.deepcopy(exact)
+    fast = prepare(copy.deepcopy(exact), CPU)
     to_bfloat16(fast)
-    prepare(fast, CPU)
     assert fast.dtype == torch.bfloat16 and fast.out[2].weight.dtype == torch.float32
     (x, t), expected = inputs(BASE), exact(*inputs(BASE))
     eps = fast(x, t)
@@ -177,6 +186,98 @@ def test_a_copy_of_a_fast_network_is_its_own() -> None:
     for parameter in other.parameters():
         parameter.zero_()
     assert torch.equal(network(*inputs(BASE)), before) and not torch.equal(other(*inputs(BASE)), before)
+
+
+def test_a_copy_does_not_keep_the_originals_recorded_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rarefy import fast
+
+    monkeypatch.setattr(fast, "compiled", lambda network, batch: lambda *a: type(network).forward(network, *a))
+    network = fast.prepare(randomised(UNet(BASE)).requires_grad_(False), CPU, "exact", "full", 3)
+    other = copy.deepcopy(network)
+    for parameter in other.parameters():
+        parameter.zero_()
+    assert "forward" in network.__dict__ and not other(*inputs(BASE)).any()
+
+
+@pytest.mark.parametrize("form", ["base", "plain-resampling", "mean-nearest"])
+@pytest.mark.parametrize("size", [(31, 31), (32, 31), (31, 32), (32, 30)], ids=str)
+def test_other_image_sizes_give_the_plain_results_or_fail_like_them(size: tuple[int, int], form: str) -> None:
+    plain = randomised(UNet(FORMS[form])).requires_grad_(False)
+    fast, (x, t) = prepare(copy.deepcopy(plain), CPU), (torch.randn(4, 3, *size), torch.full((4,), 300.0))
+    if size == (32, 30):
+        assert error(fast(x, t), plain(x, t)) < 2e-5
+        return
+    for network, grad in ((plain, False), (fast, False), (fast, True)):
+        with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+            network(x, t)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("form", ["base", "additive-embedding"])
+def test_one_time_step_serves_the_whole_batch(form: str, batch: int) -> None:
+    plain = randomised(UNet(FORMS[form]))
+    fast, x, t = prepare(copy.deepcopy(plain), CPU), torch.randn(batch, 3, 16, 16).requires_grad_(), torch.tensor([5.0])
+    for ours, expected in zip(results(fast, (x, t)), results(plain, (x, t)), strict=True):
+        assert (ours - expected).norm() <= 2e-5 * expected.norm().clamp_min(10)
+    with torch.no_grad():
+        assert error(fast(x, t), plain(x, t)) < 2e-5
+
+
+def test_second_derivatives_are_refused_by_the_kernels() -> None:
+    """Autograd would silently take the kernels' gradients for constants."""
+    network, (x, t) = prepare(randomised(UNet(BASE)), CPU), inputs(BASE)
+    with pytest.raises(RuntimeError, match="create_graph: True is not possible with rarefy's kernels"):
+        torch.autograd.grad(network(x, t).sum(), x, create_graph=True)
+    prepare(network, CPU, compile="off")
+    (gradient,) = torch.autograd.grad(network(x, t).sum(), x, create_graph=True)
+    assert torch.autograd.grad(gradient.square().sum(), x)[0].any()
+
+
+def test_a_subclass_stays_plain() -> None:
+    class Mine(UNet):
+        pass
+
+    network = randomised(Mine(BASE)).requires_grad_(False)
+    before = network(*inputs(BASE))
+    assert error(prepare(network, CPU)(*inputs(BASE)), before) < 2e-5
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    network = prepare(randomised(UNet(BASE)).double(), CPU)
+    arguments = inputs(BASE, torch.float64)
+    expected = network(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network(*arguments), expected)
+
+
+@pytest.mark.parametrize("trains", ["in_layers.0", "in_layers.2", "out_layers.0", "out_layers.3", "emb_layers", "bias"])
+def test_gradients_of_a_partly_frozen_network(trains: str) -> None:
+    plain = randomised(UNet(BASE)).requires_grad_(False)
+    fast, (x, t) = prepare(copy.deepcopy(plain), CPU), inputs(BASE)
+    gradients = []
+    for network in (fast, plain):
+        leaves = [p.requires_grad_() for name, p in network.named_parameters() if trains in name]
+        y = network(x.detach(), t)
+        gradients.append(torch.autograd.grad(y, leaves, torch.linspace(-1, 1, y.numel()).view_as(y)))
+    for ours, expected in zip(*gradients, strict=True):
+        assert (ours - expected).norm() <= 2e-5 * expected.norm().clamp_min(10)
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_weights_go_from_a_plain_network_to_a_fast_one_and_back(assign: bool) -> None:
+    fast, plain, again = prepare(UNet(BASE).eval(), CPU), randomised(UNet(BASE)), UNet(BASE).eval()
+    fast.load_state_dict(plain.state_dict(), assign=assign)
+    again.load_state_dict(fast.state_dict(), assign=assign)
+    with torch.no_grad():
+        assert error(fast(*inputs(BASE)), plain(*inputs(BASE))) < 2e-5
+        assert torch.equal(again(*inputs(BASE)), plain(*inputs(BASE)))
+
+
+def test_rounded_weights_cannot_become_exact() -> None:
+    network = prepare(UNet(BASE), CPU)
+    to_bfloat16(network)
+    with pytest.raises(DeviceError, match="precision: 'exact' is not possible: the network's weights are in bfloat16"):
+        prepare(network, CPU)
 
 
 def test_preparing_again_changes_the_kernels_alone() -> None:

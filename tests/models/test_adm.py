@@ -99,10 +99,12 @@ def test_classes_must_be_given_exactly_if_the_network_takes_them() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 15}, "image_size: 15 does not divide by 2"),
+        ({"image_size": 15}, "image_size: 15 is not divisible by 2"),
         ({"pool": "mean"}, "pool: 'mean' is not one of attention"),
+        ({"model_channels": 48}, "channels: 48 is not a multiple of 32"),
+        ({"num_head_channels": 48}, "num_head_channels: 48 does not divide 64 channels"),
     ],
 )
 def test_impossible_shapes_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(BASE, **change)
+        UNet(replace(BASE, **change))

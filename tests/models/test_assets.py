@@ -1,4 +1,4 @@
-"""What ships inside the package is what its provenance says, and does its work."""
+"""The files that ship with the package match their provenance, and the networks work."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_weights_are_those_of_their_provenance(network: str) -> None:
 
 def test_the_error_of_fast_was_measured_on_the_weights_that_ship() -> None:
     hashes = [file_sha256(LIBRARY / PRESET / f"{network}.safetensors") for network in ("unet", "classifier")]
-    found = fast_errors(hashes[0], hashes[1])
-    assert found is not None and 0 < found["eps"][0] < found["eps"][1] < 0.1
-    assert all(abs(entry["difference"]) < entry["std"] for entry in found["metrics"].values())
+    errors = fast_errors(hashes[0], hashes[1])
+    assert errors is not None and 0 < errors["eps"][0] < errors["eps"][1] < 0.1
+    assert all(abs(entry["difference"]) < entry["std"] for entry in errors["metrics"].values())
     assert fast_errors(hashes[1], hashes[0]) is None
 
 
@@ -65,7 +65,7 @@ def test_classifier_is_right_on_nine_of_ten_clean_images(models: Models) -> None
 
 
 def test_entropy_constraint_training_raises_the_entropy_of_clean_images(models: Models) -> None:
-    """What ED-DPM trains it for: as often right as the plain one, and less sure of it."""
+    """ED-DPM trains it to be as accurate as the plain one, and less certain."""
     ect, test = load("fashion-mnist-28-ect").classifier, read_embedded(library()[PRESET], "reference")
     x_0, t = torch.from_numpy(test.images[:500]).float() / 127.5 - 1, torch.zeros(500)
     constrained, plain = (entropy(network(x_0, t).log_softmax(-1)).mean() for network in (ect, models.classifier))

@@ -122,7 +122,7 @@ def test_loading_leaves_the_compiler_alone() -> None:
 def test_a_file_that_is_no_checkpoint_is_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(b"not a checkpoint at all")
-    with pytest.raises(CheckpointError, match="is no readable checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a readable checkpoint"):
         load_network(lambda: UNet(SMALL), path)
 
 
@@ -132,7 +132,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "pwned",))
 
     torch.save({"weight": Payload()}, tmp_path / "evil.pt")
-    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         load_network(lambda: UNet(SMALL), tmp_path / "evil.pt")
     assert not (tmp_path / "pwned").exists()
 

@@ -1,4 +1,4 @@
-"""Attention over (B, heads, N, d), by the fastest of torch's kernels that repeats its result exactly."""
+"""Attention over (B, heads, N, d), by torch's fastest kernel that gives the same bytes each time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rarefy.fast.gradient import first_order
 
 FEW_TOKENS = 256  # up to here plain matrix products are faster on a CPU than the flash kernel
 
@@ -48,6 +50,7 @@ class _RepeatableAttention(torch.autograd.Function):
         return F.scaled_dot_product_attention(q, k, v)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
         torch.use_deterministic_algorithms(True)

@@ -14,15 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rarefy.fast.cpu import native
+from rarefy.fast.gradient import first_order
 from rarefy.fast.norm import FastGroupNorm, affine_gradients
 from rarefy.fast.resample import upsample
 from rarefy.models.blocks import GROUPS
 
 
 def working_dtype(like: Tensor) -> torch.dtype:
-    """The type that a layer with such a weight computes in: autocast's if that is on, else the weight's own."""
+    """The type that a layer with such a weight computes in: autocast's if that applies, else the weight's own."""
     device = like.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    autocast = torch.is_autocast_enabled(device) and like.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else like.dtype
 
 
 class FastConv3x3(nn.Conv2d):
@@ -37,23 +39,23 @@ class FastConv3x3(nn.Conv2d):
         """x: (B, C, H, W); residual: (B, K, H, W) -> (B, K, H, W)."""
         dtype, bias = working_dtype(self.weight), self.bias
         x, weight, bias = x.to(dtype), self.weight.to(dtype), None if bias is None else bias.to(dtype)
-        if self.own_kernels and torch.is_grad_enabled() and any(map(self._takes(x), self.weight.shape[:2])):
+        if self.own_kernels and torch.is_grad_enabled() and any(map(self._supports(x), self.weight.shape[:2])):
             y: Tensor = _Conv.apply(x, weight, bias, residual)  # type: ignore[no-untyped-call]
             return y
         return _convolve(x, weight, bias, residual, self.own_kernels)
 
-    def takes(self, x: Tensor) -> bool:
+    def supports(self, x: Tensor) -> bool:
         """Whether the fused kernel supports such images, and also their gradient if one may be asked for."""
         sizes = [self.in_channels, self.out_channels] if torch.is_grad_enabled() else [self.in_channels]
-        return self.own_kernels and working_dtype(self.weight) == x.dtype and all(map(self._takes(x), sizes))
+        return self.own_kernels and working_dtype(self.weight) == x.dtype and all(map(self._supports(x), sizes))
 
     @staticmethod
-    def _takes(x: Tensor) -> Any:
-        return lambda channels: native.takes_conv3x3(x, channels)
+    def _supports(x: Tensor) -> Any:
+        return lambda channels: native.supports_conv3x3(x, channels)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, own_kernels: bool) -> Tensor:
-    if own_kernels and native.takes_conv3x3(x, x.shape[1]):
+    if own_kernels and native.supports_conv3x3(x, x.shape[1]):
         return native.conv3x3(x, weight, bias, residual)
     y = F.conv2d(x, weight, bias, padding=1)
     if residual is None:
@@ -70,23 +72,24 @@ class _Conv(torch.autograd.Function):
         return _convolve(x, weight, bias, residual, True)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, weight) = grads, ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad
         grad_x, grad_weight, grad_bias = None, None, None
-        if needs_x and native.takes_conv3x3(grad, grad.shape[1]):
+        if needs_x and native.supports_conv3x3(grad, grad.shape[1]):
             grad_x, needs_x = native.conv3x3(grad, weight, None, turned=True), False
-        if (needs_weight or needs_bias) and native.takes_conv3x3(x, x.shape[1]):
+        if (needs_weight or needs_bias) and native.supports_conv3x3(x, x.shape[1]):
             grad_weight, grad_bias = native.conv3x3_weights(x, grad)
             needs_weight = needs_bias = False
         if needs_x or needs_weight or needs_bias:
             mask, ones = [needs_x, needs_weight, needs_bias], [1, 1]
-            torchs = torch.ops.aten.convolution_backward(
+            by_torch = torch.ops.aten.convolution_backward(
                 grad, x, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, mask
             )
             grad_x, grad_weight, grad_bias = (
-                other if mine is None else mine
-                for mine, other in zip((grad_x, grad_weight, grad_bias), torchs, strict=True)
+                other if own is None else own
+                for own, other in zip((grad_x, grad_weight, grad_bias), by_torch, strict=True)
             )
         return grad_x, grad_weight, grad_bias, grad if needs_residual else None
 
@@ -106,7 +109,7 @@ def norm_act_conv(
     """
     assert isinstance(norm, FastGroupNorm) and isinstance(conv, FastConv3x3)
     drops = dropout is not None and dropout.training and dropout.p > 0
-    if drops or not conv.takes(x):
+    if drops or not conv.supports(x):
         h = norm(x, scale, shift, silu=True)
         y: Tensor = conv(h if dropout is None else dropout(h), residual)
     elif torch.is_grad_enabled():
@@ -121,7 +124,8 @@ def norm_act_conv_and_skip(
 ) -> tuple[Tensor, Tensor]:
     """conv(SiLU(group_norm(x))) and skip(x), for x = join(parts)."""
     assert isinstance(norm, FastGroupNorm) and isinstance(conv, FastConv3x3)
-    if torch.is_grad_enabled() or not _fuses(skip) or not conv.takes(parts[-1]):
+    fits = all(part.shape[2:] == parts[-1].shape[2:] or _is_half(part, parts[-1]) for part in parts)
+    if torch.is_grad_enabled() or not fits or not _fuses(skip) or not conv.supports(parts[-1]):
         x = join(parts)
         return norm_act_conv(x, norm, conv), skip(x)
     fused = native.norm_conv3x3(parts, _affine(norm), None, None, GROUPS, *_affine(conv), skip=_affine(skip))
@@ -134,7 +138,12 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     first, second = parts
-    return torch.cat([first if first.shape[2:] == second.shape[2:] else upsample(first), second], dim=1)
+    return torch.cat([upsample(first) if _is_half(first, second) else first, second], dim=1)
+
+
+def _is_half(first: Tensor, second: Tensor) -> bool:
+    """Whether the first image has half the height and width of the second."""
+    return all(2 * short == long for short, long in zip(first.shape[2:], second.shape[2:], strict=True))
 
 
 def _fuses(skip: nn.Module) -> bool:
@@ -170,6 +179,7 @@ class _NormConv(torch.autograd.Function):
         return fused.y
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, statistics, normalised, norm_weight, norm_bias, scale, weight) = grads, ctx.saved_tensors
         gradients: list[Tensor | None] = [None] * 7

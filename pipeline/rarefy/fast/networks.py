@@ -1,10 +1,12 @@
 """Faster forms of the networks in :mod:`rarefy.models.adm`, with the same parameters.
 
 Images stay channels-last, attention works on (B, N, C) tokens, the time embedding is activated once for all blocks,
-and a decoder block takes its two inputs without a copy that joins them.
+and decoder blocks read their two inputs without concatenating them first.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +23,11 @@ from rarefy.models.blocks import AttentionBlock, AttentionPool, ResBlock, Upsamp
 def exchange(network: ADM, own_kernels: bool) -> None:
     """Replace the classes of a network and its layers by their faster forms, in place. Parameters stay as they are.
 
-    own_kernels: whether the layers use rarefy's kernels.
+    own_kernels: whether the layers use rarefy's kernels. A subclass of UNet or Classifier stays plain, since its own
+    forward pass may not suit the faster layers.
     """
+    if type(network) not in (UNet, Classifier, FastUNet, FastClassifier):
+        return
     for module in network.modules():
         if type(module) is nn.Conv2d and (module.kernel_size, module.stride) == ((3, 3), (1, 1)):
             module.__class__ = FastConv3x3
@@ -49,12 +54,16 @@ def to_bfloat16(network: ADM) -> None:
 
 
 class _FastADM(ADM):
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without the compiled or recorded forward pass, which would use this network's weights."""
+        return {name: value for name, value in self.__dict__.items() if name != "forward"}
+
     def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
         return F.silu(super()._embed(t, y))
 
     def _encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
         first, *others = self.input_blocks
-        # A copy, since images of one channel count as channels-last already and would leave the layout to each layer.
+        # A copy: torch takes images of one channel for channels-last, and each layer would choose its own layout.
         h = x.to(next(first.parameters()).dtype).clone(memory_format=torch.channels_last)
         h = _apply(first, h, emb)
         h = h.to(working_dtype(next(p for p in self.middle_block.parameters() if p.ndim == 4)))
@@ -70,7 +79,7 @@ class _FastADM(ADM):
 
 
 class FastUNet(_FastADM, UNet):
-    """A U-Net whose decoder blocks take the encoder's images without joining them first."""
+    """A U-Net whose decoder blocks read the encoder's images without concatenating them first."""
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         emb = self._embed(t, y)
@@ -119,7 +128,7 @@ class FastResBlock(ResBlock):
     def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W); emb: (B, 4 model_channels), already through SiLU.
 
-        skip: further channels; x may then be of half their height and width, and is upsampled.
+        skip: further channels, concatenated to x; x may have half their height and width and is then upsampled.
         """
         parts = [x] if skip is None else [x, skip]
         norm, _, conv = self.in_layers
@@ -129,7 +138,7 @@ class FastResBlock(ResBlock):
             x = join(parts)
             h, skipped = conv(self.resample(norm(x, silu=True))), self.skip_connection(self.resample(x))
         _, linear = self.emb_layers
-        emb_out = linear(emb.to(next(linear.parameters()).dtype))
+        emb_out = linear(emb.to(next(linear.parameters()).dtype)).expand(len(h), -1)
         norm, _, dropout, conv = self.out_layers
         assert isinstance(dropout, nn.Dropout)
         if not self.scale_shift:

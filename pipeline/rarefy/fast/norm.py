@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rarefy.fast.cpu import native
 from rarefy.fast.gpu import norm as triton_norm
+from rarefy.fast.gradient import first_order
 from rarefy.models.blocks import GROUPS
 
 
@@ -43,9 +44,9 @@ class FastGroupNorm(nn.GroupNorm):
         return image
 
     def _kernels(self, x: Tensor) -> ModuleType | None:
-        if not self.own_kernels or x.ndim != 4 or self.num_groups != GROUPS:
+        if not self.own_kernels or x.ndim != 4 or (self.num_groups, self.eps) != (GROUPS, triton_norm.EPS):
             return None
-        return next((module for module in (native, triton_norm) if module.takes_norm(x)), None)
+        return next((module for module in (native, triton_norm) if module.supports_norm(x)), None)
 
     def _by_torch(self, x: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
         values = x if x.dtype == torch.float64 else x.float()
@@ -77,10 +78,13 @@ class _Norm(torch.autograd.Function):
         return _image(y, x.shape[2:])
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tokens, statistics, weight, bias, scale = ctx.saved_tensors
-        found = ctx.kernels.norm_backward(tokens, _tokens(grads[0]), statistics, GROUPS, ctx.silu)
-        grad_x, (mean_du, mean_du_xhat) = _image(found[0], grads[0].shape[2:]), found[1:]
+        grad_tokens, mean_du, mean_du_xhat = ctx.kernels.norm_backward(
+            tokens, _tokens(grads[0]), statistics, GROUPS, ctx.silu
+        )
+        grad_x = _image(grad_tokens, grads[0].shape[2:])
         if not any(ctx.needs_input_grad[1:5]):
             return grad_x, *[None] * 6
         count = tokens.shape[1]

@@ -22,7 +22,7 @@ _GROUP_VALUES = 2**24  # 64 MiB of float32
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, hex. Raises CheckpointError where it cannot be read."""
+    """sha256 of a file, hex. Raises CheckpointError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -39,8 +39,8 @@ def load_network(
     """Build a network without allocating it, fill it from ``path`` and return it with the file's sha256.
 
     prepare: called with the network before it has memory; it may change the types of parameters. They come back on the
-    CPU in those types, convolution weights channels-last, without gradients, and the network in eval mode. No more than
-    a group of the file's entries is in memory at the same time. Raises CheckpointError if the file is missing, no
+    CPU in those types, convolution weights channels-last, without gradients, and the network in eval mode. At most one
+    group of the file's entries is in memory at a time. Raises CheckpointError if the file is missing, is not a
     checkpoint, has another hash, or does not have exactly the network's entries.
     """
     sha256 = file_sha256(path)
@@ -84,7 +84,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise CheckpointError(f"checkpoint: {str(path)!r} is no readable checkpoint ({reason})") from error
+        raise CheckpointError(f"checkpoint: {str(path)!r} is not a readable checkpoint ({reason})") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(bad("checkpoint", str(path), "a state dict: a mapping of names to tensors"))
     return state

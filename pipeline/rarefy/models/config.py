@@ -37,13 +37,8 @@ class NetworkConfig:
         factor = 2 ** (len(self.channel_mult) - 1)
         if self.image_size % factor:
             raise ValueError(
-                f"image_size: {self.image_size} does not divide by {factor}, the downsampling of "
+                f"image_size: {self.image_size} is not divisible by {factor}, the downsampling of "
                 f"{len(self.channel_mult)} levels"
             )
         if self.pool not in POOLS:
             raise ValueError(f"pool: {self.pool!r} is not one of {', '.join(POOLS)}")
-
-    @property
-    def learn_sigma(self) -> bool:
-        """Whether the network predicts a variance in addition to eps."""
-        return self.out_channels == 2 * self.in_channels

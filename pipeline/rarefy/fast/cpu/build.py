@@ -1,7 +1,7 @@
 """Building the C++ kernels with the machine's compiler, and the cache of what was built.
 
 A library is code that this process runs. It is loaded only from a folder that belongs to the user and that nobody else
-can write to, and only if it is complete: its sha256 is stored beside it. Otherwise it is built in a temporary folder.
+can write to, and only if it is complete: its sha256 is stored next to it. Otherwise it is built in a temporary folder.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _locked_cache() -> Iterator[Path | None]:
 
 
 def _complete(library: Path) -> bool:
-    """Whether a library has the sha256 stored beside it: loading a truncated one would kill the process."""
+    """Whether a library has the sha256 stored next to it: loading a truncated one would kill the process."""
     try:
         return hashlib.sha256(library.read_bytes()).hexdigest() == library.with_suffix(".sha256").read_text()
     except OSError:

@@ -55,15 +55,15 @@ def available() -> bool:
     return _library() is not None
 
 
-def takes_norm(x: Tensor) -> bool:
+def supports_norm(x: Tensor) -> bool:
     """Whether :func:`norm_forward` supports such images."""
     return x.device.type == "cpu" and x.dtype in DTYPES and available()
 
 
-def takes_conv3x3(x: Tensor, in_channels: int) -> bool:
+def supports_conv3x3(x: Tensor, in_channels: int) -> bool:
     """Whether :func:`conv3x3` supports images of shape (B, in_channels, H, W) like x, and is faster than torch."""
     tiles: int = x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-    return x.dtype == torch.float32 and in_channels % CHANNELS == 0 and tiles >= LEAST_TILES and takes_norm(x)
+    return x.dtype == torch.float32 and in_channels % CHANNELS == 0 and tiles >= LEAST_TILES and supports_norm(x)
 
 
 def norm_forward(
@@ -132,7 +132,7 @@ def norm_conv3x3(
 ) -> NormConv:
     """:func:`conv3x3` of SiLU(normalised images), a few images at a time, which stay in the cache in between.
 
-    parts: one image, (B, C, H, W), or two whose channels are concatenated; the first may be of half the height and
+    parts: one image, (B, C, H, W), or two whose channels are concatenated; the first may have half the height and
     width and is then upsampled. norm: weight and bias, (C,); scale, shift: (B, C); skip: weight, (K, C, 1, 1), and bias
     of a 1x1 convolution of the image before normalisation; keep: whether to return the normalised image, which is
     only possible for one image without ``skip``.
@@ -171,6 +171,7 @@ def norm_conv3x3_backward(
 
 def _channels_last(x: Tensor) -> Tensor:
     """The image if its numbers are in (B, H, W, C) order, else a copy in that order."""
+    assert x.dtype == torch.float32  # the convolutions read nothing else
     last = torch.channels_last
     return x if x.is_contiguous(memory_format=last) else x.contiguous(memory_format=last)
 

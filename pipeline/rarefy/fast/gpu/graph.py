@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rarefy.fast.gradient import first_order
 from rarefy.models.adm import ADM, Classifier
 
 WARM_UP = 2  # eager calls before the recording, since some kernels are built or chosen at first use
@@ -22,13 +23,14 @@ def recorded(network: ADM, batch: int) -> Callable[..., Tensor]:
     """The forward pass of a frozen network on a GPU, recorded for ``batch`` float32 images; other calls stay eager.
 
     A classifier is recorded with its gradient and replayed for calls that need it, a U-Net for calls that need none.
+    Calls in training mode or under autocast, which would use other kernels, stay eager too.
     """
     eager: Callable[..., Tensor] = network.forward
     recording = _Recording(network, eager, batch)
 
     def forward(x: Tensor, *rest: Tensor | None) -> Tensor:
         arguments = [value for value in rest if value is not None]
-        if not recording.fits(x, arguments):
+        if network.training or torch.is_autocast_enabled("cuda") or not recording.fits(x, arguments):
             return eager(x, *rest)
         y: Tensor = _Replay.apply(x, recording, *arguments)  # type: ignore[no-untyped-call]
         return y
@@ -101,6 +103,7 @@ class _Replay(torch.autograd.Function):
         return y
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         recording, arguments = ctx.recording, ctx.saved_tensors
         if recording.turn != ctx.turn:

@@ -23,7 +23,7 @@ MOST_CHUNKS = 64  # of an image's tokens, which one program merges
 _has_triton = functools.cache(has_triton)
 
 
-def takes_norm(x: Tensor) -> bool:
+def supports_norm(x: Tensor) -> bool:
     """Whether :func:`norm_forward` supports such images."""
     return x.is_cuda and x.dtype in DTYPES and _has_triton(x.device)
 

@@ -7,12 +7,12 @@ namespace {
 constexpr long KEPT = 320 << 10;  // bytes of a group's images that fit a core's cache
 
 long scratch_floats(Size size, int threads) {
-  if (Taps::take(size)) return Taps::floats(size, threads);
+  if (Taps::supports(size)) return Taps::floats(size, threads);
   return size.tiles() <= Few::MOST ? Few::floats(size, threads) : Many::floats(size, threads);
 }
 
 void convolve(Images images, float* scratch, int threads) {
-  if (Taps::take(images.size)) {
+  if (Taps::supports(images.size)) {
     auto work = [&](long begin, long count, float*, auto convolve) { convolve(images.some(begin, count)); };
     in_groups<Taps>(images, 1, 0, scratch, threads, work);
   } else if (images.size.tiles() <= Few::MOST) {
@@ -23,9 +23,9 @@ void convolve(Images images, float* scratch, int threads) {
 }
 
 // How many images are normalised and convolved before the next group: enough that their tiles fill blocks, and a number
-// for which few blocks mix tiles of several kinds. 0: all images, step by step.
+// for which few blocks mix tiles of several kinds. 0 means all images at once, one step after the other.
 long group_of(Size size, long image_bytes, int threads) {
-  if (Taps::take(size)) return 1;
+  if (Taps::supports(size)) return 1;
   if (size.tiles() <= Few::MOST || !Many::in_one_part(size)) return 0;
   long tiles = size.tiles() / size.batch, group = std::max(KEPT / image_bytes, (ROWS + tiles - 1) / tiles);
   for (long multiple : {ROWS, 4L})
@@ -62,7 +62,7 @@ void convolve_around(Images images, long kept_channels, float* scratch, int thre
     after(begin, count, kept, 1);
   };
   long keep = kept_floats(group, size, kept_channels);
-  if (Taps::take(size))
+  if (Taps::supports(size))
     in_groups<Taps>(images, group, keep, scratch, threads, work);
   else
     in_groups<Many>(images, group, keep, scratch, threads, work);
@@ -101,7 +101,7 @@ struct Skip {
   }
 };
 
-// Images to normalise: one array, or the channels of two arrays, of which the first may be of half the height and width
+// Images to normalise: one array, or two whose channels are concatenated; the first may have half the height and width
 // and is then upsampled.
 struct Normalised {
   const float *first, *second;  // (batch, tokens, first_channels) and the remaining channels, or null

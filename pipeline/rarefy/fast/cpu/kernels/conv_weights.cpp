@@ -51,8 +51,8 @@ inline Floats transform_gradient(const float* grad, const Size& size, long top, 
   return sum;
 }
 
-// u: (in, out) += v^T z over `rows` of them, for R of v's channels, or `count` if that is smaller (an even number), and
-// VECTORS vectors of z's.
+// u += v^T z over `rows` rows, for R channels of v (or `count`, an even number, if that is smaller) and VECTORS vectors
+// of z's channels. u: (in, out).
 template <int VECTORS, long R = ROWS>
 inline void add_block(const float* v, const float* z, long rows, long in, long out, long count, float* u) {
   if constexpr (R > 2) {

@@ -8,7 +8,7 @@
 #include "vector.h"
 
 #ifdef __AVX512F__
-constexpr long ROWS = 12;  // of a block: two vectors each fill the 32 registers
+constexpr long ROWS = 12;  // of a block; with two vectors each they fill the 32 registers
 #else
 constexpr long ROWS = 6;
 #endif

@@ -6,7 +6,7 @@
 
 struct Taps {
   static constexpr long MOST = 3, COUNT = 9;  // channels; taps
-  static bool take(Size size) { return size.out <= MOST && size.width >= ROWS; }
+  static bool supports(Size size) { return size.out <= MOST && size.width >= ROWS; }
   static long columns(Size size) { return padded(COUNT * size.out); }
   static long weights(Size size) { return size.in * columns(size); }
   static long row(Size size) { return (size.width + 2) * columns(size); }  // a pixel of zeros at both ends
@@ -45,7 +45,7 @@ struct Taps {
   }
 
  private:
-  // z: (width + 2, columns); all but both ends is written.
+  // z: (width + 2, columns); everything except the two ends is written.
   static void multiply_row(Images images, long number, const float* u, float* z) {
     Size size = images.size;
     const float* x = images.x + number * size.width * size.in;

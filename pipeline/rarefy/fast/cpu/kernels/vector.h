@@ -56,7 +56,7 @@ inline void store(bfloat16* p, Floats values) {
 }
 #endif
 
-// Whether T holds less than float32's precision, so that approximations suffice.
+// Whether T has less precision than float32, so that approximations suffice.
 template <typename T>
 constexpr bool ROUGH = sizeof(T) == 2;
 

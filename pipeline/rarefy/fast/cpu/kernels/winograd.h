@@ -7,7 +7,7 @@
 #include "product.h"
 
 constexpr long TILE = 4, SIDE = 6, PLACES = SIDE * SIDE;
-constexpr long LARGEST = 2L << 20;  // transformed weights held at once: what fits a processor's cache
+constexpr long LARGEST = 2L << 20;  // transformed weights in use at the same time: what fits a processor's cache
 
 // The points of the algorithm are 0, +-NEAR, +-FAR and infinity. The paper's, 1 and 2, have twice the rounding error.
 constexpr float NEAR = 0.75f, FAR = 1.5f, NEAR2 = NEAR * NEAR, FAR2 = FAR * FAR;
@@ -37,8 +37,9 @@ void each_part(Size size, Work work) {
   for (long begin = 0; begin < all; begin += most) work(Part{begin, std::min(most, all - begin)});
 }
 
-// Where a tile lies: its image and first pixel, whether every pixel that it reads is in the image, and whether its last
-// row and column are. Tiles are ordered by the latter, so that neighbours overhang the image in the same way.
+// Where a tile lies: its image and first pixel. inside: whether every pixel that it reads is in the image; last_row,
+// last_column: whether its last row and column are. Tiles are ordered by these two, so that neighbours overhang the
+// image in the same way.
 struct Place {
   long image, top, left;
   bool inside, last_row, last_column;
