@@ -11,13 +11,11 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.command import compare, make_parser
+from rarefy.audit.features.extractors import Features
 from rarefy.audit.metrics.distances import precision_recall
 from rarefy.audit.metrics.neighbors import build_manifold, find_neighbors
-
-Features = NDArray[np.float32]
 
 
 def make_features(rows: int, dim: int, seed: int) -> Features:

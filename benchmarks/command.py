@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from rarefy.bench.measure import clock, machine, peak_bytes, ratios, reset_peak, spread
+from rarefy.bench.measure import clock, machine, ratios, spread
+from rarefy.device import peak_bytes, reset_peak
 
 Start = Callable[[str, argparse.Namespace], Callable[[], object]]
 """A module-level function: form and options -> a function that does the form's work once."""

@@ -1,1 +1,0 @@
-"""The experiments behind docs/RESULTS.md: the samplers of both papers on the embedded models."""

@@ -9,11 +9,10 @@ end RESULTS.md and the figures are written next to the results file.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from operator import methodcaller
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from benchmarks.quality.traces import traces
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.metrics.tail import TAIL_SHARE
+from rarefy.bench.measure import machine
 from rarefy.errors import ManifestError, RarefyError, bad
 from rarefy.generate.cluster import Request, connected
 from rarefy.generate.driver import GenerateOptions, generate
@@ -99,7 +99,7 @@ def provenance(images: int, sampler: str) -> Results:
     return {
         "command": "make reproduce",
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
+        "machine": machine(torch.device("cpu")),
         "setting": {"images": images, "sampler": sampler, "extractor": DEFAULT_EXTRACTOR, "k": DEFAULT_K,
                     "reference": f"{REFERENCE_IMAGES:,} test images", "tail": TAIL_SHARE},
     }  # fmt: skip
@@ -108,12 +108,17 @@ def provenance(images: int, sampler: str) -> Results:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments. Raises ManifestError for values out of range."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    add = parser.add_argument
+    add, names = parser.add_argument, methodcaller("split", ",")
     add("--out", type=Path, default=Path("out/reproduce"), help="folder of the runs (default out/reproduce)")
     add("--results", type=Path, default=DOCS / "results.json", help="the results file (default docs/results.json)")
-    add("--stages", type=_names, default=["final"], help="sweep, final or both, separated by a comma (default final)")
-    add("--methods", type=_names, default=list(METHODS), help="samplers, separated by commas (default all)")
-    add("--seeds", type=_numbers, default=[0, 1, 2], help="seeds of the final table (default 0,1,2)")
+    add("--stages", type=names, default=["final"], help="sweep, final or both, separated by a comma (default final)")
+    add("--methods", type=names, default=list(METHODS), help="samplers, separated by commas (default all)")
+    add(
+        "--seeds",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[0, 1, 2],
+        help="seeds of the final table (default 0,1,2)",
+    )
     add("--images", type=int, default=5000, help="images per set of the final table (default 5000)")
     add("--sweep-images", type=int, default=1000, help="images per set of the sweep (default 1000)")
     add("--ray-address", help="a Ray cluster that sees the folder (default: an embedded Ray)")
@@ -125,14 +130,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if not 10 <= images <= REFERENCE_IMAGES:
             raise ManifestError(bad(f"--{option}", images, f"from 10 to {REFERENCE_IMAGES}, the number of real images"))
     return arguments
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,11 +23,6 @@ ADM_G = ClassifierGuidance(scale=1.0)
 EDS = replace(ADM_G, entropy_scaling=True)
 
 
-def load(name: str, precision: str) -> Models:
-    """An embedded model, on the CPU."""
-    return load_prepared(find_model(name), None, None, (None, None), torch.device("cpu"), precision)
-
-
 def traces(images: int, precision: str = "fast", sampler: SamplerSettings = SAMPLER) -> dict[str, Any]:
     """Curves for both models with the plain classifier and with the one trained with ECT.
 
@@ -37,7 +32,8 @@ def traces(images: int, precision: str = "fast", sampler: SamplerSettings = SAMP
     """
     chains = {}
     for name, preset in MODELS.items():
-        plain, ect = load(preset, precision), load(f"{preset}-ect", precision)
+        models = (find_model(preset), find_model(f"{preset}-ect"))
+        plain, ect = (load_prepared(m, None, None, (None, None), torch.device("cpu"), precision) for m in models)
         adm_g = watch(plain, ect, ADM_G, images, sampler)
         norms = {"adm-g": adm_g, "eds": watch(plain, ect, EDS, images, sampler),
                  "eds-ect": watch(ect, plain, EDS, images, sampler)}  # fmt: skip

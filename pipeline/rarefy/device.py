@@ -6,6 +6,8 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
+import resource
 import shutil
 import sys
 import sysconfig
@@ -18,6 +20,16 @@ from rarefy.errors import DeviceError, ManifestError, bad
 PRECISIONS = ("exact", "fast")
 COMPILES = ("auto", "off", "full")
 TRITON_GPU = (7, 0)  # lowest compute capability that Triton supports
+
+
+def find_device(name: str) -> torch.device:
+    """The CPU or a GPU of this machine by name. Raises DeviceError."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise DeviceError(bad("device", name, "cpu, cuda or cuda:N"))
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceError(bad("device", name, f"available here: torch finds {count or 'no'} GPU on this machine"))
+    return device
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -64,3 +76,35 @@ def processor() -> str:
     with contextlib.suppress(OSError, StopIteration), Path("/proc/cpuinfo").open() as lines:
         return next(line for line in lines if line.startswith(("flags", "Features")))
     return f"{sys.platform} {os.uname().machine}"
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the memory peak start anew at the present use, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory since :func:`reset_peak`: resident memory of this process, or torch's allocations on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory for one more batch: on the CPU divided by the cores, since a run has a batch on each."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError, IndexError):
+        free = [int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024]
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free.append(max(limit - used, 0))
+    return min(free) // len(os.sched_getaffinity(0))

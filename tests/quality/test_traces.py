@@ -9,13 +9,18 @@ import torch
 
 from benchmarks.quality import traces
 from rarefy.diffusion.sampler import SamplerSettings, image_noise
+from rarefy.execution import load_prepared
+from rarefy.models.folder import find_model
 from rarefy.plan import sample_seed
 
 SHORT = SamplerSettings("dpm-solver++", "logsnr3", 1.0)
 
 
 def test_the_first_step_matches_the_formulas() -> None:
-    plain, ect = (traces.load(name, "exact") for name in ("fashion-mnist-28", "fashion-mnist-28-ect"))
+    plain, ect = (
+        load_prepared(find_model(name), None, None, (None, None), torch.device("cpu"))
+        for name in ("fashion-mnist-28", "fashion-mnist-28-ect")
+    )
     adm_g, eds = (traces.watch(plain, ect, term, 4, SHORT) for term in (traces.ADM_G, traces.EDS))
     t = torch.full((4,), float(SHORT.chain(plain.preset).schedule.timesteps[-1]))
     x_t = image_noise(plain, [sample_seed(0, y, 0, 0) for y in range(4)])(-1).requires_grad_()

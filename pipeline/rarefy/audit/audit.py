@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor, resolve_device
+from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
 from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import load_reference
@@ -16,6 +16,7 @@ from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.result import build_result
 from rarefy.audit.schema import METRICS_PATH
 from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, write_samples
+from rarefy.device import find_device
 from rarefy.errors import ManifestError, bad
 from rarefy.gates import Gate
 from rarefy.shards.store import Store
@@ -51,7 +52,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     """
     if options.limit < 1:
         raise ManifestError(bad("limit", options.limit, "at least 1"))
-    resolve_device(options.device)
+    find_device(str(options.device))
     started = time.monotonic()
     extractor = load_extractor(options.extractor, options.extractor_weights)
     setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)

@@ -1,1 +1,0 @@
-"""How fast this machine runs a model: what ``rarefy bench`` prints and what ``benchmarks/`` builds on."""

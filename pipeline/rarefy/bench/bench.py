@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass, replace
@@ -11,8 +10,9 @@ from threading import Barrier
 
 import torch
 
-from rarefy.bench.measure import free_bytes, machine, peak_bytes, reset_peak
+from rarefy.bench.measure import machine
 from rarefy.bench.step import Execution, Split, has_weights, load, time_steps
+from rarefy.device import find_device, free_bytes, peak_bytes, reset_peak
 from rarefy.errors import DeviceError, ManifestError, bad
 from rarefy.execution import check_execution, has_bfloat16, repeatable
 from rarefy.manifest import Manifest, load_manifest, parse_manifest
@@ -198,16 +198,6 @@ def numbers(field: str, text: str, most: int) -> list[int]:
         auto = "auto or " if field == "batch" else ""
         raise DeviceError(bad(field, text, f"{auto}whole numbers from 1 to {most}, separated by commas"))
     return sorted({int(part) for part in parts})
-
-
-def find_device(name: str) -> torch.device:
-    """The CPU or a GPU by name. Raises DeviceError."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise DeviceError(bad("device", name, "cpu or cuda"))
-    device, count = torch.device(name), torch.cuda.device_count()
-    if count and (device.index or 0) >= count:
-        raise DeviceError(bad("device", name, f"below cuda:{count}"))
-    return device
 
 
 def table(result: BenchResult) -> str:

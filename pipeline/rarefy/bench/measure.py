@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -50,38 +48,6 @@ def clock(device: torch.device, wall: bool = False) -> float:
         torch.cuda.synchronize(device)
     cpu_time = device.type == "cpu" and torch.get_num_threads() == 1 and not wall
     return time.process_time() if cpu_time else time.perf_counter()
-
-
-def reset_peak(device: torch.device) -> None:
-    """Let the memory peak start anew at the present use, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory since :func:`reset_peak`: resident memory of this process, or torch's allocations on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory for one more batch: on the CPU divided by the cores, since a run has a batch on each."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + cached
-    free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError, IndexError):
-        free = [int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024]
-    with suppress(OSError, ValueError):  # no such file, or no limit ("max")
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free.append(max(limit - used, 0))
-    return min(free) // len(os.sched_getaffinity(0))
 
 
 def machine(device: torch.device) -> dict[str, object]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from rarefy.bench.measure import clock, reset_peak
+from rarefy.bench.measure import clock
+from rarefy.device import reset_peak
 from rarefy.diffusion.sampler import Chain, Sample, image_noise, networks_of, reverse_chain
 from rarefy.execution import load_prepared, prepare
 from rarefy.manifest import ModelSpec

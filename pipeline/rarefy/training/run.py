@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rarefy.device import find_device
 from rarefy.diffusion.schedule import make_schedule
-from rarefy.errors import DeviceError, ManifestError, bad
+from rarefy.errors import ManifestError, bad
 from rarefy.fields import check_integer
 from rarefy.images import load_images
 from rarefy.models.adm import ADM, Classifier, UNet
@@ -80,12 +80,7 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise DeviceError(bad("device", name, "auto, cpu, cuda or cuda:N"))
-    device, count = torch.device(name), torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise DeviceError(bad("device", name, f"available here: this machine has {count} GPUs"))
-    return device
+    return find_device(name)
 
 
 def _network(kind: str, recipe: Recipe, device: torch.device) -> tuple[ADM, LossFunction]:

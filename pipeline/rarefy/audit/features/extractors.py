@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from rarefy.audit.features.cache import array_digest, cached
 from rarefy.audit.features.fidelity import load_registered, registered_names
-from rarefy.errors import DataError, DeviceError, ManifestError, bad
+from rarefy.device import find_device
+from rarefy.errors import DataError, ManifestError, bad
 
 Features = NDArray[np.float32]
 Images = NDArray[np.uint8]
@@ -76,7 +77,7 @@ def extract_outputs(
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(bad("images", f"{images.dtype} {images.shape}", "a uint8 array (N, 1 or 3, H, W)"))
-    place = resolve_device(device)
+    place = find_device(str(device))
     network = extractor.network.to(place)
     outputs = np.empty((len(images), extractor.dim + extractor.logits), np.float32)
     with torch.inference_mode():
@@ -99,17 +100,6 @@ def kept_outputs(images: Images, extractor: Extractor, device: Device = "cpu", s
 def cache_key(extractor: Extractor, images: Images) -> tuple[str, ...]:
     """Everything that an array of outputs depends on."""
     return ("outputs", extractor.digest, extractor.preprocessing, extractor.layer, array_digest(images))
-
-
-def resolve_device(device: Device) -> torch.device:
-    """The torch device with that name. Raises DeviceError if this machine does not have it."""
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise DeviceError(bad("device", str(device), "a torch device such as cpu or cuda:0")) from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(bad("device", str(device), "available: torch finds no GPU on this machine; use cpu"))
-    return place
 
 
 class FoldedConv(nn.Module):

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from rarefy.audit.features.cache import cached
-from rarefy.audit.features.extractors import DEFAULT_BATCH, resolve_device
+from rarefy.audit.features.extractors import DEFAULT_BATCH
+from rarefy.device import find_device
 from rarefy.errors import CheckpointError
 from rarefy.execution import load_prepared
 from rarefy.generate.score import score_images
@@ -37,7 +38,7 @@ def score_reference(
     model = manifest.model
     try:
         hashes = (model.checkpoint_sha256, model.classifier_sha256)
-        place = resolve_device(device)
+        place = find_device(str(device))
         models = load_prepared(manifest.preset, model.checkpoint, model.classifier, hashes, place, "exact")
     except CheckpointError:
         return None
