@@ -113,12 +113,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--results", type=Path, default=DOCS / "results.json", help="the results file (default docs/results.json)")
     add("--stages", type=names, default=["final"], help="sweep, final or both, separated by a comma (default final)")
     add("--methods", type=names, default=list(METHODS), help="samplers, separated by commas (default all)")
-    add(
-        "--seeds",
-        type=lambda text: [int(part) for part in text.split(",")],
-        default=[0, 1, 2],
-        help="seeds of the final table (default 0,1,2)",
-    )
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the final table (default 0 1 2)")
     add("--images", type=int, default=5000, help="images per set of the final table (default 5000)")
     add("--sweep-images", type=int, default=1000, help="images per set of the sweep (default 1000)")
     add("--ray-address", help="a Ray cluster that sees the folder (default: an embedded Ray)")

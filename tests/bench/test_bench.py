@@ -186,7 +186,7 @@ def test_table_of_auto(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         (["--batch", "4,big"], ["batch", "'4,big'"]),
         (["--actors", "65"], ["actors", "'65'", "from 1 to 64"]),
         (["--threads", "0"], ["threads", "0", "from 1"]),
-        (["--device", "tpu"], ["device", "'tpu'", "cpu or cuda"]),
+        (["--device", "tpu"], ["device", "'tpu'", "cpu, cuda or cuda:N"]),
         (["--compile", "all"], ["--compile", "all", "full"]),
         (["--precision", "bf16"], ["--precision", "bf16"]),
     ],

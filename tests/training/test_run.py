@@ -180,7 +180,7 @@ def test_initial_weights_that_do_not_fit_leave_nothing(folder: Path, capsys: pyt
     ("options", "message"),
     [
         (["--device", "cuda:99"], "device: 'cuda:99' is not available here"),
-        (["--device", "gpu"], "device: 'gpu' is not auto, cpu, cuda or cuda:N"),
+        (["--device", "gpu"], "device: 'gpu' is not cpu, cuda or cuda:N"),
         (["--threads", "0"], "threads: 0 is not an integer from 1"),
     ],
 )
