@@ -140,3 +140,8 @@ def test_a_thinned_chain_has_the_ends_of_the_whole_and_its_noise_levels() -> Non
     places = [whole.timesteps.tolist().index(t) for t in thin.timesteps.tolist()]
     torch.testing.assert_close(thin.alphas_cumprod, whole.alphas_cumprod[places])
     assert max(b - a for a, b in itertools.pairwise(places)) - min(b - a for a, b in itertools.pairwise(places)) <= 1
+
+
+def test_a_chain_has_at_least_one_step() -> None:
+    with pytest.raises(ManifestError, match="diffusion_steps: 0 is not at least 1"):
+        make_betas("linear", 0)

@@ -11,7 +11,7 @@ import torch
 from gaussian import GaussianScore, even_schedule, flow
 from torch import Tensor
 
-from rarefy.diffusion.sampler import Chain, ImageNoise, denoiser, networks_of, reverse_chain, sample
+from rarefy.diffusion.sampler import Chain, ImageNoise, denoiser, image_noise, networks_of, reverse_chain, sample
 from rarefy.diffusion.schedule import make_schedule
 from rarefy.errors import ManifestError
 from rarefy.guidance.base import Networks, StepState, Term
@@ -229,3 +229,18 @@ def test_each_image_of_a_stratified_term_has_its_own_tau() -> None:
         expected = gradient(LowConfidence(scale=2.0, tau=tau), None)
         torch.testing.assert_close(actual[place], expected[place], rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(gradient(spread, None), gradient(LowConfidence(scale=2.0, tau=0.4), None))
+
+
+def test_terms_draw_noise_of_their_own_for_each_image() -> None:
+    """Apart from the sampler's noise, and the same for an image whatever its neighbours are."""
+    models = tiny(True)
+
+    def draws(seeds: list[int]) -> Tensor:
+        fresh_noise = networks_of(models, seeds).fresh_noise
+        assert fresh_noise is not None
+        return fresh_noise()
+
+    both = draws([1, 2])
+    assert not torch.equal(both[0], both[1])
+    assert torch.equal(both[1:], draws([2]))
+    assert not torch.equal(both, image_noise(models, [1, 2])(-1))
