@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,16 @@ shard_size = 2
             return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
         except OSError:
             return False
+
+    @staticmethod
+    def gone(pids: list[int]) -> bool:
+        """Whether the processes end within 30 seconds."""
+        end = time.monotonic() + 30
+        while any(Runs.alive(pid) for pid in pids):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+        return True
 
 
 @pytest.fixture(scope="session")

@@ -46,15 +46,6 @@ def session_folders(pid: int) -> set[Path]:
     return {path.parent for path in Path("/tmp").glob(f"{FOLDER_PREFIX}*/session_*_{pid}")}
 
 
-def gone(pids: list[int], runs: Any) -> bool:
-    end = time.monotonic() + 30
-    while any(runs.alive(pid) for pid in pids):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
-
-
 @pytest.mark.slow
 def test_killed_and_interrupted_runs_give_the_bytes_of_an_undisturbed_one(runs: Any, tmp_path: Path) -> None:
     manifest, out = runs.manifest(), tmp_path / "out"
@@ -67,7 +58,7 @@ def test_killed_and_interrupted_runs_give_the_bytes_of_an_undisturbed_one(runs: 
     killed.kill()
     killed.communicate()
     assert len(left) == 1
-    assert gone(family, runs), "Ray's processes outlived the driver"
+    assert runs.gone(family), "Ray's processes outlived the driver"
     kept = markers(out)
     assert 0 < kept < 10
 
@@ -79,7 +70,7 @@ def test_killed_and_interrupted_runs_give_the_bytes_of_an_undisturbed_one(runs: 
     assert interrupted.returncode == 130, errors
     assert "run the same command to resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-    assert gone(family, runs)
+    assert runs.gone(family)
     assert not any(folder.exists() for folder in left), "the killed run's Ray folder was not deleted"
     assert not session_folders(interrupted.pid)
     assert kept < markers(out) < 10
