@@ -26,7 +26,7 @@ from rarefy.generate.driver import GenerateOptions, generate
 from rarefy.generate.execution import load_for_run
 from rarefy.generate.progress import Status
 from rarefy.manifest import parse_manifest
-from rarefy.plan import class_rank, make_plan, sample_seed, shard_name
+from rarefy.plan import make_plan, sample_seed, shard_name
 from rarefy.shards.reader import read_samples
 from rarefy.shards.store import Store
 from rarefy.stages import seal_run
@@ -100,8 +100,7 @@ def run_bare(text: str, device: str, launched: float) -> Run:
         for batch in (slots[first : first + manifest.batch] for first in range(0, len(slots), manifest.batch)):
             seeds = [sample_seed(manifest.seed, slot.class_id, slot.class_index, 0) for slot in batch]
             y = torch.tensor([slot.class_id for slot in batch], device=device)
-            ranks = torch.tensor([class_rank(slot.class_index) for slot in batch], device=device)
-            for state in sample(models, y, seeds, chain, ranks):
+            for state in sample(models, y, seeds, chain):
                 x = state.x
             digest.update(to_uint8(x).cpu().numpy().tobytes())
     return Run(time.monotonic() - start, time.process_time() - cpu, start - launched, digest.hexdigest())

@@ -151,7 +151,8 @@ def test_pipeline_and_bare_loop_make_the_same_images(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pipeline, "generate", generate_here)
-    pipeline.main(["--images", "6", "--steps", "2", "--batch", "2", "--shard-size", "3", "--repeats", "1", "--json"])
+    sizes = {"images": 12, "steps": 2, "batch": 2, "shard-size": 5, "repeats": 1}
+    pipeline.main(["--json", *(f"--{name}={size}" for name, size in sizes.items())])
     result = last_json(capsys)
     assert result["same_images"] is True
     assert result["wall_ratio"]["median"] > 0 and result["cpu_ratio"]["median"] > 0
