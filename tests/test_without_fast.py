@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -64,3 +65,31 @@ def test_fast_is_refused_in_one_line(environment: dict[str, str], tmp_path: Path
     assert done.returncode == 2
     assert "precision: 'fast' is not possible here" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def imports(file: Path) -> set[str]:
+    """Modules that a file imports, also within functions; ``from a import b`` counts as a and as a.b."""
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return modules
+
+
+def test_only_execution_imports_it_and_only_prepare() -> None:
+    users = {
+        str(file.relative_to(PACKAGE)): {name for name in imports(file) if name.startswith("rarefy.fast")}
+        for file in PACKAGE.rglob("*.py")
+        if PACKAGE / "fast" not in file.parents
+    }
+    assert {name: used for name, used in users.items() if used} == {
+        "execution.py": {"rarefy.fast", "rarefy.fast.prepare"}
+    }
+
+
+@pytest.mark.parametrize("name", ["adm", "blocks", "config"])
+def test_the_networks_import_torch_and_their_config_alone(name: str) -> None:
+    allowed = ("__future__", "math", "typing", "dataclasses", "torch", "rarefy.models.blocks", "rarefy.models.config")
+    assert all(module.startswith(allowed) for module in imports(PACKAGE / "models" / f"{name}.py"))
