@@ -1,4 +1,4 @@
-"""A committed run made of given images, without any network: what the audit reads."""
+"""Committed runs for the audit, made of given images without any network."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def blob() -> Blob:
 
 @pytest.fixture
 def commit_run() -> Callable[[Store, str], Manifest]:
-    """Commits every shard of a manifest (store, TOML text), its images from blob."""
+    """Commits every shard of a manifest (store, TOML text), with blobs as images."""
     return lambda store, text: commit_every(store, text, make_blob)
 
 
 @pytest.fixture
 def commit_images() -> Callable[[Store, str, Blob], Manifest]:
-    """As commit_run, with images of the caller's own."""
+    """As commit_run, with the caller's images."""
     return commit_every
 
 
 @pytest.fixture
 def real_folder(tmp_path: Path) -> Path:
-    """Ten class folders of blobs that no run holds, 20 a class."""
+    """Ten class folders with 20 blobs each, none of which is in a run."""
     for class_id in range(10):
         folder = tmp_path / "real" / str(class_id)
         folder.mkdir(parents=True)
@@ -74,7 +74,7 @@ def commit_every(store: Store, text: str, source: Blob) -> Manifest:
 
 
 def fit(image: NDArray[np.uint8], channels: int, size: int) -> NDArray[np.uint8]:
-    """The image in a black frame of the preset's size, grey as colour where it needs to be."""
+    """The image padded with black to the preset's size; grey is repeated if the preset is in colour."""
     edge = size - image.shape[1]
     framed = np.pad(image, ((0, 0), (0, edge), (0, edge)))
     return framed if channels == image.shape[0] else np.repeat(framed, channels, axis=0)
@@ -113,7 +113,7 @@ def make_sample(
 
 
 def make_blob(class_id: int, ordinal: int) -> tuple[NDArray[np.uint8], int, float]:
-    """A soft spot, its place by class and its size by chance; every fourth image is seen as the next class."""
+    """A soft spot at a place set by its class and of random size; every fourth image is predicted as the next class."""
     generator = np.random.default_rng([class_id, ordinal])
     grid = np.arange(28) - np.array([[7.0 + 1.5 * class_id], [14.0]]) - generator.normal(0, 2, (2, 1))
     size = generator.uniform(2, 6)

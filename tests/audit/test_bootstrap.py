@@ -1,4 +1,4 @@
-"""Bootstrap intervals against closed forms, and what must not move."""
+"""Bootstrap intervals against closed forms, and values that must not change."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_a_share_moves_with_both_sides_and_stays_a_share() -> None:
 
 
 def test_intervals_hold_what_other_draws_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A subset for KID is the whole set of 300, so one is all; LOF is not looked at.
+    # A subset for KID is the whole set of 300, so one is enough; LOF is not tested here.
     monkeypatch.setattr(distances, "KID_SUBSETS", 1)
     monkeypatch.setattr(distances, "LOF_SAMPLE", 30)
     generator = np.random.default_rng(0)
@@ -102,12 +102,12 @@ def test_intervals_hold_what_other_draws_give(monkeypatch: pytest.MonkeyPatch) -
             values[name].append(found[name].value)
             spreads[name].append(float(replicates.std()))
     for name, given in values.items():
-        # Recall and coverage err to the safe side: what a row alone reached may be reached by another one drawn.
+        # The spread of recall and coverage is rather too wide: in a fresh draw, another row may reach the same real row.
         assert 0.8 < np.mean(spreads[name]) / np.std(given) < (1.3 if name == "kid" else 1.8), name
 
 
 @pytest.mark.parametrize(("hits", "count"), [(30, 100), (0, 10), (10, 10), (3, 7)])
-def test_a_classs_interval_is_the_bootstraps_own(hits: int, count: int) -> None:
+def test_the_interval_of_a_class_is_the_bootstrap_interval(hits: int, count: int) -> None:
     """Resampling a share is drawing from a binomial, whose quantiles need no resamples."""
     values = np.arange(count) < hits
     fraction, interval = fraction_interval(values)

@@ -1,4 +1,4 @@
-"""Metrics of whole sets: closed forms, and what each must say of sets that are equal, narrow or shifted."""
+"""Metrics of whole sets: closed forms, and known outcomes for equal, narrow and shifted sets."""
 
 from pathlib import Path
 
