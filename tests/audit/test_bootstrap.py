@@ -102,7 +102,7 @@ def test_intervals_hold_what_other_draws_give(monkeypatch: pytest.MonkeyPatch) -
             values[name].append(found[name].value)
             spreads[name].append(float(replicates.std()))
     for name, given in values.items():
-        # The spread of recall and coverage is rather too wide: in a fresh draw, another row may reach the same real row.
+        # Those of recall and coverage are rather too wide: in a fresh draw, another row may reach the same real row.
         assert 0.8 < np.mean(spreads[name]) / np.std(given) < (1.3 if name == "kid" else 1.8), name
 
 
