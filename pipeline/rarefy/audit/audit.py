@@ -52,7 +52,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     """
     if options.limit < 1:
         raise ManifestError(bad("limit", options.limit, "at least 1"))
-    find_device(str(options.device))
+    find_device(options.device)
     started = time.monotonic()
     extractor = load_extractor(options.extractor, options.extractor_weights)
     setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)

@@ -38,7 +38,7 @@ def score_reference(
     model = manifest.model
     try:
         hashes = (model.checkpoint_sha256, model.classifier_sha256)
-        place = find_device(str(device))
+        place = find_device(device)
         models = load_prepared(manifest.preset, model.checkpoint, model.classifier, hashes, place, "exact")
     except CheckpointError:
         return None
