@@ -19,9 +19,9 @@ from rarefy.bench.step import Execution, guided_steps, load
 from rarefy.diffusion.sampler import SamplerSettings
 from rarefy.execution import COMPILES, repeatable
 from rarefy.guidance.terms import ClassifierGuidance
-from rarefy.models.adm import Classifier, UNet
 from rarefy.models.folder import find_model
 from rarefy.models.load import Models
+from rarefy.models.networks import build_classifier, build_unet
 
 MODELS = {"embedded": ("fashion-mnist-28", 64), "adm-64": ("adm-imagenet-64", 4), "adm-256": ("adm-imagenet-256", 1)}
 
@@ -32,7 +32,10 @@ def start(form: str, options: argparse.Namespace) -> Callable[[], object]:
     preset, device, batch = find_model(name), torch.device(options.device), options.batch or batch
     if form == "baseline":
         torch.backends.cudnn.allow_tf32 = options.tf32
-        networks = baseline(UNet(preset.unet).to(device)), baseline(Classifier(preset.classifier).to(device))
+        networks = (
+            baseline(build_unet(preset.unet).to(device)),
+            baseline(build_classifier(preset.classifier).to(device)),
+        )
         models = Models(preset, *networks, "random", "random")
     else:
         models = load(preset, None, Execution(options.device, form, options.compile), batch)

@@ -17,8 +17,8 @@ from benchmarks.baseline import baseline
 from benchmarks.command import compare, make_parser
 from rarefy.audit.inputs.reference import read_embedded
 from rarefy.diffusion.schedule import make_schedule
-from rarefy.models.adm import UNet
 from rarefy.models.folder import find_model
+from rarefy.models.networks import build_unet
 from rarefy.training import loop
 from rarefy.training.data import make_batch
 from rarefy.training.losses import HybridLoss
@@ -30,7 +30,7 @@ def start(form: str, options: argparse.Namespace) -> Callable[[], object]:
     device, preset = torch.device(options.device), find_model("fashion-mnist-28")
     settings, data = TrainSettings(images=10**9, batch=options.batch), read_embedded(preset, "held_out")
     loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
-    network = UNet(preset.unet)
+    network = build_unet(preset.unet)
     if form == "rarefy":
         state = loop.start(network, settings, device, Path("no-checkpoint"))
         return lambda: loop.train_step(state, loss_function, data, settings)

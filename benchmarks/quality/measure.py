@@ -21,6 +21,7 @@ from rarefy.manifest import Manifest
 from rarefy.models.adm import Classifier
 from rarefy.models.checkpoint import load_network
 from rarefy.models.folder import find_model
+from rarefy.models.networks import build_classifier
 from rarefy.shards.store import Store
 
 BATCH = 500
@@ -43,7 +44,7 @@ def yardstick() -> Yardstick:
     reference = load_reference(folder, None)
     assert reference is not None  # it ships with the model
     real = build_manifold(kept_outputs(reference.real.images, extractor), DEFAULT_K)
-    judge, _ = load_network(lambda: Classifier(folder.classifier), folder.file("judge"))
+    judge, _ = load_network(lambda: build_classifier(folder.classifier), folder.file("judge"))
     return Yardstick(extractor, reference, real, judge)
 
 

@@ -155,7 +155,8 @@ def measure(
     torch.set_num_threads(threads)
     torch.compiler.reset()  # or torch.compile refuses further batch sizes
     preset, chain = manifest.preset, manifest.settings.chain(manifest.preset, manifest.terms)
-    unet, classifier = (replace(c, image_size=factor * c.image_size) for c in (preset.unet, preset.classifier))
+    unet = replace(preset.unet, image_size=factor * preset.image_size)
+    classifier = preset.classifier and replace(preset.classifier, image_size=factor * preset.image_size)
     preset = replace(preset, unet=unet, classifier=classifier)
     models = load(preset, manifest.model if factor == 1 else None, execution, batch)
     reset_peak(models.device)

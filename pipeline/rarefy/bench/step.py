@@ -16,9 +16,9 @@ from rarefy.device import reset_peak
 from rarefy.diffusion.sampler import Chain, Sample, image_noise, networks_of, reverse_chain
 from rarefy.execution import load_prepared, prepare
 from rarefy.manifest import ModelSpec
-from rarefy.models.adm import Classifier, UNet
 from rarefy.models.folder import ModelFolder
 from rarefy.models.load import Models
+from rarefy.models.networks import build_classifier, build_unet
 
 WARM_UP, MIN_STEPS, MAX_STEPS, ENOUGH_S = 3, 4, 20, 2.0  # on a GPU the first steps record the networks
 
@@ -57,7 +57,7 @@ def load(preset: ModelFolder, spec: ModelSpec | None, execution: Execution, batc
     if spec and has_weights(preset, spec):
         hashes = spec.checkpoint_sha256, spec.classifier_sha256
         return load_prepared(preset, spec.checkpoint, spec.classifier, hashes, device, *how)
-    models = Models(preset, UNet(preset.unet), Classifier(preset.classifier), "random", "random")
+    models = Models(preset, build_unet(preset.unet), build_classifier(preset.classifier), "random", "random")
     for network in (models.unet, models.classifier):
         prepare(network.eval().requires_grad_(False), device, *how)
     return models

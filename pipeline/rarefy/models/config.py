@@ -1,8 +1,10 @@
-"""The configuration of an ADM network, with the names of openai/guided-diffusion."""
+"""The configuration of a network: ADM's, with the names of openai/guided-diffusion, or another kind's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
@@ -14,6 +16,8 @@ class NetworkConfig:
     attention_resolutions are downsampling factors (image_size // resolution). num_head_channels of -1 means that
     num_heads is used instead. num_classes of None means unconditional. Only the classifier reads pool.
     """
+
+    kind: ClassVar[str] = "adm"
 
     image_size: int
     in_channels: int
@@ -42,3 +46,23 @@ class NetworkConfig:
             )
         if self.pool not in POOLS:
             raise ValueError(f"pool: {self.pool!r} is not one of {', '.join(POOLS)}")
+
+
+@dataclass(frozen=True)
+class OtherNetwork:
+    """A network that is not ADM.
+
+    kind: ``diffusers`` or the import path ``package.module:function`` of a function that builds the network; options:
+    its arguments; out_channels: of a U-Net, as many as in_channels or twice as many (learned sigma), of a classifier,
+    the number of classes; num_classes: classes that a U-Net is conditioned on, None if unconditional.
+    """
+
+    kind: str
+    image_size: int
+    in_channels: int
+    out_channels: int
+    num_classes: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+NetworkSpec = NetworkConfig | OtherNetwork

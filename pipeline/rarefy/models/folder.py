@@ -6,6 +6,7 @@ of OpenAI's models, a manifest gives their paths.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rarefy.errors import ManifestError, bad
-from rarefy.models.config import NetworkConfig
+from rarefy.models.config import NetworkConfig, NetworkSpec, OtherNetwork
 
 FORMAT = "rarefy-model-v1"
 LIBRARY = Path(__file__).parent / "library"
@@ -22,21 +23,26 @@ LIBRARY = Path(__file__).parent / "library"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A diffusion model with its noise-aware classifier, as described by ``config.json``.
+    """A diffusion model, usually with a noise-aware classifier, as described by ``config.json``.
 
-    schedule, diffusion_steps: name and length of the noise schedule; recommended_scale: the published scale of
-    classifier guidance; class_names: one per class of the classifier, or none; path: the folder; files: names of the
-    folder's files by role: ``unet``, ``classifier``, ``reference`` and ``held_out`` (real images for the audit).
+    schedule, diffusion_steps, beta_range: name and length of the noise schedule, and its first and last beta if they
+    are not the usual ones; prediction: what the U-Net predicts, ``eps``, ``v`` or ``sample``; recommended_scale: the
+    published scale of classifier guidance; class_names, wordnet_ids: one per class, or none; path: the folder; files:
+    names of the folder's files by role: ``unet``, ``classifier``, ``judge`` (a classifier of clean images),
+    ``reference`` and ``held_out`` (real images for the audit).
     """
 
     name: str
     description: str
-    unet: NetworkConfig
-    classifier: NetworkConfig
+    unet: NetworkSpec
+    classifier: NetworkSpec | None
     schedule: str
     recommended_scale: float
     diffusion_steps: int = 1000
     class_names: tuple[str, ...] = ()
+    wordnet_ids: tuple[str, ...] = ()
+    prediction: str = "eps"
+    beta_range: tuple[float, float] | None = None
     path: Path = LIBRARY
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -66,8 +72,10 @@ class ModelFolder:
 
     @property
     def classifier_classes(self) -> int:
-        """Number of classes that a sample can be labelled with."""
-        return self.classifier.out_channels
+        """Number of classes that a sample can be labelled with; 1 if the model knows no classes."""
+        if self.classifier is not None:
+            return self.classifier.out_channels
+        return self.num_classes or max(len(self.class_names), 1)
 
     def class_name(self, class_id: int) -> str:
         """Name of a class; its number if the model has no names."""
@@ -79,22 +87,60 @@ def read_model_folder(path: Path) -> ModelFolder:
     config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if config.get("format") != FORMAT:
         raise ManifestError(bad(f"{path / 'config.json'}: format", config.get("format"), FORMAT))
+    schedule = config["schedule"]
     return ModelFolder(
         name=config["name"],
         description=config["description"],
         unet=_network(config["unet"]),
-        classifier=_network(config["classifier"]),
-        schedule=config["schedule"]["name"],
+        classifier=_network(config["classifier"]) if config["classifier"] is not None else None,
+        schedule=schedule["name"],
         recommended_scale=config["recommended_scale"],
-        diffusion_steps=config["schedule"]["steps"],
+        diffusion_steps=schedule["steps"],
         class_names=tuple(config["class_names"]),
+        wordnet_ids=tuple(config.get("wordnet_ids", ())),
+        prediction=schedule["prediction"],
+        beta_range=tuple(schedule["beta_range"]) if "beta_range" in schedule else None,
         path=path,
         files=config.get("files", {}),
     )
 
 
-def _network(table: Mapping[str, Any]) -> NetworkConfig:
-    """Lists become tuples. ``kind`` names the architecture; so far only ``adm`` exists."""
+def write_model_folder(folder: ModelFolder, path: Path) -> None:
+    """Write ``config.json`` into an existing folder. The weights are written by whoever has them."""
+    schedule: dict[str, Any] = {
+        "name": folder.schedule,
+        "steps": folder.diffusion_steps,
+        "prediction": folder.prediction,
+    }
+    if folder.beta_range is not None:
+        schedule["beta_range"] = list(folder.beta_range)
+    config = {
+        "format": FORMAT,
+        "name": folder.name,
+        "description": folder.description,
+        "image_size": folder.image_size,
+        "channels": folder.channels,
+        "class_names": list(folder.class_names),
+        **({"wordnet_ids": list(folder.wordnet_ids)} if folder.wordnet_ids else {}),
+        "schedule": schedule,
+        "recommended_scale": folder.recommended_scale,
+        "unet": _table(folder.unet),
+        "classifier": _table(folder.classifier) if folder.classifier is not None else None,
+        "files": dict(folder.files),
+    }
+    temporary = path / "config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path / "config.json")
+
+
+def _table(network: NetworkSpec) -> dict[str, Any]:
+    return {"kind": network.kind, **dataclasses.asdict(network)}
+
+
+def _network(table: Mapping[str, Any]) -> NetworkSpec:
+    """``kind`` names the architecture: adm, or another one. Lists become tuples."""
+    if table["kind"] != NetworkConfig.kind:
+        return OtherNetwork(**table)
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "kind"
     }
@@ -114,7 +160,7 @@ def _library_order(folder: ModelFolder) -> tuple[bool, int, str]:
 
 
 def find_model(name: str) -> ModelFolder:
-    """The model with this name. Raises ManifestError, which lists the known names."""
+    """The model that ships under this name. Raises ManifestError, which lists the known names."""
     if name not in library():
         raise ManifestError(bad("model.preset", name, f"one of {', '.join(library())}"))
     return library()[name]

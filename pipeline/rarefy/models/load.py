@@ -12,6 +12,7 @@ from rarefy.errors import CheckpointError, bad
 from rarefy.models.adm import ADM, Classifier, UNet
 from rarefy.models.checkpoint import load_network
 from rarefy.models.folder import ModelFolder
+from rarefy.models.networks import build_classifier, build_unet
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,8 @@ def load_models(
     """
     unet_path = _path(preset, "unet", checkpoint, "checkpoint")
     classifier_path = _path(preset, "classifier", classifier, "classifier")
-    unet, unet_sha = load_network(lambda: UNet(preset.unet), unet_path, sha256s[0], prepare)
-    guide, guide_sha = load_network(lambda: Classifier(preset.classifier), classifier_path, sha256s[1], prepare)
+    unet, unet_sha = load_network(lambda: build_unet(preset.unet), unet_path, sha256s[0], prepare)
+    guide, guide_sha = load_network(lambda: build_classifier(preset.classifier), classifier_path, sha256s[1], prepare)
     return Models(
         preset=preset,
         unet=unet.to(device),

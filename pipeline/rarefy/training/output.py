@@ -20,9 +20,9 @@ from rarefy.errors import OutputError, bad
 from rarefy.execution import prepare
 from rarefy.guidance.base import Networks
 from rarefy.images import LabelledImages, load_images
-from rarefy.models.adm import Classifier, UNet
 from rarefy.models.checkpoint import file_sha256
 from rarefy.models.folder import ModelFolder
+from rarefy.models.networks import build_classifier, build_unet
 from rarefy.training.data import place
 from rarefy.training.loop import Report, TrainState
 from rarefy.training.recipe import Recipe, TrainSettings
@@ -76,7 +76,7 @@ def cut_log(log: Path, images: int) -> None:
 def save_grid(state: TrainState, preset: ModelFolder, path: Path, columns: int = 10, rows: int = 4) -> None:
     """Draw ``rows`` images of the first ``columns`` classes: EMA weights, 20 deterministic steps, fixed seeds."""
     device = next(state.model.parameters()).device
-    ema = prepare(UNet(preset.unet), device).eval()
+    ema = prepare(build_unet(preset.unet), device).eval()
     ema.load_state_dict(state.ema)
     networks = Networks(denoiser(ema))
     chain = SamplerSettings("dpm-solver++", "logsnr20").chain(preset)
@@ -123,7 +123,7 @@ def _curve(log: Path, points: int = 60) -> list[dict[str, float]]:
 
 def _accuracies(recipe: Recipe, weights: dict[str, Tensor], device: torch.device) -> dict[str, float]:
     preset = recipe.preset
-    model = prepare(Classifier(preset.classifier), device).eval()
+    model = prepare(build_classifier(preset.classifier), device).eval()
     model.load_state_dict(weights)
     schedule = make_schedule(preset.schedule, preset.diffusion_steps)
     test = load_images(recipe.data, preset.image_size, preset.channels, "test")

@@ -17,8 +17,9 @@ from rarefy.diffusion.schedule import make_schedule
 from rarefy.errors import ManifestError, bad
 from rarefy.fields import check_integer
 from rarefy.images import load_images
-from rarefy.models.adm import ADM, Classifier, UNet
+from rarefy.models.adm import ADM
 from rarefy.models.checkpoint import check_entries, read_state
+from rarefy.models.networks import build_classifier, build_unet
 from rarefy.training.data import place
 from rarefy.training.loop import LossFunction, start, train
 from rarefy.training.losses import ClassifierLoss, HybridLoss
@@ -91,9 +92,9 @@ def _network(kind: str, recipe: Recipe, device: torch.device) -> tuple[ADM, Loss
     network: ADM
     loss: LossFunction
     if kind == "diffusion":
-        network, loss = UNet(preset.unet), HybridLoss(schedule, device, preset.num_classes is not None)
+        network, loss = build_unet(preset.unet), HybridLoss(schedule, device, preset.num_classes is not None)
     else:
-        network = Classifier(preset.classifier)
+        network = build_classifier(preset.classifier)
         loss = ClassifierLoss(schedule, device, recipe.ect, clean=recipe.clean)
     if recipe.init is not None:
         state = read_state(recipe.init)
