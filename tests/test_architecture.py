@@ -21,7 +21,7 @@ LEVELS = (
     ("plan",),
     ("generate", "training"),
     ("audit", "bench"),
-    ("stages",),
+    ("project", "stages"),
     ("cli",),
     ("__main__",),
 )

@@ -61,7 +61,7 @@ def held_out_losses(network: nn.Module, loss: HybridLoss, data: LabelledImages) 
     for part in _parts(len(rows), data):
         x_0 = scaled(data.images[rows[part]]).to(device)
         y = torch.from_numpy(data.labels[rows[part]]).to(device)
-        noise = ImageNoise(range(part.start, part.stop), x_0.shape[1:], device)(0)
+        noise = ImageNoise(range(part.start, part.stop), (x_0.shape[1], *x_0.shape[2:]), device)(0)
         losses = loss.at(network, x_0, y, steps[part].long().to(device), noise)
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + float(value) * len(x_0) / len(rows)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rarefy.errors import OutputError
 from rarefy.training.loop import Report
 from rarefy.training.settings import TrainSettings
 
@@ -24,7 +23,7 @@ class TrainingLog:
 
     def __init__(self, folder: Path, settings: TrainSettings, tensorboard: bool = False) -> None:
         self.path, self.settings = folder / LOG, settings
-        self.writer = tensorboard_writer(folder / "tensorboard") if tensorboard else None
+        self.writer = _tensorboard(folder / "tensorboard") if tensorboard else None
 
     def report(self, report: Report) -> None:
         """Print a report and append it to the log."""
@@ -56,15 +55,9 @@ class TrainingLog:
                 self.writer.add_scalar(name, value, images)
 
 
-def tensorboard_writer(folder: Path) -> SummaryWriter:
-    """A writer of TensorBoard's files. Raises OutputError if the package is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise OutputError(
-            "tensorboard: the package is not installed; install rarefy with its extra 'tensorboard', "
-            "or train without --tensorboard"
-        ) from None
+def _tensorboard(folder: Path) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder))
 
 

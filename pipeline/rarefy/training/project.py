@@ -22,6 +22,7 @@ from rarefy.fields import (
     get_text,
     known_keys,
 )
+from rarefy.images import ClassNames
 from rarefy.models.config import POOLS, NetworkConfig
 from rarefy.models.folder import ModelFolder, read_model_folder
 from rarefy.models.networks import build_classifier, build_unet
@@ -64,12 +65,21 @@ class Project:
     parts: dict[str, TrainSettings]
     ect: float
 
+    @property
+    def classes(self) -> ClassNames | None:
+        """The classes that the data are matched with; None if they define the classes themselves."""
+        if self.class_names is not None:
+            return ClassNames(self.class_names)
+        if self.base is not None and (self.base.num_classes is not None or self.base.class_names):
+            return self.base.classes
+        return None
+
     def model(self, class_names: tuple[str, ...]) -> ModelFolder:
         """The model of these classes, with the files that its folder has. Raises ManifestError for a bad network."""
         if self.base is not None:
-            if len(class_names) != self.base.classifier_classes and self.base.num_classes is not None:
+            if self.base.num_classes not in (None, len(class_names)):
                 allowed = f"one name for each of the {self.base.num_classes} classes of the model in {self.folder}"
-                raise ManifestError(bad("class_names", len(class_names), allowed))
+                raise ManifestError(bad("class_names", f"{len(class_names)} names", allowed))
             network = self.classifier_network(len(class_names))
             return dataclasses.replace(self.base, classifier=network, class_names=class_names)
         assert self.unet is not None
@@ -87,8 +97,8 @@ class Project:
         )
 
     def classifier_network(self, classes: int) -> NetworkConfig | None:
-        """The network of classifier and judge; None if the file describes none."""
-        if self.classifier is None:
+        """The network of classifier and judge; None if none is trained."""
+        if self.classifier is None or "classifier" not in self.parts:
             return None
         return read_network(self.classifier, "classifier_network", self._shape(classes, None))
 
@@ -124,8 +134,10 @@ def load_project(path: Path) -> Project:
     size = get_integer(table, "image_size", 4, MAX_SIDE) if base is None else base.image_size
     if not (parts := [part for part in PARTS if part in table]):
         raise ManifestError(bad("recipe", str(path), f"a file with at least one of the tables {', '.join(PARTS)}"))
-    if parts != ["diffusion"] and "classifier_network" not in table:
-        raise ManifestError(bad("classifier_network", None, f"a table that describes the network of [{parts[-1]}]"))
+    if "judge" in parts and "classifier" not in parts:
+        raise ManifestError(bad("judge", "a table", "allowed without [classifier], whose network it has too"))
+    if "classifier" in parts and "classifier_network" not in table:
+        raise ManifestError(bad("classifier_network", None, "a table that describes the network of [classifier]"))
     return Project(
         path=path,
         name=get_text(table, "name", base.name if base else None),
@@ -156,9 +168,10 @@ def _base(table: Table, folder: Path) -> ModelFolder | None:
         raise ManifestError(bad("unet", None, allowed))
     for key in (*MODEL_KEYS, "diffusion"):
         if key in table:
-            allowed = "allowed without [unet]: the model folder says it"
-            raise ManifestError(bad(key, table[key], allowed))
+            raise ManifestError(bad(key, table[key], "allowed without [unet]: the model folder says it"))
     model = read_model_folder(folder)
+    if model.class_names and "class_names" in table:
+        raise ManifestError(bad("class_names", table["class_names"], "allowed here: the model folder has them"))
     if model.classifier is not None and not (folder / "training" / "classifier").exists():
         raise ManifestError(bad("model", str(folder), "a model without a classifier: it has one already"))
     return model

@@ -95,6 +95,11 @@ def load_recipe(path: Path, kind: str, ect: float | None = None) -> Recipe:
     )
 
 
+def names_preset(path: Path) -> bool:
+    """Whether a recipe file trains a library model again, named by ``preset``. Raises ManifestError."""
+    return "preset" in read_toml(path)
+
+
 def data_folder(table: Table, path: Path) -> Path:
     """The folder of images that a recipe at ``path`` names."""
     return path.parent.absolute() / Path(get_text(table, "data")).expanduser()
@@ -116,7 +121,7 @@ def values_text(values: Mapping[str, object]) -> str:
 
 
 def stored_values(path: Path, part: str) -> dict[str, object]:
-    """The values of an earlier session's ``recipe.toml``, which may be the user's own file as older versions kept it."""
+    """The values of an earlier session's ``recipe.toml``. Older versions kept a copy of the user's file there."""
     table = read_toml(path)
     if "preset" in table:
         return load_recipe(path, part).values()

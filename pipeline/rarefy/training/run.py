@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from rarefy.device import find_device
 from rarefy.diffusion.schedule import make_schedule
-from rarefy.errors import DeviceError, ManifestError, bad
+from rarefy.errors import DeviceError, ManifestError, OutputError, bad
 from rarefy.execution import check_execution
 from rarefy.fields import check_integer
-from rarefy.images import load_images
 from rarefy.models.adm import ADM
 from rarefy.models.checkpoint import check_entries, file_sha256, read_state
-from rarefy.training.data import TrainingSet, place
+from rarefy.training.data import place
+from rarefy.training.images import library_images
 from rarefy.training.log import TrainingLog, cut_log, say
 from rarefy.training.loop import train
 from rarefy.training.losses import ClassifierLoss, HybridLoss
@@ -30,7 +31,6 @@ from rarefy.training.output import (
     STATE,
     Job,
     Places,
-    RealImages,
     check_length,
     check_recipe,
     claim,
@@ -67,16 +67,7 @@ def run_training(
     """
     recipe = load_recipe(Path(recipe_path), part, ect)
     with processes(options) as device:
-        return train_part(Job(recipe, _library_images(recipe), Places.alone(Path(out))), device, options)
-
-
-def _library_images(recipe: Recipe) -> RealImages:
-    """The training images. Those of the test split of IDX files are held out; other sources have no test split."""
-    size, channels = recipe.model.image_size, recipe.model.channels
-    data = TrainingSet.whole(load_images(recipe.data, size, channels, "train"))
-    idx = any(recipe.data.glob("t10k-images-idx3-ubyte*"))
-    held_out = load_images(recipe.data, size, channels, "test") if idx else None
-    return RealImages(data, held_out, data.sha256())
+        return train_part(Job(recipe, library_images(recipe), Places.alone(Path(out))), device, options)
 
 
 def train_part(job: Job, device: torch.device, options: TrainOptions, check: Check | None = None) -> dict[str, Any]:
@@ -149,9 +140,10 @@ def _memory_limit(recipe: Recipe, device: torch.device) -> Iterator[None]:
         share = batch // place()[1] // pieces
         advice = "set checkpointing = true, or take a smaller network"
         if share > 1:
+            smaller = share // 2 * place()[1] * pieces
             advice = (
-                f"a batch of {share // 2 * place()[1] * pieces} may fit; accumulate = {2 * pieces} needs as little memory "
-                f"and keeps the batch; {advice}"
+                f"a batch of {smaller} may fit; accumulate = {2 * pieces} needs as little memory and keeps the batch; "
+                f"or {advice}"
             )
         fits = f"small enough for the memory of {device}, on which it runs {share} images at a time"
         raise DeviceError(f"{bad(f'{recipe.table}.batch', batch, fits)}: {advice}") from None
@@ -162,6 +154,11 @@ def processes(options: TrainOptions) -> Iterator[torch.device]:
     """This process's device; under ``torchrun``, as a member of the process group."""
     if options.threads is not None:
         torch.set_num_threads(check_integer(options.threads, "threads", 1, 4096))
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise OutputError(
+            "tensorboard: the package is not installed; install rarefy with its extra 'tensorboard', "
+            "or train without --tensorboard"
+        )
     device = _device(options.device)
     check_execution(device, "exact", options.compile)
     if device.index is not None:

@@ -19,6 +19,7 @@ from rarefy.models.networks import build_classifier, build_unet
 from rarefy.training.recipe import Recipe
 
 BATCH_PIXELS = 4 * 256**2  # per batch: ADM-256 takes about 0.7 GB per image
+MOST = 50  # images in a batch, so that a time limit is kept
 SAMPLER = SamplerSettings("dpm-solver++", "logsnr20")
 
 
@@ -38,7 +39,7 @@ def averaged_network(recipe: Recipe, weights: dict[str, Tensor], device: torch.d
 @torch.no_grad()
 def draw_images(network: nn.Module, model: ModelFolder, y: Tensor) -> Iterator[Tensor]:
     """Images of the classes ``y``, (N,), in batches (B, C, H, W) of uint8 on the CPU."""
-    device, size = next(network.parameters()).device, max(1, BATCH_PIXELS // model.image_size**2)
+    device, size = next(network.parameters()).device, min(MOST, max(1, BATCH_PIXELS // model.image_size**2))
     networks, chain = Networks(denoiser(network)), SAMPLER.chain(model)  # type: ignore[arg-type]
     shape = (model.channels, model.image_size, model.image_size)
     for first in range(0, len(y), size):

@@ -72,7 +72,7 @@ def backward(
     reduced = training_dtype(precision, device) == torch.bfloat16
     with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
         losses = loss_function(model, batch)
-    (losses["loss"] * weight).backward()  # type: ignore[no-untyped-call]
+    (losses["loss"] * weight).backward()
     return losses
 
 
@@ -84,12 +84,10 @@ def training_dtype(precision: str, device: torch.device) -> torch.dtype:
 @contextmanager
 def tf32(precision: str) -> Iterator[None]:
     """Allow GPUs to round float32 matrix products to 10 bits (TF32) only if ``precision`` says so."""
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = precision == "tf32"
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        matmul.allow_tf32, cudnn.allow_tf32 = before
