@@ -18,7 +18,7 @@ from rarefy.execution import load_prepared, prepare
 from rarefy.manifest import ModelSpec
 from rarefy.models.folder import ModelFolder
 from rarefy.models.load import Models
-from rarefy.models.networks import build_classifier, build_unet
+from rarefy.models.networks import build_network
 
 WARM_UP, MIN_STEPS, MAX_STEPS, ENOUGH_S = 3, 4, 20, 2.0  # on a GPU the first steps record the networks
 
@@ -57,9 +57,11 @@ def load(preset: ModelFolder, spec: ModelSpec | None, execution: Execution, batc
     if spec and has_weights(preset, spec):
         hashes = spec.checkpoint_sha256, spec.classifier_sha256
         return load_prepared(preset, spec.checkpoint, spec.classifier, hashes, device, *how)
-    models = Models(preset, build_unet(preset.unet), build_classifier(preset.classifier), "random", "random")
+    classifier = None if preset.classifier is None else build_network(preset.classifier, "classifier")
+    models = Models(preset, build_network(preset.unet, "unet"), classifier, "random", "random")
     for network in (models.unet, models.classifier):
-        prepare(network.eval().requires_grad_(False), device, *how)
+        if network is not None:
+            prepare(network.eval().requires_grad_(False), device, *how)
     return models
 
 
@@ -86,10 +88,12 @@ def time_steps(models: Models, chain: Chain, batch: int, wall: bool) -> Split:
     count = min(max(MIN_STEPS, chain.classifier_every, enough), MAX_STEPS, len(chain.schedule))
     steps = guided_steps(models, replace(chain, schedule=chain.schedule.thinned(count)), range(batch))
     for part, network in (("unet", models.unet), ("forward", models.classifier)):
-        network.register_forward_pre_hook(partial(add, part, -1))
-        network.register_forward_hook(partial(add, part, 1))
-    models.classifier.register_full_backward_pre_hook(partial(add, "backward", -1))
-    models.classifier.register_full_backward_hook(partial(add, "backward", 1))
+        if network is not None:
+            network.register_forward_pre_hook(partial(add, part, -1))
+            network.register_forward_hook(partial(add, part, 1))
+    if models.classifier is not None:
+        models.classifier.register_full_backward_pre_hook(partial(add, "backward", -1))
+        models.classifier.register_full_backward_hook(partial(add, "backward", 1))
     reset_peak(models.device)
     start = now()
     for _ in range(count):
