@@ -21,7 +21,7 @@ LEVELS = (
     ("plan",),
     ("generate", "training"),
     ("audit", "bench"),
-    ("stages",),
+    ("import_command", "stages"),
     ("cli",),
     ("__main__",),
 )

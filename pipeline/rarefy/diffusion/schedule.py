@@ -107,21 +107,20 @@ def make_betas(name: str, num_timesteps: int, beta_range: tuple[float, float] | 
     """
     if num_timesteps < 1:
         raise ManifestError(bad("diffusion_steps", num_timesteps, "at least 1"))
+    if name not in SCHEDULES:
+        raise ManifestError(bad("schedule", name, f"one of {', '.join(SCHEDULES)}"))
+    if name == "cosine":
+        if beta_range is not None:
+            raise ManifestError(bad("beta_range", list(beta_range), "allowed: the cosine schedule has its own betas"))
+        s = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        bar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
     scale = 1000 / num_timesteps
     first, last = beta_range or (scale * 1e-4, scale * 0.02)
-    if not 0 < first <= last < 1:
+    if beta_range and not 0 < first <= last < 1:
         raise ManifestError(bad("beta_range", [first, last], "[first, last] with 0 < first <= last < 1"))
-    if name == "linear":
-        return torch.linspace(first, last, num_timesteps, dtype=torch.float64)
-    if name == "scaled_linear":
-        return torch.linspace(first**0.5, last**0.5, num_timesteps, dtype=torch.float64) ** 2
-    if name != "cosine":
-        raise ManifestError(bad("schedule", name, f"one of {', '.join(SCHEDULES)}"))
-    if beta_range is not None:
-        raise ManifestError(bad("beta_range", list(beta_range), "allowed: the cosine schedule has its own betas"))
-    s = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
-    bar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
-    return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    power = 2 if name == "scaled_linear" else 1
+    return torch.linspace(first ** (1 / power), last ** (1 / power), num_timesteps, dtype=torch.float64) ** power
 
 
 def kept_timesteps(alphas_cumprod: Tensor, respacing: str) -> list[int]:
