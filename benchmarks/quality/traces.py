@@ -54,13 +54,12 @@ def watch(
     own, other: entropy of each model's classifier at the same x_t; norm: of the gradient of the own classifier.
     """
     curves: dict[str, list[float]] = {"own": [], "other": [], "norm": []}
-    own_classifier, other_classifier = models.classifier, other.classifier
-    assert own_classifier is not None and other_classifier is not None
 
     def classify(x_t: Tensor, t: Tensor) -> Tensor:
-        logits: Tensor = own_classifier(x_t, t)
+        assert models.classifier is not None and other.classifier is not None
+        logits: Tensor = models.classifier(x_t, t)
         with torch.no_grad():
-            for name, answer in (("own", logits), ("other", other_classifier(x_t, t))):
+            for name, answer in (("own", logits), ("other", other.classifier(x_t, t))):
                 curves[name].append(float(entropy(answer.float().log_softmax(dim=-1)).mean()))
         if x_t.requires_grad:
             x_t.register_hook(lambda gradient: curves["norm"].append(float(gradient.flatten(1).norm(dim=1).mean())))

@@ -62,6 +62,6 @@ def _path(preset: ModelFolder, role: str, given: str | None, key: str) -> Path:
     if given:
         return Path(given)
     if role not in preset.files:
-        allowed = f"the path of a file for {preset.name}, whose weights do not ship with rarefy"
+        allowed = f"the path of a file for {preset.name}, whose folder has no weights"
         raise CheckpointError(bad(f"model.{key}", given, allowed))
     return preset.file(role)
