@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -54,11 +55,11 @@ def check_size(folder: Path, size: int) -> None:
 def _describe(project: Project, data: TrainingSet, held_out: LabelledImages | None) -> None:
     counts, names = data.counts, data.source.class_names
     out = f", {data.excluded:,} left out because they equal held-out images" if data.excluded else ""
-    say(f"{len(data):,} images of {len(names):,} classes in {str(project.data)!r}{out}")
+    say(f"{len(data):,} images of {len(names):,} classes in {os.path.normpath(project.data)!r}{out}")
     if empty := [name for name, count in zip(names, counts, strict=True) if count == 0]:
         say(f"no image to train on in {len(empty):,} classes: {listed(empty)}")
     if held_out is not None:
-        say(f"{len(held_out):,} held-out images in {str(project.reference)!r}")
+        say(f"{len(held_out):,} held-out images in {os.path.normpath(project.reference)!r}")
 
 
 def _read(source: Path, size: int, channels: int, split: str, classes: ClassNames | None) -> LabelledImages:

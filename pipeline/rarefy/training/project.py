@@ -70,9 +70,11 @@ class Project:
         """The classes that the data are matched with; None if they define the classes themselves."""
         if self.class_names is not None:
             return ClassNames(self.class_names)
-        if self.base is not None and (self.base.num_classes is not None or self.base.class_names):
+        if self.base is None:
+            return None
+        if self.base.num_classes is not None:
             return self.base.classes
-        return None
+        return ClassNames(self.base.class_names, self.base.wordnet_ids) if self.base.class_names else None
 
     def model(self, class_names: tuple[str, ...]) -> ModelFolder:
         """The model of these classes, with the files that its folder has. Raises ManifestError for a bad network."""
@@ -178,7 +180,13 @@ def _base(table: Table, folder: Path) -> ModelFolder | None:
 
 
 def _part(table: Table, part: str, image_size: int) -> TrainSettings:
+    """A part's settings. Warm-up and moving average are fractions of the run by default, which may be short."""
     settings = {key: value for key, value in get_table(table, part).items() if (part, key) != ("classifier", "ect")}
+    images = settings.get("images")
+    if isinstance(images, int) and images > 0:
+        settings.setdefault("warmup", min(images // 20, TrainSettings.warmup))
+        if "ema" not in settings:
+            settings.setdefault("ema_halflife", max(images // 40, 1))
     return read_settings(settings, part, image_size, flip=False)
 
 
