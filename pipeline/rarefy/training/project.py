@@ -180,13 +180,7 @@ def _base(table: Table, folder: Path) -> ModelFolder | None:
 
 
 def _part(table: Table, part: str, image_size: int) -> TrainSettings:
-    """A part's settings. Warm-up and moving average are fractions of the run by default, which may be short."""
     settings = {key: value for key, value in get_table(table, part).items() if (part, key) != ("classifier", "ect")}
-    images = settings.get("images")
-    if isinstance(images, int) and images > 0:
-        settings.setdefault("warmup", min(images // 20, TrainSettings.warmup))
-        if "ema" not in settings:
-            settings.setdefault("ema_halflife", max(images // 40, 1))
     return read_settings(settings, part, image_size, flip=False)
 
 
