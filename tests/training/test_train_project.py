@@ -58,6 +58,7 @@ def test_the_model_folder_has_all_that_sampling_needs(trained: Path) -> None:
     model = read_model_folder(folder)
     assert model.class_names == NAMES
     assert model.files == {
+        "reference": "reference",
         "unet": "unet.safetensors",
         "classifier": "classifier.safetensors",
         "judge": "judge.safetensors",
@@ -72,7 +73,7 @@ def test_the_model_folder_has_all_that_sampling_needs(trained: Path) -> None:
         "samples-000000160.png",
     }
     assert {path.name for path in folder.iterdir()} == {
-        *model.files.values(), "config.json", "provenance.json", "README.md", "reference", "training"
+        *model.files.values(), "config.json", "provenance.json", "README.md", "training"
     }  # fmt: skip
 
 
@@ -175,7 +176,10 @@ def test_a_stopped_part_goes_on_and_later_parts_follow(
     assert not (tmp_path / "mine" / "model" / "unet.safetensors").exists()
     assert train(path, "diffusion") == 0
     assert "160 images, 48 of them seen already" in capsys.readouterr().err
-    assert read_model_folder(tmp_path / "mine" / "model").files == {"unet": "unet.safetensors"}
+    assert read_model_folder(tmp_path / "mine" / "model").files == {
+        "reference": "reference",
+        "unet": "unet.safetensors",
+    }
 
 
 def test_a_part_that_the_file_lacks_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
