@@ -294,7 +294,7 @@ def _train(arguments: argparse.Namespace) -> int:
             if (value := getattr(arguments, name)) is not None:
                 raise UsageError(f"--{name}: {value!r} is not allowed here: {recipe} says it itself")
         result = train_project(Path(recipe), part, options)
-        text = "trained: " + ", ".join(name for name in PARTS if name in result)
+        text = _trained(result)
     else:
         if part not in PARTS[:2]:
             raise UsageError(f"part: {part!r} is not {' or '.join(PARTS[:2])}, one of which goes before this recipe")
@@ -303,6 +303,16 @@ def _train(arguments: argparse.Namespace) -> int:
         result = run_training(part, recipe, arguments.out, options, arguments.ect)
         text = f"weights: {arguments.out.rstrip('/')}/weights.safetensors"
     return _print(arguments, result, text) if result else OK  # under torchrun, only rank 0 prints
+
+
+def _trained(provenance: dict[str, Any]) -> str:
+    """What a model folder's provenance says, in one line or two."""
+    lines = ["trained: " + ", ".join(name for name in PARTS if name in provenance)]
+    if quality := provenance.get("quality"):
+        names = [name for name in ("fid", "precision", "recall", "on_class") if name in quality]
+        values = [f"{name} {_figure(quality[name])} (real images {_figure(quality['real'][name])})" for name in names]
+        lines.append(f"quality of {quality['sample_images']:,} images: " + ", ".join(values))
+    return "\n".join(lines)
 
 
 def _part_and_recipe(words: Sequence[str]) -> tuple[str | None, str]:
