@@ -136,7 +136,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "line 2 is empty" in refused([*names, str(tmp_path / "gap.txt")], capsys)
     assert "No such file" in refused([*names, str(tmp_path / "none.txt")], capsys)
     odd = SMALL.replace("--num_channels 32", "--num_channels 40")
-    assert "unet: channels: 40 is not a multiple of 32" in refused(
+    assert "the imported model: unet.model_channels: 40 is not times 1 a multiple of 32" in refused(
         ["import", "guided-diffusion", "--flags", odd, "--unet", str(path), *out], capsys
     )
     assert sorted(tmp_path.rglob("*")) == before
