@@ -82,7 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     add_import(commands)
     _add_bench(commands)
-    _command(commands, "models", _models, "list the models that a manifest can name")
+    command = _command(commands, "models", _models, "list the models that ship with rarefy, or describe a model")
+    text = "a name, a model folder, hf://org/name[@revision] or an fsspec URL (default: list those that ship)"
+    command.add_argument("model", metavar="MODEL", nargs="?", help=text)
     return parser
 
 
@@ -115,7 +117,8 @@ def _add_compile(group: Any) -> None:
 def _add_audit(commands: Any) -> None:
     command = _command(commands, "audit", _audit, "measure a run against real images")
     command.add_argument("out", metavar="OUT")
-    command.add_argument("--reference", help="folder of real images (default: those that ship with the model)")
+    command.add_argument("--reference", help="folder of real images (default: those in the model's folder)")
+    command.add_argument("--model", help="where the run's model folder is now, if it has moved")
     text = "efficientnet-lite0 (default), inception-v3, vgg16, dinov2-* or clip-*"
     command.add_argument("--extractor", default="efficientnet-lite0", help=text)
     text = "weights file of another extractor (default: torch-fidelity downloads it)"
@@ -240,6 +243,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         ray_address=arguments.ray_address,
         gates=load_gates(arguments.gates) if arguments.gates else None,
+        model=arguments.model,
     )
     result = run_audit(Store(arguments.out), options, stage_line)
     lines = [f"{name}: {_figure(entry['value'])} (real images: {_figure(entry['floor'])})"
@@ -342,6 +346,11 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _models(arguments: argparse.Namespace) -> int:
     from rarefy.models.folder import library
 
+    if arguments.model is not None:
+        from rarefy.models.describe import describe
+
+        description = describe(arguments.model)
+        return _print(arguments, dataclasses.asdict(description), description.text())
     shown = ["name", "image_size", "channels", "num_classes", "classifier_classes", "schedule", "diffusion_steps"]
     shown += ["recommended_scale", "embedded", "description"]
     rows = [{key: getattr(preset, key) for key in shown} for preset in library().values()]

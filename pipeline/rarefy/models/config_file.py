@@ -123,6 +123,8 @@ def read_network(value: object, field: str) -> NetworkSpec:
 
 def _check_widths(network: NetworkConfig) -> None:
     """Group normalisation and attention divide the channels of every level. Raises ManifestError."""
+    if not network.channel_mult:
+        raise ManifestError(bad("channel_mult", [], "a list with one factor per level"))
     heads = network.num_head_channels
     if heads == 0 or (heads < 0 and network.num_heads < 1):
         raise ManifestError(bad("num_head_channels", heads, "a positive integer, or -1 with a positive num_heads"))

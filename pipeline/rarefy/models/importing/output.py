@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
 
-from rarefy.errors import CheckpointError, ManifestError, OutputError, bad
+from rarefy.errors import OutputError, bad
 from rarefy.models.checkpoint import load_network
-from rarefy.models.config import NetworkSpec
-from rarefy.models.folder import ModelFolder, write_model_folder
+from rarefy.models.folder import ModelFolder, config_content, parse_config, write_model_folder
 from rarefy.models.networks import build_network
 
 
@@ -63,6 +63,8 @@ class Imported:
 
 def check_free(out: str) -> None:
     """Raise OutputError if there is something at ``out``; an empty folder may be."""
+    if "://" in out:
+        raise OutputError(bad("out", out, "a local folder"))
     path = Path(out)
     try:
         used = path.is_symlink() or (any(path.iterdir()) if path.is_dir() else path.exists())
@@ -81,13 +83,14 @@ def write_imported(
     Raises CheckpointError, ManifestError, OutputError; then nothing is left.
     """
     files = {role: f"{role}.safetensors" for role in weights}
-    folder = replace(folder, name=Path(out).absolute().name, path=Path(out), files=files)
+    folder = replace(folder, name=Path(out).resolve().name, path=Path(out), files=files)
+    parse_config(json.loads(json.dumps(config_content(folder))), folder.path, "the imported model")  # checks it
     parameters, hashes = {}, {}
     with _new_folder(out) as temporary:
         for role, source in weights.items():
             spec = folder.unet if role == "unet" else folder.classifier
             assert spec is not None
-            network, hashes[role] = load_network(_builder(spec, role), source)
+            network, hashes[role] = load_network(partial(build_network, spec, role), source)
             parameters[role] = sum(parameter.numel() for parameter in network.parameters())
             state = {name: value.contiguous() for name, value in network.state_dict().items()}
             save_file(state, temporary / files[role])
@@ -98,29 +101,17 @@ def write_imported(
     return Imported(folder, parameters, notes)
 
 
-def _builder(spec: NetworkSpec, role: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        try:
-            return build_network(spec, role)
-        except (ManifestError, CheckpointError):
-            raise
-        except ValueError as error:  # from the layers: sizes that do not divide each other
-            raise ManifestError(f"{role}: {error}") from error
-
-    return build
-
-
 @contextmanager
 def _new_folder(out: str) -> Iterator[Path]:
     """A folder beside ``out`` that becomes ``out`` at the end; after an error it is removed."""
     check_free(out)
-    target = Path(out).absolute()
+    target = Path(out).resolve()
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"out: {out!r} cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"out: {out!r} cannot be written ({getattr(error, 'strerror', None) or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
