@@ -31,7 +31,7 @@ def project_images(project: Project) -> RealImages:
     Classes are matched by name. Raises DataError for a reference of another size or with classes that the data lack.
     """
     size, channels, classes = project.image_size, project.channels, project.classes
-    data = _read(project.data, size, channels, "train", classes)
+    data = _read(project.data, size, channels, "train", classes, project.skip_broken)
     held_out = None
     if project.reference.exists():
         check_size(project.reference, size)
@@ -52,6 +52,8 @@ def check_size(folder: Path, size: int) -> None:
 
 def _describe(project: Project, data: TrainingSet, held_out: LabelledImages | None) -> None:
     counts, names = data.counts, data.source.class_names
+    if broken := data.source.broken:
+        say(f"{len(broken):,} images that cannot be read are left out: {listed(broken)}")
     out = f", {data.excluded:,} left out because they equal held-out images" if data.excluded else ""
     say(f"{len(data):,} images of {len(names):,} classes in {os.path.normpath(project.data)!r}{out}")
     if empty := [name for name, count in zip(names, counts, strict=True) if count == 0]:
@@ -60,6 +62,8 @@ def _describe(project: Project, data: TrainingSet, held_out: LabelledImages | No
         say(f"{len(held_out):,} held-out images in {os.path.normpath(project.reference)!r}")
 
 
-def _read(source: Path, size: int, channels: int, split: str, classes: ClassNames | None) -> LabelledImages:
+def _read(
+    source: Path, size: int, channels: int, split: str, classes: ClassNames | None, skip_broken: bool = False
+) -> LabelledImages:
     step = progress(f"reading {source.name}")
-    return load_images(source, size, channels, split, classes=classes, progress=step)
+    return load_images(source, size, channels, split, classes=classes, skip_broken=skip_broken, progress=step)
