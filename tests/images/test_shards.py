@@ -118,17 +118,17 @@ def test_damage_in_the_middle_and_two_tars_in_one_file_are_refused(tmp_path: Pat
 
 
 def test_hidden_members_folders_and_links_are_counted(tmp_path: Path) -> None:
-    shard(tmp_path / "a.tar", ["0"], "inner/{}")
+    shard(tmp_path / "a.tar", ["0"], "./inner/{}")
     with tarfile.open(tmp_path / "a.tar", "a") as tar:
-        for name in ("inner/._0.png", "__MACOSX/0.png"):
+        for name in ("inner/._0.png", "__MACOSX/0.png", ".git/0.png", "./.x.png"):
             tar.addfile(tarfile.TarInfo(name))
         for name, kind in (("folder", tarfile.DIRTYPE), ("link.png", tarfile.SYMTYPE)):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             tar.addfile(info)
     source = open_source(tmp_path)
-    assert [item.key for item in source.items] == ["inner/0"]
-    assert source.skipped["hidden files and folders"].count == 2
+    assert [item.key for item in source.items] == ["./inner/0"]
+    assert source.skipped["hidden files and folders"].count == 4
     assert source.skipped["members that are not plain files"].first == ["a.tar link.png"]
 
 

@@ -129,6 +129,11 @@ def test_names_that_cannot_be_printed_are_refused(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
+def test_names_with_unusual_spaces_and_marks_are_fine(tmp_path: Path) -> None:
+    names = ["a/at 3.00\u202fPM.png", "a/e\u0301.png", "a/\u200fx.png", "a/\U0001f600.png"]
+    assert set(keys(open_source(write_files(tmp_path, dict.fromkeys(names, PNG))))) == set(names)
+
+
 def test_idx_labels_that_do_not_fit(tmp_path: Path) -> None:
     header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2, 8, 8))
     write_files(tmp_path, {"train-images.idx3-ubyte": header + bytes(128)})

@@ -89,7 +89,7 @@ def one_line_causes() -> Iterator[None]:
 def quiet_decoders() -> Iterator[None]:
     """Without the decoders' own warnings: what they warn of is either refused here or harmless.
 
-    Python's filters belong to the process, so enter this once, around all threads that decode.
+    Python's filters belong to the process, so enter this once, around all threads that decode. It is also a decorator.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
