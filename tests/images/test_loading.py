@@ -230,6 +230,7 @@ def test_processes_share_one_decoding(folder: Path, own_cache: Path) -> None:
         process.start()
     for process in processes:
         process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     assert {results.get() for _ in processes} == {load_images(folder, 8, 1).sha256()}
     assert counter.value == 1
 

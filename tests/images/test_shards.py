@@ -99,6 +99,9 @@ def test_a_tar_cut_anywhere_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"a\.tar is truncated or damaged") as caught:
             open_source(tmp_path)
         assert "\n" not in str(caught.value)
+    path.write_bytes(whole[:end])  # between the last member and the blocks that mark the end
+    with pytest.raises(DataError, match=r"ends after 00002\.cls without the blocks"):
+        open_source(tmp_path)
 
 
 def test_damage_in_the_middle_and_two_tars_in_one_file_are_refused(tmp_path: Path) -> None:
