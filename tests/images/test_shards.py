@@ -35,6 +35,12 @@ def test_numbers_are_class_ids_of_the_model(tmp_path: Path) -> None:
     assert np.array_equal(named.images[:, 0], PIXELS[:3])
 
 
+@pytest.mark.parametrize("label", ["007", "+7", "0" * 5000 + "7"])
+def test_numbers_are_read_by_value(label: str, tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", [label])
+    assert open_source(tmp_path).class_names == ("7",)
+
+
 def test_text_is_a_class_name(tmp_path: Path) -> None:
     shard(tmp_path / "a.tar", ["dog", " Cat ", "dog"])
     data = load_images(tmp_path, 8, 1, classes=ClassNames(("cat", "dog")))

@@ -14,6 +14,7 @@ from planted_images import encode, noise
 
 from rarefy.errors import DataError
 from rarefy.images import ClassNames, inspect_images, load_images, open_source
+from rarefy.images.tables import ImageColumns, Table
 
 PIXELS = noise(0, 7, 8, 8)
 STRUCTS = [{"bytes": encode(pixels), "path": f"{row}.png"} for row, pixels in enumerate(PIXELS)]
@@ -86,7 +87,7 @@ def test_images_are_read_part_by_part(tmp_path: Path, monkeypatch: pytest.Monkey
     reads: list[int] = []
     original = pq.ParquetFile.read_row_group
 
-    def count(self: pq.ParquetFile, part: int, columns: list[str]) -> pa.Table:
+    def count(self: Any, part: int, columns: list[str]) -> pa.Table:
         reads.extend([part] if columns == ["image"] else [])
         return original(self, part, columns)
 
@@ -95,6 +96,18 @@ def test_images_are_read_part_by_part(tmp_path: Path, monkeypatch: pytest.Monkey
     assert reads == []
     assert [np.asarray(item.place.open()).tolist() for item in items] == PIXELS.tolist()
     assert reads == [0, 1, 2, 3]
+    assert np.array_equal(load_images(tmp_path, 8, 1).images[:, 0], PIXELS)
+    assert sorted(reads) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_only_the_last_parts_stay_in_memory(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", table({"image": STRUCTS, "label": LABELS}), rows=2)
+    content = Table(tmp_path / "x.parquet")
+    for kept_bytes, kept in ((0, 2), (1 << 20, 4)):
+        columns = ImageColumns(kept_bytes)
+        for part in (0, 1, 2, 3):
+            assert len(columns.get(content, part, "image")) == (2, 2, 2, 1)[part]
+        assert len(columns._kept) == kept
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from rarefy.images.items import Found, Skipped, Source, make_source
 from rarefy.images.names import is_printable
 
 BLOCK = 512
-MAX_CLASS_ID = 99_999
+MAX_DIGITS = 5  # of a class id
 MAX_LABEL_BYTES = 1 << 20
 KEY_AND_FIELD = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")
 MAX_NAME = 200
@@ -153,10 +153,10 @@ def _class_name(where: str, labels: dict[str, bytes]) -> str:
 
 def check_label(text: str, field: str) -> str:
     """A class name, or a class id as a plain number. Raises DataError."""
-    if re.fullmatch(r"[+-]?\d+", text):
-        if not 0 <= int(text[: len(str(MAX_CLASS_ID)) + 20]) <= MAX_CLASS_ID:
-            raise DataError(f"data: {bad(field, text, f'a class id from 0 to {MAX_CLASS_ID:,}')}")
-        return str(int(text))
+    if number := re.fullmatch(r"(-?)\+?0*([0-9]+)", text):
+        if number[1] or len(number[2]) > MAX_DIGITS:
+            raise DataError(f"data: {bad(field, text[:MAX_NAME], f'a class id from 0 to {10**MAX_DIGITS - 1:,}')}")
+        return number[2]
     if not text or not is_printable(text) or len(text) > MAX_NAME:
         raise DataError(f"data: {bad(field, text[:MAX_NAME], f'a class id or a name of 1 to {MAX_NAME} characters')}")
     return text
