@@ -272,3 +272,17 @@ def test_a_reference_can_be_anywhere(tmp_path: Path) -> None:
     edit(path, "images = 480", "images = 16")
     assert train(path, "classifier") == 0
     assert provenance(path)["classifier"]["excluded_images"] == 8
+
+
+def test_unreadable_images_are_an_error_unless_the_file_leaves_them_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_project(tmp_path)
+    (tmp_path / "photos" / "cat" / "2.png").write_bytes(b"no image")
+    edit(path, "images = 480", "images = 16")
+    assert train(path, "classifier") == 2
+    assert "2.png is not a readable image" in capsys.readouterr().err
+    edit(path, 'name = "mine"', 'name = "mine"\nskip_broken = true')
+    assert train(path, "classifier") == 0
+    assert "1 images that cannot be read are left out: " in capsys.readouterr().err
+    assert provenance(path)["classifier"]["classes"]["cat"] == 12

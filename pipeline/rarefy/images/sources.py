@@ -18,6 +18,7 @@ from rarefy.images.tables import read_tables
 
 ALLOWED = "a folder with class folders of images, .tar shards, Parquet, Arrow or IDX files"
 CLASS_FOLDERS, IDX, SHARDS, PARQUET, ARROW = "class folders", "IDX files", ".tar shards", "Parquet files", "Arrow files"
+BY_CLASS = "named by its class"
 BESIDE_DATA = "other files and folders beside the data"
 SUFFIXES = {".tar": SHARDS, ".parquet": PARQUET, ".arrow": ARROW}
 
@@ -77,6 +78,8 @@ def find_layout(path: Path) -> Layout:
             files.setdefault(form, []).append(Path(entry.path))
     if not files and (splits := _split_folders(folders)):
         return Layout(path, CLASS_FOLDERS, splits, inner=True)
+    if not files and len(folders) > 1 and _named_by_split(folders):
+        raise DataError(f"data: the splits of {str(path)!r} have no class folders; put each image into one {BY_CLASS}")
     if not files and len(folders) == 1 and (below := _only_folder(folders[0])):
         return below
     forms = [*files, *([CLASS_FOLDERS] if any(_has_image(folder) for folder in folders) else [])]
@@ -93,7 +96,7 @@ def _form(name: str) -> str | None:
 
 def _split_folders(folders: Sequence[Path]) -> dict[str, list[Path]]:
     """Folders by split if all have the name of one and at least one is a data set of its own."""
-    if not all(folder.name.lower() in WORDS for folder in folders) or not any(map(_is_data_set, folders)):
+    if not _named_by_split(folders) or not any(map(_is_data_set, folders)):
         return {}
     groups: dict[str, list[Path]] = {}
     for folder in folders:
@@ -102,6 +105,10 @@ def _split_folders(folders: Sequence[Path]) -> dict[str, list[Path]]:
         if len(same) > 1:
             raise DataError(f"data: {str(same[0])!r} and {str(same[1])!r} are both the {split} split")
     return groups
+
+
+def _named_by_split(folders: Sequence[Path]) -> bool:
+    return all(folder.name.lower() in WORDS for folder in folders)
 
 
 def _is_data_set(folder: Path) -> bool:
@@ -140,7 +147,7 @@ def _seen(path: Path) -> str:
     parts = [f"{count:,} {suffix} files" for suffix, count in suffixes.most_common(4)]
     parts += [f"{folders:,} folders without images"] if folders else []
     flat = any(is_image(entry.name) for entry in inside)
-    return (", ".join(parts) or "nothing") + ("; put each image into a folder named by its class" if flat else "")
+    return (", ".join(parts) or "nothing") + (f"; put each image into a folder {BY_CLASS}" if flat else "")
 
 
 def _inner(folder: Path, skipped: Skipped, root: Path) -> Source:
