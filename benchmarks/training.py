@@ -16,7 +16,7 @@ import torch
 from benchmarks.baseline import baseline
 from benchmarks.command import compare, make_parser
 from rarefy.audit.inputs.reference import read_embedded
-from rarefy.diffusion.schedule import make_schedule
+from rarefy.diffusion.schedule import schedule_of
 from rarefy.models.folder import find_model
 from rarefy.models.networks import build_unet
 from rarefy.training import loop
@@ -29,7 +29,7 @@ def start(form: str, options: argparse.Namespace) -> Callable[[], object]:
     """A function that takes the next training step in one form: baseline or rarefy."""
     device, preset = torch.device(options.device), find_model("fashion-mnist-28")
     settings, data = TrainSettings(images=10**9, batch=options.batch), read_embedded(preset, "held_out")
-    loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
+    loss_function = HybridLoss(schedule_of(preset), device)
     network = build_unet(preset.unet)
     if form == "rarefy":
         state = loop.start(network, settings, device, Path("no-checkpoint"))

@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rarefy.diffusion.sampler import ImageNoise, SamplerSettings, denoiser, reverse_chain, to_uint8
-from rarefy.diffusion.schedule import Schedule, make_schedule
+from rarefy.diffusion.prediction import denoiser
+from rarefy.diffusion.sampler import ImageNoise, SamplerSettings, reverse_chain, to_uint8
+from rarefy.diffusion.schedule import Schedule, schedule_of
 from rarefy.errors import OutputError, bad
 from rarefy.execution import prepare
 from rarefy.guidance.base import Networks
@@ -78,7 +79,7 @@ def save_grid(state: TrainState, preset: ModelFolder, path: Path, columns: int =
     device = next(state.model.parameters()).device
     ema = prepare(build_unet(preset.unet), device).eval()
     ema.load_state_dict(state.ema)
-    networks = Networks(denoiser(ema))
+    networks = Networks(denoiser(ema, preset))
     chain = SamplerSettings("dpm-solver++", "logsnr20").chain(preset)
     shape = (preset.channels, preset.image_size, preset.image_size)
     y = torch.arange(columns * rows, device=device) % columns % preset.classifier_classes
@@ -125,7 +126,7 @@ def _accuracies(recipe: Recipe, weights: dict[str, Tensor], device: torch.device
     preset = recipe.preset
     model = prepare(build_classifier(preset.classifier), device).eval()
     model.load_state_dict(weights)
-    schedule = make_schedule(preset.schedule, preset.diffusion_steps)
+    schedule = schedule_of(preset)
     test = load_images(recipe.data, preset.image_size, preset.channels, "test")
     steps = [len(schedule) * tenths // 10 for tenths in ((0,) if recipe.clean else (0, 3, 5, 7))]
     return {f"t={step}": round(accuracy_at(model, test, schedule, step), 4) for step in steps}

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rarefy.device import find_device
-from rarefy.diffusion.schedule import make_schedule
+from rarefy.diffusion.schedule import schedule_of
 from rarefy.errors import ManifestError, bad
 from rarefy.fields import check_integer
 from rarefy.images import load_images
@@ -87,7 +87,7 @@ def _device(name: str) -> torch.device:
 def _network(kind: str, recipe: Recipe, device: torch.device) -> tuple[ADM, LossFunction]:
     """The network with its initial weights, on the CPU, and its loss."""
     preset = recipe.preset
-    schedule = make_schedule(preset.schedule, preset.diffusion_steps)
+    schedule = schedule_of(preset)
     torch.manual_seed(recipe.train.seed)
     network: ADM
     loss: LossFunction
