@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rarefy.errors import ManifestError, bad
+from rarefy.images import ClassNames
 from rarefy.models.config import NetworkSpec
 from rarefy.models.config_file import (
     PREDICTIONS,
@@ -99,6 +100,12 @@ class ModelFolder:
     def labels(self) -> tuple[str, ...]:
         """Name of each class that a sample can be labelled with."""
         return tuple(self.class_name(class_id) for class_id in range(self.classifier_classes))
+
+    @property
+    def classes(self) -> ClassNames:
+        """Names of the classes, for matching with data; their numbers if the model has no names."""
+        names = tuple(self.class_name(class_id) for class_id in range(self.classifier_classes))
+        return ClassNames(names, self.wordnet_ids)
 
     def class_name(self, class_id: int) -> str:
         """Name of a class: its number if the model has no names, ``all`` if neither network knows classes."""
