@@ -34,7 +34,7 @@ from rarefy.guidance.registry import parse_term
 from rarefy.models.folder import CONFIG, ModelFolder, find_model, sampling_config
 from rarefy.models.run_model import read_run_model
 from rarefy.models.source import ModelSpec, find_source
-from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE
+from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE, RUN_FILE
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard
@@ -109,8 +109,9 @@ def load_manifest(path: str | Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
-    beside = Path(path).with_name(MODEL_FILE)
-    of_run = Path(path).name == MANIFEST_FILE and beside.is_file()
+    folder = Path(path).parent
+    beside, claimed = folder / MODEL_FILE, folder / RUN_FILE
+    of_run = Path(path).name == MANIFEST_FILE and beside.is_file() and claimed.is_file()
     return parse_manifest(text, str(path), read_run_model(beside.read_bytes(), str(beside)) if of_run else None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def check_trained(spec: ModelSpec) -> None:
     if spec.source is None or spec.trained:
         return
     if not spec.folder.path.is_dir():
-        raise CheckpointError(bad("model.path", spec.source, "there: the run's model folder has been moved or deleted"))
+        gone = f"there: it has been moved or deleted, or cannot be seen from {platform.node()}"
+        raise CheckpointError(bad("model.path", spec.source, gone))
     missing = [role for role in spec.folder.networks if not ((path := spec.weights(role)) and path.is_file())]
     names = ", ".join(spec.folder.files.get(role, f"files.{role} in config.json") for role in missing)
     raise CheckpointError(f"model.path: {spec.source!r} is not trained yet: it lacks {names}; run rarefy train")
