@@ -255,6 +255,8 @@ def _audit(arguments: argparse.Namespace) -> int:
 def _audit_lines(result: dict[str, Any]) -> list[str]:
     failed = [check for check in result["gates"] if not check["passed"]]
     lines = [f"problem: {problem['where']}: {problem['what']}" for problem in result["problems"]]
+    if result["provenance"]["classifier_sha256"] is None:
+        lines.append("the model has no classifier: no confidence, entropy or on-class rate")
     lines += [f"gate failed: {check['metric']} ({check['scope']}) is {_figure(check['value'])}, "
               f"{check['bound']} {check['limit']:g}" for check in failed]  # fmt: skip
     return lines
