@@ -20,8 +20,10 @@ from rarefy.execution import load_prepared
 from rarefy.models.folder import read_model_folder, write_model_folder
 from rarefy.project import checks
 from rarefy.training import loop
+from rarefy.training.images import project_images
 from rarefy.training.log import read_log
 from rarefy.training.output import write_weights
+from rarefy.training.project import load_project
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +196,17 @@ def test_held_out_images_of_another_size_are_refused(tmp_path: Path, capsys: pyt
     assert train(path) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "8 x 8' is not 16 x 16 pixels, which is image_size" in error and "held-out-000000.tar" in error
+
+
+def test_classes_are_those_of_their_names_in_any_order(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    edit(path, 'name = "mine"', 'name = "mine"\nclass_names = ["dog", "cat", "big-bird", "APPLE"]')
+    real = project_images(load_project(path))
+    assert real.held_out is not None
+    assert (real.held_out.labels == 3 - images(92).labels[52:92]).all()
+    for row in real.train.rows:  # the classes' images are brighter to the right by their number
+        slope = real.train.source.images[row, 0, :, -1].mean() - real.train.source.images[row, 0, :, 0].mean()
+        assert round(slope / 120 + 1.5) == 3 - real.train.source.labels[row]
 
 
 def test_without_held_out_images_nothing_is_measured_on_training_images(

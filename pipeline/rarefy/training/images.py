@@ -53,7 +53,7 @@ def check_size(folder: Path, size: int) -> None:
 def _describe(project: Project, data: TrainingSet, held_out: LabelledImages | None) -> None:
     counts, names = data.counts, data.source.class_names
     if broken := data.source.broken:
-        say(f"left out because they cannot be read: {len(broken):,} images: {listed(broken)}")
+        say(f"{len(broken):,} images that cannot be read are left out: {listed(broken)}")
     out = f", {data.excluded:,} left out because they equal held-out images" if data.excluded else ""
     say(f"{len(data):,} images of {len(names):,} classes in {os.path.normpath(project.data)!r}{out}")
     if empty := [name for name, count in zip(names, counts, strict=True) if count == 0]:
