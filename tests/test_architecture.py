@@ -12,8 +12,8 @@ REPO = Path(__file__).parents[1]
 PACKAGE = REPO / "pipeline" / "rarefy"
 # Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
 LEVELS = (
-    ("errors",),
-    ("device", "fields", "guidance", "images", "shards", "torchvision_operators", "user_cache"),
+    ("errors", "user_cache"),
+    ("device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("fast",),
     ("diffusion", "execution"),
@@ -21,7 +21,7 @@ LEVELS = (
     ("plan",),
     ("generate", "training"),
     ("audit", "bench"),
-    ("import_command", "stages"),
+    ("import_command", "project", "stages"),
     ("cli",),
     ("__main__",),
 )

@@ -118,11 +118,13 @@ def test_an_audit_never_uses_other_real_images(tmp_path: Path, capsys: pytest.Ca
     folder = write_model(
         tmp_path / "model", dataclasses.replace(MODEL, files={**MODEL.files, "reference": "reference"})
     )
-    (folder / "reference").mkdir()
-    (folder / "reference" / "0.tar").write_bytes(b"held-out images")
+    write_real_images(folder / "reference")
     manifest = load_manifest(write_manifest(tmp_path / "rare.toml", "model"))
     make_run(manifest, tmp_path / "out")
-    (folder / "reference" / "0.tar").write_bytes(b"other images")
+    assert main(["audit", str(tmp_path / "out"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["provenance"]
+    assert shown["reference_count"] == 16 and shown["reference"].startswith("held-out images of the model")
+    (folder / "reference" / "0" / "0.png").rename(folder / "reference" / "1" / "8.png")
     assert "its real images differ" in refused(["audit", str(tmp_path / "out")], capsys)
     folder.rename(tmp_path / "gone")
     message = refused(["audit", str(tmp_path / "out")], capsys)
@@ -195,3 +197,13 @@ def test_a_run_is_completed_from_its_own_copy_of_the_manifest(
     (out / "state" / "rare-000001.json").unlink()
     message = refused(["generate", str(out / "manifest.toml"), "--out", str(out)], capsys)
     assert str(tmp_path / "model") in message and "moved or deleted" in message
+
+
+def test_only_a_runs_own_manifest_takes_its_model_from_the_file_next_to_it(own: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "rare.toml").rename(tmp_path / "manifest.toml")
+    (tmp_path / "model.json").write_text('{"somebody": "else\'s"}')
+    assert load_manifest(tmp_path / "manifest.toml").digest == own.digest
+    make_run(own, tmp_path / "out")
+    (tmp_path / "out" / "model.json").write_text("{}")
+    with pytest.raises(ManifestError, match=r"out/model\.json: format: None"):
+        load_manifest(tmp_path / "out" / "manifest.toml")

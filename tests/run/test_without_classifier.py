@@ -72,6 +72,13 @@ def test_without_a_classifier_an_audit_leaves_scores_out_and_says_so(
     samples = pq.read_table(tmp_path / "out" / "audit" / "samples.parquet")
     assert samples["confidence"].null_count == len(samples) == 8
     arguments = ["audit", str(tmp_path / "out"), "--reference", str(real)]
+    capsys.readouterr()
+    assert main(["audit", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == "the model has no classifier: no confidence, entropy or on-class rate\n"
+    assert main(["report", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "audit" / "report.html").read_text()
+    absent = ("numbers", "distributions", "map", "rarest", "copies")
+    assert not [name for name in absent if f'id="{name}"' in page] and 'id="classes"' in page
     assert "tail: 'confidence'" in refused([*arguments, "--tail", "confidence"], capsys)
     (tmp_path / "gates.toml").write_text("[gates]\non_class_rate = { min = 0.5 }")
     assert "gates.on_class_rate" in refused([*arguments, "--gates", str(tmp_path / "gates.toml")], capsys)
@@ -105,7 +112,7 @@ def test_what_needs_none_is_allowed(plain: Manifest, tmp_path: Path) -> None:
         load_manifest(tmp_path / "rare.toml")
 
 
-def test_a_model_that_knows_no_classes_makes_images_of_one(tmp_path: Path) -> None:
+def test_a_model_that_knows_no_classes_makes_images_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model: ModelFolder = dataclasses.replace(WITHOUT_CLASSIFIER, unet=UNCONDITIONAL, class_names=())
     write_model(tmp_path / "model", model)
     manifest = load_manifest(write_manifest(tmp_path / "rare.toml", "model"))
@@ -116,3 +123,9 @@ def test_a_model_that_knows_no_classes_makes_images_of_one(tmp_path: Path) -> No
     text = (tmp_path / "rare.toml").read_text().replace("total = 8", "counts = { all = 8 }")
     (tmp_path / "named.toml").write_text(text)
     assert load_manifest(tmp_path / "named.toml").counts == {0: 8}
+    capsys.readouterr()
+    real = write_real_images(tmp_path / "real")  # of four classes, which this model does not know
+    assert main(["audit", str(tmp_path / "out"), "--json", "--reference", str(real)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [(row["class_name"], row["count"]) for row in result["per_class"]] == [("all", 8)]
+    assert result["metrics"]["recall"]["generated_count"] == 8 and result["provenance"]["reference_count"] == 16
