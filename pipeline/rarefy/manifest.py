@@ -22,32 +22,22 @@ from rarefy.fields import (
     get_integer,
     get_match,
     get_number,
-    get_path,
-    get_sha256,
     get_table,
     get_text,
     known_keys,
 )
-from rarefy.gates import Gate, parse_gates
+from rarefy.gates import Gate, check_measurable, parse_gates
 from rarefy.guidance.base import Term, import_path
 from rarefy.guidance.registry import parse_term
-from rarefy.models.folder import ModelFolder, find_model
+from rarefy.models.folder import CONFIG, ModelFolder, sampling_config
+from rarefy.models.run_model import read_run_model
+from rarefy.models.source import ModelSpec, read_model_table
+from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE, RUN_FILE
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard
 DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 it matches 250 ancestral steps (docs/METHODS.md)
 _NAME = "lower-case letters, digits and hyphens"
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """The model by name and, if its weights do not ship with rarefy, the absolute paths of its two weights files."""
-
-    preset: str
-    checkpoint: str | None = None
-    checkpoint_sha256: str | None = None
-    classifier: str | None = None
-    classifier_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,8 @@ class Manifest:
 
     @property
     def preset(self) -> ModelFolder:
-        return find_model(self.model.preset)
+        """The model's folder."""
+        return self.model.folder
 
     @property
     def total(self) -> int:
@@ -106,24 +97,34 @@ class Manifest:
 
 
 def load_manifest(path: str | Path) -> Manifest:
-    """Read and validate a manifest file. Raises ManifestError (unreadable, not TOML, unknown key, bad value)."""
+    """Read and validate a manifest file. Raises ManifestError (unreadable, not TOML, unknown key, bad value).
+
+    A run's own copy, OUT/manifest.toml, gets its model from the ``model.json`` next to it.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
-    return parse_manifest(text, str(path))
+    folder = Path(path).parent
+    beside, claimed = folder / MODEL_FILE, folder / RUN_FILE
+    of_run = Path(path).name == MANIFEST_FILE and beside.is_file() and claimed.is_file()
+    return parse_manifest(text, str(path), read_run_model(beside.read_bytes(), str(beside)) if of_run else None)
 
 
-def parse_manifest(text: str, source: str) -> Manifest:
-    """Validate manifest text. source: its path, for error messages; relative checkpoint paths start at its folder."""
+def parse_manifest(text: str, source: str, model: ModelSpec | None = None) -> Manifest:
+    """Validate manifest text. source: its path, for error messages; relative paths in it start at its folder.
+
+    model: of a run that has begun, from its ``model.json``; it replaces the folder at ``model.path``.
+    """
     try:
         root = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ManifestError(f"{source}: not TOML: {error}") from None
     known_keys(root, "", ("name", "seed", "model", "sampler", "guidance", "classes", "accept", "output", "gates"))
-    model = _model(get_table(root, "model"), Path(source).parent)
-    preset = find_model(model.preset)
+    model = read_model_table(get_table(root, "model"), Path(source).parent, model)
+    preset = model.folder
+    _check_schedule(model)
     sampler, output = get_table(root, "sampler"), get_table(root, "output")
     known_keys(sampler, "sampler", ("method", "steps", "eta", "classifier_every", "precision", "batch"))
     known_keys(output, "output", ("shard_size", "prefix"))
@@ -143,20 +144,32 @@ def parse_manifest(text: str, source: str) -> Manifest:
         text=text,
         gates=parse_gates(get_table(root, "gates")),
     )
+    if preset.classifier is None:
+        _check_without_classifier(manifest)
     if manifest.total > MAX_SHARDS * manifest.shard_size:
         raise ManifestError(bad("classes", manifest.total, f"at most {MAX_SHARDS} shards of output.shard_size images"))
     return dataclasses.replace(manifest, digest=_digest(manifest, get_table(root, "model")))
 
 
-def _model(table: Table, folder: Path) -> ModelSpec:
-    known_keys(table, "model", [field.name for field in dataclasses.fields(ModelSpec)])
-    return ModelSpec(
-        preset=get_text(table, "model.preset"),
-        checkpoint=get_path(table, "model.checkpoint", folder),
-        checkpoint_sha256=get_sha256(table, "model.checkpoint_sha256"),
-        classifier=get_path(table, "model.classifier", folder),
-        classifier_sha256=get_sha256(table, "model.classifier_sha256"),
-    )
+def _check_schedule(model: ModelSpec) -> None:
+    """A folder's ``config.json`` may name an unknown schedule. Raises ManifestError, which names the file."""
+    try:
+        SamplerSettings(steps="").chain(model.folder)
+    except ManifestError as error:
+        raise ManifestError(f"{model.source or model.folder.path}/{CONFIG}: {error}") from None
+
+
+def _check_without_classifier(manifest: Manifest) -> None:
+    """Raise ManifestError for whatever needs a classifier."""
+    hint = "possible with a model that has no classifier (rarefy train classifier adds one)"
+    for index, term in enumerate(manifest.terms):
+        if term.needs_classifier:
+            raise ManifestError(bad(f"guidance[{index}].term", term.name, hint))
+    if manifest.settings.classifier_every > 1:
+        raise ManifestError(bad("sampler.classifier_every", manifest.settings.classifier_every, hint))
+    if manifest.accept is not None:
+        raise ManifestError(bad("accept", "[accept]", hint))
+    check_measurable(manifest.gates)
 
 
 def _settings(table: Table, preset: ModelFolder) -> SamplerSettings:
@@ -212,12 +225,12 @@ def _counts(table: Table, preset: ModelFolder) -> dict[int, int]:
 
 def _class_id(key: object, field: str, preset: ModelFolder) -> int:
     """The id of a class, given as an integer, as digits or by one of the model's class names."""
-    if isinstance(key, str) and key in preset.class_names:
-        return preset.class_names.index(key)
+    if isinstance(key, str) and key in preset.labels:
+        return preset.labels.index(key)
     number = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < preset.classifier_classes:
-        near = difflib.get_close_matches(str(key), preset.class_names, 1)
-        hint = f" (nearest: {near[0]})" if near else ""
+        near = difflib.get_close_matches(str(key), preset.labels, 3)
+        hint = f" (nearest: {', '.join(near)})" if near else ""
         allowed = f"a class of {preset.name}: 0 to {preset.classifier_classes - 1} or a class name{hint}"
         raise ManifestError(bad(field, key, allowed))
     return number
@@ -247,18 +260,27 @@ def _bounds(table: Table, field: str, highest: float) -> Bounds:
 
 
 def _digest(manifest: Manifest, written: Table) -> str:
-    """sha256 of all fields but text and gates. Weights count by their hash if given, else by their path as written."""
+    """sha256 of all fields but text and gates. Weights count by their hash if given, else by their path as written.
+
+    A model folder counts by what its images depend on, and not by its name or its place.
+    """
     model = manifest.model
-    content = _plain(manifest)
-    assert isinstance(content, dict)
-    content |= {"text": "", "format": 1}
-    del content["gates"]
-    content["model"] = [
-        model.preset,
-        model.checkpoint_sha256 or written.get("checkpoint", ""),
-        model.classifier_sha256 or written.get("classifier", ""),
-    ]
+    content = {field.name: _plain(getattr(manifest, field.name)) for field in _hashed_fields()}
+    content |= {"": "Manifest", "digest": "", "text": "", "format": 1}
+    if model.source is None:
+        content["model"] = [
+            model.folder.name,
+            model.checkpoint_sha256 or written.get("checkpoint", ""),
+            model.classifier_sha256 or written.get("classifier", ""),
+        ]
+    else:
+        content["model"] = [sampling_config(model.folder), model.checkpoint_sha256, model.classifier_sha256]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _hashed_fields() -> list[dataclasses.Field[object]]:
+    apart = ("model", "digest", "text", "gates")
+    return [field for field in dataclasses.fields(Manifest) if field.name not in apart]
 
 
 def _plain(value: object) -> object:

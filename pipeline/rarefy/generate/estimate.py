@@ -10,9 +10,11 @@ from itertools import islice
 
 import torch
 
+from rarefy.device import has_bfloat16
 from rarefy.diffusion.sampler import Chain, sample
 from rarefy.errors import CheckpointError
 from rarefy.generate.execution import full_batch, load_for_run
+from rarefy.generate.memory import BatchMemory
 from rarefy.generate.progress import duration
 from rarefy.guidance.base import NetworkTerm
 from rarefy.manifest import Manifest
@@ -29,11 +31,12 @@ SLOW_STEP_S = 2.0  # if one step of one image takes longer, no further steps are
 class PlanSummary:
     """A plan in numbers. classes: (id, name, images); estimated_seconds: None if weights are missing.
 
+    digest: None for a model folder that is not trained yet, because the weights are part of it.
     estimate: how the time was estimated, or why it was not.
     """
 
     name: str
-    digest: str
+    digest: str | None
     preset: str
     images: int
     shards: int
@@ -53,7 +56,7 @@ class PlanSummary:
             [
                 f"{self.name}: {self.images:,} images in {self.shards:,} shards of {self.shard_size:,}",
                 f"model {self.preset}, {self.steps} steps, guidance {' + '.join(self.guidance) or 'none'}",
-                f"digest {self.digest}",
+                f"digest {self.digest or 'unknown until the model is trained'}",
                 "  class  name                           images",
                 *rows,
                 f"size (estimate): {self.estimated_bytes / 1e6:,.1f} MB of shards",
@@ -68,7 +71,7 @@ def summarize(manifest: Manifest) -> PlanSummary:
     seconds, estimate = _seconds(manifest)
     return PlanSummary(
         name=manifest.name,
-        digest=manifest.digest,
+        digest=manifest.digest if manifest.model.source is None or manifest.model.trained else None,
         preset=preset.name,
         images=plan.total,
         shards=plan.num_shards,
@@ -90,14 +93,15 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
     batch = min(full_batch(manifest), PROBE_BATCH)
     try:
         models = load_for_run(dataclasses.replace(manifest, batch=batch), device, "auto")
-        per_image = _image_step_seconds(models, chain, batch) * len(chain.schedule) / cores
+        with BatchMemory(device).batch(batch):
+            per_image = _image_step_seconds(models, chain, batch) * len(chain.schedule) / cores
     except CheckpointError as error:
         return None, str(error)
     finally:
         torch.set_num_threads(threads)
     place = "one GPU" if device.type == "cuda" else f"{cores} CPU cores"
     excluded = "start-up, writing and rejected candidates" if manifest.accept else "start-up and writing"
-    dtype = str(models.unet.dtype).removeprefix("torch.")
+    dtype = "bfloat16" if manifest.precision == "fast" and has_bfloat16(device) else "float32"
     estimate = f"from a few steps timed here on {place} in {dtype}, without {excluded}"
     return per_image * manifest.total, estimate
 
