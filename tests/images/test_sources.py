@@ -65,6 +65,12 @@ def test_split_folders(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
+def test_a_test_folder_without_classes_is_no_split(tmp_path: Path) -> None:
+    write_files(tmp_path, {"train/a/1.png": PNG, "test/1.png": PNG})
+    assert keys(open_source(tmp_path)) == ["a/1.png"] and not has_split(tmp_path, "test")
+    assert open_source(tmp_path).skipped["other files and folders beside the data"].first == ["test"]
+
+
 def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
     write_files(tmp_path, {"train/1.png": PNG, "truck/1.png": PNG})
     assert open_source(tmp_path).class_names == ("train", "truck")
@@ -110,6 +116,7 @@ def test_one_file_is_a_data_set(tmp_path: Path) -> None:
     [
         ({"a/1.png": PNG, "b.tar": b""}, r"has both \.tar shards and class folders"),
         ({"b.tar": b"", "c.parquet": b""}, r"has both \.tar shards and Parquet files"),
+        ({"audit/1.png": PNG, "shards/b.tar": b""}, r"has both class folders and \.tar shards in 'shards'"),
         ({"1.png": PNG, "2.png": PNG}, r"it has 2 \.png files; put each image into a folder named by its class"),
         ({"a/x.txt": b"", "b/": b"", "c.zip": b""}, r"it has 1 \.zip files, 2 folders without images"),
         ({"train-labels-idx1-ubyte": b""}, "no IDX file of images"),

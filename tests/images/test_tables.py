@@ -53,7 +53,10 @@ def test_a_folder_of_the_hub(tmp_path: Path) -> None:
     assert train.keys[0] == "train-00000-of-00002/000000" and len(set(train.keys)) == 7
     model = load_images(tmp_path, 8, 1, classes=ClassNames(("dog", "Owl", "CAT")))
     assert model.labels.tolist() == [(1, 2)[label] for label in LABELS]
-    assert inspect_images(tmp_path).counts == {"cat": 3, "owl": 4}
+    found = inspect_images(tmp_path)
+    assert found.counts == {"cat": 3, "owl": 4}
+    assert found.skipped["other files and folders beside the data"].first == ["README.md"]
+    assert found.skipped["files and folders of other splits"].count == 1
 
 
 def test_what_save_to_disk_leaves(tmp_path: Path) -> None:

@@ -46,16 +46,24 @@ def open_source(source: str | Path, split: str = "train") -> Source:
     name = choose_split(layout.groups, split, layout.root)
     for path in (path for other, paths in layout.groups.items() if other != name for path in paths):
         skipped[OTHER_SPLITS].add(path.name)
-    used = {path for paths in layout.groups.values() for path in paths}
     if layout.form == CLASS_FOLDERS and not layout.inner:
         return read_folders(layout.root, skipped)
-    for entry in entries(layout.root) if Path(source).is_dir() else ():
-        if Path(entry.path) not in used:
-            skipped[HIDDEN if is_hidden(entry.name) else BESIDE_DATA].add(entry.name)
+    if Path(source).is_dir():
+        _count_others(Path(source), layout, skipped)
     chosen = layout.groups[name]
     if layout.inner:
         return _inner(chosen[0], skipped, layout.root)
     return READERS[layout.form](layout.root, chosen, skipped)
+
+
+def _count_others(source: Path, layout: Layout, skipped: Skipped) -> None:
+    """Count what is beside the data, in the folder of the data and in those above it, up to the one that was given."""
+    above = [folder for folder in layout.root.parents if folder == source or source in folder.parents]
+    used = {layout.root, *above, *(path for paths in layout.groups.values() for path in paths)}
+    for folder in (layout.root, *above):
+        for entry in entries(folder):
+            if Path(entry.path) not in used:
+                skipped[HIDDEN if is_hidden(entry.name) else BESIDE_DATA].add(entry.name)
 
 
 def has_split(source: str | Path, split: str) -> bool:
@@ -82,7 +90,9 @@ def find_layout(path: Path) -> Layout:
         raise DataError(f"data: the splits of {str(path)!r} have no class folders; put each image into one {BY_CLASS}")
     if not files and len(folders) == 1 and (below := _only_folder(folders[0])):
         return below
-    forms = [*files, *([CLASS_FOLDERS] if any(_has_image(folder) for folder in folders) else [])]
+    with_images = any(_has_image(folder) for folder in folders)
+    nested = _forms_within(folders) if with_images else {}
+    forms = [*files, *([CLASS_FOLDERS] if with_images else []), *nested.values()]
     if len(forms) > 1:
         raise DataError(f"data: {str(path)!r} has both {' and '.join(forms)}; give the folder of one of them")
     if not forms:
@@ -95,11 +105,11 @@ def _form(name: str) -> str | None:
 
 
 def _split_folders(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """Folders by split if all have the name of one and at least one is a data set of its own."""
-    if not _named_by_split(folders) or not any(map(_is_data_set, folders)):
+    """Those folders by split that are data sets of their own, if all folders have the name of a split."""
+    if not _named_by_split(folders):
         return {}
     groups: dict[str, list[Path]] = {}
-    for folder in folders:
+    for folder in filter(_is_data_set, folders):
         groups.setdefault(WORDS[folder.name.lower()], []).append(folder)
     for split, same in groups.items():
         if len(same) > 1:
@@ -128,6 +138,16 @@ def _only_folder(folder: Path) -> Layout | None:
 
 def _folders(folder: Path) -> Iterator[Path]:
     return (Path(entry.path) for entry in entries(folder) if entry.is_dir() and not is_hidden(entry.name))
+
+
+def _forms_within(folders: Sequence[Path]) -> dict[str, str]:
+    """Data files directly within folders, such as a run's ``shards/``: one example of each format, in words."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for entry in entries(folder):
+            if form := _form(entry.name):
+                found.setdefault(form, f"{form} in {folder.name!r}")
+    return found
 
 
 def _has_image(folder: Path) -> bool:
