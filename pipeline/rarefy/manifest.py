@@ -28,6 +28,7 @@ from rarefy.fields import (
     get_text,
     known_keys,
 )
+from rarefy.fill import WAYS, Fill, Filled, count_real, missing, resolve_fill
 from rarefy.gates import Gate, parse_gates
 from rarefy.guidance.base import Term, import_path
 from rarefy.guidance.registry import parse_term
@@ -77,7 +78,8 @@ class Manifest:
     """A validated manifest.
 
     counts: images per class id, in ascending order, without zero counts; digest: sha256 of everything that changes an
-    image or a file (gates do not); text: the TOML source, verbatim.
+    image or a file (gates do not); text: the TOML source, verbatim except that [classes] fill became counts; real: real
+    images per class id, if [classes] fill counted them.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Manifest:
     digest: str
     text: str
     gates: tuple[Gate, ...] = ()
+    real: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     @property
     def preset(self) -> ModelFolder:
@@ -105,17 +108,20 @@ class Manifest:
         return sum(self.counts.values())
 
 
-def load_manifest(path: str | Path) -> Manifest:
-    """Read and validate a manifest file. Raises ManifestError (unreadable, not TOML, unknown key, bad value)."""
+def load_manifest(path: str | Path, fill: Fill | None = None) -> Manifest:
+    """Read and validate a manifest file. fill: replaces its [classes], for a plan.
+
+    Raises ManifestError (unreadable, not TOML, unknown key, bad value), DataError for images that fill cannot count.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
-    return parse_manifest(text, str(path))
+    return parse_manifest(text, str(path), fill)
 
 
-def parse_manifest(text: str, source: str) -> Manifest:
+def parse_manifest(text: str, source: str, fill: Fill | None = None) -> Manifest:
     """Validate manifest text. source: its path, for error messages; relative checkpoint paths start at its folder."""
     try:
         root = tomllib.loads(text)
@@ -124,6 +130,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
     known_keys(root, "", ("name", "seed", "model", "sampler", "guidance", "classes", "accept", "output", "gates"))
     model = _model(get_table(root, "model"), Path(source).parent)
     preset = find_model(model.preset)
+    classes = _classes(text, get_table(root, "classes"), preset, Path(source).parent, fill)
     sampler, output = get_table(root, "sampler"), get_table(root, "output")
     known_keys(sampler, "sampler", ("method", "steps", "eta", "classifier_every", "precision", "batch"))
     known_keys(output, "output", ("shard_size", "prefix"))
@@ -135,13 +142,14 @@ def parse_manifest(text: str, source: str) -> Manifest:
         precision=get_choice(sampler, "sampler.precision", ("exact", "fast"), "exact"),
         batch=get_integer(sampler, "sampler.batch", 1, 65_536, 64),
         terms=_terms(root.get("guidance", [])),
-        counts=_counts(get_table(root, "classes"), preset),
+        counts=_counts(classes.classes, preset),
         accept=_accept(get_table(root, "accept")) if "accept" in root else None,
         shard_size=get_integer(output, "output.shard_size", 1, MAX_SHARD_SIZE, 500),
         prefix=get_match(output, "output.prefix", "[a-z0-9-]+", _NAME, "rare"),
         digest="",
-        text=text,
+        text=classes.text,
         gates=parse_gates(get_table(root, "gates")),
+        real=classes.real,
     )
     if manifest.total > MAX_SHARDS * manifest.shard_size:
         raise ManifestError(bad("classes", manifest.total, f"at most {MAX_SHARDS} shards of output.shard_size images"))
@@ -182,12 +190,20 @@ def _terms(tables: object) -> tuple[Term, ...]:
     return tuple(parse_term(table, f"guidance[{index}]") for index, table in enumerate(tables))
 
 
+def _classes(text: str, table: Table, preset: ModelFolder, folder: Path, fill: Fill | None) -> Filled:
+    """The [classes] table, in which ``fill`` became ``counts``; ``fill`` from the command line replaces the table."""
+    if fill is None:
+        return resolve_fill(text, table, preset, folder)
+    real = count_real(fill.data, preset)
+    return Filled({"counts": missing(fill, real, preset)}, real, text)
+
+
 def _counts(table: Table, preset: ModelFolder) -> dict[int, int]:
     """Images per class id, from per_class, total or counts."""
-    known_keys(table, "classes", ("per_class", "total", "counts", "ids"))
-    ways = [key for key in ("per_class", "total", "counts") if key in table]
+    known_keys(table, "classes", (*WAYS, "ids"))
+    ways = [key for key in WAYS if key in table]
     if len(ways) != 1:
-        raise ManifestError(bad("classes", ways, "exactly one of per_class, total, counts"))
+        raise ManifestError(bad("classes", ways, f"exactly one of {', '.join(WAYS)}"))
     if ways == ["counts"]:
         counts = get_table(table, "classes.counts")
         if "ids" in table:
@@ -247,12 +263,12 @@ def _bounds(table: Table, field: str, highest: float) -> Bounds:
 
 
 def _digest(manifest: Manifest, written: Table) -> str:
-    """sha256 of all fields but text and gates. Weights count by their hash if given, else by their path as written."""
+    """sha256 of all fields but text, gates and real. Weights count by their hash if given, else by their path."""
     model = manifest.model
     content = _plain(manifest)
     assert isinstance(content, dict)
     content |= {"text": "", "format": 1}
-    del content["gates"]
+    del content["gates"], content["real"]
     content["model"] = [
         model.preset,
         model.checkpoint_sha256 or written.get("checkpoint", ""),
