@@ -12,8 +12,8 @@ REPO = Path(__file__).parents[1]
 PACKAGE = REPO / "pipeline" / "rarefy"
 # Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
 LEVELS = (
-    ("errors",),
-    ("device", "fields", "guidance", "images", "shards", "user_cache"),
+    ("errors", "user_cache"),
+    ("device", "fields", "guidance", "images", "shards"),
     ("gates", "models"),
     ("fast",),
     ("diffusion", "execution", "fill"),

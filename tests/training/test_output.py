@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_training import CPU, MODEL, SETTINGS, images, network_and_loss, start_small
 
-from rarefy.images import LabelledImages
+from rarefy.images import ClassNames, LabelledImages
 from rarefy.training import output
 from rarefy.training.loop import Report, train
 from rarefy.training.recipe import Recipe, load_recipe
@@ -48,8 +48,8 @@ def recipe(folder: Path, clean: bool) -> Recipe:
 def test_accuracies_are_at_fixed_parts_of_the_chain(
     clean: bool, steps: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(source: object, size: int, channels: int, split: str) -> LabelledImages:
-        assert split == "test"
+    def load(source: object, size: int, channels: int, split: str, *, classes: ClassNames) -> LabelledImages:
+        assert split == "test" and classes == MODEL.classes
         return images()
 
     monkeypatch.setattr(output, "load_images", load)

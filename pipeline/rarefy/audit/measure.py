@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rarefy.audit.features.extraction import outputs_of_parts
 from rarefy.audit.features.extractors import Extractor, Features, kept_outputs
 from rarefy.audit.inputs.dataset import Problem, RunData
-from rarefy.audit.inputs.reference import Reference, rows_within, take
+from rarefy.audit.inputs.reference import Reference, rows_within
 from rarefy.audit.metrics import copies
 from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates
 from rarefy.audit.metrics.bootstrap import estimate_mean
@@ -121,7 +121,7 @@ def measure(
         run=run,
         real_images=reference.real,
         held_out=reference.held_out,
-        baseline_images=take(reference.held_out, baseline_rows),
+        baseline_images=reference.held_out.take(baseline_rows),
         generated=generated.manifold,
         real=real.manifold,
         of_run=_with_twins(of_run, twins, generated),

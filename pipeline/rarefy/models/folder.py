@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rarefy.errors import ManifestError, bad
+from rarefy.images import ClassNames
 from rarefy.models.config import NetworkConfig, NetworkSpec, OtherNetwork
 
 FORMAT = "rarefy-model-v1"
@@ -76,6 +77,12 @@ class ModelFolder:
         if self.classifier is not None:
             return self.classifier.out_channels
         return self.num_classes or max(len(self.class_names), 1)
+
+    @property
+    def classes(self) -> ClassNames:
+        """Names of the classes, for matching with data; their numbers if the model has no names."""
+        names = tuple(self.class_name(class_id) for class_id in range(self.classifier_classes))
+        return ClassNames(names, self.wordnet_ids)
 
     def class_name(self, class_id: int) -> str:
         """Name of a class; its number if the model has no names."""

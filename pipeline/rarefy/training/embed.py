@@ -46,7 +46,7 @@ def main() -> None:
 def first_per_class(data: LabelledImages, count: int) -> LabelledImages:
     """The first ``count`` images of each class, in the data set's order."""
     rows = np.sort(np.concatenate([np.flatnonzero(data.labels == k)[:count] for k in np.unique(data.labels)]))
-    return LabelledImages(data.images[rows], data.labels[rows], data.class_names)
+    return data.take(rows)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rarefy.diffusion.schedule import Schedule, make_schedule
 from rarefy.errors import OutputError, bad
 from rarefy.execution import prepare
 from rarefy.guidance.base import Networks
-from rarefy.images import LabelledImages, load_images
+from rarefy.images import LabelledImages, has_split, load_images
 from rarefy.models.checkpoint import file_sha256
 from rarefy.models.folder import ModelFolder
 from rarefy.models.networks import build_classifier, build_unet
@@ -108,7 +108,7 @@ def write_result(kind: str, recipe: Recipe, state: TrainState, data: LabelledIma
         "torch": torch.__version__,
         "curve": _curve(folder / "log.jsonl"),
     }
-    if kind == "classifier":
+    if kind == "classifier" and has_split(recipe.data, "test"):
         result["test_accuracy"] = _accuracies(recipe, state.ema, next(state.model.parameters()).device)
     (folder / "provenance.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
@@ -126,7 +126,7 @@ def _accuracies(recipe: Recipe, weights: dict[str, Tensor], device: torch.device
     model = prepare(build_classifier(preset.classifier), device).eval()
     model.load_state_dict(weights)
     schedule = make_schedule(preset.schedule, preset.diffusion_steps)
-    test = load_images(recipe.data, preset.image_size, preset.channels, "test")
+    test = load_images(recipe.data, preset.image_size, preset.channels, "test", classes=preset.classes)
     steps = [len(schedule) * tenths // 10 for tenths in ((0,) if recipe.clean else (0, 3, 5, 7))]
     return {f"t={step}": round(accuracy_at(model, test, schedule, step), 4) for step in steps}
 

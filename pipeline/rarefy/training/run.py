@@ -45,7 +45,7 @@ def run_training(
         if recipe.train.batch % world:
             raise ManifestError(bad("train.batch", recipe.train.batch, f"divisible by the {world} processes"))
         preset, settings = recipe.preset, recipe.train
-        data = load_images(recipe.data, preset.image_size, preset.channels, "train")
+        data = load_images(recipe.data, preset.image_size, preset.channels, "train", classes=preset.classes)
         network, loss = _network(kind, recipe, target)
         folder = claim(Path(out), recipe)  # last: a folder left by a mistake would refuse the corrected recipe
         state = start(network, settings, target, folder / "state.pt")

@@ -33,18 +33,25 @@ class Reference:
 def load_reference(preset: ModelFolder, folder: str | None) -> Reference | None:
     """The user's folder of real images, else the model's own, else None. Raises DataError.
 
-    A folder (class folders, WebDataset shards, IDX files) is split into random halves, class by class.
+    A folder (any data set that ``load_images`` reads) is split into random halves, class by class. Its classes are
+    matched with the model's by name.
     """
     if folder is not None:
-        resized = check_reference(folder, preset.image_size, preset.channels)
-        images = _named(load_images(folder, preset.image_size, preset.channels))
-        real, held_out = _halves(images.labels)
-        source = f"{folder} (random halves of each class)"
-        return Reference(take(images, real), take(images, held_out), source, resized)
-    if not preset.embedded:
+        return _from_folder(preset, folder, folder)
+    if "reference" not in preset.files:
         return None
+    own = preset.file("reference")
+    if own.is_dir():
+        return _from_folder(preset, str(own), "held-out images of the model")
     test, train = (_named(read_embedded(preset, role)) for role in ("reference", "held_out"))
     return Reference(test, train, "embedded test images")
+
+
+def _from_folder(preset: ModelFolder, folder: str, source: str) -> Reference:
+    resized = check_reference(folder, preset.image_size, preset.channels)
+    images = load_images(folder, preset.image_size, preset.channels, classes=preset.classes)
+    real, held_out = _halves(images.labels)
+    return Reference(images.take(real), images.take(held_out), f"{source} (random halves of each class)", resized)
 
 
 def read_embedded(preset: ModelFolder, role: str) -> LabelledImages:
@@ -55,7 +62,7 @@ def read_embedded(preset: ModelFolder, role: str) -> LabelledImages:
 
 def match_counts(images: LabelledImages, counts: Mapping[int, int]) -> LabelledImages:
     """Random images with the given number per class, or as many as there are."""
-    return take(images, rows_within(images.labels, counts))
+    return images.take(rows_within(images.labels, counts))
 
 
 def rows_within(class_ids: NDArray[np.int64], available: Mapping[int, int]) -> NDArray[np.int64]:
@@ -75,12 +82,6 @@ def _halves(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     if even.all():
         raise DataError(bad("reference", f"{len(labels)} images", "a folder with at least two images of some class"))
     return np.flatnonzero(even), np.flatnonzero(~even)
-
-
-def take(images: LabelledImages, rows: NDArray[np.int64]) -> LabelledImages:
-    """These rows of ``images``, which must have keys."""
-    keys = tuple(images.keys[row] for row in rows)
-    return LabelledImages(images.images[rows], images.labels[rows], images.class_names, keys)
 
 
 def _named(images: LabelledImages) -> LabelledImages:

@@ -2,67 +2,66 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
+from dataclasses import dataclass
 
 from PIL import Image
 
 from rarefy.errors import DataError, bad
-from rarefy.images import IMAGE_SUFFIXES
+from rarefy.images import open_source
+from rarefy.images.decode import GREY_MODES, BrokenImageError, one_line_causes, orientation
+from rarefy.images.items import Item
+from rarefy.images.passes import in_order
 
-GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "F"})
+
+@dataclass(frozen=True)
+class _Look:
+    """What the check needs of an image; of one that cannot be read, the cause."""
+
+    size: tuple[int, int] = (0, 0)
+    grey: bool = False
+    broken: str = ""
 
 
 def check_reference(folder: str, size: int, channels: int) -> int:
-    """Check every image of class folders or tars; return how many differ from ``size``. The loader checks IDX files.
+    """Check every image of a data set; return how many differ from ``size``.
 
-    The loader crops and shrinks larger images. Raises DataError naming the first file (or tar and key) that is smaller,
-    in colour although the run is grey, or unreadable; also if all images are grey although the run is in colour.
+    The loader crops and shrinks larger images. Raises DataError naming the first file (or tar and member) that is
+    smaller, in colour although the run is grey, or unreadable; also if all images are grey although the run is in
+    colour.
     """
-    resized, grey, seen = 0, 0, 0
-    for name, source in _sources(Path(folder)):
+
+    def look(item: Item) -> _Look:
         try:
-            with Image.open(source) as image:
-                width, height = image.size
-                is_grey = image.mode in GREY_MODES or (channels == 1 and _looks_grey(image))
-        except (OSError, SyntaxError) as error:
-            raise DataError(f"reference: {name} is not a readable image ({' '.join(str(error).split())})") from None
-        if min(width, height) < size:
-            raise DataError(bad(f"reference {name}", f"{width} x {height}", f"at least the run's {size} x {size} px"))
-        if channels == 1 and not is_grey:
-            raise DataError(bad(f"reference {name}", "colour", "grey like the run's images"))
-        resized, grey, seen = resized + ((width, height) != (size, size)), grey + is_grey, seen + 1
-        last = name
-    if channels == 3 and seen and grey == seen:
-        raise DataError(bad(f"reference {last}", "grey", f"in colour like the run's images (all {seen} are grey)"))
+            with one_line_causes():
+                return _look(item.place.open(), channels)
+        except BrokenImageError as error:
+            return _Look(broken=str(error))
+
+    items = open_source(folder).items
+    resized, grey = 0, 0
+    for item, found in zip(items, in_order(look, items), strict=True):
+        _refuse(item, found, size, channels)
+        resized, grey = resized + (found.size != (size, size)), grey + found.grey
+    if channels == 3 and items and grey == len(items):
+        allowed = f"in colour like the run's images (all {len(items)} are grey)"
+        raise DataError(bad(f"reference {items[-1].place}", "grey", allowed))
     return resized
 
 
-def _sources(folder: Path) -> Iterator[tuple[str, Path | IO[bytes]]]:
-    if any(folder.glob("*-images-idx3-ubyte*")):
-        return
-    if tars := sorted(folder.glob("*.tar")):
-        for tar in tars:
-            yield from _members(tar)
-        return
-    for inner in sorted(folder.glob("*/")):
-        yield from ((str(file), file) for file in sorted(inner.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES)
+def _look(image: Image.Image, channels: int) -> _Look:
+    turned = orientation(image) >= 5
+    grey = image.mode in GREY_MODES or (channels == 1 and _looks_grey(image))
+    return _Look((image.height, image.width) if turned else image.size, grey)
 
 
-def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    last = "none"
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                stream = tar.extractfile(member)
-                if stream is not None and member.name.lower().endswith(IMAGE_SUFFIXES):
-                    yield f"{path} {member.name}", io.BytesIO(stream.read())
-                last = member.name
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"reference: {path} is truncated or damaged after {last} ({error})") from None
+def _refuse(item: Item, found: _Look, size: int, channels: int) -> None:
+    name, (width, height) = f"reference {item.place}", found.size
+    if found.broken:
+        raise DataError(f"reference: {item.place} is not a readable image ({found.broken})")
+    if min(width, height) < size:
+        raise DataError(bad(name, f"{width} x {height}", f"at least the run's {size} x {size} px"))
+    if channels == 1 and not found.grey:
+        raise DataError(bad(name, "colour", "grey like the run's images"))
 
 
 def _looks_grey(image: Image.Image) -> bool:

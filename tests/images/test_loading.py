@@ -74,7 +74,7 @@ def test_webdataset_shards(tmp_path: Path) -> None:
     assert np.array_equal(data.images[:, 0], PIXELS[:3]) and data.labels.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("case", ["absent", "empty", "broken image", "truncated idx", "other size"])
+@pytest.mark.parametrize("case", ["absent", "empty", "broken image", "truncated idx"])
 def test_unusable_sources_are_named(case: str, tmp_path: Path) -> None:
     source = tmp_path / "data"
     if case != "absent":
@@ -82,13 +82,12 @@ def test_unusable_sources_are_named(case: str, tmp_path: Path) -> None:
     if case == "broken image":
         (source / "x").mkdir()
         (source / "x" / "bad.png").write_bytes(b"no image")
-    if case in ("truncated idx", "other size"):
-        write_idx(source, "train", PIXELS, LABELS)
     if case == "truncated idx":
+        write_idx(source, "train", PIXELS, LABELS)
         file = source / "train-images-idx3-ubyte.gz"
         file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(DataError, match=r"^data: .*data"):
-        load_images(source, 28 if case == "other size" else 8, 1)
+        load_images(source, 8, 1)
 
 
 def test_the_hash_follows_pixels_and_labels(tmp_path: Path) -> None:
