@@ -19,10 +19,11 @@ from rarefy.audit.inputs.reference import read_embedded
 from rarefy.diffusion.schedule import make_schedule
 from rarefy.models.folder import find_model
 from rarefy.models.networks import build_unet
-from rarefy.training import loop
-from rarefy.training.data import make_batch
+from rarefy.training.data import TrainingSet, make_batch
 from rarefy.training.losses import HybridLoss
-from rarefy.training.recipe import TrainSettings
+from rarefy.training.settings import TrainSettings
+from rarefy.training.state import start as start_training
+from rarefy.training.step import train_step
 
 
 def start(form: str, options: argparse.Namespace) -> Callable[[], object]:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 OK, USER_ERROR, PROBLEMS = 0, 2, 1
 GATES_FAILED, INCOMPLETE_AUDIT = 3, 5
+PARTS = ("diffusion", "classifier", "judge")  # a copy of those in rarefy.training.recipe, whose import is slow
+TRAIN_EXAMPLES = """examples:
+  rarefy train mine/train.toml                 all parts, in order: diffusion, classifier, judge
+  rarefy train classifier mine/train.toml      one part
+  rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion
+"""
 Handler = Callable[[argparse.Namespace], int]
 
 
@@ -149,14 +155,19 @@ def _add_audit(commands: Any) -> None:
 
 
 def _add_train(commands: Any) -> None:
-    command = _command(commands, "train", _train, "train a diffusion model or its noise-aware classifier")
-    command.add_argument("kind", choices=("diffusion", "classifier"))
-    command.add_argument("recipe", metavar="RECIPE", help="TOML file, such as those in manifests/train")
-    command.add_argument("--out", required=True, help="local folder; a run that is already there is resumed")
+    command = _command(commands, "train", _train, "train a model of your own, or one of its parts; resumes a run")
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = TRAIN_EXAMPLES
+    text = "train.toml as rarefy init writes it, or a recipe as in manifests/train; before it, a part of it to train"
+    command.add_argument("recipe", metavar="[PART] RECIPE", nargs="+", help=text)
+    text = "for a recipe with a preset: local folder; a run that is already there is resumed"
+    command.add_argument("--out", help=text)
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
-    text = "classifier only: weight of the entropy constraint, e.g. 0.1 (default: the recipe's, or 0)"
+    command.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files beside the log")
+    text = "for a recipe with a preset, classifier only: weight of the entropy constraint, e.g. 0.1"
     command.add_argument("--ect", type=float, help=text)
+    _add_compile(command)
 
 
 def _add_bench(commands: Any) -> None:
@@ -311,13 +322,36 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from rarefy.training.run import run_training
+    from pathlib import Path
 
-    options = arguments.recipe, arguments.out, arguments.device, arguments.threads, arguments.ect
-    result = run_training(arguments.kind, *options)
-    if not result:  # under torchrun, only rank 0 prints
-        return OK
-    return _print(arguments, result, f"weights: {arguments.out.rstrip('/')}/weights.safetensors")
+    from rarefy.project.train import train_project
+    from rarefy.training.recipe import names_preset
+    from rarefy.training.run import TrainOptions, run_training
+
+    part, recipe = _part_and_recipe(arguments.recipe)
+    options = TrainOptions(arguments.device, arguments.threads, arguments.compile, arguments.tensorboard)
+    if not names_preset(Path(recipe)):
+        for name in ("out", "ect"):
+            if (value := getattr(arguments, name)) is not None:
+                raise UsageError(f"--{name}: {value!r} is not allowed here: {recipe} says it itself")
+        result = train_project(Path(recipe), part, options)
+        text = "trained: " + ", ".join(name for name in PARTS if name in result)
+    else:
+        if part not in PARTS[:2]:
+            raise UsageError(f"part: {part!r} is not {' or '.join(PARTS[:2])}, one of which goes before this recipe")
+        if arguments.out is None:
+            raise UsageError("--out: None is not a folder, which a recipe with a preset needs")
+        result = run_training(part, recipe, arguments.out, options, arguments.ect)
+        text = f"weights: {arguments.out.rstrip('/')}/weights.safetensors"
+    return _print(arguments, result, text) if result else OK  # under torchrun, only rank 0 prints
+
+
+def _part_and_recipe(words: Sequence[str]) -> tuple[str | None, str]:
+    if len(words) > 2:
+        raise UsageError(f"recipe: {' '.join(words)!r} is not RECIPE or PART RECIPE")
+    if len(words) == 2 and words[0] not in PARTS:
+        raise UsageError(f"part: {words[0]!r} is not one of {', '.join(PARTS)}")
+    return (words[0] if len(words) == 2 else None), words[-1]
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The training loop of both networks: learning rate, gradient clipping, EMA, reports and checkpoints.
+"""The training loop of all networks: steps, reports, checkpoints, signals.
 
 Under ``torchrun``, each process takes its share of every batch and DistributedDataParallel averages the gradients.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,75 +15,21 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from rarefy.errors import RarefyError
-from rarefy.execution import has_bfloat16, prepare
-from rarefy.images import LabelledImages
-from rarefy.models.adm import ADM
-from rarefy.training.data import Batch, dropout_seed, make_batch, place
-from rarefy.training.recipe import TrainSettings
+from rarefy.training.data import TrainingSet, place
+from rarefy.training.loader import Loader
+from rarefy.training.settings import TrainSettings
+from rarefy.training.state import TrainState
+from rarefy.training.step import LossFunction, train_step
 
 REPORT_EVERY_S = 10.0
 CHECKPOINT_EVERY_S = 180.0
 
-LossFunction = Callable[[nn.Module, Batch], dict[str, Tensor]]
-"""A network and a batch -> named scalars; ``loss`` is minimised, the others are logged."""
-
 
 class DivergedError(RarefyError):
     """Training whose loss, gradients or weights are no longer finite."""
-
-
-@dataclass(eq=False)
-class TrainState:
-    """Everything that a resumed run needs.
-
-    model: the network; replica: what a step calls, the network itself or its DistributedDataParallel wrapper; ema: the
-    moving average of the network's state dict.
-    """
-
-    model: nn.Module
-    replica: nn.Module
-    ema: dict[str, Tensor]
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        weights = self.model.state_dict()
-        self._weights = [weights[name] for name in self.ema]  # shares the model's memory
-
-    def update_ema(self, decay: float) -> None:
-        """Move the average towards the weights."""
-        torch._foreach_lerp_(list(self.ema.values()), self._weights, 1 - decay)
-
-    def is_finite(self) -> bool:
-        """Whether all weights and averages are finite."""
-        return bool(nn.utils.get_total_norm([*self._weights, *self.ema.values()]).isfinite())
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint atomically: a kill leaves the previous one intact."""
-        temporary = path.with_suffix(".tmp")
-        content = {
-            "model": self.model.state_dict(),
-            "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        torch.save(content, temporary)
-        temporary.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Read what :meth:`save` wrote."""
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(saved["model"])
-        for name, value in saved["ema"].items():
-            self.ema[name].copy_(value)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.seconds = saved["step"], saved["seconds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,27 +71,13 @@ class _Window:
             cause = "training diverged" if False in finite else "training diverged, the weights are not finite"
             raise DivergedError(
                 f"train: {cause} at step {state.step - len(finite) + row + 1} ({values}); "
-                "the last checkpoint is kept; lower train.lr"
+                "the last checkpoint is kept; lower lr"
             )
         return dict(zip(self.names, table.mean(0).tolist(), strict=True))
 
 
-def start(network: ADM, settings: TrainSettings, device: torch.device, checkpoint: Path) -> TrainState:
-    """The state to train from: the checkpoint's if it exists, else rank 0's initial weights."""
-    prepare(network, device, "exact", "auto", batch=0).train()
-    # DDP mistakes the strides of 1x1 convolutions for another memory order.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    replica = DistributedDataParallel(network) if dist.is_initialized() else network
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    state = TrainState(network, replica, ema, optimizer)
-    if checkpoint.exists():
-        state.load(checkpoint)
-    return state
-
-
 def train(
-    state: TrainState, loss_function: LossFunction, data: LabelledImages, settings: TrainSettings, checkpoint: Path
+    state: TrainState, loss_function: LossFunction, data: TrainingSet, settings: TrainSettings, checkpoint: Path
 ) -> Iterator[Report]:
     """Train to ``settings.images``. Reports every 10 s; writes a checkpoint every 3 minutes and at the end.
 
@@ -154,9 +85,9 @@ def train(
     number. If losses or weights are no longer finite, raises DivergedError and keeps the last checkpoint.
     """
     window, saved_at = _Window(), time.monotonic()
-    with _signals_noted() as signals:
-        while state.step < settings.steps:
-            window.add(train_step(state, loss_function, data, settings))
+    with _signals_noted() as signals, Loader(data, settings, state.device) as loader:
+        for batch in loader.batches(state.step):
+            window.add(train_step(state, loss_function, batch, settings))
             now = time.monotonic()
             signal_number, due = _agree(max(signals, default=0), now - window.started >= REPORT_EVERY_S)
             last = state.step == settings.steps or signal_number > 0
@@ -210,37 +141,3 @@ def _signals_noted() -> Iterator[list[int]]:
         yield noted
     finally:
         restore()
-
-
-def train_step(
-    state: TrainState, loss_function: LossFunction, data: LabelledImages, settings: TrainSettings
-) -> dict[str, Tensor]:
-    """One optimiser step; returns its losses and the gradient norm before clipping."""
-    device = next(state.model.parameters()).device
-    batch = make_batch(data, state.step, settings, device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(dropout_seed(state.step, settings))
-        losses = backward(state.replica, loss_function, batch, settings.precision)
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip, foreach=True)
-    for group in state.optimizer.param_groups:
-        group["lr"] = settings.lr_at(state.step)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.update_ema(min(settings.ema, (1 + state.step) / (10 + state.step)))
-    state.step += 1
-    return {**losses, "grad_norm": grad_norm}
-
-
-def training_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type of a step's matrix products. precision: as in TrainSettings."""
-    return torch.bfloat16 if precision == "bfloat16" and has_bfloat16(device) else torch.float32
-
-
-def backward(model: nn.Module, loss_function: LossFunction, batch: Batch, precision: str) -> dict[str, Tensor]:
-    """Add a batch's gradients to the parameters' gradients; returns its losses. precision: as in TrainSettings."""
-    device = batch.x_0.device
-    reduced = training_dtype(precision, device) == torch.bfloat16
-    with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
-        losses = loss_function(model, batch)
-    losses["loss"].backward()
-    return losses

@@ -49,10 +49,12 @@ class HybridLoss:
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Losses of one batch: loss, mse and (with learned sigma) vlb, each a scalar."""
-        x_0 = batch.x_0
-        k, noise = self.noising.draw(batch)
+        return self.at(model, batch.x_0, batch.y, *self.noising.draw(batch))
+
+    def at(self, model: nn.Module, x_0: Tensor, y: Tensor, k: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The same for given steps k, (B,), and noise, of x_0's shape."""
         x_t = self.noising.x_t(x_0, k, noise)
-        output = model(x_t, self.noising.timesteps[k], batch.y if self.conditional else None)
+        output = model(x_t, self.noising.timesteps[k], y if self.conditional else None)
         with torch.autocast(x_0.device.type, enabled=False):
             eps = output[:, : x_0.shape[1]].float()
             mse = (eps - noise).square().mean()
@@ -80,23 +82,17 @@ class HybridLoss:
 class ClassifierLoss:
     """Cross entropy of p(y | x_t), t uniform, plus ``ect`` * (log K - H(p)) (ED-DPM, ECCV 2022; 0 is plain ADM).
 
-    flip: mirror half of the images, as the reference's data loader does; clean: train on images without noise, at
-    t = 0, for a classifier that measures images and guides nothing.
+    clean: train on images without noise, at t = 0, for a classifier that measures images and guides nothing.
     """
 
-    def __init__(
-        self, schedule: Schedule, device: torch.device, ect: float = 0.0, flip: bool = True, clean: bool = False
-    ) -> None:
+    def __init__(self, schedule: Schedule, device: torch.device, ect: float = 0.0, clean: bool = False) -> None:
         self.noising = Noising(schedule, device)
-        self.ect, self.flip, self.clean = ect, flip, clean
+        self.ect, self.clean = ect, clean
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Losses of one batch: loss, cross_entropy, entropy (nats) and accuracy, each a scalar."""
         x_0 = batch.x_0
         k, noise = self.noising.draw(batch)
-        if self.flip:
-            mirrored = batch.draw(torch.rand) < 0.5
-            x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(-1), x_0)
         if self.clean:
             k, x_t = torch.zeros_like(k), x_0
         else:

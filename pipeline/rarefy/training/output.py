@@ -1,147 +1,167 @@
-"""What a training run leaves in its folder: the recipe, the log, sample grids, weights and their provenance."""
+"""Where a training run writes: a folder of its own, weights, and the provenance of the weights."""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import safetensors.torch
 import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from rarefy.diffusion.sampler import ImageNoise, SamplerSettings, denoiser, reverse_chain, to_uint8
-from rarefy.diffusion.schedule import Schedule, make_schedule
 from rarefy.errors import OutputError, bad
-from rarefy.execution import prepare
-from rarefy.guidance.base import Networks
-from rarefy.images import LabelledImages, has_split, load_images
+from rarefy.images import LabelledImages
 from rarefy.models.checkpoint import file_sha256
-from rarefy.models.folder import ModelFolder
-from rarefy.models.networks import build_classifier, build_unet
-from rarefy.training.data import place
-from rarefy.training.loop import Report, TrainState
-from rarefy.training.recipe import Recipe, TrainSettings
+from rarefy.training.data import TrainingSet, place
+from rarefy.training.log import LOG, checks, curve
+from rarefy.training.recipe import Recipe, changed_key, stored_values, values_text
+from rarefy.training.state import TrainState
 
-GRID_PIXELS = 4 * 256**2  # per batch of a sample grid: ADM-256 takes about 0.7 GB per image
+RECIPE, STATE = "recipe.toml", "state.pt"
 
 
-def claim(folder: Path, recipe: Recipe) -> Path:
-    """Make the output folder; refuse one that contains another recipe's run."""
+@dataclass(frozen=True)
+class Places:
+    """Where one part's files go.
+
+    folder: recipe.toml, state.pt, log.jsonl and sample grids; weights, provenance: files; key: of this part in the
+    provenance, which a model folder's parts share; None if the file is the part's own.
+    """
+
+    folder: Path
+    weights: Path
+    provenance: Path
+    key: str | None = None
+
+    @classmethod
+    def alone(cls, out: Path) -> Places:
+        """A folder for one network."""
+        return cls(out, out / "weights.safetensors", out / "provenance.json")
+
+    @classmethod
+    def in_model(cls, model: Path, part: str) -> Places:
+        """A part of a model folder."""
+        name = "unet" if part == "diffusion" else part
+        return cls(model / "training" / part, model / f"{name}.safetensors", model / "provenance.json", part)
+
+    def record(self) -> dict[str, Any] | None:
+        """The part's provenance; None if it has not been written."""
+        stored = read_json(self.provenance)
+        entry: dict[str, Any] | None = (stored or None) if self.key is None else stored.get(self.key)
+        return entry
+
+    def write_record(self, entry: Mapping[str, Any]) -> None:
+        """Replace the part's provenance."""
+        write_json(self.provenance, entry if self.key is None else {**read_json(self.provenance), self.key: entry})
+
+
+@dataclass(frozen=True, eq=False)
+class RealImages:
+    """Images to train on and held-out ones to measure with, if there are any. sha256: of the former."""
+
+    train: TrainingSet
+    held_out: LabelledImages | None
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One part's training: how, on what, and where its files go."""
+
+    recipe: Recipe
+    images: RealImages
+    places: Places
+
+
+def check_recipe(places: Places, recipe: Recipe, values: Mapping[str, object]) -> None:
+    """Raise OutputError if the folder contains a run that these values cannot continue; it names the key.
+
+    ``images`` and ``decay`` may differ from the earlier session's, and so may what does not change the weights.
+    """
+    copy = places.folder / RECIPE
+    if not copy.exists():
+        return
+    stored = stored_values(copy, recipe.part)
+    if key := changed_key(stored, values):
+        name = key.replace("train.", f"{recipe.table}.")
+        raise OutputError(
+            f"{name}: {values.get(key)!r} is not {stored.get(key)!r}, with which the run in {str(places.folder)!r} "
+            "began; images and decay may change, another recipe needs another folder"
+        )
+
+
+def claim(places: Places, values: Mapping[str, object]) -> None:
+    """Make the part's folder and write its recipe. Raises OutputError."""
+    folder = places.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        copy = folder / "recipe.toml"
-        if not copy.exists():
-            own = folder / f"recipe.toml.{place()[0]}"  # all processes of torchrun get here at the same time
-            own.write_text(recipe.text)
-            own.replace(copy)
-        if copy.read_text() != recipe.text:
-            raise OutputError(bad("out", str(folder), "a folder of this recipe: it contains the run of another recipe"))
+        own = folder / f"{RECIPE}.{place()[0]}"  # all processes of torchrun get here at the same time
+        own.write_text(values_text(values))
+        own.replace(folder / RECIPE)
     except OSError as error:
         raise OutputError(f"out: {str(folder)!r} cannot be written ({error.strerror})") from error
-    return folder
 
 
-def write_log(report: Report, settings: TrainSettings, log: Path) -> None:
-    """Print a report and append it to the log."""
-    images = report.step * settings.batch
-    left = max(settings.images - images, 0) / report.images_per_s
-    means = " ".join(f"{name} {value:.4f}" for name, value in report.means.items())
-    eta = time.strftime("%H:%M:%S", time.gmtime(left))
-    print(f"{images:,}/{settings.images:,} images  {report.images_per_s:.0f}/s  ETA {eta}  {means}", file=sys.stderr)
-    line = {"images": images, "images_per_s": round(report.images_per_s, 1), "lr": report.lr, **report.means}
-    with log.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def check_length(state: TrainState, recipe: Recipe) -> None:
+    """Raise OutputError if the run has already seen more images than the recipe wants."""
+    if state.step > recipe.train.steps:
+        allowed = f"at least {state.step * recipe.train.batch}, which the run has already seen"
+        raise OutputError(bad(f"{recipe.table}.images", recipe.train.images, allowed))
 
 
-def read_log(log: Path) -> list[dict[str, float]]:
-    """The log's entries, without a last line that a kill cut short."""
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def write_result(
+    job: Job, state: TrainState, values: Mapping[str, object], measured: Mapping[str, object]
+) -> dict[str, Any]:
+    """Write the averaged weights and their provenance; returns the provenance.
 
-
-def cut_log(log: Path, images: int) -> None:
-    """Drop the entries beyond ``images``, the checkpoint's: the resumed run writes them again."""
-    kept = [json.dumps(entry) + "\n" for entry in read_log(log) if entry["images"] <= images]
-    temporary = log.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(log)
-
-
-@torch.no_grad()
-def save_grid(state: TrainState, preset: ModelFolder, path: Path, columns: int = 10, rows: int = 4) -> None:
-    """Draw ``rows`` images of the first ``columns`` classes: EMA weights, 20 deterministic steps, fixed seeds."""
-    device = next(state.model.parameters()).device
-    ema = prepare(build_unet(preset.unet), device).eval()
-    ema.load_state_dict(state.ema)
-    networks = Networks(denoiser(ema))
-    chain = SamplerSettings("dpm-solver++", "logsnr20").chain(preset)
-    shape = (preset.channels, preset.image_size, preset.image_size)
-    y = torch.arange(columns * rows, device=device) % columns % preset.classifier_classes
-    images, size = [], max(1, GRID_PIXELS // preset.image_size**2)
-    for first in range(0, len(y), size):
-        part = y[first : first + size]
-        noise = ImageNoise(range(first, first + len(part)), shape, device)
-        *_, last = reverse_chain(networks, chain, noise(-1), part, noise)
-        images.append(to_uint8(last.x).cpu())
-    pixels = torch.cat(images).unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    Image.fromarray(np.ascontiguousarray(pixels.squeeze(-1).numpy())).save(path)
-
-
-def write_result(kind: str, recipe: Recipe, state: TrainState, data: LabelledImages, folder: Path) -> dict[str, Any]:
-    """Write the EMA weights and their provenance; returns the provenance."""
-    path = folder / "weights.safetensors"
-    save_file({name: value.contiguous().cpu() for name, value in state.ema.items()}, path)
+    values: the recipe's, with the hashes of data and initial weights; measured: on held-out images.
+    """
+    recipe, data, places = job.recipe, job.images.train, job.places
+    write_weights(state.ema, places.weights)
     result: dict[str, Any] = {
-        "command": f"rarefy train {kind} RECIPE.toml --out DIR",
-        "recipe": recipe.text,
-        "init_sha256": file_sha256(recipe.init) if recipe.init else None,
-        "data_sha256": data.sha256(),
+        "command": recipe.command,
+        "recipe": values_text(values),
+        "init_sha256": values.get("init_sha256"),
+        "data_sha256": values["data_sha256"],
+        "data_images": len(data),
+        "excluded_images": data.excluded,
         "steps": state.step,
         "images": state.step * recipe.train.batch,
         "seconds": round(state.seconds, 1),
-        "weights_sha256": file_sha256(path),
+        "weights_sha256": file_sha256(places.weights),
         "torch": torch.__version__,
-        "curve": _curve(folder / "log.jsonl"),
+        **measured,
+        "curve": curve(places.folder / LOG),
+        "checks": checks(places.folder / LOG),
     }
-    if kind == "classifier" and has_split(recipe.data, "test"):
-        result["test_accuracy"] = _accuracies(recipe, state.ema, next(state.model.parameters()).device)
-    (folder / "provenance.json").write_text(json.dumps(result, indent=1) + "\n")
+    places.write_record(result)
     return result
 
 
-def _curve(log: Path, points: int = 60) -> list[dict[str, float]]:
-    """At most ``points`` evenly spaced entries of the training log."""
-    entries = read_log(log)
-    stride = max(1, -(-len(entries) // points))
-    return [{k: round(v, 5) for k, v in entry.items()} for entry in entries[stride - 1 :: stride]]
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights atomically, with the permissions of any new file: other users of a cluster may read them."""
+    content = safetensors.torch.save({name: value.contiguous().cpu() for name, value in weights.items()})
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
-def _accuracies(recipe: Recipe, weights: dict[str, Tensor], device: torch.device) -> dict[str, float]:
-    preset = recipe.preset
-    model = prepare(build_classifier(preset.classifier), device).eval()
-    model.load_state_dict(weights)
-    schedule = make_schedule(preset.schedule, preset.diffusion_steps)
-    test = load_images(recipe.data, preset.image_size, preset.channels, "test", classes=preset.classes)
-    steps = [len(schedule) * tenths // 10 for tenths in ((0,) if recipe.clean else (0, 3, 5, 7))]
-    return {f"t={step}": round(accuracy_at(model, test, schedule, step), 4) for step in steps}
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
-@torch.no_grad()
-def accuracy_at(model: nn.Module, data: LabelledImages, schedule: Schedule, step: int, batch: int = 500) -> float:
-    """Top-1 accuracy on images noised to one step of the chain (step 0: without noise)."""
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(step)
-    abar = float(schedule.alphas_cumprod[step])
-    hits = 0
-    for start in range(0, len(data), batch):
-        x_0 = torch.from_numpy(data.images[start : start + batch]).float() / 127.5 - 1
-        x_t = x_0 if step == 0 else abar**0.5 * x_0 + (1 - abar) ** 0.5 * torch.randn(x_0.shape, generator=generator)
-        t = torch.full((len(x_t),), float(schedule.timesteps[step]), device=device)
-        predicted = model(x_t.to(device), t).argmax(-1).cpu()
-        hits += int((predicted == torch.from_numpy(data.labels[start : start + batch])).sum())
-    return hits / len(data)
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty if there is no such file. Raises OutputError if it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OutputError(f"out: {str(path)!r} is not JSON ({error}); move it away") from error
+    return content

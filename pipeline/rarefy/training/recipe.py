@@ -1,128 +1,146 @@
-"""The training recipe: a TOML file that names the model, the images and the settings of the training loop."""
+"""What one part of a training run needs, and the recipe file that names a model of the library.
+
+The files that ``rarefy init`` writes, which describe a model of the user's, are read in :mod:`rarefy.training.project`.
+"""
 
 from __future__ import annotations
 
-import re
+import dataclasses
+import json
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rarefy.errors import ManifestError, bad
-from rarefy.fields import Table, get_choice, get_integer, get_number, get_path, get_table, get_text, known_keys
+from rarefy.fields import Table, get_number, get_path, get_table, get_text
+from rarefy.models.config import NetworkSpec
 from rarefy.models.folder import ModelFolder, find_model
+from rarefy.training.settings import LENGTH, SAME_WEIGHTS, TrainSettings, get_flag, read_settings, settings_values
 
-MAX_IMAGES = 2**32
-MAX_SEED = 2**32 - 1  # torch's CPU generator uses no more bits
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Everything that changes the weights, except the data and the network.
-
-    images: number of images that training sees in total, repeats included; batch: images per step, over all processes;
-    lr: peak learning rate; warmup: images over which the rate rises; decay: fraction of the run, at its end, over which
-    it falls linearly to zero; ema: decay of the weights' moving average per step; clip: largest gradient norm;
-    precision: bfloat16 (autocast, where the device has it in hardware) or float32.
-    """
-
-    images: int
-    batch: int = 128
-    lr: float = 3e-4
-    weight_decay: float = 0.0
-    warmup: int = 20_000
-    decay: float = 0.15
-    ema: float = 0.9995
-    clip: float = 1.0
-    seed: int = 0
-    precision: str = "bfloat16"
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return -(-self.images // self.batch)
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, plateau, linear decay."""
-        rise = (step + 1) * self.batch / max(self.warmup, 1)
-        fall = (self.steps - step) / max(self.decay * self.steps, 1e-9)
-        return self.lr * min(rise, 1.0, fall)
+PARTS = ("diffusion", "classifier", "judge")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training recipe.
+    """How one network is trained.
 
-    preset: the model whose network and noise schedule are trained; data: folder of images; train: settings of the loop;
-    init: weights to start from instead of random ones (an unconditional network can also start from class-conditional
-    ones); ect: weight of the entropy constraint and clean: train on images without noise, both for classifiers only;
-    text: the recipe's TOML.
+    part: diffusion, classifier, or judge (a classifier of clean images); table: the name of the settings' table in the
+    user's file; model: whose network and noise schedule are trained; data: folder of images; train: settings of the
+    loop; init: weights to start from instead of random ones (an unconditional network can also start from
+    class-conditional ones); ect: weight of the entropy constraint and clean: train on images without noise, both for
+    classifiers only; command: what the user typed, for the provenance.
     """
 
-    preset: ModelFolder
+    part: str
+    table: str
+    model: ModelFolder
     data: Path
     train: TrainSettings
-    init: Path | None
-    ect: float
-    clean: bool
-    text: str
+    init: Path | None = None
+    ect: float = 0.0
+    clean: bool = False
+    command: str = ""
+
+    @property
+    def network(self) -> NetworkSpec:
+        """The network that is trained. A judge has the classifier's architecture."""
+        spec = self.model.unet if self.part == "diffusion" else self.model.classifier
+        if spec is None:
+            raise ManifestError(bad("model", self.model.name, "a model with a classifier"))
+        return spec
+
+    def values(self) -> dict[str, object]:
+        """Everything that the run depends on, by dotted name, as it is written into ``recipe.toml``."""
+        spec = {"kind": self.network.kind, **dataclasses.asdict(self.network)}
+        values: dict[str, object] = {
+            "part": self.part,
+            "model": self.model.name,
+            "schedule.name": self.model.schedule,
+            "schedule.steps": self.model.diffusion_steps,
+            "schedule.prediction": self.model.prediction,
+            "ect": self.ect,
+            "clean": self.clean,
+            **{f"network.{key}": list(v) if isinstance(v, tuple) else v for key, v in spec.items()},
+            **{f"train.{key}": value for key, value in settings_values(self.train).items()},
+        }
+        return {key: value for key, value in values.items() if value is not None}
 
 
 def load_recipe(path: Path, kind: str, ect: float | None = None) -> Recipe:
-    """Read and check a recipe; relative paths in it start at its folder. ``ect`` replaces the recipe's own value.
+    """Read and check a recipe that names a model by ``preset``; relative paths in it start at its folder.
 
-    Raises ManifestError, which names the key, its value and what is allowed.
+    kind: diffusion or classifier; ect: replaces the recipe's own value. Raises ManifestError, which names the key, its
+    value and what is allowed.
     """
-    text, table = _read(path)
+    table = read_toml(path)
     if ect is not None:
-        text = text if table.get("ect", 0.0) == ect else _with_ect(text, ect)
         table["ect"] = ect
     allowed = ["preset", "data", "init", "train"] + (["ect", "clean"] if kind == "classifier" else [])
     for key in table:
         if key not in allowed:
             raise ManifestError(bad(key, table[key], f"a key of a {kind} recipe, which has {', '.join(allowed)}"))
-    clean = table.get("clean", False)
-    if not isinstance(clean, bool):
-        raise ManifestError(bad("clean", clean, "true or false"))
     init = get_path(table, "init", path.parent)
+    model = find_model(get_text(table, "preset"))
     return Recipe(
-        preset=find_model(get_text(table, "preset")),
-        data=path.parent.absolute() / Path(get_text(table, "data")).expanduser(),
-        train=_settings(get_table(table, "train")),
+        part=kind,
+        table="train",
+        model=model,
+        data=data_folder(table, path),
+        train=read_settings(get_table(table, "train"), "train", model.image_size, flip=kind == "classifier"),
         init=Path(init) if init else None,
         ect=get_number(table, "ect", 0, 1000, 0),
-        clean=clean,
-        text=text,
+        clean=get_flag(table, "clean", False),
+        command=f"rarefy train {kind} RECIPE.toml --out DIR",
     )
 
 
-def _read(path: Path) -> tuple[str, dict[str, object]]:
+def names_preset(path: Path) -> bool:
+    """Whether a recipe file trains a library model again, named by ``preset``. Raises ManifestError."""
+    return "preset" in read_toml(path)
+
+
+def data_folder(table: Table, path: Path) -> Path:
+    """The folder of images that a recipe at ``path`` names."""
+    return path.parent.absolute() / Path(get_text(table, "data")).expanduser()
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """The tables of a recipe file. Raises ManifestError if it cannot be read or is not TOML."""
     try:
-        text = path.read_text()
-        return text, tomllib.loads(text)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ManifestError(f"recipe: {str(path)!r} is not TOML ({error})") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"recipe: {str(path)!r} cannot be read ({error})") from error
 
 
-def _settings(table: Table) -> TrainSettings:
-    known_keys(table, "train", [field.name for field in fields(TrainSettings)])
-    default = TrainSettings
-    return TrainSettings(
-        images=get_integer(table, "train.images", 1, MAX_IMAGES),
-        batch=get_integer(table, "train.batch", 1, 65_536, default.batch),
-        lr=get_number(table, "train.lr", 1e-9, 10, default.lr),
-        weight_decay=get_number(table, "train.weight_decay", 0, 10, default.weight_decay),
-        warmup=get_integer(table, "train.warmup", 0, MAX_IMAGES, default.warmup),
-        decay=get_number(table, "train.decay", 0, 1, default.decay),
-        ema=get_number(table, "train.ema", 0, 0.999999, default.ema),
-        clip=get_number(table, "train.clip", 1e-6, 1e6, default.clip),
-        seed=get_integer(table, "train.seed", 0, MAX_SEED, default.seed),
-        precision=get_choice(table, "train.precision", ("bfloat16", "float32"), default.precision),
-    )
+def values_text(values: Mapping[str, object]) -> str:
+    """Values as TOML. A dotted name is a key within a table, and JSON's scalars and lists are valid TOML."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
-def _with_ect(text: str, ect: float) -> str:
-    """A recipe's text with ``ect`` replaced. The run keeps this copy, and a resumed run must have the same text."""
-    rest = re.sub(r"""^[ \t]*["']?ect["']?[ \t]*=.*\n?""", "", text, flags=re.MULTILINE)
-    return f"ect = {ect!r}\n{rest}"
+def stored_values(path: Path, part: str) -> dict[str, object]:
+    """The values of an earlier session's ``recipe.toml``. Older versions kept a copy of the user's file there."""
+    table = read_toml(path)
+    if "preset" in table:
+        return load_recipe(path, part).values()
+    return _flat(table)
+
+
+def changed_key(stored: Mapping[str, object], now: Mapping[str, object]) -> str | None:
+    """The first key whose value would change the weights of the run in progress; None if it can go on."""
+    free = {"model", *(f"train.{name}" for name in (*LENGTH, *SAME_WEIGHTS))}
+    for key in (*stored, *now):
+        known = key in stored or key.startswith("train.")
+        if key not in free and known and stored.get(key) != now.get(key):
+            return key
+    return None
+
+
+def _flat(table: Table, prefix: str = "") -> dict[str, object]:
+    values: dict[str, object] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        values |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return values

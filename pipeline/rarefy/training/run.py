@@ -1,10 +1,12 @@
-"""``rarefy train``: trains a recipe's network and writes its weights and their provenance."""
+"""Training one part: from its recipe to weights and their provenance. ``rarefy train PART RECIPE --out DIR``."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +16,151 @@ from torch import Tensor
 
 from rarefy.device import find_device
 from rarefy.diffusion.schedule import make_schedule
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import DeviceError, ManifestError, OutputError, bad
+from rarefy.execution import check_execution
 from rarefy.fields import check_integer
-from rarefy.images import load_images
 from rarefy.models.adm import ADM
-from rarefy.models.checkpoint import check_entries, read_state
-from rarefy.models.networks import build_classifier, build_unet
+from rarefy.models.checkpoint import check_entries, file_sha256, read_state
 from rarefy.training.data import place
-from rarefy.training.loop import LossFunction, start, train
+from rarefy.training.images import library_images
+from rarefy.training.log import TrainingLog, cut_log, say
+from rarefy.training.loop import train
 from rarefy.training.losses import ClassifierLoss, HybridLoss
-from rarefy.training.output import claim, cut_log, save_grid, write_log, write_result
+from rarefy.training.monitor import Check, Monitor
+from rarefy.training.output import (
+    STATE,
+    Job,
+    Places,
+    check_length,
+    check_recipe,
+    claim,
+    write_result,
+)
 from rarefy.training.recipe import Recipe, load_recipe
+from rarefy.training.samples import build_network
+from rarefy.training.state import TrainState, start
+from rarefy.training.step import LossFunction
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How training runs, which changes the weights by rounding at most.
+
+    device: auto, cpu, cuda or cuda:N; threads: of the CPU; compile: auto, off or full; tensorboard: write its files.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    compile: str = "auto"
+    tensorboard: bool = False
 
 
 def run_training(
-    kind: str, recipe_path: str, out: str, device: str, threads: int | None, ect: float | None = None
+    part: str, recipe_path: str, out: str, options: TrainOptions, ect: float | None = None
 ) -> dict[str, Any]:
-    """Train a ``diffusion`` or ``classifier`` network to the recipe's end, resuming the run in ``out`` if there is one.
+    """Train a library model's ``diffusion`` or ``classifier`` network, resuming the run in ``out`` if there is one.
 
     ect: for a classifier, replaces the recipe's value, also in the copy of the recipe in ``out``.
     Writes state.pt (to resume), log.jsonl, weights.safetensors (EMA) and provenance.json; sample grids for diffusion.
     Under ``torchrun`` every process trains on its share of each batch; only rank 0 writes and returns the provenance.
     The others return an empty dict. Raises ManifestError, DataError, DeviceError, OutputError or DivergedError.
     """
-    recipe = load_recipe(Path(recipe_path), kind, ect)
-    if threads is not None:
-        torch.set_num_threads(check_integer(threads, "threads", 1, 4096))
-    with _processes(device) as target:
-        rank, world = place()
-        if recipe.train.batch % world:
-            raise ManifestError(bad("train.batch", recipe.train.batch, f"divisible by the {world} processes"))
-        preset, settings = recipe.preset, recipe.train
-        data = load_images(recipe.data, preset.image_size, preset.channels, "train", classes=preset.classes)
-        network, loss = _network(kind, recipe, target)
-        folder = claim(Path(out), recipe)  # last: a folder left by a mistake would refuse the corrected recipe
-        state = start(network, settings, target, folder / "state.pt")
-        if rank == 0:
-            cut_log(folder / "log.jsonl", state.step * settings.batch)
-        for report in train(state, loss, data, settings, folder / "state.pt"):
-            if rank > 0:
-                continue
-            write_log(report, settings, folder / "log.jsonl")
-            if report.saved and kind == "diffusion":
-                save_grid(state, preset, folder / f"samples-{report.step * settings.batch:09d}.png")
-        return write_result(kind, recipe, state, data, folder) if rank == 0 else {}
+    recipe = load_recipe(Path(recipe_path), part, ect)
+    with processes(options) as device:
+        return train_part(Job(recipe, library_images(recipe), Places.alone(Path(out))), device, options)
+
+
+def train_part(job: Job, device: torch.device, options: TrainOptions, check: Check | None = None) -> dict[str, Any]:
+    """Train a part to its recipe's end and write weights and provenance; returns the provenance (rank 0).
+
+    A finished run is left as it is; with more ``images`` it goes on. check: an audit for diffusion networks.
+    """
+    recipe, places = job.recipe, job.places
+    _check_shares(recipe, place()[1])
+    values = {**recipe.values(), "data_sha256": job.images.sha256}
+    if recipe.init is not None:
+        values["init_sha256"] = file_sha256(recipe.init)
+    check_recipe(places, recipe, values)
+    network, loss = _network(recipe, device)
+    with _memory_limit(recipe, device):
+        state = start(network, recipe.train, device, places.folder / STATE, options.compile)
+        check_length(state, recipe)
+        if (record := _finished(job, state)) is not None:
+            if place()[0] > 0:
+                return {}
+            say(f"the {recipe.part} has seen its {recipe.train.images:,} images already; more images would continue it")
+            return record
+        claim(places, values)  # last: a folder left by a mistake would refuse the corrected recipe
+        monitor = Monitor(job, device, check)
+        _train(job, state, loss, monitor, options.tensorboard)
+        return write_result(job, state, values, monitor.result(state)) if place()[0] == 0 else {}
+
+
+def _train(job: Job, state: TrainState, loss: LossFunction, monitor: Monitor, tensorboard: bool) -> None:
+    """Run the loop; rank 0 logs and measures."""
+    settings, folder = job.recipe.train, job.places.folder
+    if place()[0] > 0:
+        for _ in train(state, loss, job.images.train, settings, folder / STATE):
+            pass
+        return
+    if job.images.held_out is None:
+        say("no held-out images: neither their loss nor accuracy is measured")
+    cut_log(folder / "log.jsonl", state.step * settings.batch)
+    with closing(TrainingLog(folder, settings, tensorboard)) as log:
+        for report in train(state, loss, job.images.train, settings, folder / STATE):
+            log.report(report)
+            if report.saved and (monitor.due() or report.step == settings.steps):
+                values = monitor.measure(state)
+                if values:
+                    log.check(report.step * settings.batch, values)
+
+
+def _finished(job: Job, state: TrainState) -> dict[str, Any] | None:
+    """The provenance of a run that needs no further step and whose weights are in place; else None."""
+    record = job.places.record()
+    if state.step < job.recipe.train.steps or record is None or not job.places.weights.exists():
+        return None
+    return record if record.get("weights_sha256") == file_sha256(job.places.weights) else None
+
+
+def _check_shares(recipe: Recipe, world: int) -> None:
+    shares = world * recipe.train.accumulate
+    if recipe.train.batch % shares:
+        parts = f"the {world} processes" + (" and their micro-batches" if recipe.train.accumulate > 1 else "")
+        raise ManifestError(bad(f"{recipe.table}.batch", recipe.train.batch, f"divisible by {parts}"))
 
 
 @contextmanager
-def _processes(name: str) -> Iterator[torch.device]:
+def _memory_limit(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Turn a GPU's lack of memory into a line that says what would fit."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        batch, pieces = recipe.train.batch, recipe.train.accumulate
+        share = batch // place()[1] // pieces
+        advice = "set checkpointing = true, or take a smaller network"
+        if share > 1:
+            smaller = share // 2 * place()[1] * pieces
+            advice = (
+                f"a batch of {smaller} may fit; accumulate = {2 * pieces} needs as little memory and keeps the batch; "
+                f"or {advice}"
+            )
+        fits = f"small enough for the memory of {device}, on which it runs {share} images at a time"
+        raise DeviceError(f"{bad(f'{recipe.table}.batch', batch, fits)}: {advice}") from None
+
+
+@contextmanager
+def processes(options: TrainOptions) -> Iterator[torch.device]:
     """This process's device; under ``torchrun``, as a member of the process group."""
-    device = _device(name)
+    if options.threads is not None:
+        torch.set_num_threads(check_integer(options.threads, "threads", 1, 4096))
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise OutputError(
+            "tensorboard: the package is not installed; install rarefy with its extra 'tensorboard', "
+            "or train without --tensorboard"
+        )
+    device = _device(options.device)
+    check_execution(device, "exact", options.compile)
     if device.index is not None:
         torch.cuda.set_device(device)
     joins = "WORLD_SIZE" in os.environ and not dist.is_initialized()
@@ -84,25 +181,21 @@ def _device(name: str) -> torch.device:
     return find_device(name)
 
 
-def _network(kind: str, recipe: Recipe, device: torch.device) -> tuple[ADM, LossFunction]:
+def _network(recipe: Recipe, device: torch.device) -> tuple[ADM, LossFunction]:
     """The network with its initial weights, on the CPU, and its loss."""
-    preset = recipe.preset
-    schedule = make_schedule(preset.schedule, preset.diffusion_steps)
+    model = recipe.model
+    schedule = make_schedule(model.schedule, model.diffusion_steps)
     torch.manual_seed(recipe.train.seed)
-    network: ADM
-    loss: LossFunction
-    if kind == "diffusion":
-        network, loss = build_unet(preset.unet), HybridLoss(schedule, device, preset.num_classes is not None)
-    else:
-        network = build_classifier(preset.classifier)
-        loss = ClassifierLoss(schedule, device, recipe.ect, clean=recipe.clean)
+    network, loss = build_network(recipe), HybridLoss(schedule, device, model.num_classes is not None)
     if recipe.init is not None:
         state = read_state(recipe.init)
-        if kind == "diffusion" and preset.num_classes is None:
+        if recipe.part == "diffusion" and model.num_classes is None:
             state = without_classes(state)
         check_entries(state, network.state_dict(), recipe.init)
         network.load_state_dict(state)
-    return network, loss
+    if recipe.part == "diffusion":
+        return network, loss
+    return network, ClassifierLoss(schedule, device, recipe.ect, recipe.clean)
 
 
 def without_classes(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,255 @@
+"""``train.toml``: the file that describes a model of the user's, its data, and how each of its parts is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rarefy.diffusion.schedule import SCHEDULES
+from rarefy.errors import ManifestError, bad
+from rarefy.fields import (
+    Table,
+    get_choice,
+    get_integer,
+    get_match,
+    get_number,
+    get_path,
+    get_table,
+    get_text,
+    known_keys,
+)
+from rarefy.images import ClassNames
+from rarefy.models.config import POOLS, NetworkConfig
+from rarefy.models.folder import ModelFolder, read_model_folder
+from rarefy.models.networks import build_classifier, build_unet
+from rarefy.training.recipe import PARTS, Recipe, data_folder, read_toml
+from rarefy.training.settings import TrainSettings, get_flag, read_settings
+
+DATA_KEYS = ("name", "description", "data", "model", "reference", "class_names", "ect")
+MODEL_KEYS = ("image_size", "channels", "schedule", "diffusion_steps", "recommended_scale", "unet")
+NETWORK_KEYS = ("classifier_network", *PARTS)
+DERIVED = ("image_size", "in_channels", "out_channels", "num_classes")
+MAX_SIDE = 1024
+MAX_STEPS = 100_000
+
+
+@dataclass(frozen=True)
+class Project:
+    """A ``train.toml``.
+
+    data, reference: folders of images to train on and of held-out ones; folder: the model folder that is written;
+    class_names: None for the data's own; unet, classifier: their tables; base: the model in the folder if somebody else
+    trained its U-Net; parts: the settings of each part that is trained, in their order; ect: weight of the classifier's
+    entropy constraint.
+    """
+
+    path: Path
+    name: str
+    description: str
+    data: Path
+    folder: Path
+    reference: Path
+    image_size: int
+    channels: int
+    class_names: tuple[str, ...] | None
+    schedule: str
+    diffusion_steps: int
+    recommended_scale: float
+    unet: Table | None
+    classifier: Table | None
+    base: ModelFolder | None
+    parts: dict[str, TrainSettings]
+    ect: float
+
+    @property
+    def classes(self) -> ClassNames | None:
+        """The classes that the data are matched with; None if they define the classes themselves."""
+        if self.class_names is not None:
+            return ClassNames(self.class_names)
+        if self.base is not None and (self.base.num_classes is not None or self.base.class_names):
+            return self.base.classes
+        return None
+
+    def model(self, class_names: tuple[str, ...]) -> ModelFolder:
+        """The model of these classes, with the files that its folder has. Raises ManifestError for a bad network."""
+        if self.base is not None:
+            if self.base.num_classes not in (None, len(class_names)):
+                allowed = f"one name for each of the {self.base.num_classes} classes of the model in {self.folder}"
+                raise ManifestError(bad("class_names", f"{len(class_names)} names", allowed))
+            network = self.classifier_network(len(class_names))
+            return dataclasses.replace(self.base, classifier=network, class_names=class_names)
+        assert self.unet is not None
+        unet = read_network(self.unet, "unet", self._shape(2 * self.channels, len(class_names)))
+        return ModelFolder(
+            name=self.name,
+            description=self.description,
+            unet=unet,
+            classifier=self.classifier_network(len(class_names)),
+            schedule=self.schedule,
+            recommended_scale=self.recommended_scale,
+            diffusion_steps=self.diffusion_steps,
+            class_names=class_names,
+            path=self.folder,
+        )
+
+    def classifier_network(self, classes: int) -> NetworkConfig | None:
+        """The network of classifier and judge; None if none is trained."""
+        if self.classifier is None or "classifier" not in self.parts:
+            return None
+        return read_network(self.classifier, "classifier_network", self._shape(classes, None))
+
+    def recipe(self, part: str, model: ModelFolder) -> Recipe:
+        """How a part of the model is trained. A judge learns from images without noise and guides nothing."""
+        return Recipe(
+            part=part,
+            table=part,
+            model=model,
+            data=self.data,
+            train=self.parts[part],
+            ect=self.ect if part == "classifier" else 0.0,
+            clean=part == "judge",
+            command=f"rarefy train {part} {self.path.name}",
+        )
+
+    def _shape(self, out_channels: int, num_classes: int | None) -> dict[str, int | None]:
+        """What a network's table need not say, because the project says it."""
+        return {
+            "image_size": self.image_size,
+            "in_channels": self.channels,
+            "out_channels": out_channels,
+            "num_classes": num_classes,
+        }
+
+
+def load_project(path: Path) -> Project:
+    """Read and check a ``train.toml``; relative paths in it start at its folder. Raises ManifestError."""
+    table = read_toml(path)
+    known_keys(table, "", (*DATA_KEYS, *MODEL_KEYS, *NETWORK_KEYS))
+    folder = path.parent.absolute() / Path(get_text(table, "model")).expanduser()
+    base = _base(table, folder)
+    size = get_integer(table, "image_size", 4, MAX_SIDE) if base is None else base.image_size
+    if not (parts := [part for part in PARTS if part in table]):
+        raise ManifestError(bad("recipe", str(path), f"a file with at least one of the tables {', '.join(PARTS)}"))
+    if "judge" in parts and "classifier" not in parts:
+        raise ManifestError(bad("judge", "a table", "allowed without [classifier], whose network it has too"))
+    if "classifier" in parts and "classifier_network" not in table:
+        raise ManifestError(bad("classifier_network", None, "a table that describes the network of [classifier]"))
+    return Project(
+        path=path,
+        name=get_text(table, "name", base.name if base else None),
+        description=get_text(table, "description", base.description if base else "trained by rarefy"),
+        data=data_folder(table, path),
+        folder=folder,
+        reference=Path(get_path(table, "reference", path.parent) or folder / "reference"),
+        image_size=size,
+        channels=_channels(table) if base is None else base.channels,
+        class_names=_class_names(table),
+        schedule=get_choice(table, "schedule", SCHEDULES, "cosine"),
+        diffusion_steps=get_integer(table, "diffusion_steps", 1, MAX_STEPS, 1000),
+        recommended_scale=get_number(table, "recommended_scale", 0, 1e6, 1.0),
+        unet=get_table(table, "unet") if base is None else None,
+        classifier=get_table(table, "classifier_network") if "classifier_network" in table else None,
+        base=base,
+        parts={part: _part(table, part, size) for part in parts},
+        ect=get_number(get_table(table, "classifier"), "classifier.ect", 0, 1000, 0),
+    )
+
+
+def _base(table: Table, folder: Path) -> ModelFolder | None:
+    """Somebody else's diffusion model, if the file describes no U-Net: the one in the model folder."""
+    if "unet" in table:
+        return None
+    if not (folder / "config.json").exists():
+        allowed = f"a table that describes the U-Net (without it, a trained one must be in the model folder {folder})"
+        raise ManifestError(bad("unet", None, allowed))
+    for key in (*MODEL_KEYS, "diffusion"):
+        if key in table:
+            raise ManifestError(bad(key, table[key], "allowed without [unet]: the model folder says it"))
+    model = read_model_folder(folder)
+    if model.class_names and "class_names" in table:
+        raise ManifestError(bad("class_names", table["class_names"], "allowed here: the model folder has them"))
+    if model.classifier is not None and not (folder / "training" / "classifier").exists():
+        raise ManifestError(bad("model", str(folder), "a model without a classifier: it has one already"))
+    return model
+
+
+def _part(table: Table, part: str, image_size: int) -> TrainSettings:
+    settings = {key: value for key, value in get_table(table, part).items() if (part, key) != ("classifier", "ect")}
+    return read_settings(settings, part, image_size, flip=False)
+
+
+def _channels(table: Table) -> int:
+    channels = get_integer(table, "channels", 1, 3)
+    if channels == 2:
+        raise ManifestError(bad("channels", channels, "1 (grey) or 3 (RGB)"))
+    return channels
+
+
+def _class_names(table: Table) -> tuple[str, ...] | None:
+    names = table.get("class_names")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ManifestError(bad("class_names", names, "a list of non-empty strings"))
+    return tuple(names)
+
+
+def read_network(table: Table, name: str, derived: dict[str, int | None]) -> NetworkConfig:
+    """A network's table with NetworkConfig's keys, apart from those that the project gives. Raises ManifestError."""
+    known_keys(table, name, ["kind", *(field.name for field in dataclasses.fields(NetworkConfig))])
+    for key in DERIVED:
+        if key in table and table[key] != derived[key]:
+            raise ManifestError(bad(f"{name}.{key}", table[key], f"{derived[key]}, as the rest of the file has it"))
+    get_match(table, f"{name}.kind", NetworkConfig.kind, f"{NetworkConfig.kind}, the kind that rarefy trains", "adm")
+    try:
+        config = NetworkConfig(**derived, **_shape_keys(table, name))  # type: ignore[arg-type]
+        build: Callable[[NetworkConfig], object] = build_unet if name == "unet" else build_classifier
+        with torch.device("meta"):  # without memory, to find what does not fit together
+            build(config)
+    except ValueError as error:
+        raise error if isinstance(error, ManifestError) else ManifestError(f"{name}: {error}") from error
+    return config
+
+
+def _shape_keys(table: Table, name: str) -> dict[str, object]:
+    def count(key: str, low: int, default: int | None = None) -> int:
+        return get_integer(table, f"{name}.{key}", low, 65_536, default)
+
+    def flag(key: str, default: bool) -> bool:
+        return get_flag(table, f"{name}.{key}", default)
+
+    values = {
+        "model_channels": count("model_channels", 1),
+        "num_res_blocks": count("num_res_blocks", 1),
+        "attention_resolutions": _numbers(table, f"{name}.attention_resolutions", int),
+        "channel_mult": _numbers(table, f"{name}.channel_mult", float),
+        "dropout": get_number(table, f"{name}.dropout", 0, 0.99, 0.0),
+        "num_heads": count("num_heads", 1, 1),
+        "num_head_channels": count("num_head_channels", -1, -1),
+        "num_heads_upsample": count("num_heads_upsample", -1, -1),
+        "use_scale_shift_norm": flag("use_scale_shift_norm", True),
+        "resblock_updown": flag("resblock_updown", True),
+        "conv_resample": flag("conv_resample", True),
+        "use_new_attention_order": flag("use_new_attention_order", False),
+        "pool": get_choice(table, f"{name}.pool", POOLS, "attention"),
+    }
+    pooled = name != "unet" and values["pool"] == "attention"
+    if values["num_head_channels"] == 0 or (pooled and values["num_head_channels"] == -1):
+        allowed = "the number of channels per attention head, such as 32"
+        raise ManifestError(bad(f"{name}.num_head_channels", values["num_head_channels"], allowed))
+    return values
+
+
+def _numbers(table: Table, field: str, kind: type) -> tuple[float, ...]:
+    """A list of positive numbers. kind: int for whole ones only."""
+    values = table.get(field.rsplit(".", 1)[-1])
+    allowed = (int,) if kind is int else (int, float)
+    good = isinstance(values, list) and all(type(value) in allowed and value > 0 for value in values)
+    if not good or (kind is float and not values):
+        raise ManifestError(bad(field, values, f"a list of positive {'integers' if kind is int else 'numbers'}"))
+    assert isinstance(values, list)
+    return tuple(values)
