@@ -15,23 +15,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from rarefy.audit.features.extractors import Features, extract_outputs, load_extractor
 from rarefy.audit.inputs.reference import read_embedded
 from rarefy.audit.metrics.distances import frechet_distance, precision_recall
-from rarefy.diffusion.sampler import ImageNoise, SamplerSettings, denoiser, reverse_chain, to_uint8
 from rarefy.diffusion.schedule import make_schedule
-from rarefy.guidance.base import Networks
 from rarefy.images import LabelledImages
+from rarefy.models.adm import ADM
 from rarefy.models.folder import ModelFolder, find_model
 from rarefy.models.networks import build_classifier, build_unet
 from rarefy.project.networks import CPU, classifier_config, unet_config
+from rarefy.training.data import TrainingSet, make_batch
 from rarefy.training.embed import first_per_class
-from rarefy.training.loop import LossFunction, start, train_step
+from rarefy.training.held_out import accuracy_at
 from rarefy.training.losses import ClassifierLoss, HybridLoss
-from rarefy.training.output import accuracy_at
-from rarefy.training.recipe import TrainSettings
+from rarefy.training.samples import draw_images
+from rarefy.training.settings import TrainSettings
+from rarefy.training.state import start
+from rarefy.training.step import LossFunction, train_step
 
 DEVICE, SIZE, CLASSES, GENERATED = torch.device("cpu"), 14, 10, 1000
 SCHEDULE = make_schedule("cosine", 1000)
@@ -47,22 +48,17 @@ def halved(role: str) -> LabelledImages:
     return LabelledImages(pixels, data.labels, data.class_names)
 
 
-def trained(network: nn.Module, loss: LossFunction, data: LabelledImages, settings: TrainSettings) -> nn.Module:
-    state = start(network, settings, DEVICE, Path("no-checkpoint"))
+def trained(network: ADM, loss: LossFunction, data: LabelledImages, settings: TrainSettings) -> ADM:
+    images, state = TrainingSet.whole(data), start(network, settings, DEVICE, Path("no-checkpoint"))
     while state.step < settings.steps:
-        train_step(state, loss, data, settings)
+        train_step(state, loss, make_batch(images, state.step, settings, DEVICE), settings)
     network.load_state_dict(state.ema)
     return network.eval().requires_grad_(False)
 
 
-def generated(unet: nn.Module) -> NDArray[np.uint8]:
+def generated(unet: ADM) -> NDArray[np.uint8]:
     """As many images of each class, in 20 deterministic steps."""
-    chain, images = SamplerSettings("dpm-solver++", "logsnr20").chain(MODEL), []
-    for first in range(0, GENERATED, 100):
-        noise = ImageNoise(range(first, first + 100), (1, SIZE, SIZE), DEVICE)
-        *_, last = reverse_chain(Networks(denoiser(unet)), chain, noise(-1), torch.arange(100) % CLASSES, noise)
-        images.append(to_uint8(last.x).numpy())
-    return np.concatenate(images)
+    return torch.cat(list(draw_images(unet, MODEL, torch.arange(GENERATED) % CLASSES))).numpy()
 
 
 def nearest(features: Features, others: Features) -> NDArray[np.float32]:
@@ -82,7 +78,7 @@ def main() -> None:
         data = first_per_class(everything, count)
         settings = TrainSettings(options.images, lr=5e-4, ema=0.998)
         unet = trained(build_unet(MODEL.unet), HybridLoss(SCHEDULE, DEVICE), data, settings)
-        settings = TrainSettings(options.images // 4, lr=1e-3, weight_decay=0.05, decay=0.8, ema=0.99)
+        settings = TrainSettings(options.images // 4, lr=1e-3, weight_decay=0.05, decay=0.8, ema=0.99, flip=True)
         guide = trained(build_classifier(MODEL.classifier), ClassifierLoss(SCHEDULE, DEVICE), data, settings)
         features = extract_outputs(generated(unet), extractor)
         copies = (nearest(features, extract_outputs(data.images, extractor)) < close).mean()

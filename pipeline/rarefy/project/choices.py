@@ -147,7 +147,7 @@ def _first(names: Sequence[str], shown: int) -> str:
 
 def _round(value: float) -> int:
     """Two significant digits."""
-    unit = 10 ** max(int(math.log10(max(value, 1))) - 1, 0)
+    unit: int = 10 ** max(int(math.log10(max(value, 1))) - 1, 0)
     return max(1, round(value / unit) * unit)
 
 

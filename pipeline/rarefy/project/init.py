@@ -27,7 +27,7 @@ from rarefy.project.networks import (
 from rarefy.project.speed import time_training
 from rarefy.project.split import split_off
 from rarefy.project.write import RARE_FILE, TRAIN_FILE, check_unused, write_project
-from rarefy.training.recipe import MAX_IMAGES, MAX_SEED
+from rarefy.training.settings import MAX_IMAGES, MAX_SEED
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]

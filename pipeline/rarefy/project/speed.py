@@ -12,11 +12,14 @@ import torch
 from rarefy.diffusion.schedule import make_schedule
 from rarefy.errors import DeviceError
 from rarefy.images import LabelledImages
+from rarefy.models.adm import ADM
 from rarefy.models.config import NetworkConfig
 from rarefy.models.networks import build_classifier, build_unet
-from rarefy.training.loop import start, train_step
+from rarefy.training.data import TrainingSet, make_batch
 from rarefy.training.losses import ClassifierLoss, HybridLoss
-from rarefy.training.recipe import TrainSettings
+from rarefy.training.settings import TrainSettings
+from rarefy.training.state import start
+from rarefy.training.step import LossFunction, train_step
 
 ENOUGH_S = 5.0  # steps are timed for about so long
 MOST_STEPS = 5
@@ -47,16 +50,22 @@ def time_training(network: NetworkConfig, batch: int, device: torch.device) -> S
 
 def _images_per_s(network: NetworkConfig, batch: int, device: torch.device) -> float:
     schedule = make_schedule("cosine", 1000)
+    model: ADM
+    loss: LossFunction
     if network.num_classes is not None:
         model, loss = build_unet(network), HybridLoss(schedule, device)
     else:
         model, loss = build_classifier(network), ClassifierLoss(schedule, device)
-    settings, data = TrainSettings(images=10**9, batch=batch), _noise(network, batch)
+    settings, data = TrainSettings(images=10**9, batch=batch), TrainingSet.whole(_noise(network, batch))
     state = start(model, settings, device, Path("no-checkpoint"))
-    train_step(state, loss, data, settings)["loss"].item()  # warm-up: kernels are chosen, memory is allocated
+
+    def step() -> None:
+        train_step(state, loss, make_batch(data, state.step, settings, device), settings)["loss"].item()  # waits
+
+    step()  # warm-up: kernels are chosen, memory is allocated
     began, steps = time.perf_counter(), 0
     while steps < MOST_STEPS and time.perf_counter() - began < ENOUGH_S:
-        train_step(state, loss, data, settings)["loss"].item()  # waits for the device
+        step()
         steps += 1
     return steps * batch / (time.perf_counter() - began)
 

@@ -44,6 +44,7 @@ def _top(choices: Choices) -> list[Setting]:
     colour = "all images are grey" if choices.channels == 1 else "at least one image is in colour"
     return [
         Setting("name", quote(choices.name), "name of the model"),
+        Setting("description", quote(_description(choices)), "what the model is, for people"),
         Setting("data", quote(choices.data), f"relative to this file: {sum(choices.counts.values()):,} images"),
         *(skip if choices.skip_broken else []),
         Setting(
@@ -57,6 +58,11 @@ def _top(choices: Choices) -> list[Setting]:
             "class_names", strings(tuple(choices.counts)), "the data's own names; an image's class id is its place"
         ),
     ]
+
+
+def _description(choices: Choices) -> str:
+    counts = choices.counts
+    return f"ADM trained on {choices.training:,} images of {choices.name} in {len(counts):,} classes, {choices.size} px"
 
 
 def _network(network: NetworkConfig) -> list[Setting]:

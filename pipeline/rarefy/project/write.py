@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -11,11 +12,12 @@ from pathlib import Path
 
 from rarefy.errors import OutputError, bad
 from rarefy.images import LabelledImages
-from rarefy.models.folder import ModelFolder, write_model_folder
+from rarefy.models.folder import write_model_folder
 from rarefy.project.choices import Choices
 from rarefy.project.rare_file import rare_text
 from rarefy.project.split import write_reference
 from rarefy.project.train_file import MODEL, train_text
+from rarefy.training.project import load_project
 
 TRAIN_FILE, RARE_FILE, REFERENCE = "train.toml", "rare.toml", "reference"
 
@@ -36,24 +38,10 @@ def write_project(choices: Choices, held_out: LabelledImages, out: str) -> None:
     with _new_folder(Path(out)) as folder:
         model = folder / MODEL
         write_reference(held_out, model / REFERENCE)
-        write_model_folder(_model(choices, model), model)
         (folder / TRAIN_FILE).write_text(train_text(choices), encoding="utf-8")
+        described = load_project(folder / TRAIN_FILE).model(tuple(choices.counts))
+        write_model_folder(dataclasses.replace(described, files={"reference": REFERENCE}), model)
         (folder / RARE_FILE).write_text(rare_text(choices), encoding="utf-8")
-
-
-def _model(choices: Choices, path: Path) -> ModelFolder:
-    weights = {role: f"{role}.safetensors" for role in ("unet", "classifier", "judge")}
-    return ModelFolder(
-        name=choices.name,
-        description=f"trained on {choices.training:,} images in {len(choices.counts):,} classes, {choices.size} px",
-        unet=choices.unet,
-        classifier=choices.classifier,
-        schedule="cosine",
-        recommended_scale=1.0,
-        class_names=tuple(choices.counts),
-        path=path,
-        files={**weights, "reference": REFERENCE},
-    )
 
 
 @contextmanager
