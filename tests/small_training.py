@@ -17,10 +17,12 @@ from rarefy.images import LabelledImages
 from rarefy.models.adm import ADM, Classifier, UNet
 from rarefy.models.config import NetworkConfig
 from rarefy.models.folder import ModelFolder
-from rarefy.training.data import Batch
-from rarefy.training.loop import DivergedError, LossFunction, TrainState, start, train, train_step
+from rarefy.training.data import Batch, TrainingSet, make_batch
+from rarefy.training.loop import DivergedError, train
 from rarefy.training.losses import ClassifierLoss, HybridLoss
-from rarefy.training.recipe import TrainSettings
+from rarefy.training.settings import TrainSettings
+from rarefy.training.state import TrainState, start
+from rarefy.training.step import LossFunction, train_step
 
 CPU = torch.device("cpu")
 SIZE, CLASSES = 8, 4
@@ -46,7 +48,17 @@ def images(count: int = 16) -> LabelledImages:
     rng, labels = np.random.default_rng(0), np.arange(count) % CLASSES
     ramp = np.linspace(-1, 1, SIZE) * (labels[:, None] - 1.5) * 60
     pixels = 128 + ramp[:, None, None, :] + rng.normal(0, 10, (count, 1, SIZE, SIZE))
-    return LabelledImages(pixels.clip(0, 255).astype(np.uint8), labels, ())
+    return LabelledImages(pixels.clip(0, 255).astype(np.uint8), labels, tuple(str(k) for k in range(CLASSES)))
+
+
+def training_set(count: int = 16) -> TrainingSet:
+    """All of those images."""
+    return TrainingSet.whole(images(count))
+
+
+def take_step(state: TrainState, loss: LossFunction, settings: TrainSettings) -> dict[str, Tensor]:
+    """The next optimiser step on those images."""
+    return train_step(state, loss, make_batch(training_set(), state.step, settings, CPU), settings)
 
 
 def network_and_loss(kind: str, dropout: float = 0.0, seed: int = 0) -> tuple[ADM, LossFunction]:
@@ -55,7 +67,7 @@ def network_and_loss(kind: str, dropout: float = 0.0, seed: int = 0) -> tuple[AD
     schedule = make_schedule(MODEL.schedule, MODEL.diffusion_steps)
     if kind == "diffusion":
         return UNet(dataclasses.replace(UNET, dropout=dropout)), HybridLoss(schedule, CPU)
-    return Classifier(dataclasses.replace(CLASSIFIER, dropout=dropout)), ClassifierLoss(schedule, CPU, flip=False)
+    return Classifier(dataclasses.replace(CLASSIFIER, dropout=dropout)), ClassifierLoss(schedule, CPU)
 
 
 def start_small(kind: str, settings: TrainSettings, folder: Path, dropout: float = 0.0, seed: int = 0) -> TrainState:
@@ -81,7 +93,7 @@ def train_and_record(folder: Path, seed: int = 0) -> dict[str, object]:
     state.optimizer.param_groups[0]["eps"] = 1e-3  # Adam would amplify the rounding of gradients that are zero
     inputs: list[Tensor] = []
     state.model.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
-    (report,) = train(state, network_and_loss("diffusion")[1], images(), SETTINGS, folder / "never.pt")
+    (report,) = train(state, network_and_loss("diffusion")[1], training_set(), SETTINGS, folder / "never.pt")
     return {"weights": state.model.state_dict(), "inputs": inputs, "means": report.means}
 
 
@@ -91,7 +103,7 @@ def dropout_mask(folder: Path) -> Tensor:
     layer = next(module for module in state.model.modules() if isinstance(module, nn.Dropout))
     outputs: list[Tensor] = []
     layer.register_forward_hook(lambda module, arguments, output: outputs.append(output.detach() != 0))
-    train_step(state, network_and_loss("diffusion")[1], images(), SETTINGS)
+    take_step(state, network_and_loss("diffusion")[1], SETTINGS)
     return outputs[0]
 
 
@@ -107,7 +119,7 @@ def stop_at_signal(folder: Path, raises: bool) -> tuple[int, tuple[object, ...]]
         return inner(model, batch)
 
     try:
-        list(train(state, loss, images(), SETTINGS, folder / "stopped.pt"))
+        list(train(state, loss, training_set(), SETTINGS, folder / "stopped.pt"))
     except KeyboardInterrupt as interrupt:
         return state.step, tuple(int(number) for number in interrupt.args)
     return state.step, ()
@@ -124,7 +136,7 @@ def diverge(folder: Path, raises: bool) -> str:
         return losses | {"loss": losses["loss"] * (math.nan if raises and calls[0] == 2 else 1)}
 
     try:
-        list(train(state, loss, images(), SETTINGS, folder / "diverged.pt"))
+        list(train(state, loss, training_set(), SETTINGS, folder / "diverged.pt"))
     except DivergedError as error:
         return str(error)
     return ""

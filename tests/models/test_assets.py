@@ -14,7 +14,7 @@ from rarefy.models.adm import Classifier
 from rarefy.models.checkpoint import file_sha256, load_network
 from rarefy.models.folder import LIBRARY, fast_errors, library, provenance
 from rarefy.models.load import Models, load_models
-from rarefy.training.output import accuracy_at
+from rarefy.training.held_out import accuracy_at
 
 PRESET = "fashion-mnist-28"
 

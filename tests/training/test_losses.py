@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from rarefy.diffusion.schedule import Schedule, make_schedule
 from rarefy.images import LabelledImages
-from rarefy.training.data import Batch
-from rarefy.training.loop import start, train_step
+from rarefy.training.data import Batch, TrainingSet, make_batch
 from rarefy.training.losses import ClassifierLoss, HybridLoss
-from rarefy.training.recipe import TrainSettings
+from rarefy.training.settings import TrainSettings
+from rarefy.training.state import start
+from rarefy.training.step import train_step
 
 SCHEDULE = make_schedule("cosine", 100)
 
@@ -115,11 +116,11 @@ def test_a_network_that_is_shown_the_class_learns_what_noise_hides() -> None:
     """Black or white images with so much noise that only the class tells their brightness."""
     abar, steps = 0.02, 70
     pixels = np.repeat(np.array([0, 255], np.uint8), 4)[:, None, None, None] * np.ones((1, 1, 8, 8), np.uint8)
-    data = LabelledImages(pixels, np.repeat([0, 1], 4), ())
+    data = TrainingSet.whole(LabelledImages(pixels, np.repeat([0, 1], 4), ()))
     settings = TrainSettings(images=16 * steps, batch=16, lr=3e-3, warmup=0, decay=0, precision="float32")
     state = start(network_and_loss("diffusion")[0], settings, CPU, Path("never"))
     for _ in range(steps):
-        train_step(state, HybridLoss(one_step(1 - abar), CPU), data, settings)
+        train_step(state, HybridLoss(one_step(1 - abar), CPU), make_batch(data, state.step, settings, CPU), settings)
     x, t = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(8)
     with torch.no_grad():
         black, white = (state.model(x, t, torch.full((8,), y))[:, :1] for y in (0, 1))
@@ -148,24 +149,6 @@ def test_classifier_loss_is_cross_entropy_plus_the_entropy_constraint(ect: float
     assert losses["accuracy"].item() == 0.25
 
 
-def test_half_of_the_images_are_mirrored_and_keep_their_label() -> None:
-    """Each image's brightness encodes its label, except for a black left column."""
-    b = batch(count=400)
-    x_0 = (b.y / 4)[:, None, None, None].repeat(1, 1, 8, 8)
-    x_0[..., 0] = -1
-    mirrored: list[Tensor] = []
-
-    def model(x: Tensor, t: Tensor) -> Tensor:
-        mirrored.append(x[:, 0, 0, -1] == -1)
-        assert torch.equal(mirrored[-1], x[:, 0, 0, 0] != -1)
-        return nn.functional.one_hot((x[:, 0, 0, 4] * 4).long(), 4).float()
-
-    flipped = ClassifierLoss(SCHEDULE, CPU, clean=True)(model, Batch(x_0, b.y, b.generator))  # type: ignore[arg-type]
-    ClassifierLoss(SCHEDULE, CPU, flip=False, clean=True)(model, Batch(x_0, b.y, b.generator))  # type: ignore[arg-type]
-    assert 160 < int(mirrored[0].sum()) < 240 and not mirrored[1].any()
-    assert flipped["accuracy"].item() == 1
-
-
 def test_a_clean_classifier_learns_from_images_without_noise() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -174,7 +157,7 @@ def test_a_clean_classifier_learns_from_images_without_noise() -> None:
         return torch.zeros(len(x), 4)
 
     b = batch()
-    ClassifierLoss(SCHEDULE, CPU, flip=False, clean=True)(model, b)  # type: ignore[arg-type]
-    ClassifierLoss(SCHEDULE, CPU, flip=False)(model, b)  # type: ignore[arg-type]
+    ClassifierLoss(SCHEDULE, CPU, clean=True)(model, b)  # type: ignore[arg-type]
+    ClassifierLoss(SCHEDULE, CPU)(model, b)  # type: ignore[arg-type]
     (clean, t), (noisy, _) = seen
     assert torch.equal(clean, b.x_0) and not t.any() and not torch.allclose(noisy, b.x_0)

@@ -9,7 +9,8 @@ import pytest
 
 from rarefy.cli import main
 from rarefy.errors import ManifestError
-from rarefy.training.recipe import TrainSettings, load_recipe
+from rarefy.training.recipe import load_recipe
+from rarefy.training.settings import TrainSettings
 
 RECIPES = Path(__file__).parents[2] / "manifests" / "train"
 BASE = 'preset = "fashion-mnist-28"\ndata = "d"\n'
@@ -29,7 +30,7 @@ BASE = 'preset = "fashion-mnist-28"\ndata = "d"\n'
         (BASE + "[train]\nimages = 0", "train.images: 0 is not an integer from 1 to 4294967296"),
         (BASE + "[train]\nimages = 5\nsteps = 5", "key: 'train.steps' is not a key of [train]"),
         ("not toml", "is not TOML"),
-        (BASE + "[train]\nimages = 5", "data: '{folder}/d' is not a folder with IDX files"),
+        (BASE + "[train]\nimages = 5", "data: '{folder}/d' is not a folder with class folders"),
     ],
 )
 def test_bad_recipes_name_key_value_and_what_is_allowed(
@@ -54,7 +55,14 @@ def test_bad_recipes_name_key_value_and_what_is_allowed(
         ("clip", "0", "a number from 1e-06 to 1e+06"),
         ("seed", "1.5", "an integer from 0 to 4294967295"),
         ("seed", "4294967296", "an integer from 0 to 4294967295"),
-        ("precision", '"float16"', "one of bfloat16, float32"),
+        ("precision", '"float16"', "one of bfloat16, tf32, float32"),
+        ("flip", "1", "true or false"),
+        ("crop", "28", "an integer from 0 to 27"),
+        ("balance", "1.5", "a number from 0 to 1"),
+        ("accumulate", "3", "a divisor of train.batch, which is 128"),
+        ("ema_halflife", "0", "an integer from 1 to 4294967296"),
+        ("ema_halflife", "5\nema = 0.9", "allowed beside ema_halflife; give one of them"),
+        ("checkpointing", '"yes"', "true or false"),
     ],
 )
 def test_every_setting_has_a_range(
@@ -90,7 +98,8 @@ def assert_refused(kind: str, message: str, folder: Path, capsys: pytest.Capture
 
 def test_a_recipe_without_settings_takes_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(f"{BASE}[train]\nimages = 5\n")
-    assert load_recipe(tmp_path / "r.toml", "classifier").train == TrainSettings(5)
+    assert load_recipe(tmp_path / "r.toml", "diffusion").train == TrainSettings(5)
+    assert load_recipe(tmp_path / "r.toml", "classifier").train == TrainSettings(5, flip=True)
 
 
 def test_relative_paths_start_at_the_recipes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +123,7 @@ def test_a_given_ect_equal_to_the_recipes_changes_nothing(tmp_path: Path) -> Non
     recipe.write_text(f"{BASE}ect = 0.1\n[train]\nimages = 4\n")
     assert load_recipe(recipe, "classifier", 0.1) == load_recipe(recipe, "classifier")
     recipe.write_text(recipe.read_text().replace("ect = 0.1\n", ""))
-    assert load_recipe(recipe, "classifier", 0.0).text == recipe.read_text()
+    assert load_recipe(recipe, "classifier", 0.0) == load_recipe(recipe, "classifier")
     assert load_recipe(recipe, "classifier", 0.1).ect == 0.1
 
 

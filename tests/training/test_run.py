@@ -21,9 +21,11 @@ from rarefy.cli import main
 from rarefy.diffusion.schedule import make_schedule
 from rarefy.models.adm import Classifier, UNet
 from rarefy.models.folder import find_model
-from rarefy.training import loop, output, recipe, run
-from rarefy.training.output import accuracy_at, save_grid
-from rarefy.training.recipe import TrainSettings, load_recipe
+from rarefy.training import held_out, loop, recipe, run, samples
+from rarefy.training.held_out import accuracy_at
+from rarefy.training.recipe import Recipe
+from rarefy.training.samples import averaged_network, save_grid
+from rarefy.training.settings import TrainSettings
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_a_run_leaves_weights_that_load_and_their_provenance(
     assert len(list(out.glob("samples-*.png"))) == (kind == "diffusion")
     (folder / "r.toml").write_text((folder / "r.toml").read_text() + "lr = 1e-3\n")
     assert run_cli(folder, kind) == 2
-    assert "another recipe" in capsys.readouterr().err
+    assert "train.lr: 0.001 is not 0.0003, with which the run" in capsys.readouterr().err
 
 
 def signal_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +89,8 @@ def test_a_stopped_and_a_diverged_run_go_on_from_the_last_good_checkpoint(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainSettings, "lr_at", lambda self, step: math.inf)
         assert run_cli(folder, "classifier") == 2
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("rarefy: error: train: training diverged, the weights are not finite at step 3 (loss ")
-    assert error.count("\n") == 1
     assert (out / "state.pt").read_bytes() == good and not (out / "weights.safetensors").exists()
     assert run_cli(folder, "classifier") == 0
     assert torch.load(out / "state.pt", weights_only=True)["step"] == 3
@@ -129,26 +130,24 @@ def test_a_batch_that_the_processes_cannot_share_equally_is_refused(
 
 
 def test_the_grid_shows_the_average_a_few_images_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state, sizes, chain = start_small("diffusion", SETTINGS, tmp_path), [], output.reverse_chain
+    state, sizes, chain = start_small("diffusion", SETTINGS, tmp_path), [], samples.reverse_chain
     for value in state.ema.values():  # random, because all weights give the same image if the last layer is zero
         value.normal_(std=0.05, generator=torch.Generator().manual_seed(value.numel()))
-    with torch.no_grad():
-        for parameter in state.model.parameters():
-            parameter.fill_(math.nan)
 
     def counted(networks: Any, settings: Any, x_T: Tensor, *arguments: Any) -> Any:
         sizes.append(len(x_T))
         return chain(networks, settings, x_T, *arguments)
 
-    monkeypatch.setattr(output, "reverse_chain", counted)
-    save_grid(state, MODEL, tmp_path / "whole.png")
-    monkeypatch.setattr(output, "GRID_PIXELS", 15 * 64)
-    save_grid(state, MODEL, tmp_path / "parts.png")
+    monkeypatch.setattr(samples, "reverse_chain", counted)
+    network = averaged_network(Recipe("diffusion", "train", MODEL, tmp_path, SETTINGS), state.ema, CPU)
+    save_grid(network, MODEL, tmp_path / "whole.png")
+    monkeypatch.setattr(samples, "BATCH_PIXELS", 15 * 64)
+    save_grid(network, MODEL, tmp_path / "parts.png")
     assert sizes == [40, 15, 15, 10]
     whole, parts = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("whole", "parts"))
     assert whole.shape == (4 * 8, 10 * 8) and whole.std() > 10
     assert np.abs(whole - parts).max() <= 1
-    assert output.GRID_PIXELS // 512**2 == 0  # at that size, one image at a time
+    assert samples.BATCH_PIXELS // 512**2 == 0  # at that size, one image at a time
 
 
 def test_a_given_ect_replaces_the_recipes_and_a_resumed_run_must_have_the_same(
@@ -157,14 +156,13 @@ def test_a_given_ect_replaces_the_recipes_and_a_resumed_run_must_have_the_same(
     path, copy = folder / "r.toml", folder / "out" / "recipe.toml"
     path.write_text("ect = 0.3  # theirs\n" + path.read_text())
     assert run_cli(folder, "classifier", "--ect", "0.1") == 0
-    assert tomllib.loads(copy.read_text()) == tomllib.loads(path.read_text()) | {"ect": 0.1}
+    assert tomllib.loads(copy.read_text())["ect"] == 0.1
     provenance = json.loads((folder / "out" / "provenance.json").read_text())
-    assert tomllib.loads(provenance["recipe"])["ect"] == 0.1
-    assert load_recipe(path, "classifier", 0.1).text == copy.read_text()
+    assert provenance["recipe"] == copy.read_text()
     capsys.readouterr()
-    for other in ([], ["--ect", "0.2"]):
+    for other, value in ([], 0.3), (["--ect", "0.2"], 0.2):
         assert run_cli(folder, "classifier", *other) == 2
-        assert "another recipe" in capsys.readouterr().err
+        assert f"ect: {value} is not 0.1, with which the run" in capsys.readouterr().err
     assert run_cli(folder, "classifier", "--ect", "0.1") == 0
 
 
@@ -209,7 +207,7 @@ def test_an_unconditional_network_starts_as_the_mean_class() -> None:
     assert run.without_classes(state) is state
 
 
-def test_accuracy_counts_hits() -> None:
+def test_accuracy_counts_hits(monkeypatch: pytest.MonkeyPatch) -> None:
     class AlwaysThree(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -218,4 +216,5 @@ def test_accuracy_counts_hits() -> None:
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             return nn.functional.one_hot(torch.full((len(x),), 3), 4).float()
 
-    assert accuracy_at(AlwaysThree(), images(40), make_schedule("cosine", 100), 0, batch=7) == pytest.approx(0.25)
+    monkeypatch.setattr(held_out, "BATCH_PIXELS", 7 * 64)
+    assert accuracy_at(AlwaysThree(), images(40), make_schedule("cosine", 100), 0) == pytest.approx(0.25)
