@@ -29,10 +29,11 @@ from rarefy.diffusion.schedule import make_schedule
 from rarefy.execution import has_bfloat16, repeatable
 from rarefy.guidance import StepState, Term, terms, times
 from rarefy.guidance.guide import Guide
-from rarefy.manifest import ModelSpec, load_manifest
+from rarefy.manifest import load_manifest
 from rarefy.models.checkpoint import file_sha256
 from rarefy.models.folder import find_model
 from rarefy.models.load import Models
+from rarefy.models.source import ModelSpec
 
 PRESET = find_model("fashion-mnist-28")
 DEMO = load_manifest(Path(__file__).parents[1] / "manifests" / "demo.toml").terms
@@ -80,7 +81,7 @@ def changes(guidance: Sequence[Term], options: argparse.Namespace) -> dict[str, 
     """Relative errors of eps and of the guidance, by time step, and the fraction of pixels above one level."""
     outputs, images = [], []
     for precision in ("exact", "fast"):
-        models = load(PRESET, ModelSpec(PRESET.name), Execution(options.device, precision), options.images)
+        models = load(PRESET, ModelSpec(PRESET), Execution(options.device, precision), options.images)
         with repeatable(precision):
             outputs.append(step_outputs(models, guidance, options.images))
             images.append(make_images(models, guidance, options))

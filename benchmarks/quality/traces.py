@@ -56,6 +56,7 @@ def watch(
     curves: dict[str, list[float]] = {"own": [], "other": [], "norm": []}
 
     def classify(x_t: Tensor, t: Tensor) -> Tensor:
+        assert models.classifier is not None and other.classifier is not None
         logits: Tensor = models.classifier(x_t, t)
         with torch.no_grad():
             for name, answer in (("own", logits), ("other", other.classifier(x_t, t))):

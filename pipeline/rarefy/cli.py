@@ -81,7 +81,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--page", default="compare.html", help="the page to write (default compare.html)")
     _add_train(commands)
     _add_bench(commands)
-    _command(commands, "models", _models, "list the models that a manifest can name")
+    command = _command(commands, "models", _models, "list the models that ship with rarefy, or describe a model")
+    text = "a name, a model folder, hf://org/name[@revision] or an fsspec URL (default: list those that ship)"
+    command.add_argument("model", metavar="MODEL", nargs="?", help=text)
     return parser
 
 
@@ -141,7 +143,8 @@ def _add_compile(group: Any) -> None:
 def _add_audit(commands: Any) -> None:
     command = _command(commands, "audit", _audit, "measure a run against real images")
     command.add_argument("out", metavar="OUT")
-    command.add_argument("--reference", help="folder of real images (default: those that ship with the model)")
+    command.add_argument("--reference", help="folder of real images (default: those in the model's folder)")
+    command.add_argument("--model", help="where the run's model folder is now, if it has moved")
     text = "efficientnet-lite0 (default), inception-v3, vgg16, dinov2-* or clip-*"
     command.add_argument("--extractor", default="efficientnet-lite0", help=text)
     text = "weights file of another extractor (default: torch-fidelity downloads it)"
@@ -281,6 +284,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         ray_address=arguments.ray_address,
         gates=load_gates(arguments.gates) if arguments.gates else None,
+        model=arguments.model,
     )
     result = run_audit(Store(arguments.out), options, stage_line)
     lines = [f"{name}: {_figure(entry['value'])} (real images: {_figure(entry['floor'])})"
@@ -373,6 +377,11 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _models(arguments: argparse.Namespace) -> int:
     from rarefy.models.folder import library
 
+    if arguments.model is not None:
+        from rarefy.models.describe import describe
+
+        description = describe(arguments.model)
+        return _print(arguments, dataclasses.asdict(description), description.text())
     shown = ["name", "image_size", "channels", "num_classes", "classifier_classes", "schedule", "diffusion_steps"]
     shown += ["recommended_scale", "embedded", "description"]
     rows = [{key: getattr(preset, key) for key in shown} for preset in library().values()]

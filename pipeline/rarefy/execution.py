@@ -73,7 +73,8 @@ def load_prepared(
 
     models = load_models(preset, checkpoint, classifier, sha256s, device, cast)
     for network in (models.unet, models.classifier):
-        prepare(network, device, precision, compile, batch)
+        if network is not None:
+            prepare(network, device, precision, compile, batch)
     return models
 
 

@@ -19,7 +19,7 @@ from rarefy.fields import Table, check_integer, get_integer, get_path, get_table
 from rarefy.images import match_classes, open_source
 from rarefy.models.folder import ModelFolder
 
-WAYS = ("per_class", "total", "counts", "fill")
+COUNTED_BY = ("per_class", "total", "counts", "fill")
 MOST = 10**12
 
 
@@ -59,8 +59,8 @@ def resolve_fill(text: str, classes: Table, model: ModelFolder, folder: Path) ->
     """
     if "fill" not in classes:
         return Filled(classes, {}, text)
-    if ways := [key for key in (*WAYS[:3], "ids") if key in classes]:
-        raise ManifestError(bad("classes", ["fill", *ways], f"exactly one of {', '.join(WAYS)}"))
+    if ways := [key for key in (*COUNTED_BY[:3], "ids") if key in classes]:
+        raise ManifestError(bad("classes", ["fill", *ways], f"exactly one of {', '.join(COUNTED_BY)}"))
     fill = _parse(get_table(classes, "classes.fill"), folder)
     real = count_real(fill.data, model)
     counts = missing(fill, real, model)
@@ -79,12 +79,12 @@ def _parse(table: Table, folder: Path) -> Fill:
 def count_real(data: str, model: ModelFolder) -> dict[int, int]:
     """Real images by class id of the model, for each of its classes. Images are listed, not read."""
     source = open_source(data)
-    names = [model.class_name(class_id) for class_id in range(model.classifier_classes)]
+    classes = model.classes
     used = sorted({item.label for item in source.items})
-    matches = match_classes([source.class_names[label] for label in used], names, model.wordnet_ids)
+    matches = match_classes([source.class_names[label] for label in used], classes.names, classes.wordnet_ids)
     ids = dict(zip(used, matches, strict=True))
     found = Counter(ids[item.label] for item in source.items)
-    return {class_id: found[class_id] for class_id in range(len(names))}
+    return {class_id: found[class_id] for class_id in range(len(classes.names))}
 
 
 def missing(fill: Fill, real: Mapping[int, int], model: ModelFolder) -> dict[str, int]:

@@ -30,6 +30,7 @@ PER_CLASS = (
     "count", "precision", "recall", "coverage", "on_class_rate", "confidence", "entropy", "confidence_w1",
     "entropy_w1", "acceptance_rate",
 )  # fmt: skip
+OF_CLASSIFIER = ("on_class_rate", "confidence", "entropy", "confidence_w1", "entropy_w1")
 NAMED_AFTER_EXTRACTOR = ("fid", "kid")
 FAR = 1e12
 WHOLE_SET = "all"
@@ -84,6 +85,14 @@ def load_gates(path: str) -> tuple[Gate, ...]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ManifestError(bad("gates", path, f"a readable TOML file ({' '.join(str(error).split())})")) from None
     return parse_gates(get_table(root, "gates"))
+
+
+def check_measurable(gates: Iterable[Gate]) -> None:
+    """Raise ManifestError for a gate on what a model without a classifier leaves out."""
+    for gate in gates:
+        if gate.metric in OF_CLASSIFIER:
+            field = f"gates.{gate.metric}{'.per_class' if gate.per_class else ''}.{gate.bound}"
+            raise ManifestError(bad(field, gate.limit, "measurable: this model has no classifier"))
 
 
 def check_gates(

@@ -28,27 +28,20 @@ from rarefy.fields import (
     get_text,
     known_keys,
 )
-from rarefy.fill import WAYS, Fill, Filled, count_real, missing, resolve_fill
-from rarefy.gates import Gate, parse_gates
+from rarefy.fill import COUNTED_BY, Fill, Filled, count_real, missing, resolve_fill
+from rarefy.gates import Gate, check_measurable, parse_gates
 from rarefy.guidance.base import Term, import_path
 from rarefy.guidance.registry import parse_term
-from rarefy.models.folder import ModelFolder, find_model
+from rarefy.models.folder import CONFIG, ModelFolder, find_model, sampling_config
+from rarefy.models.run_model import read_run_model
+from rarefy.models.source import ModelSpec, find_source
+from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard
 DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 it matches 250 ancestral steps (docs/METHODS.md)
+WAYS = ("path", "name", "preset")
 _NAME = "lower-case letters, digits and hyphens"
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """The model by name and, if its weights do not ship with rarefy, the absolute paths of its two weights files."""
-
-    preset: str
-    checkpoint: str | None = None
-    checkpoint_sha256: str | None = None
-    classifier: str | None = None
-    classifier_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,8 @@ class Manifest:
 
     @property
     def preset(self) -> ModelFolder:
-        return find_model(self.model.preset)
+        """The model's folder."""
+        return self.model.folder
 
     @property
     def total(self) -> int:
@@ -111,25 +105,33 @@ class Manifest:
 def load_manifest(path: str | Path, fill: Fill | None = None) -> Manifest:
     """Read and validate a manifest file. fill: replaces its [classes], for a plan.
 
-    Raises ManifestError (unreadable, not TOML, unknown key, bad value), DataError for images that fill cannot count.
+    A run's own copy, OUT/manifest.toml, gets its model from the ``model.json`` next to it. Raises ManifestError
+    (unreadable, not TOML, unknown key, bad value), and DataError for images that fill cannot count.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
-    return parse_manifest(text, str(path), fill)
+    beside = Path(path).with_name(MODEL_FILE)
+    of_run = Path(path).name == MANIFEST_FILE and beside.is_file()
+    return parse_manifest(text, str(path), read_run_model(beside.read_bytes(), str(beside)) if of_run else None, fill)
 
 
-def parse_manifest(text: str, source: str, fill: Fill | None = None) -> Manifest:
-    """Validate manifest text. source: its path, for error messages; relative checkpoint paths start at its folder."""
+def parse_manifest(text: str, source: str, model: ModelSpec | None = None, fill: Fill | None = None) -> Manifest:
+    """Validate manifest text. source: its path, for error messages; relative paths in it start at its folder.
+
+    model: of a run that has begun, from its ``model.json``; it replaces the folder at ``model.path``; fill: replaces
+    [classes].
+    """
     try:
         root = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ManifestError(f"{source}: not TOML: {error}") from None
     known_keys(root, "", ("name", "seed", "model", "sampler", "guidance", "classes", "accept", "output", "gates"))
-    model = _model(get_table(root, "model"), Path(source).parent)
-    preset = find_model(model.preset)
+    model = _model(get_table(root, "model"), Path(source).parent, model)
+    preset = model.folder
+    _check_schedule(model)
     classes = _classes(text, get_table(root, "classes"), preset, Path(source).parent, fill)
     sampler, output = get_table(root, "sampler"), get_table(root, "output")
     known_keys(sampler, "sampler", ("method", "steps", "eta", "classifier_every", "precision", "batch"))
@@ -151,20 +153,57 @@ def parse_manifest(text: str, source: str, fill: Fill | None = None) -> Manifest
         gates=parse_gates(get_table(root, "gates")),
         real=classes.real,
     )
+    if preset.classifier is None:
+        _check_without_classifier(manifest)
     if manifest.total > MAX_SHARDS * manifest.shard_size:
         raise ManifestError(bad("classes", manifest.total, f"at most {MAX_SHARDS} shards of output.shard_size images"))
     return dataclasses.replace(manifest, digest=_digest(manifest, get_table(root, "model")))
 
 
-def _model(table: Table, folder: Path) -> ModelSpec:
-    known_keys(table, "model", [field.name for field in dataclasses.fields(ModelSpec)])
+def _model(table: Table, base: Path, of_run: ModelSpec | None) -> ModelSpec:
+    """The model by name (``preset`` is the old spelling of ``name``), or the folder at a path or URL."""
+    files = ("checkpoint", "checkpoint_sha256", "classifier", "classifier_sha256")
+    known_keys(table, "model", (*WAYS, *files))
+    ways = [key for key in WAYS if key in table]
+    if len(ways) != 1:
+        raise ManifestError(bad("model", ways, f"exactly one of {', '.join(WAYS)}"))
+    way = ways[0]
+    written = get_text(table, f"model.{way}")
+    if way == "path":
+        for key in files:
+            if key in table:
+                raise ManifestError(
+                    bad(f"model.{key}", table[key], "allowed with model.path, whose folder has the weights")
+                )
+        return of_run or find_source(written, base)
     return ModelSpec(
-        preset=get_text(table, "model.preset"),
-        checkpoint=get_path(table, "model.checkpoint", folder),
+        folder=find_model(written, f"model.{way}"),
+        checkpoint=get_path(table, "model.checkpoint", base),
         checkpoint_sha256=get_sha256(table, "model.checkpoint_sha256"),
-        classifier=get_path(table, "model.classifier", folder),
+        classifier=get_path(table, "model.classifier", base),
         classifier_sha256=get_sha256(table, "model.classifier_sha256"),
     )
+
+
+def _check_schedule(model: ModelSpec) -> None:
+    """A folder's ``config.json`` may name an unknown schedule. Raises ManifestError, which names the file."""
+    try:
+        SamplerSettings(steps="").chain(model.folder)
+    except ManifestError as error:
+        raise ManifestError(f"{model.source or model.folder.path}/{CONFIG}: {error}") from None
+
+
+def _check_without_classifier(manifest: Manifest) -> None:
+    """Raise ManifestError for whatever needs a classifier."""
+    hint = "possible with a model that has no classifier (rarefy train classifier adds one)"
+    for index, term in enumerate(manifest.terms):
+        if term.needs_classifier:
+            raise ManifestError(bad(f"guidance[{index}].term", term.name, hint))
+    if manifest.settings.classifier_every > 1:
+        raise ManifestError(bad("sampler.classifier_every", manifest.settings.classifier_every, hint))
+    if manifest.accept is not None:
+        raise ManifestError(bad("accept", "[accept]", hint))
+    check_measurable(manifest.gates)
 
 
 def _settings(table: Table, preset: ModelFolder) -> SamplerSettings:
@@ -200,10 +239,10 @@ def _classes(text: str, table: Table, preset: ModelFolder, folder: Path, fill: F
 
 def _counts(table: Table, preset: ModelFolder) -> dict[int, int]:
     """Images per class id, from per_class, total or counts."""
-    known_keys(table, "classes", (*WAYS, "ids"))
-    ways = [key for key in WAYS if key in table]
+    known_keys(table, "classes", (*COUNTED_BY, "ids"))
+    ways = [key for key in COUNTED_BY if key in table]
     if len(ways) != 1:
-        raise ManifestError(bad("classes", ways, f"exactly one of {', '.join(WAYS)}"))
+        raise ManifestError(bad("classes", ways, f"exactly one of {', '.join(COUNTED_BY)}"))
     if ways == ["counts"]:
         counts = get_table(table, "classes.counts")
         if "ids" in table:
@@ -228,12 +267,12 @@ def _counts(table: Table, preset: ModelFolder) -> dict[int, int]:
 
 def _class_id(key: object, field: str, preset: ModelFolder) -> int:
     """The id of a class, given as an integer, as digits or by one of the model's class names."""
-    if isinstance(key, str) and key in preset.class_names:
-        return preset.class_names.index(key)
+    if isinstance(key, str) and key in preset.labels:
+        return preset.labels.index(key)
     number = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < preset.classifier_classes:
-        near = difflib.get_close_matches(str(key), preset.class_names, 1)
-        hint = f" (nearest: {near[0]})" if near else ""
+        near = difflib.get_close_matches(str(key), preset.labels, 3)
+        hint = f" (nearest: {', '.join(near)})" if near else ""
         allowed = f"a class of {preset.name}: 0 to {preset.classifier_classes - 1} or a class name{hint}"
         raise ManifestError(bad(field, key, allowed))
     return number
@@ -263,18 +302,28 @@ def _bounds(table: Table, field: str, highest: float) -> Bounds:
 
 
 def _digest(manifest: Manifest, written: Table) -> str:
-    """sha256 of all fields but text, gates and real. Weights count by their hash if given, else by their path."""
+    """sha256 of all fields but text, gates and real.
+
+    Weights count by their hash if given, else by their path as written. A model folder counts by what
+    its images depend on, and not by its name or its place.
+    """
     model = manifest.model
-    content = _plain(manifest)
-    assert isinstance(content, dict)
-    content |= {"text": "", "format": 1}
-    del content["gates"], content["real"]
-    content["model"] = [
-        model.preset,
-        model.checkpoint_sha256 or written.get("checkpoint", ""),
-        model.classifier_sha256 or written.get("classifier", ""),
-    ]
+    content = {field.name: _plain(getattr(manifest, field.name)) for field in _hashed_fields()}
+    content |= {"": "Manifest", "digest": "", "text": "", "format": 1}
+    if model.source is None:
+        content["model"] = [
+            model.folder.name,
+            model.checkpoint_sha256 or written.get("checkpoint", ""),
+            model.classifier_sha256 or written.get("classifier", ""),
+        ]
+    else:
+        content["model"] = [sampling_config(model.folder), model.checkpoint_sha256, model.classifier_sha256]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _hashed_fields() -> list[dataclasses.Field[object]]:
+    apart = ("model", "digest", "text", "gates", "real")
+    return [field for field in dataclasses.fields(Manifest) if field.name not in apart]
 
 
 def _plain(value: object) -> object:

@@ -15,7 +15,7 @@ from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
 from rarefy.plan import shard_name, shard_names
 from rarefy.shards.card import CardInfo
-from rarefy.shards.index import Sealed, claim_output, seal
+from rarefy.shards.index import MANIFEST_FILE, Sealed, claim_output, seal
 from rarefy.shards.metadata import read_records
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify
@@ -62,7 +62,7 @@ def verify_run(store: Store) -> dict[str, list[str]]:
 
 
 def _own_manifest(store: Store) -> Manifest:
-    if not store.exists("manifest.toml"):
+    if not store.exists(MANIFEST_FILE):
         raise OutputError(bad("out", store.root, "a rarefy run: it has no manifest.toml"))
     manifest = read_manifest(store)
     claim_output(store, manifest.text, manifest.digest)
@@ -72,7 +72,7 @@ def _own_manifest(store: Store) -> Manifest:
 def _card(store: Store, manifest: Manifest) -> CardInfo:
     try:
         record = read_records(store, shard_name(manifest.prefix, 0))[0]
-        weights = record.checkpoint_sha256, record.classifier_sha256
+        weights: tuple[str, str | None] = record.checkpoint_sha256, record.classifier_sha256
     except (ShardError, OutputError):
         weights = "unknown", "unknown"  # seal will refuse this run: its first shard is missing or damaged
     settings, preset = manifest.settings, manifest.preset
@@ -83,7 +83,7 @@ def _card(store: Store, manifest: Manifest) -> CardInfo:
         preset=preset.name,
         image_size=preset.image_size,
         channels=preset.channels,
-        class_names=preset.class_names,
+        class_names=preset.labels,
         guidance=tuple(term.name for term in manifest.terms),
         sampler=f"{settings.method}, steps {settings.steps}{eta}{every}, {manifest.precision}, batch {manifest.batch}",
         checkpoint_sha256=weights[0],

@@ -144,6 +144,10 @@ def test_later_fields_of_a_term_do_not_change_old_digests() -> None:
     assert manifest.digest == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def test_name_is_the_new_spelling_of_preset() -> None:
+    assert parse(BASE.replace("preset =", "name =")).digest == parse(BASE).digest
+
+
 def test_digest_holds_a_plug_ins_path_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPO / "examples"))
     (tmp_path / "other_term.py").write_text((REPO / "examples" / "boundary_term.py").read_text())
@@ -218,7 +222,11 @@ def test_relative_weights_start_at_the_manifest(tmp_path: Path) -> None:
         ("steps = 25", 'steps = "logsnr2.5"', ["'logsnr2.5'", '"logsnrN"']),
         ("steps = 25", 'steps = "logsnr999"', ["'logsnr999'", "996 steps"]),
         ("fashion-mnist-28", "fashion-mnist-29", ["model.preset", "fashion-mnist-29"]),
-        ('preset = "fashion-mnist-28"', "", ["model.preset", "None"]),
+        ('preset = "fashion-mnist-28"', "", ["model", "exactly one of path, name, preset"]),
+        ('preset = "fashion-mnist-28"', 'preset = ""', ["model.preset", "non-empty"]),
+        ('preset = "fashion-mnist-28"', 'preset = "fashion-mnist-28"\nname = "x"', ["name", "preset", "exactly one"]),
+        ('preset = "fashion-mnist-28"', 'name = "fashion-mnist-29"', ["model.name", "fashion-mnist-29"]),
+        ('preset = "fashion-mnist-28"', 'path = "nowhere"', ["nowhere", "there is no such folder"]),
         ("seed = 3", "seed = true", ["seed", "True"]),
         ('name = "base"', 'name = "No Spaces"', ["name", "No Spaces"]),
         ("max = 0.9", "min = 0.5, max = 0.2", ["accept.confidence.min", "0.5", "0.2"]),

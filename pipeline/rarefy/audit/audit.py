@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
 from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
+from rarefy.audit.inputs.model import find_run_model
 from rarefy.audit.inputs.reference import load_reference
 from rarefy.audit.measure import Progress, Setting, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
@@ -18,7 +20,7 @@ from rarefy.audit.schema import METRICS_PATH
 from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, write_samples
 from rarefy.device import find_device
 from rarefy.errors import ManifestError, bad
-from rarefy.gates import Gate
+from rarefy.gates import Gate, check_measurable
 from rarefy.shards.store import Store
 
 
@@ -29,7 +31,7 @@ class AuditOptions:
     reference: a folder of real images (default: the model's own). limit: the maximum number of images measured; the
     embedded models hold out 10,000, and a larger set would have no real baseline of its size. tail: ``avgknn``,
     ``confidence`` or the path of a list of real images. ray_address: a cluster for the features. gates: used instead
-    of the manifest's.
+    of the manifest's. model: where the run's model folder is now, if it has moved.
     """
 
     extractor: str = DEFAULT_EXTRACTOR
@@ -41,6 +43,7 @@ class AuditOptions:
     tail: str = "avgknn"
     ray_address: str | None = None
     gates: tuple[Gate, ...] | None = None
+    model: str | None = None
 
 
 def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[str, Any]:
@@ -58,13 +61,17 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)
     progress("reading shards", 0, 1)
     run = read_run(store, options.limit)
+    gates = run.manifest.gates if options.gates is None else options.gates
+    if not run.scored:
+        _check_without_classifier(gates, options.tail)
+    model = find_run_model(run.manifest.model, options.model, needed=options.reference is None)
+    run = replace(run, manifest=replace(run.manifest, model=model))
     reference = load_reference(run.manifest.preset, options.reference)
     scores, measured = None, None
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
         measured = measure(run, reference, None if scores is None else scores.confidence, setting, progress)
         run = measured.run
-    gates = run.manifest.gates if options.gates is None else options.gates
     result, estimates = build_result(run, reference, scores, measured, gates, setting)
     write_samples(store, run.measured, run.manifest.preset, measured)
     write_bootstrap(store, estimates)
@@ -74,3 +81,11 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
     return content
+
+
+def _check_without_classifier(gates: Iterable[Gate], tail: str) -> None:
+    check_measurable(gates)
+    if tail == "confidence":
+        raise ManifestError(
+            bad("tail", tail, "possible for a model without a classifier: use avgknn or a file of keys")
+        )

@@ -55,7 +55,8 @@ def build_result(
     """The result, and its estimates by metric name. ``run.measured`` has only the measured images."""
     labels = None if reference is None else reference.real.labels
     metrics, estimates = ({}, {}) if measured is None else _metrics(measured, setting)
-    estimates[ON_CLASS], metrics[ON_CLASS] = _on_class(run, scores, labels)
+    if run.scored:
+        estimates[ON_CLASS], metrics[ON_CLASS] = _on_class(run, scores, labels)
     per_class = _class_rows(run)
     if scores is not None and labels is not None:
         _add_scores(per_class, run, scores, labels)
@@ -136,7 +137,8 @@ def _class_rows(run: RunData) -> list[ClassRow]:
     for class_id, planned in sorted(manifest.counts.items()):
         own = rows.class_id == class_id
         drawn = int((rows.candidate[own] + 1).sum())
-        rate, interval = fraction_interval(rows.predicted_id[own] == class_id)
+        scored = own if run.scored else own & False
+        rate, interval = fraction_interval(rows.predicted_id[scored] == class_id)
         table.append(
             ClassRow(
                 class_id=class_id,
@@ -145,8 +147,8 @@ def _class_rows(run: RunData) -> list[ClassRow]:
                 count=int(own.sum()),
                 on_class_rate=rate,
                 on_class_rate_interval=interval,
-                confidence=mean(rows.confidence[own]),
-                entropy=mean(rows.entropy[own]),
+                confidence=mean(rows.confidence[scored]),
+                entropy=mean(rows.entropy[scored]),
                 acceptance_rate=int(rows.accepted[own].sum()) / drawn if manifest.accept and drawn else None,
             )
         )
@@ -181,11 +183,12 @@ def _tail_summary(tail: Tail) -> TailSummary:
 
 
 def _histograms(run: RunData, scores: ReferenceScores | None, measured: Measured | None) -> dict[str, Histogram]:
-    nats = math.log(run.manifest.preset.classifier_classes)
-    tables = {
-        "confidence": histogram("probability", run.rows.confidence, scores.confidence if scores else None, 1.0),
-        "entropy": histogram("nats", run.rows.entropy, scores.entropy if scores else None, nats),
-    }
+    tables = {}
+    if run.scored:
+        nats = math.log(run.manifest.preset.classifier_classes)
+        of_real = scores.confidence if scores else None
+        tables["confidence"] = histogram("probability", run.rows.confidence, of_real, 1.0)
+        tables["entropy"] = histogram("nats", run.rows.entropy, scores.entropy if scores else None, nats)
     if measured is not None:
         sides = (measured.of_run.neighborhood.rarity, measured.of_baseline.neighborhood.rarity)
         tables["rarity"] = histogram("feature distance", *sides)

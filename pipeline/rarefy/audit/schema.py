@@ -123,7 +123,7 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was measured and with what; counts are numbers of images."""
+    """What was measured and with what; counts are numbers of images. classifier_sha256: None without a classifier."""
 
     run: str
     manifest_digest: str
@@ -134,7 +134,7 @@ class Provenance:
     measured: int
     not_accepted: int
     checkpoint_sha256: str
-    classifier_sha256: str
+    classifier_sha256: str | None
     guidance: list[str]
     precision: str
     fast_errors: dict[str, Any] | None
@@ -160,7 +160,8 @@ class AuditResult:
     """The content of metrics.json.
 
     verdict: "passed", "failed" or "no gates"; partial: there are problems, so the numbers describe only a part;
-    metrics: by name, only on_class_rate without a reference; tail, map: None without a reference; copies: at most 24.
+    metrics: by name; without a reference only on_class_rate, and that only with a classifier; tail, map: None
+    without a reference; copies: at most 24.
     """
 
     format: str

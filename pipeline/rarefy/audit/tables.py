@@ -34,7 +34,7 @@ SAMPLES_SCHEMA = pa.schema(
         _field("key", pa.string(), "sample key in the shards"),
         _field("class_id", pa.int32(), "requested class"),
         _field("class_name", pa.string(), "its name"),
-        _field("predicted_id", pa.int32(), "class with the highest probability at t = 0"),
+        _field("predicted_id", pa.int32(), "class with the highest probability at t = 0; null without a classifier"),
         _field("confidence", pa.float64(), "probability of class_id at t = 0", "1"),
         _field("entropy", pa.float64(), "entropy of the class probabilities at t = 0", "nat"),
         _field(
@@ -86,7 +86,7 @@ BOOTSTRAP_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class RarestImage:
-    """A row of rarest.parquet; the fields after png are None for a real image."""
+    """A row of rarest.parquet; the fields after png are None for a real image, scores also without a classifier."""
 
     side: str
     class_id: int
@@ -119,10 +119,9 @@ def write_samples(store: Store, rows: Rows, preset: ModelFolder, measured: Measu
         "key": rows.key.tolist(),
         "class_id": rows.class_id,
         "class_name": [preset.class_name(class_id) for class_id in rows.class_id.tolist()],
-        "predicted_id": rows.predicted_id,
-        "confidence": rows.confidence,
-        "entropy": rows.entropy,
     }
+    if preset.classifier is not None:
+        columns |= {name: getattr(rows, name) for name in ("predicted_id", "confidence", "entropy")}
     if measured is not None:
         neighborhood = measured.of_run.neighborhood
         columns |= {
@@ -205,8 +204,8 @@ def _generated_rows(measured: Measured, chosen: dict[int, list[int]], classes: l
             key=str(run.measured.key[row]),
             rarity=float(neighborhood.rarity[row]),
             png=encode_png(run.images[row]),
-            confidence=float(run.measured.confidence[row]),
-            predicted_id=int(run.measured.predicted_id[row]),
+            confidence=float(run.measured.confidence[row]) if run.scored else None,
+            predicted_id=int(run.measured.predicted_id[row]) if run.scored else None,
             nearest_png=encode_png(measured.real_images.images[neighborhood.nearest_index[row]]),
             nearest_distance=float(neighborhood.nearest[row]),
         )

@@ -11,7 +11,7 @@ from threading import Barrier
 import torch
 
 from rarefy.bench.measure import machine
-from rarefy.bench.step import Execution, Split, has_weights, load, time_steps
+from rarefy.bench.step import Execution, Split, load, time_steps
 from rarefy.device import find_device, free_bytes, peak_bytes, reset_peak
 from rarefy.errors import DeviceError, ManifestError, bad
 from rarefy.execution import check_execution, has_bfloat16, repeatable
@@ -116,7 +116,7 @@ class Bench:
         reduced = manifest.precision == "fast" and has_bfloat16(self.device)
         return BenchResult(
             preset=preset.name,
-            weights="loaded" if has_weights(preset, manifest.model) else "random, since the files are not here",
+            weights="loaded" if manifest.model.trained else "random, since the files are not here",
             precision=manifest.precision,
             dtype="bfloat16" if reduced else "float32",
             compile=self.options.compile,

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import torch
 
@@ -15,10 +14,11 @@ from rarefy.bench.measure import clock
 from rarefy.device import reset_peak
 from rarefy.diffusion.sampler import Chain, Sample, image_noise, networks_of, reverse_chain
 from rarefy.execution import load_prepared, prepare
-from rarefy.manifest import ModelSpec
+from rarefy.models.adm import ADM
 from rarefy.models.folder import ModelFolder
 from rarefy.models.load import Models
 from rarefy.models.networks import build_classifier, build_unet
+from rarefy.models.source import ModelSpec
 
 WARM_UP, MIN_STEPS, MAX_STEPS, ENOUGH_S = 3, 4, 20, 2.0  # on a GPU the first steps record the networks
 
@@ -42,25 +42,30 @@ class Split:
     rest: float
 
 
-def has_weights(preset: ModelFolder, spec: ModelSpec) -> bool:
-    """Whether all files are here: those that ``spec`` names, or the model folder's."""
-    paths = [path for path in (spec.checkpoint, spec.classifier) if path]
-    return (len(paths) == 2 or preset.embedded) and all(Path(path).is_file() for path in paths)
-
-
 def load(preset: ModelFolder, spec: ModelSpec | None, execution: Execution, batch: int) -> Models:
     """A model prepared for batches of one size; its weights are random, which takes the same time, without its files.
 
     Raises CheckpointError for files that do not fit, DeviceError.
     """
     device, how = torch.device(execution.device), (execution.precision, execution.compile, batch)
-    if spec and has_weights(preset, spec):
+    if spec and spec.trained:
         hashes = spec.checkpoint_sha256, spec.classifier_sha256
         return load_prepared(preset, spec.checkpoint, spec.classifier, hashes, device, *how)
-    models = Models(preset, build_unet(preset.unet), build_classifier(preset.classifier), "random", "random")
-    for network in (models.unet, models.classifier):
+    if preset.classifier is None:
+        models = Models(preset, build_unet(preset.unet), None, "random", None)
+    else:
+        models = Models(preset, build_unet(preset.unet), build_classifier(preset.classifier), "random", "random")
+    for network in _networks(models).values():
         prepare(network.eval().requires_grad_(False), device, *how)
     return models
+
+
+def _networks(models: Models) -> dict[str, ADM]:
+    """The model's networks, by the part of a step that runs them."""
+    networks: dict[str, ADM] = {"unet": models.unet}
+    if models.classifier is not None:
+        networks["forward"] = models.classifier
+    return networks
 
 
 def guided_steps(models: Models, chain: Chain, seeds: Sequence[int]) -> Iterator[Sample]:
@@ -85,11 +90,12 @@ def time_steps(models: Models, chain: Chain, batch: int, wall: bool) -> Split:
     enough = round(ENOUGH_S / max(starts[-1] - starts[-2], 1e-6))
     count = min(max(MIN_STEPS, chain.classifier_every, enough), MAX_STEPS, len(chain.schedule))
     steps = guided_steps(models, replace(chain, schedule=chain.schedule.thinned(count)), range(batch))
-    for part, network in (("unet", models.unet), ("forward", models.classifier)):
+    for part, network in _networks(models).items():
         network.register_forward_pre_hook(partial(add, part, -1))
         network.register_forward_hook(partial(add, part, 1))
-    models.classifier.register_full_backward_pre_hook(partial(add, "backward", -1))
-    models.classifier.register_full_backward_hook(partial(add, "backward", 1))
+    if models.classifier is not None:
+        models.classifier.register_full_backward_pre_hook(partial(add, "backward", -1))
+        models.classifier.register_full_backward_hook(partial(add, "backward", 1))
     reset_peak(models.device)
     start = now()
     for _ in range(count):

@@ -185,11 +185,11 @@ def image_noise(models: Models, seeds: Sequence[int]) -> ImageNoise:
 
 def networks_of(models: Models, seeds: Sequence[int]) -> Networks:
     """The functions that a chain and its terms may call. seeds: those of the sampling noise, one per image."""
-    preset = models.preset
+    preset, classifier = models.preset, models.classifier
     return Networks(
         denoise=denoiser(models.unet),
-        classify=models.classifier,
-        features=models.classifier.features,
+        classify=classifier,
+        features=None if classifier is None else classifier.features,
         fresh_noise=partial(image_noise(models, [_term_seed(seed) for seed in seeds]), 0),
         alphas_cumprod=make_schedule(preset.schedule, preset.diffusion_steps).alphas_cumprod,
     )

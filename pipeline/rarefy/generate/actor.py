@@ -19,7 +19,8 @@ from rarefy.diffusion.sampler import Chain, sample, to_uint8
 from rarefy.errors import ShardError
 from rarefy.execution import repeatable
 from rarefy.generate.execution import load_for_run
-from rarefy.generate.score import Scores, accepted, score_images
+from rarefy.generate.memory import BatchMemory
+from rarefy.generate.score import NO_SCORES, ImageScores, Scores, accepted, score_images
 from rarefy.manifest import Manifest
 from rarefy.models.load import Models
 from rarefy.plan import Slot, class_rank, make_plan, sample_seed, shard_name
@@ -47,12 +48,11 @@ def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
 
 @dataclass(frozen=True)
 class _Draw:
-    """One slot's kept image, whose PNG is still being encoded. row: its index in the batch."""
+    """One slot's kept image, whose PNG is still being encoded. scores: None without a classifier."""
 
     slot: Slot
     candidate: int
-    scores: Scores
-    row: int
+    scores: ImageScores | None
     accepted: bool
     png: Future[bytes]
 
@@ -82,10 +82,14 @@ class ShardGenerator:
         self._sampler = ThreadPoolExecutor(threads if device == "cpu" else 1, thread_name_prefix="sample")
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="png")
 
-    def load(self) -> tuple[str, str]:
-        """Load the models and return the sha256 of checkpoint and classifier. Raises CheckpointError, DeviceError."""
+    def load(self) -> tuple[str, str | None]:
+        """Load the models and return the sha256 of checkpoint and classifier (None if there is none).
+
+        Raises CheckpointError, DeviceError, ManifestError.
+        """
         self._models: Models = load_for_run(self.manifest, torch.device(self.device), self.compile)
         self._chain: Chain = self.manifest.settings.chain(self.manifest.preset, self.manifest.terms)
+        self._memory = BatchMemory(torch.device(self.device))
         self._store = Store(self.root)
         return self._models.checkpoint_sha256, self._models.classifier_sha256
 
@@ -143,25 +147,27 @@ class ShardGenerator:
         y = torch.tensor([slot.class_id for slot in slots], device=self.device)
         ranks = torch.tensor([class_rank(slot.class_index) for slot in slots], device=self.device)
         self._count(tally, 0.0)
-        with repeatable(self.manifest.precision):
+        with self._memory.batch(len(slots)), repeatable(self.manifest.precision):
             for state in sample(self._models, y, seeds, self._chain, ranks):
                 x = state.x
                 self._count(tally, len(slots) / len(self._chain.schedule))
             images = to_uint8(x)
-            scores = score_images(self._models.classifier, images, y)
+            classifier = self._models.classifier
+            scores = None if classifier is None else score_images(classifier, images, y)
         self._add(scores)
         pixels: NDArray[np.uint8] = images.cpu().numpy()
         draws = []
         for row, slot in enumerate(slots):
-            passed = accepted(self.manifest.accept, scores, row, slot.class_id)
+            passed = scores is None or accepted(self.manifest.accept, scores, row, slot.class_id)
             if passed or keep_all:
                 png = self._encoder.submit(encode_png, pixels[row])
-                draws.append(_Draw(slot, candidate, scores, row, passed, png))
+                own = None if scores is None else scores.of_image(row)
+                draws.append(_Draw(slot, candidate, own, passed, png))
         self._count(tally, float(len(draws) - len(slots)))
         return draws
 
     def _sample(self, shard: int, draw: _Draw) -> Sample:
-        manifest, slot, scores, row = self.manifest, draw.slot, draw.scores, draw.row
+        manifest, slot, scores = self.manifest, draw.slot, draw.scores or NO_SCORES
         png = draw.png.result()
         record = SampleRecord(
             key=sample_key(shard, slot.index),
@@ -169,11 +175,11 @@ class ShardGenerator:
             index=slot.index,
             class_id=slot.class_id,
             class_name=manifest.preset.class_name(slot.class_id),
-            predicted_id=int(scores.predicted_id[row]),
-            confidence=float(scores.confidence[row]),
-            entropy=float(scores.entropy[row]),
-            entropy_normalized=float(scores.entropy_normalized[row]),
-            margin=float(scores.margin[row]),
+            predicted_id=scores.predicted_id,
+            confidence=scores.confidence,
+            entropy=scores.entropy,
+            entropy_normalized=scores.entropy_normalized,
+            margin=scores.margin,
             seed=sample_seed(manifest.seed, slot.class_id, slot.class_index, draw.candidate),
             candidate=draw.candidate,
             guidance="+".join(term.name for term in manifest.terms),
@@ -194,7 +200,9 @@ class ShardGenerator:
             tally.started = tally.started or time.monotonic()
             tally.images += images
 
-    def _add(self, scores: Scores) -> None:
+    def _add(self, scores: Scores | None) -> None:
+        if scores is None:
+            return
         new = Snapshot({}, len(scores.confidence), float(scores.confidence.sum()), float(scores.entropy.sum()))
         with self._counting:
             self._totals = add_up([self._totals, new])

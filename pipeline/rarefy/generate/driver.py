@@ -14,6 +14,8 @@ from rarefy.generate.cluster import Request, connected
 from rarefy.generate.fleet import Fleet
 from rarefy.generate.progress import ProgressSink, duration
 from rarefy.manifest import Manifest
+from rarefy.models.run_model import write_run_model
+from rarefy.models.source import check_trained
 from rarefy.plan import estimate_bytes, make_plan, shard_names
 from rarefy.shards.index import claim_output, committed
 from rarefy.shards.store import Store
@@ -73,8 +75,9 @@ def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSin
     start = time.monotonic()
     options.check()
     store = Store(options.out)
+    check_trained(manifest.model)
     if store.list():
-        claim_output(store, manifest.text, manifest.digest)
+        claim_output(store, manifest.text, manifest.digest, write_run_model(manifest.model))
     plan, done = make_plan(manifest), committed(store, shard_names(manifest), manifest.digest)
     left, retries = plan.num_shards - len(done), 0
     if left:
@@ -95,7 +98,7 @@ def _check_weights(manifest: Manifest, on_this_machine: bool) -> None:
     """Report missing weights before any actor is started."""
     spec, preset = manifest.model, manifest.preset
     for name, path in (("model.checkpoint", spec.checkpoint), ("model.classifier", spec.classifier)):
-        if path is None and not preset.embedded:
+        if path is None and spec.source is None and not preset.embedded:
             raise CheckpointError(bad(name, path, f"the path of a file for {preset.name}, whose weights do not ship"))
         if path is not None and on_this_machine and not Path(path).is_file():
             raise CheckpointError(bad(name, path, "a file that can be read on this machine"))

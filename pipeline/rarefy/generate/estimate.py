@@ -30,11 +30,12 @@ SLOW_STEP_S = 2.0  # if one step of one image takes longer, no further steps are
 class PlanSummary:
     """A plan in numbers. classes: (id, name, images to make); estimated_seconds: None if weights are missing.
 
+    digest: None for a model folder that is not trained yet, because the weights are part of it.
     real: real images by class id, where they are known; estimate: how the time was estimated, or why it was not.
     """
 
     name: str
-    digest: str
+    digest: str | None
     preset: str
     images: int
     shards: int
@@ -54,7 +55,7 @@ class PlanSummary:
             [
                 f"{self.name}: {self.images:,} images in {self.shards:,} shards of {self.shard_size:,}",
                 f"model {self.preset}, {self.steps} steps, guidance {' + '.join(self.guidance) or 'none'}",
-                f"digest {self.digest}",
+                f"digest {self.digest or 'unknown until the model is trained'}",
                 *self._class_lines(),
                 f"size (estimate): {self.estimated_bytes / 1e6:,.1f} MB of shards",
                 f"time (estimate): {'unknown' if seconds is None else duration(seconds)}, {self.estimate}",
@@ -81,7 +82,7 @@ def summarize(manifest: Manifest) -> PlanSummary:
     shown = {*manifest.counts, *manifest.real}
     return PlanSummary(
         name=manifest.name,
-        digest=manifest.digest,
+        digest=manifest.digest if manifest.model.source is None or manifest.model.trained else None,
         preset=preset.name,
         images=plan.total,
         shards=plan.num_shards,

@@ -18,6 +18,7 @@ from rarefy.generate.actor import ShardGenerator, Snapshot, add_up
 from rarefy.generate.cluster import Resources
 from rarefy.generate.progress import ProgressSink, Status
 from rarefy.manifest import Manifest
+from rarefy.models.run_model import write_run_model
 from rarefy.plan import make_plan, shard_name, shard_names
 from rarefy.shards.index import claim_output, committed, first_names
 from rarefy.shards.marker import Marker
@@ -66,7 +67,7 @@ class Fleet:
         self.given_up: list[int] = []
         self.resumed = self.committed = 0
         self.earlier: str | None = None
-        self.weights: tuple[str, str] | None = None
+        self.weights: tuple[str, str | None] | None = None
         self.retries = 0
         self.failed_starts = 0
         self.last_cause = ""
@@ -156,10 +157,10 @@ class Fleet:
             self.failed_starts = 0
             self.committed += reply.rows
 
-    def _check_weights(self, weights: tuple[str, str]) -> None:
+    def _check_weights(self, weights: tuple[str, str | None]) -> None:
         """Claim the output when the first actor is ready. All actors and earlier shards must have the same weights."""
         if self.weights is None:
-            claim_output(self.store, self.manifest.text, self.manifest.digest)
+            claim_output(self.store, self.manifest.text, self.manifest.digest, write_run_model(self.manifest.model))
             self.weights = weights
             if self.earlier is not None:
                 # Damaged shards are reported by seal.
@@ -168,7 +169,7 @@ class Fleet:
                     self.weights = record.checkpoint_sha256, record.classifier_sha256
         if weights != self.weights:
             raise OutputError(
-                bad("weights", " ".join(weights), f"the weights of the run's other shards, {' '.join(self.weights)}")
+                bad("weights", _joined(weights), f"the weights of the run's other shards, {_joined(self.weights)}")
             )
 
     def _failed(self, worker: _Worker, ref: Any, error: RayTaskError) -> None:
@@ -248,6 +249,10 @@ class Fleet:
                 kept = {t.attempt: last[t.attempt] for t in worker.tasks.values() if t.attempt in last}
                 worker.snapshot = replace(new, in_flight={**kept, **new.in_flight})
         worker.poll = worker.handle.progress.remote() if worker.ready else None
+
+
+def _joined(weights: tuple[str, str | None]) -> str:
+    return " ".join(sha256 or "without classifier" for sha256 in weights)
 
 
 def _one_line(error: BaseException) -> str:

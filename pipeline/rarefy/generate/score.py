@@ -27,6 +27,30 @@ class Scores:
     entropy_normalized: Tensor
     margin: Tensor
 
+    def of_image(self, row: int) -> ImageScores:
+        """The scores of one image of the batch."""
+        return ImageScores(
+            predicted_id=int(self.predicted_id[row]),
+            confidence=float(self.confidence[row]),
+            entropy=float(self.entropy[row]),
+            entropy_normalized=float(self.entropy_normalized[row]),
+            margin=float(self.margin[row]),
+        )
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """The scores of one image, as in ``Scores``; all None if the model has no classifier."""
+
+    predicted_id: int | None
+    confidence: float | None
+    entropy: float | None
+    entropy_normalized: float | None
+    margin: float | None
+
+
+NO_SCORES = ImageScores(None, None, None, None, None)
+
 
 @torch.no_grad()
 def score_images(classifier: Callable[[Tensor, Tensor], Tensor], images: Tensor, y: Tensor) -> Scores:

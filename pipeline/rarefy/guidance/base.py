@@ -101,10 +101,11 @@ class Term:
 
     ``name`` is the term's name in rows and reports; the default is its import path. A term validates its fields in
     ``__post_init__``. The message of a ValueError should begin with the field's name: the manifest puts the table's
-    name before it.
+    name before it. needs_classifier: whether it calls ``classify`` or ``features``; without a classifier it is refused.
     """
 
     name: ClassVar[str]
+    needs_classifier: ClassVar[bool] = False
     window: tuple[float, float] | None = None
 
     def __init_subclass__(cls) -> None:
@@ -124,6 +125,8 @@ class Term:
 @dataclass(frozen=True, kw_only=True)
 class ClassifierTerm(Term):
     """A term whose gradient is that of an objective on the classifier's output."""
+
+    needs_classifier: ClassVar[bool] = True
 
     def objective(self, log_probs: Tensor, state: StepState) -> Tensor:
         """log_probs (B, K) float32 of the classifier at x_t -> (B,), which is differentiated with respect to x_t."""

@@ -16,10 +16,28 @@ from typing import Any
 
 from rarefy.errors import ManifestError, bad
 from rarefy.images import ClassNames
-from rarefy.models.config import NetworkConfig, NetworkSpec, OtherNetwork
+from rarefy.models.config import NetworkSpec
+from rarefy.models.config_file import (
+    PREDICTIONS,
+    Json,
+    check_keys,
+    read_beta_range,
+    read_files,
+    read_integer,
+    read_names,
+    read_network,
+    read_number,
+    read_object,
+    read_text,
+)
 
 FORMAT = "rarefy-model-v1"
 LIBRARY = Path(__file__).parent / "library"
+CONFIG = "config.json"
+WEIGHTS = ("unet", "classifier")
+ONLY_CLASS = "all"
+_KEYS = ("format", "name", "description", "image_size", "channels", "class_names", "schedule", "recommended_scale",
+         "unet", "classifier")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +68,7 @@ class ModelFolder:
     @property
     def embedded(self) -> bool:
         """Whether its weights and reference images ship with the package."""
-        return bool(self.files)
+        return bool(self.files) and self.path.parent == LIBRARY
 
     def file(self, role: str) -> Path:
         """Path of the file with this role. Raises KeyError if the folder has none."""
@@ -73,10 +91,15 @@ class ModelFolder:
 
     @property
     def classifier_classes(self) -> int:
-        """Number of classes that a sample can be labelled with; 1 if the model knows no classes."""
+        """Number of classes that a sample can be labelled with; 1 if neither network knows classes."""
         if self.classifier is not None:
             return self.classifier.out_channels
-        return self.num_classes or max(len(self.class_names), 1)
+        return self.num_classes or 1
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Name of each class that a sample can be labelled with."""
+        return tuple(self.class_name(class_id) for class_id in range(self.classifier_classes))
 
     @property
     def classes(self) -> ClassNames:
@@ -85,35 +108,115 @@ class ModelFolder:
         return ClassNames(names, self.wordnet_ids)
 
     def class_name(self, class_id: int) -> str:
-        """Name of a class; its number if the model has no names."""
+        """Name of a class: its number if the model has no names, ``all`` if neither network knows classes."""
+        if self.classifier is None and self.num_classes is None:
+            return ONLY_CLASS
         return self.class_names[class_id] if self.class_names else str(class_id)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that sampling needs: ``unet`` and, if the model has one, ``classifier``."""
+        return WEIGHTS if self.classifier is not None else WEIGHTS[:1]
 
 
 def read_model_folder(path: Path) -> ModelFolder:
-    """Read the ``config.json`` of a folder. Raises ManifestError if its format is unknown."""
-    config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    """Read and check the ``config.json`` of a folder. Weights may be missing: then the model is not trained yet.
+
+    Raises ManifestError, in one line with the file's path and the key, if it is missing, unreadable or inconsistent.
+    """
+    file = path / CONFIG
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = "a model folder: it has no config.json" if path.is_dir() else "a model folder: there is no such folder"
+        raise ManifestError(bad("model", str(path), what)) from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        raise ManifestError(f"{file}: cannot be read ({reason})") from None
+    return parse_config(content, path, str(file))
+
+
+def parse_config(content: object, path: Path, source: str) -> ModelFolder:
+    """The model that the content of a ``config.json`` describes. source: where it is, for error messages."""
+    try:
+        folder = _parse(read_object(content, CONFIG), path)
+        _check(folder, read_object(content, CONFIG))
+    except ManifestError as error:
+        raise ManifestError(f"{source}: {error}") from None
+    return folder
+
+
+def _parse(config: Json, path: Path) -> ModelFolder:
     if config.get("format") != FORMAT:
-        raise ManifestError(bad(f"{path / 'config.json'}: format", config.get("format"), FORMAT))
-    schedule = config["schedule"]
+        raise ManifestError(bad("format", config.get("format"), FORMAT))
+    check_keys(config, "", _KEYS, ("wordnet_ids", "files"))
+    schedule = read_object(config["schedule"], "schedule")
+    check_keys(schedule, "schedule.", ("name", "steps", "prediction"), ("beta_range",))
+    if schedule["prediction"] not in PREDICTIONS:
+        raise ManifestError(bad("schedule.prediction", schedule["prediction"], f"one of {', '.join(PREDICTIONS)}"))
+    beta_range = schedule.get("beta_range")
     return ModelFolder(
-        name=config["name"],
-        description=config["description"],
-        unet=_network(config["unet"]),
-        classifier=_network(config["classifier"]) if config["classifier"] is not None else None,
-        schedule=schedule["name"],
-        recommended_scale=config["recommended_scale"],
-        diffusion_steps=schedule["steps"],
-        class_names=tuple(config["class_names"]),
-        wordnet_ids=tuple(config.get("wordnet_ids", ())),
+        name=read_text(config["name"], "name"),
+        description=read_text(config["description"], "description"),
+        unet=read_network(config["unet"], "unet"),
+        classifier=None if config["classifier"] is None else read_network(config["classifier"], "classifier"),
+        schedule=read_text(schedule["name"], "schedule.name"),
+        recommended_scale=read_number(config["recommended_scale"], "recommended_scale", 0, 1e6),
+        diffusion_steps=read_integer(schedule["steps"], "schedule.steps", 1, 1_000_000),
+        class_names=read_names(config["class_names"], "class_names"),
+        wordnet_ids=read_names(config.get("wordnet_ids", []), "wordnet_ids"),
         prediction=schedule["prediction"],
-        beta_range=tuple(schedule["beta_range"]) if "beta_range" in schedule else None,
+        beta_range=None if beta_range is None else read_beta_range(beta_range, "schedule.beta_range"),
         path=path,
-        files=config.get("files", {}),
+        files=read_files(config.get("files", {}), "files", depth=1 if path.parent == LIBRARY else 0),
     )
+
+
+def _check(folder: ModelFolder, config: Json) -> None:
+    """The parts of a configuration must agree with each other."""
+    unet, classifier = folder.unet, folder.classifier
+    sizes = [("image_size", config["image_size"], unet.image_size), ("channels", config["channels"], unet.in_channels)]
+    for key, value, expected in sizes:
+        if value != expected or isinstance(value, bool):
+            of_unet = "unet.image_size" if key == "image_size" else "unet.in_channels"
+            raise ManifestError(bad(key, value, f"{expected}, which is {of_unet}"))
+    if folder.channels not in (1, 3):
+        raise ManifestError(bad("channels", folder.channels, "1 (grey) or 3 (colour)"))
+    if unet.out_channels not in (folder.channels, 2 * folder.channels):
+        allowed = f"{folder.channels} or, with a learned variance, {2 * folder.channels}"
+        raise ManifestError(bad("unet.out_channels", unet.out_channels, allowed))
+    if classifier is not None:
+        _check_classifier(classifier, unet)
+    named = folder.classifier_classes if classifier is not None else folder.num_classes
+    if folder.class_names and named is not None and len(folder.class_names) != named:
+        allowed = f"{named}, the number of classes of the {'U-Net' if classifier is None else 'classifier'}"
+        raise ManifestError(bad("class_names", f"{len(folder.class_names)} names", allowed))
+    if folder.wordnet_ids and len(folder.wordnet_ids) != named:
+        raise ManifestError(bad("wordnet_ids", f"{len(folder.wordnet_ids)} ids", f"{named}, one per class"))
+
+
+def _check_classifier(classifier: NetworkSpec, unet: NetworkSpec) -> None:
+    for key in ("image_size", "in_channels"):
+        if getattr(classifier, key) != getattr(unet, key):
+            allowed = f"{getattr(unet, key)}, which is unet.{key}"
+            raise ManifestError(bad(f"classifier.{key}", getattr(classifier, key), allowed))
+    if unet.num_classes is not None and classifier.out_channels != unet.num_classes:
+        allowed = f"{unet.num_classes}, which is unet.num_classes"
+        raise ManifestError(bad("classifier.out_channels", classifier.out_channels, allowed))
+    if classifier.num_classes is not None:
+        allowed = "null: a classifier is not given the class"
+        raise ManifestError(bad("classifier.num_classes", classifier.num_classes, allowed))
 
 
 def write_model_folder(folder: ModelFolder, path: Path) -> None:
     """Write ``config.json`` into an existing folder. The weights are written by whoever has them."""
+    temporary = path / f"{CONFIG}.tmp"
+    temporary.write_text(json.dumps(config_content(folder), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path / CONFIG)
+
+
+def config_content(folder: ModelFolder) -> dict[str, Any]:
+    """The content of the folder's ``config.json``."""
     schedule: dict[str, Any] = {
         "name": folder.schedule,
         "steps": folder.diffusion_steps,
@@ -121,7 +224,7 @@ def write_model_folder(folder: ModelFolder, path: Path) -> None:
     }
     if folder.beta_range is not None:
         schedule["beta_range"] = list(folder.beta_range)
-    config = {
+    return {
         "format": FORMAT,
         "name": folder.name,
         "description": folder.description,
@@ -135,23 +238,29 @@ def write_model_folder(folder: ModelFolder, path: Path) -> None:
         "classifier": _table(folder.classifier) if folder.classifier is not None else None,
         "files": dict(folder.files),
     }
-    temporary = path / "config.json.tmp"
-    temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path / "config.json")
+
+
+def sampling_config(folder: ModelFolder) -> dict[str, Any]:
+    """The part of the configuration that decides how an image is sampled and labelled, for digests.
+
+    Keys that have their default value are left out, so that keys added to a later version leave old digests as they
+    are.
+    """
+    content = config_content(folder)
+    networks = {"unet": _without_defaults(folder.unet)}
+    if folder.classifier is not None:
+        networks["classifier"] = _without_defaults(folder.classifier)
+    return {key: content[key] for key in ("class_names", "schedule")} | networks
+
+
+def _without_defaults(network: NetworkSpec) -> dict[str, Any]:
+    defaults = {each.name: each.default for each in dataclasses.fields(network)}
+    table = _table(network)
+    return {key: value for key, value in table.items() if key not in defaults or value != defaults[key]}
 
 
 def _table(network: NetworkSpec) -> dict[str, Any]:
     return {"kind": network.kind, **dataclasses.asdict(network)}
-
-
-def _network(table: Mapping[str, Any]) -> NetworkSpec:
-    """``kind`` names the architecture: adm, or another one. Lists become tuples."""
-    if table["kind"] != NetworkConfig.kind:
-        return OtherNetwork(**table)
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "kind"
-    }
-    return NetworkConfig(**values)
 
 
 @functools.cache
@@ -166,10 +275,10 @@ def _library_order(folder: ModelFolder) -> tuple[bool, int, str]:
     return not folder.embedded, folder.image_size, folder.name
 
 
-def find_model(name: str) -> ModelFolder:
+def find_model(name: str, field: str = "model.preset") -> ModelFolder:
     """The model that ships under this name. Raises ManifestError, which lists the known names."""
     if name not in library():
-        raise ManifestError(bad("model.preset", name, f"one of {', '.join(library())}"))
+        raise ManifestError(bad(field, name, f"one of {', '.join(library())}"))
     return library()[name]
 
 
@@ -179,7 +288,7 @@ def provenance(folder: ModelFolder) -> dict[str, Any]:
     return loaded
 
 
-def fast_errors(checkpoint_sha256: str, classifier_sha256: str) -> dict[str, Any] | None:
+def fast_errors(checkpoint_sha256: str, classifier_sha256: str | None) -> dict[str, Any] | None:
     """The measured error of ``fast`` for the embedded model with these weights; None for any other model."""
     for path in sorted(LIBRARY.glob("*/fast.json")):
         errors: dict[str, Any] = json.loads(path.read_text())

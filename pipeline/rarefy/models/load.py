@@ -17,13 +17,13 @@ from rarefy.models.networks import build_classifier, build_unet
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """Loaded networks, in eval mode, frozen, on one device."""
+    """Loaded networks, in eval mode, frozen, on one device. A model without a classifier has None for it."""
 
     preset: ModelFolder
     unet: UNet
-    classifier: Classifier
+    classifier: Classifier | None
     checkpoint_sha256: str
-    classifier_sha256: str
+    classifier_sha256: str | None
 
     @property
     def device(self) -> torch.device:
@@ -39,18 +39,20 @@ def load_models(
     device: torch.device,
     prepare: Callable[[ADM], object] | None = None,
 ) -> Models:
-    """Load a model's two networks. Paths may be None if the weights are in the model's folder.
+    """Load a model's networks. Paths may be None if the weights are in the model's folder.
 
     prepare: called with each network before its parameters are read; it may change their types. Raises CheckpointError.
     """
     unet_path = _path(preset, "unet", checkpoint, "checkpoint")
-    classifier_path = _path(preset, "classifier", classifier, "classifier")
     unet, unet_sha = load_network(lambda: build_unet(preset.unet), unet_path, sha256s[0], prepare)
-    guide, guide_sha = load_network(lambda: build_classifier(preset.classifier), classifier_path, sha256s[1], prepare)
+    guide, guide_sha = None, None
+    if preset.classifier is not None:
+        guide_path = _path(preset, "classifier", classifier, "classifier")
+        guide, guide_sha = load_network(lambda: build_classifier(preset.classifier), guide_path, sha256s[1], prepare)
     return Models(
         preset=preset,
         unet=unet.to(device),
-        classifier=guide.to(device),
+        classifier=None if guide is None else guide.to(device),
         checkpoint_sha256=unet_sha,
         classifier_sha256=guide_sha,
     )
@@ -60,6 +62,6 @@ def _path(preset: ModelFolder, role: str, given: str | None, key: str) -> Path:
     if given:
         return Path(given)
     if role not in preset.files:
-        allowed = f"the path of a file for {preset.name}, whose weights do not ship with rarefy"
+        allowed = f"the path of a file for {preset.name}, whose folder has no weights"
         raise CheckpointError(bad(f"model.{key}", given, allowed))
     return preset.file(role)

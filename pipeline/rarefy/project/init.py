@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rarefy.errors import DataError, bad
 from rarefy.fields import check_integer
-from rarefy.images import ClassNames, Inspection, LabelledImages, inspect_images, load_images
+from rarefy.images import ClassNames, Inspection, LabelledImages, has_split, inspect_images, load_images
 from rarefy.project.choices import Choices, few_images, hours, plan_part
 from rarefy.project.mirror import measure_mirror
 from rarefy.project.networks import (
@@ -76,6 +76,8 @@ def init(options: InitOptions, say: Say, progress: Progress) -> InitResult:
     _check(options)
     inspection = inspect_images(options.data, skip_broken=options.skip_broken, progress=_stage(progress, "images"))
     say(inspection.text())
+    if options.test is None and has_split(options.data, "test"):
+        say(f"The data has a test split, which is not used; --test {options.data} uses it.")
     hardware = find_hardware()
     tier = choose_tier(hardware, inspection.images)
     size, why = choose_size(_typical_side(inspection), options.size, largest_size(hardware, tier))
@@ -123,15 +125,14 @@ def _typical_side(inspection: Inspection) -> int:
 def _load(
     options: InitOptions, split: str, size: int, channels: int, classes: tuple[str, ...], progress: Progress
 ) -> LabelledImages:
-    source, stage = (options.data, "decode") if split == "train" else (options.test or "", "decode the test set")
     return load_images(
-        source,
+        options.data if split == "train" else options.test or options.data,
         size,
         channels,
-        split,
+        "test" if split == "test" and has_split(options.test or options.data, "test") else "train",
         classes=ClassNames(classes),
         skip_broken=options.skip_broken,
-        progress=_stage(progress, stage),
+        progress=_stage(progress, f"decode {split} images"),
     )
 
 
@@ -142,6 +143,9 @@ def _held_out(
     if options.test is None:
         split = split_off(data, options.held_out, options.seed)
         return split.train, data.take(split.held_out), split.bare
+    same = Path(options.test).resolve() == Path(options.data).resolve()
+    if same and not has_split(options.test, "test"):
+        raise DataError(bad("test", options.test, "a test set: it is the training data, which has no test split"))
     test = _load(options, "test", size, channels, data.class_names, progress)
     present = set(test.labels.tolist())
     return np.arange(len(data)), test, tuple(k for k in range(len(data.class_names)) if k not in present)

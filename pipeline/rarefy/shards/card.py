@@ -16,7 +16,7 @@ SIZE_CATEGORIES = (
 
 @dataclass(frozen=True)
 class CardInfo:
-    """Content of the card. class_names: may be empty; guidance: term names; sampler: one line of text."""
+    """Content of the card. guidance: term names; sampler: one line; classifier_sha256: None without a classifier."""
 
     name: str
     preset: str
@@ -26,7 +26,7 @@ class CardInfo:
     guidance: tuple[str, ...]
     sampler: str
     checkpoint_sha256: str
-    classifier_sha256: str
+    classifier_sha256: str | None
 
 
 def render_card(info: CardInfo, counts: Mapping[int, int], names: Sequence[str], digest: str) -> str:
@@ -36,9 +36,15 @@ def render_card(info: CardInfo, counts: Mapping[int, int], names: Sequence[str],
     provenance = (
         f"## Provenance\n\nEvery image can be generated again from `manifest.toml` and its key.\n\n"
         f"- manifest digest `{digest}`\n- diffusion weights sha256 `{info.checkpoint_sha256}`\n"
-        f"- classifier weights sha256 `{info.classifier_sha256}`\n"
+        f"- {_classifier(info)}\n"
     )
     return "\n".join((*sections, _columns(), _classes(info, counts), provenance))
+
+
+def _classifier(info: CardInfo) -> str:
+    if info.classifier_sha256 is None:
+        return "no classifier: the samples have no predicted class, confidence or entropy"
+    return f"classifier weights sha256 `{info.classifier_sha256}`"
 
 
 def _front_matter(info: CardInfo, total: int) -> str:

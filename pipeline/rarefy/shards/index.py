@@ -16,6 +16,8 @@ from rarefy.shards.store import Store
 from rarefy.shards.verify import NOT_COMMITTED, THREADS, verify
 
 RUN_FILE = "state/run.json"
+MANIFEST_FILE = "manifest.toml"
+MODEL_FILE = "model.json"
 SUCCESS = "_SUCCESS"
 NAMES_SHOWN = 8
 # The root of a freshly formatted volume contains this folder.
@@ -32,9 +34,10 @@ class Sealed:
     counts: Mapping[int, int]
 
 
-def claim_output(store: Store, manifest_text: str, digest: str) -> None:
+def claim_output(store: Store, manifest_text: str, digest: str, model: bytes | None = None) -> None:
     """Reserve the output for this run, or check that it is reserved for it already.
 
+    model: content of ``model.json``; what a resumed run says about its model's place replaces what it said earlier.
     Raises OutputError if it contains the run of another manifest or other files, or cannot be written.
     """
     if not store.exists(RUN_FILE):
@@ -52,8 +55,10 @@ def claim_output(store: Store, manifest_text: str, digest: str) -> None:
                 f"the run of this manifest, {digest}: it contains the run of {other}; choose another --out",
             )
         )
-    if not store.exists("manifest.toml"):
-        store.write_bytes("manifest.toml", manifest_text.encode())
+    if model is not None and not (store.exists(MODEL_FILE) and store.read_bytes(MODEL_FILE) == model):
+        store.write_bytes(MODEL_FILE, model)
+    if not store.exists(MANIFEST_FILE):
+        store.write_bytes(MANIFEST_FILE, manifest_text.encode())
 
 
 def committed(store: Store, plan_names: Iterable[str], digest: str) -> dict[str, Marker]:

@@ -21,28 +21,33 @@ MANIFEST_KEY = b"rarefy.manifest"
 DIGEST_KEY = b"rarefy.manifest_digest"
 # The time of writing would make the tars of two attempts differ.
 UNSTABLE_FIELDS = frozenset({"created_at"})
+SCORES = ("predicted_id", "confidence", "entropy", "entropy_normalized", "margin")
+OF_CLASSIFIER = (*SCORES, "classifier_sha256")
 
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """One generated image; SCHEMA has the units. The fields are flat, so ``vars`` gives the row, faster than asdict."""
+    """One generated image; SCHEMA has the units. The fields are flat, so ``vars`` gives the row, faster than asdict.
+
+    Without a classifier, all fields of OF_CLASSIFIER are None.
+    """
 
     key: str
     shard: int
     index: int
     class_id: int
     class_name: str
-    predicted_id: int
-    confidence: float
-    entropy: float
-    entropy_normalized: float
-    margin: float
+    predicted_id: int | None
+    confidence: float | None
+    entropy: float | None
+    entropy_normalized: float | None
+    margin: float | None
     seed: int
     candidate: int
     guidance: str
     steps: int
     checkpoint_sha256: str
-    classifier_sha256: str
+    classifier_sha256: str | None
     manifest_digest: str
     image_sha256: str
     width: int
@@ -58,7 +63,7 @@ class SampleRecord:
 
 def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
     metadata = {"description": meaning} | ({"unit": unit} if unit else {})
-    return pa.field(name, kind, nullable=False, metadata=metadata)
+    return pa.field(name, kind, nullable=name in OF_CLASSIFIER, metadata=metadata)
 
 
 SCHEMA = pa.schema(
@@ -68,7 +73,7 @@ SCHEMA = pa.schema(
         _field("index", pa.int32(), "place in the shard"),
         _field("class_id", pa.int32(), "class asked for"),
         _field("class_name", pa.string(), "its name"),
-        _field("predicted_id", pa.int32(), "class with the highest probability at t = 0"),
+        _field("predicted_id", pa.int32(), "class with the highest probability at t = 0; null without a classifier"),
         _field("confidence", pa.float64(), "probability of class_id at t = 0", "1"),
         _field("entropy", pa.float64(), "entropy of the class probabilities at t = 0", "nat"),
         _field("entropy_normalized", pa.float64(), "entropy / log(number of classes)", "1"),
@@ -78,7 +83,7 @@ SCHEMA = pa.schema(
         _field("guidance", pa.string(), "guidance terms joined by +, empty for none"),
         _field("steps", pa.int32(), "denoising steps", "step"),
         _field("checkpoint_sha256", pa.string(), "hash of the diffusion weights"),
-        _field("classifier_sha256", pa.string(), "hash of the classifier weights"),
+        _field("classifier_sha256", pa.string(), "hash of the classifier weights; null without one"),
         _field("manifest_digest", pa.string(), "digest of the manifest"),
         _field("image_sha256", pa.string(), "hash of the PNG file"),
         _field("width", pa.int32(), "image width", "px"),
@@ -103,11 +108,13 @@ def parquet_path(name: str) -> str:
 
 
 def check_record(record: SampleRecord) -> None:
-    """Raise ShardError if the key is wrong or a score is not finite."""
+    """Raise ShardError if the key is wrong, or a score is not finite or missing although there is a classifier."""
     if record.key != (expected := sample_key(record.shard, record.index)):
         raise ShardError(f"key: {record.key!r} of shard {record.shard} index {record.index} is not {expected!r}")
-    for name in ("confidence", "entropy", "entropy_normalized", "margin"):
-        if not math.isfinite(value := getattr(record, name)):
+    unscored = all(getattr(record, name) is None for name in OF_CLASSIFIER)
+    for name in () if unscored else SCORES:
+        value = getattr(record, name)
+        if value is None or not math.isfinite(value):
             raise ShardError(f"sample {record.key}: {name} {value!r} is not a finite number")
 
 
@@ -126,9 +133,10 @@ def read_table(path: Path) -> pa.Table:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as cause:
         raise ShardError(f"{path.name}: not a readable Parquet file ({' '.join(str(cause).split())})") from cause
-    if not table.schema.equals(SCHEMA):
+    # Files of earlier versions differ in which columns may be null.
+    if [(field.name, field.type) for field in table.schema] != [(field.name, field.type) for field in SCHEMA]:
         raise ShardError(f"{path.name}: columns {table.schema.names} are not those of the schema, {SCHEMA.names}")
-    return table
+    return table.cast(SCHEMA.with_metadata(table.schema.metadata))
 
 
 def read_records(store: Store, name: str) -> list[SampleRecord]:

@@ -41,7 +41,7 @@ class Store:
             # Other machines write here too; a cached listing would hide their markers.
             self.fs, self.path = fsspec.core.url_to_fs(root, use_listings_cache=False)
         except (ValueError, ImportError) as cause:
-            raise OutputError(bad("out", root, f"a local path or a usable fsspec URL ({_one_line(cause)})")) from cause
+            raise OutputError(bad("out", root, f"a local path or a usable fsspec URL ({one_line(cause)})")) from cause
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.root = self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
 
@@ -149,12 +149,12 @@ class Store:
     def _reporting(self, rel: str, allowed: str) -> Iterator[None]:
         try:
             yield
-        except _driver_errors() as cause:
+        except driver_errors() as cause:
             place = f"{self.root}/{rel}" if rel else self.root
-            raise OutputError(bad("out", place, f"{allowed} ({_one_line(cause)})")) from cause
+            raise OutputError(bad("out", place, f"{allowed} ({one_line(cause)})")) from cause
 
 
-def _driver_errors() -> tuple[type[Exception], ...]:
+def driver_errors() -> tuple[type[Exception], ...]:
     """OSError and the exceptions of all drivers that are loaded."""
     loaded = [(sys.modules[module], name) for module, name in DRIVER_ERRORS if module in sys.modules]
     return (OSError, *(getattr(module, name) for module, name in loaded))
@@ -168,7 +168,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _one_line(cause: Exception) -> str:
+def one_line(cause: Exception) -> str:
+    """What went wrong, without the path, which the caller names."""
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     # The text of a driver's FileNotFoundError is only the path.

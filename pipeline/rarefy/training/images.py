@@ -31,7 +31,7 @@ def project_images(project: Project) -> RealImages:
     Classes are matched by name. Raises DataError for a reference of another size or with classes that the data lack.
     """
     size, channels, classes = project.image_size, project.channels, project.classes
-    data = _read(project.data, size, channels, "train", classes)
+    data = _read(project.data, size, channels, "train", classes, project.skip_broken)
     held_out = None
     if project.reference.exists():
         check_size(project.reference, size)
@@ -53,6 +53,8 @@ def check_size(folder: Path, size: int) -> None:
 
 def _describe(project: Project, data: TrainingSet, held_out: LabelledImages | None) -> None:
     counts, names = data.counts, data.source.class_names
+    if broken := data.source.broken:
+        say(f"{len(broken):,} images that cannot be read are left out: {listed(broken)}")
     out = f", {data.excluded:,} left out because they equal held-out images" if data.excluded else ""
     say(f"{len(data):,} images of {len(names):,} classes in {str(project.data)!r}{out}")
     if empty := [name for name, count in zip(names, counts, strict=True) if count == 0]:
@@ -61,6 +63,8 @@ def _describe(project: Project, data: TrainingSet, held_out: LabelledImages | No
         say(f"{len(held_out):,} held-out images in {str(project.reference)!r}")
 
 
-def _read(source: Path, size: int, channels: int, split: str, classes: ClassNames | None) -> LabelledImages:
+def _read(
+    source: Path, size: int, channels: int, split: str, classes: ClassNames | None, skip_broken: bool = False
+) -> LabelledImages:
     progress = partial(stage_line, f"reading {source.name}") if place()[0] == 0 else None
-    return load_images(source, size, channels, split, classes=classes, progress=progress)
+    return load_images(source, size, channels, split, classes=classes, skip_broken=skip_broken, progress=progress)

@@ -29,7 +29,7 @@ from rarefy.models.networks import build_classifier, build_unet
 from rarefy.training.recipe import PARTS, Recipe, data_folder, read_toml
 from rarefy.training.settings import TrainSettings, get_flag, read_settings
 
-DATA_KEYS = ("name", "description", "data", "model", "reference", "class_names", "ect")
+DATA_KEYS = ("name", "description", "data", "model", "reference", "class_names", "ect", "skip_broken")
 MODEL_KEYS = ("image_size", "channels", "schedule", "diffusion_steps", "recommended_scale", "unet")
 NETWORK_KEYS = ("classifier_network", *PARTS)
 DERIVED = ("image_size", "in_channels", "out_channels", "num_classes")
@@ -44,7 +44,7 @@ class Project:
     data, reference: folders of images to train on and of held-out ones; folder: the model folder that is written;
     class_names: None for the data's own; unet, classifier: their tables; base: the model in the folder if somebody else
     trained its U-Net; parts: the settings of each part that is trained, in their order; ect: weight of the classifier's
-    entropy constraint.
+    entropy constraint; skip_broken: leave out images that cannot be read, instead of refusing the data.
     """
 
     path: Path
@@ -64,6 +64,7 @@ class Project:
     base: ModelFolder | None
     parts: dict[str, TrainSettings]
     ect: float
+    skip_broken: bool = False
 
     @property
     def classes(self) -> ClassNames | None:
@@ -156,6 +157,7 @@ def load_project(path: Path) -> Project:
         base=base,
         parts={part: _part(table, part, size) for part in parts},
         ect=get_number(get_table(table, "classifier"), "classifier.ect", 0, 1000, 0),
+        skip_broken=get_flag(table, "skip_broken", False),
     )
 
 

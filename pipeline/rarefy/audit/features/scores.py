@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from rarefy.audit.features.cache import cached
 from rarefy.audit.features.extractors import DEFAULT_BATCH
 from rarefy.device import find_device
-from rarefy.errors import CheckpointError
 from rarefy.execution import load_prepared
 from rarefy.generate.score import score_images
 from rarefy.images import LabelledImages
@@ -34,14 +33,17 @@ class ReferenceScores:
 def score_reference(
     manifest: Manifest, real: LabelledImages, device: str, progress: Callable[[str, int, int], None]
 ) -> ReferenceScores | None:
-    """Score the real images; None if the classifier's weights are not available on this machine."""
+    """Score the real images; None without a classifier, or if the weights are not on this machine.
+
+    Raises CheckpointError for weights that are here but are not those of the run.
+    """
     model = manifest.model
-    try:
-        hashes = (model.checkpoint_sha256, model.classifier_sha256)
-        place = find_device(device)
-        models = load_prepared(manifest.preset, model.checkpoint, model.classifier, hashes, place, "exact")
-    except CheckpointError:
+    if manifest.preset.classifier is None or not model.trained:
         return None
+    hashes, place = (model.checkpoint_sha256, model.classifier_sha256), find_device(device)
+    models = load_prepared(manifest.preset, model.checkpoint, model.classifier, hashes, place, "exact")
+    classifier = models.classifier
+    assert classifier is not None
 
     def compute() -> dict[str, NDArray[Any]]:
         columns: dict[str, list[NDArray[Any]]] = {name: [] for name in COLUMNS}
@@ -49,10 +51,10 @@ def score_reference(
             progress("scoring the reference", start, len(real))
             images = torch.tensor(real.images[start : start + DEFAULT_BATCH]).to(place)
             labels = torch.tensor(real.labels[start : start + DEFAULT_BATCH]).to(place)
-            scores = score_images(models.classifier, images, labels)
+            scores = score_images(classifier, images, labels)
             for name, parts in columns.items():
                 parts.append(getattr(scores, name).numpy())
         return {name: np.concatenate(parts) for name, parts in columns.items()}
 
-    arrays = cached(("scores", models.classifier_sha256, real.sha256()), compute)
+    arrays = cached(("scores", str(models.classifier_sha256), real.sha256()), compute)
     return ReferenceScores(**{name: arrays[name].astype(kind) for name, kind in COLUMNS.items()})

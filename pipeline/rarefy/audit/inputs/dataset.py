@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from rarefy.errors import OutputError, ShardError
 from rarefy.manifest import Manifest, parse_manifest
+from rarefy.models.run_model import read_run_model
 from rarefy.plan import make_plan, shard_names
-from rarefy.shards.index import committed, is_sealed
+from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE, committed, is_sealed
 from rarefy.shards.marker import Marker
 from rarefy.shards.metadata import parquet_path, read_table, tar_path
 from rarefy.shards.reader import decode_image, iter_tar
@@ -42,7 +44,8 @@ class Problem:
 class Rows:
     """Columns of N samples, in the run's order.
 
-    confidence: p(class) in [0, 1]; entropy: in nats; candidate: number of rejected draws before this one.
+    confidence: p(class) in [0, 1]; entropy: in nats; candidate: number of rejected draws before this one. Without a
+    classifier, confidence and entropy are NaN and predicted_id is -1.
     """
 
     key: NDArray[np.str_]
@@ -64,8 +67,8 @@ class Rows:
 class RunData:
     """rows: all committed samples; measured: those whose images, uint8 (N, C, H, W), are compared with real ones.
 
-    parts: the slice of each shard in images; weights: sha256 of the diffusion model's and the classifier's weights;
-    complete: the data set is sealed; problems: what had to be left out.
+    parts: the slice of each shard in images; weights: sha256 of the diffusion model's and the classifier's weights
+    (None without a classifier); complete: the data set is sealed; problems: what had to be left out.
     """
 
     manifest: Manifest
@@ -73,9 +76,14 @@ class RunData:
     measured: Rows
     images: NDArray[np.uint8]
     parts: tuple[slice, ...]
-    weights: tuple[str, str]
+    weights: tuple[str, str | None]
     complete: bool
     problems: tuple[Problem, ...]
+
+    @property
+    def scored(self) -> bool:
+        """Whether a classifier scored the samples."""
+        return self.manifest.preset.classifier is not None
 
     def keep(self, rows: NDArray[np.int64]) -> RunData:
         """The same run with only these measured images, and without ``parts``."""
@@ -90,8 +98,11 @@ class _Shard:
 
 def read_manifest(store: Store) -> Manifest:
     """The run's own manifest. Raises OutputError if there is no run."""
-    text = store.read_bytes("manifest.toml").decode()
-    return parse_manifest(text, f"{store.root}/manifest.toml")
+    text = store.read_bytes(MANIFEST_FILE).decode()
+    model = None
+    if store.exists(MODEL_FILE):
+        model = read_run_model(store.read_bytes(MODEL_FILE), f"{store.root}/{MODEL_FILE}")
+    return parse_manifest(text, f"{store.root}/{MANIFEST_FILE}", model)
 
 
 def read_run(store: Store, limit: int) -> RunData:
@@ -118,14 +129,14 @@ def read_run(store: Store, limit: int) -> RunData:
     measured = _rows(pa.concat_tables(read.values()))
     images = np.concatenate([shard.images for shard in whole.values()])
     cut = np.arange(min(limit, len(measured)))
-    first = next(iter(read.values()))
+    first = next(iter(read.values())).slice(0, 1).to_pylist()[0]
     return RunData(
         manifest=manifest,
         rows=_rows(pa.concat_tables(rows)),
         measured=measured.take(cut),
         images=images[: len(cut)],
         parts=_parts([len(shard.images) for shard in whole.values()], len(cut)),
-        weights=(str(first[WEIGHTS[0]][0]), str(first[WEIGHTS[1]][0])),
+        weights=(first[WEIGHTS[0]], first[WEIGHTS[1]]),
         complete=is_sealed(store),
         problems=tuple(problems),
     )
@@ -217,4 +228,12 @@ def _spread(names: list[str], counts: list[int], limit: int) -> list[str]:
 
 
 def _rows(table: pa.Table) -> Rows:
-    return Rows(**{name: table[name].to_numpy().astype(kind) for name, kind in COLUMNS.items()})
+    return Rows(**{name: _column(table[name]).astype(kind) for name, kind in COLUMNS.items()})
+
+
+def _column(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The values; null becomes NaN, or -1 for whole numbers."""
+    if pa.types.is_integer(column.type):
+        column = column.fill_null(-1)
+    values: NDArray[Any] = column.to_numpy()
+    return values

@@ -100,6 +100,10 @@ def notes(result: AuditResult) -> list[str]:
         lines.append(
             f"The real baseline has {recall.floor_count:,} images, the generated set {recall.generated_count:,}."
         )
+    if run.classifier_sha256 is None:
+        lines.append("The model has no classifier, so there is no confidence, entropy or on-class rate.")
+    elif run.reference and result.metrics["on_class_rate"].floor is None:
+        lines.append("The classifier's weights were not there for the audit: its scores have no real baseline.")
     if run.precision == "fast":
         lines.append(_fast_words(run.fast_errors))
     if recall and recall.generated_count < SMALL_SET:

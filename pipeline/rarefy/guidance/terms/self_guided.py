@@ -23,6 +23,7 @@ class SelfGuided(NetworkTerm):
     """
 
     name: ClassVar[str] = "self-guided"
+    needs_classifier: ClassVar[bool] = True
     scale: Ramp = 0.4
     every: int = 5
     level: float = 0.8
