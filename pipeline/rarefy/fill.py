@@ -87,6 +87,16 @@ def count_real(data: str, model: ModelFolder) -> dict[int, int]:
     return {class_id: found[class_id] for class_id in range(len(classes.names))}
 
 
+def trained_on(model: ModelFolder) -> dict[int, int]:
+    """Images by class id that the model was trained on, as its folder says; empty if it does not."""
+    try:
+        record = json.loads((model.path / "provenance.json").read_text(encoding="utf-8"))
+        counts = record["diffusion"]["class_images"]
+        return {class_id: int(counts[name]) for class_id, name in enumerate(model.class_names)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def missing(fill: Fill, real: Mapping[int, int], model: ModelFolder) -> dict[str, int]:
     """Images to make, by class name, of the classes that have too few. Raises ManifestError if none has."""
     to = max(real.values()) if fill.to is None else fill.to

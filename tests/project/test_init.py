@@ -258,7 +258,7 @@ def test_images_to_see() -> None:
     assert plan_part("classifier", 10_000, CPU, Speed(1000.0), None).images == 300_000
     slow = plan_part("diffusion", 10_000, CPU, Speed(10.0), None)
     assert slow.images == 220_000  # 6 h x 10/s = 216,000
-    assert "6.0 h allow here; 1,200,000 would be better" in slow.why_images
+    assert "6h00m allow here; 1,200,000 would be better" in slow.why_images
     assert plan_part("judge", 10_000, CPU, Speed(10.0), 500).images == 50
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rarefy.cli import main
 from rarefy.errors import DataError, ManifestError
-from rarefy.fill import Fill
+from rarefy.fill import Fill, trained_on
 from rarefy.generate.estimate import PlanSummary, summarize
 from rarefy.manifest import Manifest, load_manifest, parse_manifest
+from rarefy.models.folder import find_model
 
 # Names of the model's classes as folders may have them, and the model's own.
 FOLDERS = {"Trouser": 5, "t-shirt_top": 2, "ankle boot": 3, "BAG": 5}
@@ -110,6 +113,18 @@ def test_plan_shows_real_and_made(photos: Path, monkeypatch: pytest.MonkeyPatch)
     assert "      1  trouser                         5            0            5" in lines
     assert "      9  ankle boot                      3            2            5" in lines
     assert "         all                            15           35           50" in lines
+    assert "real: images in the data that [classes] fills up" in lines
+
+
+def test_plan_shows_what_the_model_was_trained_on(tmp_path: Path) -> None:
+    counts = dict(zip(NAMES, range(10), strict=True))
+    model = replace(find_model("fashion-mnist-28"), path=tmp_path)
+    assert trained_on(model) == {}
+    for text in ("", "[]", '{"diffusion": {}}', '{"diffusion": {"class_images": {"bag": 1}}}'):
+        (tmp_path / "provenance.json").write_text(text)
+        assert trained_on(model) == {}
+    (tmp_path / "provenance.json").write_text(json.dumps({"diffusion": {"class_images": counts}}))
+    assert trained_on(model) == dict(enumerate(range(10)))
 
 
 def test_command_line(

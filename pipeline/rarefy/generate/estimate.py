@@ -13,6 +13,7 @@ import torch
 
 from rarefy.diffusion.sampler import Chain, sample
 from rarefy.errors import CheckpointError
+from rarefy.fill import trained_on
 from rarefy.generate.execution import full_batch, load_for_run
 from rarefy.generate.progress import duration
 from rarefy.guidance.base import NetworkTerm
@@ -31,7 +32,8 @@ class PlanSummary:
     """A plan in numbers. classes: (id, name, images to make); estimated_seconds: None if weights are missing.
 
     digest: None for a model folder that is not trained yet, because the weights are part of it.
-    real: real images by class id, where they are known; estimate: how the time was estimated, or why it was not.
+    real: real images by class id, where they are known, and real_are: which ones those are; estimate: how the time was
+    estimated, or why it was not.
     """
 
     name: str
@@ -47,6 +49,7 @@ class PlanSummary:
     estimated_seconds: float | None
     estimate: str
     real: Mapping[int, int] = field(default_factory=dict)
+    real_are: str = ""
 
     def text(self) -> str:
         """The summary as text."""
@@ -72,14 +75,18 @@ class PlanSummary:
             real = self.real.get(class_id, 0)
             lines.append(f"  {class_id:>5}  {name:<20} {real:>12,} {count:>12,} {real + count:>12,}")
         real = sum(self.real.values())
-        return [*lines, f"         {'all':<20} {real:>12,} {self.images:>12,} {real + self.images:>12,}"]
+        lines.append(f"         {'all':<20} {real:>12,} {self.images:>12,} {real + self.images:>12,}")
+        return [*lines, f"real: {self.real_are}"]
 
 
 def summarize(manifest: Manifest) -> PlanSummary:
     """Summarize a manifest's plan. Loads the models, if their files exist, and times a few steps."""
     plan, preset = make_plan(manifest), manifest.preset
     seconds, estimate = _seconds(manifest)
-    shown = {*manifest.counts, *manifest.real}
+    real, real_are = manifest.real, "images in the data that [classes] fills up"
+    if not real:
+        real, real_are = trained_on(preset), "images that the model was trained on"
+    shown = {*manifest.counts, *real}
     return PlanSummary(
         name=manifest.name,
         digest=manifest.digest if manifest.model.source is None or manifest.model.trained else None,
@@ -93,7 +100,8 @@ def summarize(manifest: Manifest) -> PlanSummary:
         estimated_bytes=estimate_bytes(manifest),
         estimated_seconds=seconds,
         estimate=estimate,
-        real=dict(manifest.real),
+        real=dict(real),
+        real_are=real_are if real else "",
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rarefy.generate.progress import duration
 from rarefy.models.config import NetworkConfig
 from rarefy.project.mirror import Mirror
 from rarefy.project.networks import CPU, Tier
@@ -30,9 +31,9 @@ class Part:
     why_images: str
 
     @property
-    def hours(self) -> float:
+    def seconds(self) -> float:
         """Estimated time of training."""
-        return self.images / self.speed.images_per_s / 3600
+        return self.images / self.speed.images_per_s
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def plan_part(name: str, training: int, tier: Tier, speed: Speed, given: int | N
         images = _round(min(wanted, affordable))
         why = "the usual number for so many images"
         if affordable < wanted:
-            why = f"what {hours(tier.hours * share)} allow here; {_round(wanted):,} would be better"
+            why = f"what {duration(tier.hours * share * 3600)} allow here; {_round(wanted):,} would be better"
     return Part(name, images, speed, images / training, why)
 
 
@@ -131,13 +132,6 @@ def few_images(counts: Mapping[str, int], bare: Sequence[str], shown: int = 12) 
             f"no image is held out of {len(bare)} classes, so the audit cannot judge them: {_first(bare, shown)}"
         )
     return lines
-
-
-def hours(value: float) -> str:
-    """A time for people: 40 min, 3.5 h, 2 days."""
-    if value < 1:
-        return f"{max(round(value * 60), 1)} min"
-    return f"{value:.1f} h" if value < 48 else f"{value / 24:.1f} days"
 
 
 def _first(names: Sequence[str], shown: int) -> str:

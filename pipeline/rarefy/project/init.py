@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from rarefy.errors import DataError, bad
 from rarefy.fields import check_integer
+from rarefy.generate.progress import duration
 from rarefy.images import ClassNames, Inspection, LabelledImages, has_split, inspect_images, load_images
-from rarefy.project.choices import Choices, few_images, hours, plan_part
+from rarefy.project.choices import Choices, few_images, plan_part
 from rarefy.project.mirror import measure_mirror
 from rarefy.project.networks import (
     Hardware,
@@ -53,7 +54,7 @@ class InitOptions:
 
 @dataclass(frozen=True)
 class InitResult:
-    """What was written. counts: images by class name; hours: estimated time of training, by network."""
+    """What was written. counts: images by class name; seconds: estimated time of training, by network."""
 
     out: str
     name: str
@@ -64,7 +65,7 @@ class InitResult:
     held_out: int
     flip: bool
     to_make: int
-    hours: dict[str, float]
+    seconds: dict[str, float]
     warnings: list[str]
 
 
@@ -100,7 +101,7 @@ def init(options: InitOptions, say: Say, progress: Progress) -> InitResult:
         held_out=len(held_out),
         flip=choices.mirror.flip,
         to_make=choices.to_make,
-        hours={part.name: round(part.hours, 3) for part in choices.parts},
+        seconds={part.name: round(part.seconds, 1) for part in choices.parts},
         warnings=warnings,
     )
 
@@ -197,7 +198,7 @@ def _summary(choices: Choices) -> Iterator[str]:
     for part in choices.parts:
         yield (
             f"Training the {part.name}: {part.images:,} images at {part.speed.images_per_s:,.0f}/s, about "
-            f"{hours(part.hours)} ({part.why_images})."
+            f"{duration(part.seconds)} ({part.why_images})."
         )
     if choices.fill:
         yield f"Rare images to make: {choices.to_make:,}, which fill {len(choices.fill):,} classes up to the largest."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from rarefy.generate.progress import duration
 from rarefy.models.config import NetworkConfig
-from rarefy.project.choices import Choices, Part, balance, hours
+from rarefy.project.choices import Choices, Part, balance
 from rarefy.project.networks import CPU
 from rarefy.project.toml import Setting, boolean, comment, number, numbers, quote, section, strings
 
@@ -95,7 +96,7 @@ def _dropout(value: float) -> str:
 def _training(choices: Choices, part: Part) -> list[Setting]:
     diffusion, tier = part.name == "diffusion", choices.tier
     passes = f"{part.passes:,.0f} passes over {choices.training:,} images" if part.passes >= 1 else "less than one pass"
-    time = f"{hours(part.hours)} at {part.speed.images_per_s:,.0f} images/s"
+    time = f"{duration(part.seconds)} at {part.speed.images_per_s:,.0f} images/s"
     share, why = balance(choices.imbalance, part.name)
     split = [Setting("accumulate", str(part.speed.accumulate), "parts of a batch: the largest that fit in memory")]
     rate, plateau = (tier.lr, 0.15) if diffusion else (1e-3 if tier is CPU else 3e-4, 0.8)
