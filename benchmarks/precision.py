@@ -25,7 +25,7 @@ from rarefy.audit.inputs.reference import read_embedded
 from rarefy.bench.measure import machine
 from rarefy.bench.step import Execution, guided_steps, load
 from rarefy.diffusion.sampler import SamplerSettings, networks_of, to_uint8
-from rarefy.diffusion.schedule import make_schedule
+from rarefy.diffusion.schedule import schedule_of
 from rarefy.execution import has_bfloat16, repeatable
 from rarefy.guidance import StepState, Term, terms, times
 from rarefy.guidance.guide import Guide
@@ -58,7 +58,7 @@ def step_outputs(models: Models, guidance: Sequence[Term], count: int) -> list[T
     x_0, y = torch.tensor(real.images[:count]).float() / 127.5 - 1, torch.tensor(real.labels[:count]).to(models.device)
     generator, outputs, gradients = torch.Generator().manual_seed(0), [], []
     for t in TIMES:
-        abar = float(make_schedule(PRESET.schedule, PRESET.diffusion_steps).alphas_cumprod[t])
+        abar = float(schedule_of(PRESET).alphas_cumprod[t])
         noise = torch.randn(x_0.shape, generator=generator)
         x_t = (math.sqrt(abar) * x_0 + math.sqrt(1 - abar) * noise).to(models.device)
         with torch.no_grad():

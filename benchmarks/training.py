@@ -21,7 +21,7 @@ from benchmarks.baseline import baseline
 from benchmarks.command import compare, finish, make_parser
 from rarefy.audit.inputs.reference import read_embedded
 from rarefy.bench.measure import clock
-from rarefy.diffusion.schedule import make_schedule
+from rarefy.diffusion.schedule import schedule_of
 from rarefy.images import LabelledImages, load_images
 from rarefy.models.folder import find_model
 from rarefy.models.networks import build_unet
@@ -39,7 +39,7 @@ def start(form: str, options: argparse.Namespace) -> Callable[[], object]:
     """A function that takes the next training step in one form: baseline or rarefy."""
     device, preset = torch.device(options.device), find_model("fashion-mnist-28")
     settings, data = TrainSettings(images=10**9, batch=options.batch), TrainingSet.whole(_images(options))
-    loss_function = HybridLoss(make_schedule(preset.schedule, preset.diffusion_steps), device)
+    loss_function = HybridLoss(schedule_of(preset), device)
     shape = data.source.images.shape
     network = build_unet(
         dataclasses.replace(preset.unet, image_size=shape[2], in_channels=shape[1], out_channels=2 * shape[1])

@@ -79,7 +79,8 @@ def run_process(rank: int, world: int, folder: Path) -> None:
     """One of ``world`` processes of data-parallel training; saves what it saw in ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    seen: dict[str, object] = train_and_record(folder, seed=rank)
+    seen: dict[str, object] = train_and_record(folder, SETTINGS, seed=rank)
+    seen["accumulated"] = train_and_record(folder, dataclasses.replace(SETTINGS, accumulate=2))["weights"]
     seen["dropout"] = dropout_mask(folder)
     seen["stopped"] = stop_at_signal(folder, raises=rank == 1)
     seen["diverged"] = diverge(folder, raises=rank == 1)
@@ -87,13 +88,13 @@ def run_process(rank: int, world: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def train_and_record(folder: Path, seed: int = 0) -> dict[str, object]:
+def train_and_record(folder: Path, settings: TrainSettings, seed: int = 0) -> dict[str, object]:
     """Train for three steps. seed: of the initial weights; rank 0's are used."""
-    state = start_small("diffusion", SETTINGS, folder / "none", seed=seed)
+    state = start_small("diffusion", settings, folder / "none", seed=seed)
     state.optimizer.param_groups[0]["eps"] = 1e-3  # Adam would amplify the rounding of gradients that are zero
     inputs: list[Tensor] = []
     state.model.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
-    (report,) = train(state, network_and_loss("diffusion")[1], training_set(), SETTINGS, folder / "never.pt")
+    (report,) = train(state, network_and_loss("diffusion")[1], training_set(), settings, folder / "never.pt")
     return {"weights": state.model.state_dict(), "inputs": inputs, "means": report.means}
 
 

@@ -13,7 +13,7 @@ PACKAGE = REPO / "pipeline" / "rarefy"
 # Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
 LEVELS = (
     ("errors", "user_cache"),
-    ("device", "fields", "guidance", "images", "shards"),
+    ("device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("fast",),
     ("diffusion", "execution", "fill"),
@@ -21,7 +21,7 @@ LEVELS = (
     ("plan",),
     ("generate", "training"),
     ("audit", "bench"),
-    ("project", "stages"),
+    ("import_command", "project", "stages"),
     ("cli",),
     ("__main__",),
 )

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from goldens import config, fill, read, relative_error
-from rarefy.diffusion.sampler import Chain, denoiser, reverse_chain
+from rarefy.diffusion.prediction import denoiser
+from rarefy.diffusion.sampler import Chain, reverse_chain
 from rarefy.diffusion.schedule import make_schedule
 from rarefy.guidance.base import Networks, Term, entropy, target_log_prob
 from rarefy.guidance.terms import ClassifierGuidance
 from rarefy.models.adm import Classifier, UNet
+from rarefy.models.folder import ModelFolder
 
 NETWORK_TOLERANCE = 1e-4
 TRACE_TOLERANCE = 1e-3
@@ -66,7 +68,8 @@ def test_trace(sampler_trace: Path) -> None:
     assert schedule.timesteps.tolist() == arrays["timesteps"].tolist()
     chain = Chain(schedule, "ddim" if golden["ddim"] else "ancestral", golden["eta"], terms)
     y = arrays.get("y", torch.zeros(len(x), dtype=torch.int64))
-    states = reverse_chain(Networks(denoiser(unet), classifier), chain, x, y, lambda step: arrays["noise"][step])
+    denoise = denoiser(unet, ModelFolder("golden", "", unet.config, None, golden["schedule"], 1.0))
+    states = reverse_chain(Networks(denoise, classifier), chain, x, y, lambda step: arrays["noise"][step])
     for k, state in enumerate(states):
         expected = {"pred_xstart": state.pred_xstart, "sample": state.x}
         if classifier is not None:

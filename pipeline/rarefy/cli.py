@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rarefy import __version__
 from rarefy.errors import RarefyError
+from rarefy.import_command import add_import
 
 if TYPE_CHECKING:
     from rarefy.generate.driver import GenerateOptions
@@ -80,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("runs", metavar="OUT", nargs="+", help="audited runs; each is compared with the first")
     command.add_argument("--page", default="compare.html", help="the page to write (default compare.html)")
     _add_train(commands)
+    add_import(commands)
     _add_bench(commands)
     command = _command(commands, "models", _models, "list the models that ship with rarefy, or describe a model")
     text = "a name, a model folder, hf://org/name[@revision] or an fsspec URL (default: list those that ship)"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from rarefy.device import COMPILES, PRECISIONS, has_bfloat16
 from rarefy.device import check_execution as _check_device
@@ -15,14 +16,14 @@ from rarefy.models.adm import ADM
 from rarefy.models.folder import ModelFolder
 from rarefy.models.load import Models, load_models
 
-_make_fast: Callable[[ADM, torch.device, str, str, int], ADM] | None = None
+_make_fast: Callable[[nn.Module, torch.device, str, str, int], nn.Module] | None = None
 try:
     from rarefy.fast import prepare as _make_fast
 except ModuleNotFoundError as error:
     if error.name != "rarefy.fast":
         raise
 
-Network = TypeVar("Network", bound=ADM)
+Network = TypeVar("Network", bound=nn.Module)
 
 __all__ = ["COMPILES", "PRECISIONS", "check_execution", "has_bfloat16", "load_prepared", "prepare", "repeatable"]
 
@@ -44,10 +45,11 @@ def prepare(
     images per call that a sampler repeats, for which whole networks may be compiled or recorded; 0 for training and for
     calls of any size. Parameters keep their names and, in ``exact``, their values. Parameters on the meta device are
     cast and stay there. May be called again with other arguments, but weights that ``fast`` rounded cannot become
-    ``exact`` again. Raises DeviceError, ManifestError.
+    ``exact`` again. A network that is not ADM keeps its layers and weights: ``fast`` is autocast, ``auto`` like
+    ``off``. Raises DeviceError, ManifestError.
     """
     check_execution(device, precision, compile)
-    if precision == "exact" and network.dtype == torch.bfloat16:
+    if precision == "exact" and isinstance(network, ADM) and network.dtype == torch.bfloat16:
         raise DeviceError(bad("precision", precision, "possible: the network's weights are in bfloat16; load it again"))
     if _make_fast is not None:
         with repeatable(precision):
@@ -68,7 +70,7 @@ def load_prepared(
 ) -> Models:
     """:func:`load_models` followed by :func:`prepare`. Weights are cast while they are read, to save memory."""
 
-    def cast(network: ADM) -> ADM:
+    def cast(network: nn.Module) -> nn.Module:
         return prepare(network, device, precision, compile)
 
     models = load_models(preset, checkpoint, classifier, sha256s, device, cast)

@@ -91,7 +91,7 @@ def trained_on(model: ModelFolder) -> dict[int, int]:
     """Images by class id that the model was trained on, as its folder says; empty if it does not."""
     try:
         record = json.loads((model.path / "provenance.json").read_text(encoding="utf-8"))
-        counts = record["diffusion"]["class_images"]
+        counts = record["diffusion"]["classes"]
         return {class_id: int(counts[name]) for class_id, name in enumerate(model.class_names)}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

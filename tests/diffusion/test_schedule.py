@@ -128,7 +128,7 @@ def test_impossible_respacing_is_refused_by_name(respacing: str) -> None:
 
 
 def test_unknown_schedule_is_refused() -> None:
-    with pytest.raises(ManifestError, match="'sigmoid' is not one of linear, cosine"):
+    with pytest.raises(ManifestError, match="'sigmoid' is not one of linear, scaled_linear, cosine"):
         make_betas("sigmoid", 1000)
 
 

@@ -11,7 +11,8 @@ import torch
 from gaussian import GaussianScore, even_schedule, flow
 from torch import Tensor
 
-from rarefy.diffusion.sampler import Chain, ImageNoise, denoiser, image_noise, networks_of, reverse_chain, sample
+from rarefy.diffusion.prediction import denoiser
+from rarefy.diffusion.sampler import Chain, ImageNoise, image_noise, networks_of, reverse_chain, sample
 from rarefy.diffusion.schedule import make_schedule
 from rarefy.errors import ManifestError
 from rarefy.guidance.base import Networks, StepState, Term
@@ -93,7 +94,7 @@ def test_an_image_is_the_same_in_another_order_and_alone(term: Term) -> None:
 def test_a_chain_without_network_terms_draws_none_of_their_noise() -> None:
     models, y = tiny(True), torch.tensor([0, 1])
     noise = ImageNoise([11, 22], (1, 8, 8), torch.device("cpu"))
-    bare = Networks(denoiser(models.unet), models.classifier)
+    bare = Networks(denoiser(models.unet, models.preset), models.classifier)
     *_, expected = reverse_chain(bare, chain_of(TERMS[0]), noise(-1), y, noise)
     *_, actual = sample(models, y, [11, 22], chain_of(TERMS[0]))
     assert torch.equal(actual.x, expected.x)

@@ -38,7 +38,7 @@ def network_of(name: str) -> ADM:
 @pytest.mark.parametrize("keys", sorted(KEYS.glob("*.json")), ids=lambda p: p.stem)
 def test_openais_files_load_strictly(keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A torch file with the public file's entries; each is one stored zero, expanded, so that the file stays small."""
-    monkeypatch.setattr(checkpoint, "_copy", lambda value, like: value)  # the networks have up to 2 GB
+    monkeypatch.setattr(checkpoint, "_copy", lambda name, value, like, path: value)  # the networks have up to 2 GB
     entries = json.loads(keys.read_text())["state_dict"]
     state = {name: torch.zeros(1).expand(shape) for name, shape in entries.items()}
     path = tmp_path / f"{keys.stem}.pt"
@@ -66,7 +66,7 @@ def small_state() -> dict[str, Tensor]:
     ("change", "message"),
     [
         (lambda s: s.pop("out.2.bias"), "missing out.2.bias"),
-        (lambda s: s.update({"ema.decay": torch.zeros(1)}), "extra ema.decay"),
+        (lambda s: s.update({"head.weight": torch.zeros(1)}), "extra head.weight"),
         (lambda s: s.update({"out.0.bias": torch.zeros(7)}), r"misshapen out.0.bias \(7,\) instead of \(32,\)"),
     ],
     ids=["missing", "extra", "misshapen"],
@@ -132,15 +132,9 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "pwned",))
 
     torch.save({"weight": Payload()}, tmp_path / "evil.pt")
-    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+    with pytest.raises(CheckpointError, match="not safe to read: it contains a Python object"):
         load_network(lambda: UNet(SMALL), tmp_path / "evil.pt")
     assert not (tmp_path / "pwned").exists()
-
-
-def test_a_nested_training_state_is_no_state_dict(tmp_path: Path) -> None:
-    torch.save({"model": small_state()}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match="not a state dict"):
-        load_network(lambda: UNet(SMALL), tmp_path / "state.pt")
 
 
 def test_a_missing_file_and_a_wrong_hash_are_named(tmp_path: Path) -> None:

@@ -120,10 +120,10 @@ def test_plan_shows_what_the_model_was_trained_on(tmp_path: Path) -> None:
     counts = dict(zip(NAMES, range(10), strict=True))
     model = replace(find_model("fashion-mnist-28"), path=tmp_path)
     assert trained_on(model) == {}
-    for text in ("", "[]", '{"diffusion": {}}', '{"diffusion": {"class_images": {"bag": 1}}}'):
+    for text in ("", "[]", '{"diffusion": {}}', '{"diffusion": {"classes": {"bag": 1}}}'):
         (tmp_path / "provenance.json").write_text(text)
         assert trained_on(model) == {}
-    (tmp_path / "provenance.json").write_text(json.dumps({"diffusion": {"class_images": counts}}))
+    (tmp_path / "provenance.json").write_text(json.dumps({"diffusion": {"classes": counts}}))
     assert trained_on(model) == dict(enumerate(range(10)))
 
 

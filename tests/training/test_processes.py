@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from small_training import images, run_process, train_and_record
+from small_training import SETTINGS, images, run_process, train_and_record
 from webdataset import TarWriter
 
 from rarefy.models.adm import Classifier
@@ -35,7 +35,7 @@ def two(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> dict[str, Any]:
-    return train_and_record(folder)
+    return train_and_record(folder, SETTINGS)
 
 
 def test_two_processes_learn_what_one_learns(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
@@ -43,6 +43,11 @@ def test_two_processes_learn_what_one_learns(one: dict[str, Any], two: list[dict
     for process in two:
         torch.testing.assert_close(process["weights"], one["weights"], rtol=1e-4, atol=2e-6)
         assert process["means"] == pytest.approx(one["means"], rel=1e-4)
+
+
+def test_micro_batches_of_two_processes_learn_what_one_learns(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+    for process in two:
+        torch.testing.assert_close(process["accumulated"], one["weights"], rtol=1e-4, atol=2e-6)
 
 
 def test_each_process_takes_its_own_share_of_images_and_noise(one: dict[str, Any], two: list[dict[str, Any]]) -> None:

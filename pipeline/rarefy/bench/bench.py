@@ -16,6 +16,7 @@ from rarefy.device import find_device, free_bytes, peak_bytes, reset_peak
 from rarefy.errors import DeviceError, ManifestError, bad
 from rarefy.execution import check_execution, has_bfloat16, repeatable
 from rarefy.manifest import Manifest, load_manifest, parse_manifest
+from rarefy.models.config import NetworkConfig
 from rarefy.models.folder import find_model
 
 AUTO = "auto"
@@ -98,6 +99,9 @@ class Bench:
         self.manifest, self.options, self.say = manifest, options, say
         self.device = find_device(options.device)
         check_execution(self.device, manifest.precision, options.compile)
+        unet = manifest.preset.unet
+        if options.growth and not isinstance(unet, NetworkConfig):
+            raise DeviceError(bad("growth", unet.kind, "adm, the kind that can be built for any image size"))
         if not 1 <= options.threads <= 1024:
             raise DeviceError(bad("threads", options.threads, "from 1 to 1024"))
         self.sizes = [] if options.batch == AUTO else numbers("batch", options.batch or str(manifest.batch), 65_536)

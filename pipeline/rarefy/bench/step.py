@@ -9,15 +9,15 @@ from functools import partial
 from itertools import islice
 
 import torch
+from torch import nn
 
 from rarefy.bench.measure import clock
 from rarefy.device import reset_peak
 from rarefy.diffusion.sampler import Chain, Sample, image_noise, networks_of, reverse_chain
 from rarefy.execution import load_prepared, prepare
-from rarefy.models.adm import ADM
 from rarefy.models.folder import ModelFolder
 from rarefy.models.load import Models
-from rarefy.models.networks import build_classifier, build_unet
+from rarefy.models.networks import build_network
 from rarefy.models.source import ModelSpec
 
 WARM_UP, MIN_STEPS, MAX_STEPS, ENOUGH_S = 3, 4, 20, 2.0  # on a GPU the first steps record the networks
@@ -51,18 +51,19 @@ def load(preset: ModelFolder, spec: ModelSpec | None, execution: Execution, batc
     if spec and spec.trained:
         hashes = spec.checkpoint_sha256, spec.classifier_sha256
         return load_prepared(preset, spec.checkpoint, spec.classifier, hashes, device, *how)
+    unet = build_network(preset.unet, "unet")
     if preset.classifier is None:
-        models = Models(preset, build_unet(preset.unet), None, "random", None)
+        models = Models(preset, unet, None, "random", None)
     else:
-        models = Models(preset, build_unet(preset.unet), build_classifier(preset.classifier), "random", "random")
+        models = Models(preset, unet, build_network(preset.classifier, "classifier"), "random", "random")
     for network in _networks(models).values():
         prepare(network.eval().requires_grad_(False), device, *how)
     return models
 
 
-def _networks(models: Models) -> dict[str, ADM]:
+def _networks(models: Models) -> dict[str, nn.Module]:
     """The model's networks, by the part of a step that runs them."""
-    networks: dict[str, ADM] = {"unet": models.unet}
+    networks: dict[str, nn.Module] = {"unet": models.unet}
     if models.classifier is not None:
         networks["forward"] = models.classifier
     return networks

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rarefy.diffusion.schedule import Schedule, make_schedule
+from rarefy.diffusion.prediction import denoiser
+from rarefy.diffusion.schedule import Schedule, schedule_of
 from rarefy.errors import ManifestError, bad
-from rarefy.guidance.base import Denoise, Networks, StartTerm, StepState, Term, times
+from rarefy.guidance.base import Networks, StartTerm, StepState, Term, times
 from rarefy.guidance.guide import Guide
 
 if TYPE_CHECKING:
-    from rarefy.models.adm import UNet
     from rarefy.models.folder import ModelFolder
     from rarefy.models.load import Models
 
@@ -161,8 +161,7 @@ class SamplerSettings:
 
     def chain(self, preset: ModelFolder, terms: Sequence[Term] = ()) -> Chain:
         """The chain over a model's schedule. Raises ManifestError if they do not fit together."""
-        schedule = make_schedule(preset.schedule, preset.diffusion_steps, self.steps)
-        return Chain(schedule, self.method, self.eta, terms, self.classifier_every)
+        return Chain(schedule_of(preset, self.steps), self.method, self.eta, terms, self.classifier_every)
 
 
 def sample(
@@ -185,29 +184,24 @@ def image_noise(models: Models, seeds: Sequence[int]) -> ImageNoise:
 
 def networks_of(models: Models, seeds: Sequence[int]) -> Networks:
     """The functions that a chain and its terms may call. seeds: those of the sampling noise, one per image."""
-    preset, classifier = models.preset, models.classifier
+    classifier = models.classifier
     return Networks(
-        denoise=denoiser(models.unet),
+        denoise=denoiser(models.unet, models.preset),
         classify=classifier,
-        features=None if classifier is None else classifier.features,
+        features=None if classifier is None else getattr(classifier, "features", _no_features),
         fresh_noise=partial(image_noise(models, [_term_seed(seed) for seed in seeds]), 0),
-        alphas_cumprod=make_schedule(preset.schedule, preset.diffusion_steps).alphas_cumprod,
+        alphas_cumprod=schedule_of(models.preset).alphas_cumprod,
     )
+
+
+def _no_features(x: Tensor) -> Tensor:
+    """Stands for the missing ``features`` of somebody's own classifier: terms that need them are refused."""
+    raise ManifestError("guidance: a term calls features(), which this model's classifier does not have")
 
 
 def _term_seed(seed: int) -> int:
     """Seed of an image's second stream, for terms, so that their draws do not change the sampler's."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:terms".encode(), digest_size=8).digest(), "big") >> 1
-
-
-def denoiser(unet: UNet) -> Denoise:
-    """A U-Net as the chain calls it; only a conditional one is given the class ids."""
-
-    def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        output: Tensor = unet(x, t, None if unet.config.num_classes is None else y)
-        return output
-
-    return denoise
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -6,13 +6,17 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, repeat
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rarefy.errors import ManifestError, bad
 
-SCHEDULES = ("linear", "cosine")
+if TYPE_CHECKING:
+    from rarefy.models.folder import ModelFolder
+
+SCHEDULES = ("linear", "scaled_linear", "cosine")
 RESPACINGS = 'a count ("250"), section counts ("10,10,5"), "ddimN" or "logsnrN"'
 LOGSNR_START = -5.1
 """Half log-SNR where "logsnrN" starts, as in DPM-Solver (Lu et al.). With more noise, pred_xstart is mostly clipped."""
@@ -94,18 +98,29 @@ class Schedule:
         return (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
 
 
-def make_betas(name: str, num_timesteps: int) -> Tensor:
-    """Betas of a full chain, (num_timesteps,) float64. ``linear`` (rescaled by 1000 / T) or ``cosine``."""
+def make_betas(name: str, num_timesteps: int, beta_range: tuple[float, float] | None = None) -> Tensor:
+    """Betas of a full chain, (num_timesteps,) float64.
+
+    name: ``linear``; ``scaled_linear``, whose square roots are linear (latent diffusion); ``cosine``, which diffusers
+    calls squaredcos_cap_v2. beta_range: first and last beta of the first two; the default is ADM's 1e-4 and 0.02, times
+    1000 / num_timesteps. Raises ManifestError.
+    """
     if num_timesteps < 1:
         raise ManifestError(bad("diffusion_steps", num_timesteps, "at least 1"))
-    if name == "linear":
-        scale = 1000 / num_timesteps
-        return torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64)
+    if name not in SCHEDULES:
+        raise ManifestError(bad("schedule", name, f"one of {', '.join(SCHEDULES)}"))
     if name == "cosine":
+        if beta_range is not None:
+            raise ManifestError(bad("beta_range", list(beta_range), "allowed: the cosine schedule has its own betas"))
         s = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
         bar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-    raise ManifestError(bad("schedule", name, f"one of {', '.join(SCHEDULES)}"))
+    scale = 1000 / num_timesteps
+    first, last = beta_range or (scale * 1e-4, scale * 0.02)
+    if beta_range and not 0 < first <= last < 1:
+        raise ManifestError(bad("beta_range", [first, last], "[first, last] with 0 < first <= last < 1"))
+    power = 2 if name == "scaled_linear" else 1
+    return torch.linspace(first ** (1 / power), last ** (1 / power), num_timesteps, dtype=torch.float64) ** power
 
 
 def kept_timesteps(alphas_cumprod: Tensor, respacing: str) -> list[int]:
@@ -137,11 +152,18 @@ def kept_timesteps(alphas_cumprod: Tensor, respacing: str) -> list[int]:
     return steps
 
 
-def make_schedule(name: str, num_timesteps: int = 1000, respacing: str = "") -> Schedule:
-    """The named schedule of ``num_timesteps`` steps, respaced (see kept_timesteps)."""
-    alphas_cumprod = torch.cumprod(1 - make_betas(name, num_timesteps), 0)
+def make_schedule(
+    name: str, num_timesteps: int = 1000, respacing: str = "", beta_range: tuple[float, float] | None = None
+) -> Schedule:
+    """The named schedule of ``num_timesteps`` steps (see make_betas), respaced (see kept_timesteps)."""
+    alphas_cumprod = torch.cumprod(1 - make_betas(name, num_timesteps, beta_range), 0)
     steps = torch.tensor(kept_timesteps(alphas_cumprod, respacing))
     return _through(steps, alphas_cumprod[steps])
+
+
+def schedule_of(model: ModelFolder, respacing: str = "") -> Schedule:
+    """A model's noise schedule, respaced (see kept_timesteps)."""
+    return make_schedule(model.schedule, model.diffusion_steps, respacing, model.beta_range)
 
 
 def _through(timesteps: Tensor, alphas_cumprod: Tensor) -> Schedule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from rarefy.device import has_bfloat16
 from rarefy.fast.compiling import compiled
@@ -15,9 +16,10 @@ from rarefy.fast.cpu import native
 from rarefy.fast.cpu.allocator import keep_freed_memory
 from rarefy.fast.gpu.graph import recorded
 from rarefy.fast.networks import exchange, to_bfloat16
+from rarefy.fast.other import under_autocast
 from rarefy.models.adm import ADM
 
-Network = TypeVar("Network", bound=ADM)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def prepare(network: Network, device: torch.device, precision: str, compile: str, batch: int) -> Network:
@@ -26,11 +28,13 @@ def prepare(network: Network, device: torch.device, precision: str, compile: str
     Only the calls that a sampler repeats are compiled or recorded: ``batch`` images, for a classifier with their
     gradient. All other calls stay eager, since each new shape would cost time and memory.
     """
-    own_kernels = compile == "auto"
+    own_kernels = compile == "auto" and isinstance(network, ADM)
+    reduced = precision == "fast" and has_bfloat16(device)
     network.__dict__.pop("forward", None)
-    exchange(network, own_kernels)
-    if precision == "fast" and has_bfloat16(device):
-        to_bfloat16(network)
+    if isinstance(network, ADM):
+        exchange(network, own_kernels)
+        if reduced:
+            to_bfloat16(network)
     if device.type == "cpu":
         keep_freed_memory()
         if own_kernels:
@@ -42,8 +46,10 @@ def prepare(network: Network, device: torch.device, precision: str, compile: str
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     # A module calls its own attribute named "forward" rather than its class's.
+    if reduced and not isinstance(network, ADM):
+        network.__dict__["forward"] = under_autocast(network, device)
     if batch and compile == "full":
         network.__dict__["forward"] = compiled(network, batch)
-    elif batch and compile == "auto" and device.type == "cuda":
+    elif batch and own_kernels and isinstance(network, ADM) and device.type == "cuda":
         network.__dict__["forward"] = recorded(network, batch)
     return network

@@ -6,20 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rarefy.models.adm import ADM, Classifier
 
 
-def compiled(network: ADM, batch: int) -> Callable[..., Tensor]:
-    """The network's forward pass, compiled for ``batch`` images; calls of any other size stay eager."""
+def compiled(network: nn.Module, batch: int) -> Callable[..., Tensor]:
+    """The network's forward pass, compiled for ``batch`` images; calls of any other size stay eager.
+
+    Of rarefy's own networks, only the calls are compiled that a sampler repeats: a classifier's with gradients.
+    """
     eager: Callable[..., Tensor] = network.forward
     mode = "reduce-overhead" if next(network.parameters()).is_cuda else "default"
     fast: Callable[..., Tensor] = torch.compile(eager, dynamic=False, mode=mode)
-    with_gradient = isinstance(network, Classifier)
+    gradients = (isinstance(network, Classifier),) if isinstance(network, ADM) else (True, False)
 
     def forward(x: Tensor, *rest: Tensor | None) -> Tensor:
-        if len(x) != batch or x.requires_grad != with_gradient:
+        if len(x) != batch or x.requires_grad not in gradients:
             return eager(x, *rest)
         return _own(fast(_own(x), *rest))
 

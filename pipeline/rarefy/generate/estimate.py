@@ -11,6 +11,7 @@ from itertools import islice
 
 import torch
 
+from rarefy.device import has_bfloat16
 from rarefy.diffusion.sampler import Chain, sample
 from rarefy.errors import CheckpointError
 from rarefy.fill import trained_on
@@ -120,7 +121,7 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
         torch.set_num_threads(threads)
     place = "one GPU" if device.type == "cuda" else f"{cores} CPU cores"
     excluded = "start-up, writing and rejected candidates" if manifest.accept else "start-up and writing"
-    dtype = str(models.unet.dtype).removeprefix("torch.")
+    dtype = "bfloat16" if manifest.precision == "fast" and has_bfloat16(device) else "float32"
     estimate = f"from a few steps timed here on {place} in {dtype}, without {excluded}"
     return per_image * manifest.total, estimate
 

@@ -1,13 +1,15 @@
-"""Strict, safe loading of weights: OpenAI's ``.pt`` files as they are, and safetensors."""
+"""Strict, safe loading of weights: torch files, whatever trainer wrote them, and safetensors."""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -15,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import CheckpointError, bad
+from rarefy.models.unwrap import Found, closest, find_weights, is_counter, looks_like, some
 
 Network = TypeVar("Network", bound=nn.Module)
-_SHOWN = 5
 _GROUP_VALUES = 2**24  # 64 MiB of float32
 
 
@@ -40,8 +42,9 @@ def load_network(
 
     prepare: called with the network before it has memory; it may change the types of parameters. They come back on the
     CPU in those types, convolution weights channels-last, without gradients, and the network in eval mode. At most one
-    group of the file's entries is in memory at a time. Raises CheckpointError if the file is missing, is not a
-    checkpoint, has another hash, or does not have exactly the network's entries.
+    group of the file's entries is in memory at a time. If the file has more than the plain weights, a line on stderr
+    says what was taken. Raises CheckpointError if the file is missing, is not a checkpoint, has another hash, does not
+    have exactly the network's entries, has them more than once or has values that are not finite.
     """
     sha256 = file_sha256(path)
     if expected_sha256 and sha256 != expected_sha256.lower():
@@ -51,11 +54,49 @@ def load_network(
     if prepare is not None:
         prepare(network)
     expected = network.state_dict()
-    check_entries(read_state(path), expected, path)
+    found = _find(path, expected)
     for names in _groups(expected):
-        state = read_state(path)  # once per group: pages of a mapped file stay in memory as long as the mapping
-        network.load_state_dict({n: _copy(state[n], expected[n]) for n in names}, strict=False, assign=True)
+        table = found.place.table(_read(path))  # once per group: pages of a mapped file stay as long as the mapping
+        state = {name: _copy(name, table[found.place.names[name]], expected[name], path) for name in names}
+        network.load_state_dict(state, strict=False, assign=True)
+    _fill_buffers(network, build)
     return network.eval().requires_grad_(False), sha256
+
+
+def _find(path: Path, expected: Mapping[str, Tensor]) -> Found:
+    """Where the file has the network's entries; says so on stderr if that is not plain. Raises CheckpointError."""
+    content = _read(path)
+    try:
+        found = find_weights(content, expected)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint: {str(path)!r} {error}") from None
+    if found is None:
+        _refuse(content, expected, path)
+    table = found.place.table(content)
+    types = {str(table[name].dtype).removeprefix("torch.") for name in found.place.names.values()}
+    halves = sorted(types & {"float16", "bfloat16", "float64"})
+    notes = [found.text(), f"stored as {' and '.join(halves)}, which is converted" if halves else ""]
+    if any(notes):
+        print(f"rarefy: checkpoint {path}: {'; '.join(note for note in notes if note)}", file=sys.stderr, flush=True)
+    return found
+
+
+def _refuse(content: Mapping[str, object], expected: Mapping[str, Tensor], path: Path) -> NoReturn:
+    place, state = closest(content, expected)
+    kind = looks_like(content)
+    where = f"; most of its entries are in {str(place)!r}" if place.keys or place.prefix else ""
+    check_entries(state, expected, path, where + (f"; it looks like {kind}" if kind else ""))
+    raise AssertionError("a file that has exactly the network's entries fits it")
+
+
+def _fill_buffers(network: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Compute the buffers that no file has (persistent=False): the network was built without memory."""
+    missing = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    if missing:
+        buffers = dict(build().named_buffers())
+        for name in missing:
+            owner, _, leaf = name.rpartition(".")
+            network.get_submodule(owner).register_buffer(leaf, buffers[name], persistent=False)
 
 
 def _groups(state: Mapping[str, Tensor]) -> Iterator[list[str]]:
@@ -71,43 +112,59 @@ def _groups(state: Mapping[str, Tensor]) -> Iterator[list[str]]:
     yield group
 
 
-def _copy(value: Tensor, like: Tensor) -> Tensor:
+def _copy(name: str, value: Tensor, like: Tensor, path: Path) -> Tensor:
+    """The value in ``like``'s type and on the CPU. Raises CheckpointError if it is not finite."""
     layout = torch.channels_last if like.ndim == 4 else torch.contiguous_format
-    return torch.empty(like.shape, dtype=like.dtype, memory_format=layout).copy_(value)
+    copy = torch.empty(like.shape, dtype=like.dtype, memory_format=layout).copy_(value)
+    if not copy.isfinite().all():
+        count = int((~copy.isfinite()).sum())
+        raise CheckpointError(
+            f"checkpoint: {str(path)!r} has {count:,} values in {name} that are not finite (NaN or infinity); "
+            "its training diverged, or it overflowed when it was saved in float16"
+        )
+    return copy
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from ``.safetensors`` or a torch file, never executing anything in it."""
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise CheckpointError(f"checkpoint: {str(path)!r} is not a readable checkpoint ({reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    """Read a plain state dict from ``.safetensors`` or a torch file, never executing anything in it."""
+    state = _read(path)
+    if not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(bad("checkpoint", str(path), "a state dict: a mapping of names to tensors"))
     return state
 
 
-def check_entries(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+def _read(path: Path) -> dict[str, Any]:
+    """A file's content: a table of tensors, further tables and other values. Raises CheckpointError."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"checkpoint: {str(path)!r} is not safe to read: it contains a Python object, {found[1]}, that could "
+                "run code; load it where you trust it and save its state_dict alone with torch.save"
+            ) from error
+        reason = str(error).splitlines()[0][:200]
+        raise CheckpointError(f"checkpoint: {str(path)!r} is not a readable checkpoint ({reason})") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise CheckpointError(bad("checkpoint", str(path), "a state dict: a mapping of names to tensors"))
+    return content
+
+
+def check_entries(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, hint: str = "") -> None:
     """Raise CheckpointError naming every kind of difference between the file's entries and the network's."""
     problems = []
     if missing := [name for name in expected if name not in state]:
-        problems.append(f"missing {_some(missing)}")
-    if extra := [name for name in state if name not in expected]:
-        problems.append(f"extra {_some(extra)}")
+        problems.append(f"missing {some(missing)}")
+    if extra := [name for name, value in state.items() if name not in expected and not is_counter(name, value)]:
+        problems.append(f"extra {some(extra)}")
     misshapen = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
     if misshapen:
-        problems.append(f"misshapen {_some(misshapen)}")
+        problems.append(f"misshapen {some(misshapen)}")
     if problems:
-        raise CheckpointError(f"checkpoint: {str(path)!r} does not fit this network: {'; '.join(problems)}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+        raise CheckpointError(f"checkpoint: {str(path)!r} does not fit this network: {'; '.join(problems)}{hint}")

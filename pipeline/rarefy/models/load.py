@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from rarefy.errors import CheckpointError, bad
-from rarefy.models.adm import ADM, Classifier, UNet
 from rarefy.models.checkpoint import load_network
 from rarefy.models.folder import ModelFolder
-from rarefy.models.networks import build_classifier, build_unet
+from rarefy.models.networks import build_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +20,8 @@ class Models:
     """Loaded networks, in eval mode, frozen, on one device. A model without a classifier has None for it."""
 
     preset: ModelFolder
-    unet: UNet
-    classifier: Classifier | None
+    unet: nn.Module
+    classifier: nn.Module | None
     checkpoint_sha256: str
     classifier_sha256: str | None
 
@@ -37,18 +37,18 @@ def load_models(
     classifier: str | None,
     sha256s: tuple[str | None, str | None],
     device: torch.device,
-    prepare: Callable[[ADM], object] | None = None,
+    prepare: Callable[[nn.Module], object] | None = None,
 ) -> Models:
     """Load a model's networks. Paths may be None if the weights are in the model's folder.
 
     prepare: called with each network before its parameters are read; it may change their types. Raises CheckpointError.
     """
     unet_path = _path(preset, "unet", checkpoint, "checkpoint")
-    unet, unet_sha = load_network(lambda: build_unet(preset.unet), unet_path, sha256s[0], prepare)
+    unet, unet_sha = load_network(lambda: build_network(preset.unet, "unet"), unet_path, sha256s[0], prepare)
     guide, guide_sha = None, None
-    if preset.classifier is not None:
+    if (spec := preset.classifier) is not None:
         guide_path = _path(preset, "classifier", classifier, "classifier")
-        guide, guide_sha = load_network(lambda: build_classifier(preset.classifier), guide_path, sha256s[1], prepare)
+        guide, guide_sha = load_network(lambda: build_network(spec, "classifier"), guide_path, sha256s[1], prepare)
     return Models(
         preset=preset,
         unet=unet.to(device),

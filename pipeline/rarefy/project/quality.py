@@ -12,7 +12,7 @@ from torch import nn
 from rarefy.execution import prepare
 from rarefy.models.checkpoint import file_sha256, load_network
 from rarefy.models.folder import ModelFolder
-from rarefy.models.networks import build_classifier, build_unet
+from rarefy.models.networks import build_classifier, build_network
 from rarefy.project.checks import SmallAudit
 from rarefy.training.data import TrainingSet
 from rarefy.training.log import figures, say
@@ -39,7 +39,7 @@ def measure_quality(model: ModelFolder, images: RealImages, device: torch.device
     audit = small_audit(model, images, device, IMAGES)
     if audit is None:
         return
-    unet = prepare(load_network(lambda: build_unet(model.unet), model.file("unet"))[0], device)
+    unet = prepare(load_network(lambda: build_network(model.unet, "unet"), model.file("unet"))[0], device)
     seconds = sum(entry["seconds"] for entry in record.values() if isinstance(entry, dict) and "seconds" in entry)
     measured = audit(unet, SHARE * seconds)
     record["quality"] = {

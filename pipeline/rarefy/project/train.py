@@ -10,7 +10,6 @@ from rarefy.project.quality import measure_quality, small_audit
 from rarefy.training.card import write_card
 from rarefy.training.data import place
 from rarefy.training.images import project_images
-from rarefy.training.log import say
 from rarefy.training.model import begin_model, finish_part
 from rarefy.training.output import Job, Places, read_json
 from rarefy.training.project import Project, load_project
@@ -32,8 +31,6 @@ def train_project(path: Path, part: str | None, options: TrainOptions) -> dict[s
         if first and project.base is None:
             model = begin_model(model)
         for each in parts:
-            if first:
-                say(f"{each}: {project.parts[each].images:,} images")
             job = Job(project.recipe(each, model), images, Places.in_model(project.folder, each))
             check = small_audit(model, images, device) if first and each == "diffusion" else None
             train_part(job, device, options, check)

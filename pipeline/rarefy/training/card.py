@@ -57,9 +57,11 @@ def _summary(model: ModelFolder, images: RealImages) -> str:
 
 {model.description}
 
-A {kind} diffusion model{classifier} for {colour} images of {model.image_size} x {model.image_size} pixels, trained on
-{len(images.train):,} images of {len(model.class_names):,} classes. {held_out:,} held-out images, which no training step
-saw, measure its quality. The training images' licence is not known to rarefy: state yours in place of `unknown` above.
+A {kind} diffusion model{classifier} for {colour} images of {model.image_size} x {model.image_size} pixels.
+It was trained on {len(images.train):,} images of {len(model.class_names):,} classes. Its quality was measured on
+{held_out:,} held-out images, which no training step saw.
+
+rarefy does not know the licence of the training images: replace `unknown` at the top of this file.
 """
 
 
@@ -72,6 +74,8 @@ A manifest that names this folder (`rare.toml`):
 name = {json.dumps(model.name)}
 [model]
 path = "path/to/this/folder"
+[classes]
+per_class = 10
 ```
 
 ```console
@@ -84,7 +88,7 @@ rarefy run rare.toml --out out
 def _quality(record: Mapping[str, Any]) -> str:
     quality = record.get("quality")
     if quality is None:
-        return "## Quality\n\nNot measured: there are too few held-out images.\n"
+        return "## Quality\n\nNot measured yet: this takes a trained U-Net and held-out images.\n"
     rows = [
         f"| {label} | {quality[key]:.4g} | {quality['real'][key]:.4g} |"
         for key, label in METRICS.items()
@@ -93,8 +97,8 @@ def _quality(record: Mapping[str, Any]) -> str:
     judge = f" On class: as the {quality['judged_by']} sees it." if quality["judged_by"] else ""
     return f"""## Quality
 
-{quality["sample_images"]:,} images ({quality["sampler"]}) and as many training images, measured against
-{quality["reference_images"]:,} held-out images. FID depends on these numbers: compare it with no other table.{judge}
+{quality["sample_images"]:,} images of the model ({quality["sampler"]}) and as many training images, measured against
+{quality["reference_images"]:,} held-out images. FID depends on these numbers: other tables are not comparable.{judge}
 
 | | this model | real images |
 |---|---|---|
@@ -115,7 +119,7 @@ def _measured(entry: Mapping[str, Any]) -> str:
     if loss := (entry.get("held_out") or {}).get("held_out_loss"):
         return f"loss {loss:.4f}"
     accuracy = entry.get("test_accuracy") or {}
-    return ", ".join(f"accuracy {value:.3f} at {step}" for step, value in accuracy.items()) or "not measured"
+    return ", ".join(f"{value:.1%} right at {step}" for step, value in accuracy.items()) or "not measured"
 
 
 def _classes(model: ModelFolder, images: RealImages) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -56,11 +57,11 @@ def _describe(project: Project, data: TrainingSet, held_out: LabelledImages | No
     if broken := data.source.broken:
         say(f"{len(broken):,} images that cannot be read are left out: {listed(broken)}")
     out = f", {data.excluded:,} left out because they equal held-out images" if data.excluded else ""
-    say(f"{len(data):,} images of {len(names):,} classes in {str(project.data)!r}{out}")
+    say(f"{len(data):,} images of {len(names):,} classes in {os.path.normpath(project.data)!r}{out}")
     if empty := [name for name, count in zip(names, counts, strict=True) if count == 0]:
         say(f"no image to train on in {len(empty):,} classes: {listed(empty)}")
     if held_out is not None:
-        say(f"{len(held_out):,} held-out images in {str(project.reference)!r}")
+        say(f"{len(held_out):,} held-out images in {os.path.normpath(project.reference)!r}")
 
 
 def _read(

@@ -63,7 +63,9 @@ def _tensorboard(folder: Path) -> SummaryWriter:
 
 def figures(values: Mapping[str, float]) -> str:
     """Names and values in one line."""
-    return " ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return " ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in values.items()
+    )
 
 
 def say(line: str) -> None:

@@ -25,7 +25,8 @@ def begin_model(model: ModelFolder) -> ModelFolder:
             stored = read_model_folder(path)
             if any((path / "training" / part).exists() for part in PARTS):
                 check_same(stored, model)
-            model = dataclasses.replace(model, files={**stored.files, **model.files})
+            model = dataclasses.replace(model, files=stored.files)
+        model = dataclasses.replace(model, files={**model.files, **_held_out(model)})
         write_model_folder(model, path)
     except OSError as error:
         raise OutputError(f"model: {str(path)!r} cannot be written ({error.strerror})") from error
@@ -57,9 +58,14 @@ def finish_part(model: ModelFolder, part: str) -> ModelFolder:
     """
     stored = read_model_folder(model.path)
     role = "unet" if part == "diffusion" else part
-    files = {**stored.files, role: Places.in_model(model.path, part).weights.name}
+    files = {**stored.files, **_held_out(model), role: Places.in_model(model.path, part).weights.name}
     described = dataclasses.replace(stored, files=files)
     if part == "classifier":
         described = dataclasses.replace(described, classifier=model.classifier, class_names=model.class_names)
     write_model_folder(described, model.path)
     return dataclasses.replace(model, files=files)
+
+
+def _held_out(model: ModelFolder) -> dict[str, str]:
+    """The folder's held-out images, which audits then use by default."""
+    return {"reference": "reference"} if (model.path / "reference").is_dir() else {}

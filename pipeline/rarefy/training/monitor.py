@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rarefy.diffusion.schedule import make_schedule
+from rarefy.diffusion.schedule import schedule_of
 from rarefy.training.held_out import accuracies, class_accuracies, held_out_losses
 from rarefy.training.losses import HybridLoss
 from rarefy.training.output import Job
@@ -29,7 +29,7 @@ class Monitor:
     def __init__(self, job: Job, device: torch.device, check: Check | None = None) -> None:
         self.job, self.device, self.check = job, device, check
         model = job.recipe.model
-        self.schedule = make_schedule(model.schedule, model.diffusion_steps)
+        self.schedule = schedule_of(model)
         self.step, self.values = -1, dict[str, float]()
         self._took, self._ended = 0.0, time.monotonic()
 

@@ -127,7 +127,7 @@ def write_result(
         "init_sha256": values.get("init_sha256"),
         "data_sha256": values["data_sha256"],
         "data_images": len(data),
-        "class_images": dict(zip(data.source.class_names, data.counts.tolist(), strict=True)),
+        "classes": dict(zip(data.source.class_names, data.counts.tolist(), strict=True)),
         "excluded_images": data.excluded,
         "steps": state.step,
         "images": state.step * recipe.train.batch,

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from rarefy.diffusion.schedule import SCHEDULES
 from rarefy.errors import ManifestError, bad
@@ -15,7 +12,6 @@ from rarefy.fields import (
     Table,
     get_choice,
     get_integer,
-    get_match,
     get_number,
     get_path,
     get_table,
@@ -23,18 +19,17 @@ from rarefy.fields import (
     known_keys,
 )
 from rarefy.images import ClassNames
-from rarefy.models.config import POOLS, NetworkConfig
+from rarefy.models.config import NetworkConfig
 from rarefy.models.folder import ModelFolder, read_model_folder
-from rarefy.models.networks import build_classifier, build_unet
+from rarefy.training.network_table import read_network
 from rarefy.training.recipe import PARTS, Recipe, data_folder, read_toml
 from rarefy.training.settings import TrainSettings, get_flag, read_settings
 
-DATA_KEYS = ("name", "description", "data", "model", "reference", "class_names", "ect", "skip_broken")
+DATA_KEYS = ("name", "description", "data", "model", "reference", "class_names", "skip_broken")
 MODEL_KEYS = ("image_size", "channels", "schedule", "diffusion_steps", "recommended_scale", "unet")
 NETWORK_KEYS = ("classifier_network", *PARTS)
-DERIVED = ("image_size", "in_channels", "out_channels", "num_classes")
 MAX_SIDE = 1024
-MAX_STEPS = 100_000
+MIN_STEPS, MAX_STEPS = 40, 100_000  # of the chain; a sample grid needs 20 of them
 
 
 @dataclass(frozen=True)
@@ -71,9 +66,11 @@ class Project:
         """The classes that the data are matched with; None if they define the classes themselves."""
         if self.class_names is not None:
             return ClassNames(self.class_names)
-        if self.base is not None and (self.base.num_classes is not None or self.base.class_names):
+        if self.base is None:
+            return None
+        if self.base.num_classes is not None:
             return self.base.classes
-        return None
+        return ClassNames(self.base.class_names, self.base.wordnet_ids) if self.base.class_names else None
 
     def model(self, class_names: tuple[str, ...]) -> ModelFolder:
         """The model of these classes, with the files that its folder has. Raises ManifestError for a bad network."""
@@ -150,7 +147,7 @@ def load_project(path: Path) -> Project:
         channels=_channels(table) if base is None else base.channels,
         class_names=_class_names(table),
         schedule=get_choice(table, "schedule", SCHEDULES, "cosine"),
-        diffusion_steps=get_integer(table, "diffusion_steps", 1, MAX_STEPS, 1000),
+        diffusion_steps=get_integer(table, "diffusion_steps", MIN_STEPS, MAX_STEPS, 1000),
         recommended_scale=get_number(table, "recommended_scale", 0, 1e6, 1.0),
         unet=get_table(table, "unet") if base is None else None,
         classifier=get_table(table, "classifier_network") if "classifier_network" in table else None,
@@ -198,60 +195,3 @@ def _class_names(table: Table) -> tuple[str, ...] | None:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise ManifestError(bad("class_names", names, "a list of non-empty strings"))
     return tuple(names)
-
-
-def read_network(table: Table, name: str, derived: dict[str, int | None]) -> NetworkConfig:
-    """A network's table with NetworkConfig's keys, apart from those that the project gives. Raises ManifestError."""
-    known_keys(table, name, ["kind", *(field.name for field in dataclasses.fields(NetworkConfig))])
-    for key in DERIVED:
-        if key in table and table[key] != derived[key]:
-            raise ManifestError(bad(f"{name}.{key}", table[key], f"{derived[key]}, as the rest of the file has it"))
-    get_match(table, f"{name}.kind", NetworkConfig.kind, f"{NetworkConfig.kind}, the kind that rarefy trains", "adm")
-    try:
-        config = NetworkConfig(**derived, **_shape_keys(table, name))  # type: ignore[arg-type]
-        build: Callable[[NetworkConfig], object] = build_unet if name == "unet" else build_classifier
-        with torch.device("meta"):  # without memory, to find what does not fit together
-            build(config)
-    except ValueError as error:
-        raise error if isinstance(error, ManifestError) else ManifestError(f"{name}: {error}") from error
-    return config
-
-
-def _shape_keys(table: Table, name: str) -> dict[str, object]:
-    def count(key: str, low: int, default: int | None = None) -> int:
-        return get_integer(table, f"{name}.{key}", low, 65_536, default)
-
-    def flag(key: str, default: bool) -> bool:
-        return get_flag(table, f"{name}.{key}", default)
-
-    values = {
-        "model_channels": count("model_channels", 1),
-        "num_res_blocks": count("num_res_blocks", 1),
-        "attention_resolutions": _numbers(table, f"{name}.attention_resolutions", int),
-        "channel_mult": _numbers(table, f"{name}.channel_mult", float),
-        "dropout": get_number(table, f"{name}.dropout", 0, 0.99, 0.0),
-        "num_heads": count("num_heads", 1, 1),
-        "num_head_channels": count("num_head_channels", -1, -1),
-        "num_heads_upsample": count("num_heads_upsample", -1, -1),
-        "use_scale_shift_norm": flag("use_scale_shift_norm", True),
-        "resblock_updown": flag("resblock_updown", True),
-        "conv_resample": flag("conv_resample", True),
-        "use_new_attention_order": flag("use_new_attention_order", False),
-        "pool": get_choice(table, f"{name}.pool", POOLS, "attention"),
-    }
-    pooled = name != "unet" and values["pool"] == "attention"
-    if values["num_head_channels"] == 0 or (pooled and values["num_head_channels"] == -1):
-        allowed = "the number of channels per attention head, such as 32"
-        raise ManifestError(bad(f"{name}.num_head_channels", values["num_head_channels"], allowed))
-    return values
-
-
-def _numbers(table: Table, field: str, kind: type) -> tuple[float, ...]:
-    """A list of positive numbers. kind: int for whole ones only."""
-    values = table.get(field.rsplit(".", 1)[-1])
-    allowed = (int,) if kind is int else (int, float)
-    good = isinstance(values, list) and all(type(value) in allowed and value > 0 for value in values)
-    if not good or (kind is float and not values):
-        raise ManifestError(bad(field, values, f"a list of positive {'integers' if kind is int else 'numbers'}"))
-    assert isinstance(values, list)
-    return tuple(values)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rarefy.device import find_device
-from rarefy.diffusion.schedule import make_schedule
+from rarefy.diffusion.schedule import schedule_of
 from rarefy.errors import DeviceError, ManifestError, OutputError, bad
 from rarefy.execution import check_execution
 from rarefy.fields import check_integer
@@ -88,7 +88,7 @@ def train_part(job: Job, device: torch.device, options: TrainOptions, check: Che
         if (record := _finished(job, state)) is not None:
             if place()[0] > 0:
                 return {}
-            say(f"the {recipe.part} has seen its {recipe.train.images:,} images already; more images would continue it")
+            say(f"{recipe.part} is finished: {recipe.train.images:,} images seen; with more images it would go on")
             return record
         claim(places, values)  # last: a folder left by a mistake would refuse the corrected recipe
         monitor = Monitor(job, device, check)
@@ -103,6 +103,8 @@ def _train(job: Job, state: TrainState, loss: LossFunction, monitor: Monitor, te
         for _ in train(state, loss, job.images.train, settings, folder / STATE):
             pass
         return
+    done = f", {state.step * settings.batch:,} of them seen already" if state.step else ""
+    say(f"training the {job.recipe.part} for {settings.images:,} images{done}")
     if job.images.held_out is None:
         say("no held-out images: neither their loss nor accuracy is measured")
     cut_log(folder / "log.jsonl", state.step * settings.batch)
@@ -184,7 +186,7 @@ def _device(name: str) -> torch.device:
 def _network(recipe: Recipe, device: torch.device) -> tuple[ADM, LossFunction]:
     """The network with its initial weights, on the CPU, and its loss."""
     model = recipe.model
-    schedule = make_schedule(model.schedule, model.diffusion_steps)
+    schedule = schedule_of(model)
     torch.manual_seed(recipe.train.seed)
     network, loss = build_network(recipe), HybridLoss(schedule, device, model.num_classes is not None)
     if recipe.init is not None:

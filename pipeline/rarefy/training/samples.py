@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rarefy.diffusion.sampler import ImageNoise, SamplerSettings, denoiser, reverse_chain, to_uint8
+from rarefy.diffusion.prediction import denoiser
+from rarefy.diffusion.sampler import ImageNoise, SamplerSettings, reverse_chain, to_uint8
 from rarefy.execution import prepare
 from rarefy.guidance.base import Networks
 from rarefy.models.adm import ADM
@@ -40,7 +41,7 @@ def averaged_network(recipe: Recipe, weights: dict[str, Tensor], device: torch.d
 def draw_images(network: nn.Module, model: ModelFolder, y: Tensor) -> Iterator[Tensor]:
     """Images of the classes ``y``, (N,), in batches (B, C, H, W) of uint8 on the CPU."""
     device, size = next(network.parameters()).device, min(MOST, max(1, BATCH_PIXELS // model.image_size**2))
-    networks, chain = Networks(denoiser(network)), SAMPLER.chain(model)  # type: ignore[arg-type]
+    networks, chain = Networks(denoiser(network, model)), SAMPLER.chain(model)
     shape = (model.channels, model.image_size, model.image_size)
     for first in range(0, len(y), size):
         part = y[first : first + size].to(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,31 +11,16 @@ from types import ModuleType
 import torch
 
 from rarefy.errors import CheckpointError, bad
+from rarefy.torchvision_operators import import_module
 
 LOGITS_LAYER = "logits_unbiased"
 HUB = "dinov2-"  # torch.hub provides both code and weights
 TORCHSCRIPT = "clip-"  # published as TorchScript, which torch.load with weights_only refuses
-_NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-# A torch.library.Library drops its schemas when it is garbage-collected, so the one made below stays referenced.
-_kept_schemas: list[torch.library.Library] = []
 
 
 def load_module(name: str) -> ModuleType:
-    """Import ``torch_fidelity.<name>``; declare torchvision's missing operators if the import fails on them.
-
-    A CUDA build of torchvision next to a CPU build of torch cannot load its compiled operators, and its import fails
-    on the missing schema of ``nms``. The operators are never called here, so declaring their schemas is enough.
-    """
-    try:
-        return importlib.import_module(f"torch_fidelity.{name}")
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error) or _kept_schemas:
-            raise
-    library = torch.library.Library("torchvision", "DEF")
-    _kept_schemas.append(library)
-    for operator in ("nms", "qnms"):
-        library.define(operator + _NMS_SCHEMA)
-    return importlib.import_module(f"torch_fidelity.{name}")
+    """Import ``torch_fidelity.<name>``."""
+    return import_module(f"torch_fidelity.{name}")
 
 
 @dataclass(frozen=True, eq=False)

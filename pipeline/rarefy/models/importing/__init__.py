@@ -1,0 +1,1 @@
+"""``rarefy import``: makes a model folder from other programs' checkpoints."""
