@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from rarefy import device, execution
 from rarefy.cli import main
@@ -68,6 +71,70 @@ def check_dtypes(place: torch.device, reduced: bool) -> None:
         fast, exact = Classifier(CONFIG), Classifier(CONFIG)
     assert prepare(fast, place, "fast").dtype == (torch.bfloat16 if reduced else torch.float32)
     assert prepare(exact, place, "exact").dtype == torch.float32
+
+
+class Own(nn.Module):
+    """A network that is not ADM; x is differentiable, t and further arguments are ignored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        output: Tensor = self.last(self.first(x))
+        return output
+
+
+def own_network() -> tuple[Own, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return Own().eval().requires_grad_(False), torch.randn(4, 1, 8, 8), torch.zeros(4)
+
+
+@pytest.mark.parametrize("compile", ["auto", "off"])
+def test_own_networks_are_only_moved_in_exact(compile: str) -> None:
+    network, x, t = own_network()
+    expected, weights = network(x, t), copy.deepcopy(network.state_dict())
+    assert prepare(network, CPU, "exact", compile, batch=4) is network
+    torch.testing.assert_close(network(x, t), expected, rtol=0, atol=1e-6)
+    assert all(torch.equal(weights[name], value) for name, value in network.state_dict().items())
+    assert network.first.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_own_networks_run_under_autocast_in_fast(reduced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "processor", lambda: "flags : amx_bf16" if reduced else "flags : avx2")
+    network, x, t = own_network()
+    expected = network(x, t)
+    prepare(network, CPU, "fast", "auto", batch=4)
+    x.requires_grad_()
+    output = network(x, t)
+    (gradient,) = torch.autograd.grad(output.sum(), x)
+    error = (output - expected).abs().max().item()
+    assert (1e-4 < error < 0.05) if reduced else error < 1e-6
+    assert (output.dtype, gradient.dtype, network.first.weight.dtype) == (torch.float32,) * 3
+    prepare(network, CPU, "exact", "auto", batch=4)
+    assert (network(x, t) - expected).abs().max().item() < 1e-6
+
+
+def test_own_networks_are_compiled_for_the_samplers_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def fake_compile(forward: Callable[..., Tensor], **options: object) -> Callable[..., Tensor]:
+        def compiled(x: Tensor, *rest: Tensor | None) -> Tensor:
+            calls.append(len(x))
+            return forward(x, *rest)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    monkeypatch.setattr(device, "has_compiler", lambda place: True)
+    network, x, t = own_network()
+    expected = network(x, t)
+    prepare(network, CPU, "exact", "full", batch=4)
+    torch.testing.assert_close(network(x, t), expected, rtol=0, atol=1e-6)
+    network(x[:3], t[:3])
+    (gradient,) = torch.autograd.grad(network(x.requires_grad_(), t).sum(), x)
+    assert calls == [4, 4] and gradient.abs().sum() > 0
 
 
 def test_the_process_is_repeatable_within_the_context_and_as_before_after_it() -> None:

@@ -35,7 +35,7 @@ from rarefy.guidance.registry import parse_term
 from rarefy.models.folder import CONFIG, ModelFolder, find_model, sampling_config
 from rarefy.models.run_model import read_run_model
 from rarefy.models.source import ModelSpec, find_source
-from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE
+from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE, RUN_FILE
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard
@@ -113,9 +113,11 @@ def load_manifest(path: str | Path, fill: Fill | None = None) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
-    beside = Path(path).with_name(MODEL_FILE)
-    of_run = Path(path).name == MANIFEST_FILE and beside.is_file()
-    return parse_manifest(text, str(path), read_run_model(beside.read_bytes(), str(beside)) if of_run else None, fill)
+    folder = Path(path).parent
+    beside, claimed = folder / MODEL_FILE, folder / RUN_FILE
+    of_run = Path(path).name == MANIFEST_FILE and beside.is_file() and claimed.is_file()
+    model = read_run_model(beside.read_bytes(), str(beside)) if of_run else None
+    return parse_manifest(text, str(path), model, fill)
 
 
 def parse_manifest(text: str, source: str, model: ModelSpec | None = None, fill: Fill | None = None) -> Manifest:

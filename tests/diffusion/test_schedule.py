@@ -127,6 +127,28 @@ def test_impossible_respacing_is_refused_by_name(respacing: str) -> None:
         kept_timesteps(COSINE.alphas_cumprod, respacing)
 
 
+def test_a_given_range_sets_the_first_and_last_beta() -> None:
+    betas = make_betas("linear", 250, (0.0015, 0.0195))
+    torch.testing.assert_close(betas[[0, -1]], torch.tensor([0.0015, 0.0195], dtype=torch.float64))
+    torch.testing.assert_close(betas.diff(), (betas[1] - betas[0]).expand(249))
+
+
+def test_the_roots_of_scaled_linear_betas_are_linear() -> None:
+    betas = make_betas("scaled_linear", 100, (0.01, 0.04))
+    expected = torch.tensor([(0.1 + 0.1 * k / 99) ** 2 for k in range(100)], dtype=torch.float64)
+    torch.testing.assert_close(betas, expected, rtol=1e-12, atol=0)
+    default = make_betas("scaled_linear", 1000)
+    torch.testing.assert_close(default[[0, -1]], torch.tensor([1e-4, 0.02], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("beta_range", [(0.0, 0.02), (0.02, 0.01), (0.1, 1.0), (-0.1, 0.1)])
+def test_an_impossible_range_is_refused(beta_range: tuple[float, float]) -> None:
+    with pytest.raises(ManifestError, match=r"beta_range: .* is not \[first, last\] with 0 < first <= last < 1"):
+        make_betas("linear", 1000, beta_range)
+    with pytest.raises(ManifestError, match="the cosine schedule has its own betas"):
+        make_betas("cosine", 1000, beta_range)
+
+
 def test_unknown_schedule_is_refused() -> None:
     with pytest.raises(ManifestError, match="'sigmoid' is not one of linear, scaled_linear, cosine"):
         make_betas("sigmoid", 1000)

@@ -105,8 +105,8 @@ def test_an_audit_finds_the_model_where_it_was_or_says_so(
     assert json.loads(capsys.readouterr().out)["metrics"]["on_class_rate"]["floor"] is None
     assert main(["report", str(tmp_path / "out")]) == 0
     assert "its scores have no real baseline" in (tmp_path / "out" / "audit" / "report.html").read_text()
-    message = refused(audit, capsys)
-    assert str(tmp_path / "model") in message and "--model PATH" in message
+    assert main(audit) == 0, "the folder had no real images of its own"
+    capsys.readouterr()
     assert main([*of_real, "--model", str(tmp_path / "gone")]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["on_class_rate"] == there
     write_model(tmp_path / "model", seed=7)
@@ -118,12 +118,17 @@ def test_an_audit_never_uses_other_real_images(tmp_path: Path, capsys: pytest.Ca
     folder = write_model(
         tmp_path / "model", dataclasses.replace(MODEL, files={**MODEL.files, "reference": "reference"})
     )
-    (folder / "reference").mkdir()
-    (folder / "reference" / "0.tar").write_bytes(b"held-out images")
+    write_real_images(folder / "reference")
     manifest = load_manifest(write_manifest(tmp_path / "rare.toml", "model"))
     make_run(manifest, tmp_path / "out")
-    (folder / "reference" / "0.tar").write_bytes(b"other images")
+    assert main(["audit", str(tmp_path / "out"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["provenance"]
+    assert shown["reference_count"] == 16 and shown["reference"].startswith("held-out images of the model")
+    (folder / "reference" / "0" / "0.png").rename(folder / "reference" / "1" / "8.png")
     assert "its real images differ" in refused(["audit", str(tmp_path / "out")], capsys)
+    folder.rename(tmp_path / "gone")
+    message = refused(["audit", str(tmp_path / "out")], capsys)
+    assert str(folder) in message and "--model PATH" in message and "--reference" in message
 
 
 def test_a_model_that_is_not_trained_can_be_planned_but_not_run(
@@ -179,3 +184,26 @@ def test_a_run_with_actors_writes_what_it_needs(own: Manifest, tmp_path: Path, m
         claim_output(Store(str(tmp_path / "out")), moved.text, "0" * 64, write_run_model(moved.model))
     generate(moved, GenerateOptions(str(tmp_path / "out")), lambda status: None)
     assert json.loads((tmp_path / "out" / "model.json").read_bytes())["where"] == str(tmp_path / "renamed")
+
+
+def test_a_run_is_completed_from_its_own_copy_of_the_manifest(
+    own: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    make_run(own, out)
+    (tmp_path / "rare.toml").unlink()
+    (tmp_path / "model").rename(tmp_path / "gone")
+    assert main(["generate", str(out / "manifest.toml"), "--out", str(out)]) == 0, "nothing is left to generate"
+    (out / "state" / "rare-000001.json").unlink()
+    message = refused(["generate", str(out / "manifest.toml"), "--out", str(out)], capsys)
+    assert str(tmp_path / "model") in message and "moved or deleted" in message
+
+
+def test_only_a_runs_own_manifest_takes_its_model_from_the_file_next_to_it(own: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "rare.toml").rename(tmp_path / "manifest.toml")
+    (tmp_path / "model.json").write_text('{"somebody": "else\'s"}')
+    assert load_manifest(tmp_path / "manifest.toml").digest == own.digest
+    make_run(own, tmp_path / "out")
+    (tmp_path / "out" / "model.json").write_text("{}")
+    with pytest.raises(ManifestError, match=r"out/model\.json: format: None"):
+        load_manifest(tmp_path / "out" / "manifest.toml")

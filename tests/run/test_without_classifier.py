@@ -105,7 +105,7 @@ def test_what_needs_none_is_allowed(plain: Manifest, tmp_path: Path) -> None:
         load_manifest(tmp_path / "rare.toml")
 
 
-def test_a_model_that_knows_no_classes_makes_images_of_one(tmp_path: Path) -> None:
+def test_a_model_that_knows_no_classes_makes_images_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model: ModelFolder = dataclasses.replace(WITHOUT_CLASSIFIER, unet=UNCONDITIONAL, class_names=())
     write_model(tmp_path / "model", model)
     manifest = load_manifest(write_manifest(tmp_path / "rare.toml", "model"))
@@ -116,3 +116,9 @@ def test_a_model_that_knows_no_classes_makes_images_of_one(tmp_path: Path) -> No
     text = (tmp_path / "rare.toml").read_text().replace("total = 8", "counts = { all = 8 }")
     (tmp_path / "named.toml").write_text(text)
     assert load_manifest(tmp_path / "named.toml").counts == {0: 8}
+    capsys.readouterr()
+    real = write_real_images(tmp_path / "real")  # of four classes, which this model does not know
+    assert main(["audit", str(tmp_path / "out"), "--json", "--reference", str(real)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [(row["class_name"], row["count"]) for row in result["per_class"]] == [("all", 8)]
+    assert result["metrics"]["recall"]["generated_count"] == 8 and result["provenance"]["reference_count"] == 16

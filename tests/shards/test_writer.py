@@ -21,7 +21,17 @@ from PIL import Image
 from rarefy.errors import ShardError
 from rarefy.shards.index import claim_output, committed
 from rarefy.shards.marker import parse_marker, read_marker
-from rarefy.shards.metadata import SCHEMA, SampleRecord, read_records, read_table, to_records, write_table
+from rarefy.shards.metadata import (
+    OF_CLASSIFIER,
+    SCHEMA,
+    SCORES,
+    SampleRecord,
+    check_record,
+    read_records,
+    read_table,
+    to_records,
+    write_table,
+)
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify_shard
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
@@ -190,3 +200,31 @@ def test_killed_attempt_commits_nothing_and_is_repeated(
     commit_shard(store, make_header(0), make_samples(0), seconds=1.0)
     assert verify_shard(store, names[0], digest) == []
     assert store.sweep("shards") == (1 if moment == "while writing" else 0)
+
+
+def test_files_of_earlier_versions_can_still_be_read(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
+    """Before models without a classifier, no column could be null."""
+    record = make_sample(0, 1).record
+    old = pa.schema([field.with_nullable(False) for field in SCHEMA], metadata={"rarefy.manifest_digest": "d"})
+    table = pa.Table.from_pylist([vars(record)], schema=old)
+    pq.write_table(table, tmp_path / "old.parquet")
+    assert not pq.read_schema(tmp_path / "old.parquet").field("confidence").nullable
+    read = read_table(tmp_path / "old.parquet")
+    assert to_records(read) == [record]
+    assert read.schema.metadata == {b"rarefy.manifest_digest": b"d"}
+    write_table(tmp_path / "new.parquet", [record], "", "d")
+    assert len(pa.concat_tables([read, read_table(tmp_path / "new.parquet")])) == 2
+    other = table.set_column(table.schema.get_field_index("margin"), "margin", pa.array(["x"]))
+    pq.write_table(other, tmp_path / "other.parquet")
+    with pytest.raises(ShardError, match="not those of the schema"):
+        read_table(tmp_path / "other.parquet")
+
+
+def test_scores_are_all_there_or_none(make_sample: Callable[..., Sample]) -> None:
+    record = make_sample(0, 1).record
+    none = dict.fromkeys(OF_CLASSIFIER)
+    check_record(replace(record, **none))
+    assert json.loads(replace(record, **none).stable_json())["confidence"] is None
+    for name in SCORES:
+        with pytest.raises(ShardError, match=f"{name} None is not a finite number"):
+            check_record(replace(record, **{name: None}))

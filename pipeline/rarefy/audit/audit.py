@@ -64,7 +64,8 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     gates = run.manifest.gates if options.gates is None else options.gates
     if not run.scored:
         _check_without_classifier(gates, options.tail)
-    model = find_run_model(run.manifest.model, options.model, needed=options.reference is None)
+    needed = options.reference is None and "reference" in run.manifest.preset.files
+    model = find_run_model(run.manifest.model, options.model, needed)
     run = replace(run, manifest=replace(run.manifest, model=model))
     reference = load_reference(run.manifest.preset, options.reference)
     scores, measured = None, None

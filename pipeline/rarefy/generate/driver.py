@@ -15,7 +15,7 @@ from rarefy.generate.fleet import Fleet
 from rarefy.generate.progress import ProgressSink, duration
 from rarefy.manifest import Manifest
 from rarefy.models.run_model import write_run_model
-from rarefy.models.source import check_trained
+from rarefy.models.source import check_trained, on_this_machine
 from rarefy.plan import estimate_bytes, make_plan, shard_names
 from rarefy.shards.index import claim_output, committed
 from rarefy.shards.store import Store
@@ -75,11 +75,12 @@ def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSin
     start = time.monotonic()
     options.check()
     store = Store(options.out)
-    check_trained(manifest.model)
-    if store.list():
-        claim_output(store, manifest.text, manifest.digest, write_run_model(manifest.model))
     plan, done = make_plan(manifest), committed(store, shard_names(manifest), manifest.digest)
     left, retries = plan.num_shards - len(done), 0
+    if left:
+        check_trained(on_this_machine(manifest.model))
+    if store.list():
+        claim_output(store, manifest.text, manifest.digest, write_run_model(manifest.model))
     if left:
         _check_room(store, manifest)
         _check_weights(manifest, on_this_machine=options.ray_address is None)

@@ -16,6 +16,7 @@ from rarefy.diffusion.sampler import Chain, sample
 from rarefy.errors import CheckpointError
 from rarefy.fill import trained_on
 from rarefy.generate.execution import full_batch, load_for_run
+from rarefy.generate.memory import BatchMemory
 from rarefy.generate.progress import duration
 from rarefy.guidance.base import NetworkTerm
 from rarefy.manifest import Manifest
@@ -114,7 +115,8 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
     batch = min(full_batch(manifest), PROBE_BATCH)
     try:
         models = load_for_run(dataclasses.replace(manifest, batch=batch), device, "auto")
-        per_image = _image_step_seconds(models, chain, batch) * len(chain.schedule) / cores
+        with BatchMemory(device).batch(batch):
+            per_image = _image_step_seconds(models, chain, batch) * len(chain.schedule) / cores
     except CheckpointError as error:
         return None, str(error)
     finally:

@@ -13,7 +13,7 @@ from torch import nn
 from rarefy.errors import ManifestError, bad
 from rarefy.models.config import NetworkConfig, NetworkSpec
 from rarefy.models.folder import ModelFolder, library
-from rarefy.models.networks import build_classifier, build_unet
+from rarefy.models.networks import build_network
 from rarefy.models.remote import is_remote
 from rarefy.models.source import local_folder, local_path, tree_sha256
 
@@ -117,9 +117,9 @@ def _find(name_or_place: str) -> tuple[ModelFolder, str]:
 
 def _networks(folder: ModelFolder) -> list[DescribedNetwork]:
     with torch.device("meta"):
-        built: dict[str, nn.Module] = {"unet": build_unet(folder.unet)}
+        built: dict[str, nn.Module] = {"unet": build_network(folder.unet, "unet")}
         if folder.classifier is not None:
-            built["classifier"] = build_classifier(folder.classifier)
+            built["classifier"] = build_network(folder.classifier, "classifier")
     specs = {"unet": folder.unet, "classifier": folder.classifier}
     return [
         DescribedNetwork(role, spec.kind, sum(value.numel() for value in built[role].parameters()), _summary(spec))

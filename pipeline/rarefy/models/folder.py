@@ -97,6 +97,11 @@ class ModelFolder:
         return self.num_classes or 1
 
     @property
+    def knows_classes(self) -> bool:
+        """Whether the U-Net is conditioned on classes or a classifier can guide it to them."""
+        return self.classifier is not None or self.num_classes is not None
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Name of each class that a sample can be labelled with."""
         return tuple(self.class_name(class_id) for class_id in range(self.classifier_classes))
@@ -104,12 +109,11 @@ class ModelFolder:
     @property
     def classes(self) -> ClassNames:
         """Names of the classes, for matching with data; their numbers if the model has no names."""
-        names = tuple(self.class_name(class_id) for class_id in range(self.classifier_classes))
-        return ClassNames(names, self.wordnet_ids)
+        return ClassNames(self.labels, self.wordnet_ids)
 
     def class_name(self, class_id: int) -> str:
         """Name of a class: its number if the model has no names, ``all`` if neither network knows classes."""
-        if self.classifier is None and self.num_classes is None:
+        if not self.knows_classes:
             return ONLY_CLASS
         return self.class_names[class_id] if self.class_names else str(class_id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,6 +105,9 @@ def check_trained(spec: ModelSpec) -> None:
     """Raise CheckpointError if a weights file of a model folder is missing."""
     if spec.source is None or spec.trained:
         return
+    if not spec.folder.path.is_dir():
+        gone = f"there: it has been moved or deleted, or cannot be seen from {platform.node()}"
+        raise CheckpointError(bad("model.path", spec.source, gone))
     missing = [role for role in spec.folder.networks if not ((path := spec.weights(role)) and path.is_file())]
     names = ", ".join(spec.folder.files.get(role, f"files.{role} in config.json") for role in missing)
     raise CheckpointError(f"model.path: {spec.source!r} is not trained yet: it lacks {names}; run rarefy train")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rarefy.audit.inputs.reference_check import check_reference
 from rarefy.errors import DataError, bad
-from rarefy.images import LabelledImages, load_images
+from rarefy.images import ClassNames, LabelledImages, load_images
 from rarefy.models.folder import ModelFolder
 
 SEED = 0
@@ -34,7 +34,7 @@ def load_reference(preset: ModelFolder, folder: str | None) -> Reference | None:
     """The user's folder of real images, else the model's own, else None. Raises DataError.
 
     A folder (any data set that ``load_images`` reads) is split into random halves, class by class. Its classes are
-    matched with the model's by name.
+    matched with the model's by name; for a model that knows no classes, all images are of its only one.
     """
     if folder is not None:
         return _from_folder(preset, folder, folder)
@@ -49,9 +49,16 @@ def load_reference(preset: ModelFolder, folder: str | None) -> Reference | None:
 
 def _from_folder(preset: ModelFolder, folder: str, source: str) -> Reference:
     resized = check_reference(folder, preset.image_size, preset.channels)
-    images = load_images(folder, preset.image_size, preset.channels, classes=preset.classes)
+    images = load_images(folder, preset.image_size, preset.channels, classes=_classes(preset))
+    if not preset.knows_classes:
+        images = replace(images, labels=np.zeros(len(images), np.int64), class_names=preset.labels)
     real, held_out = _halves(images.labels)
     return Reference(images.take(real), images.take(held_out), f"{source} (random halves of each class)", resized)
+
+
+def _classes(preset: ModelFolder) -> ClassNames | None:
+    """What the data's classes are matched with; nothing for a model that knows no classes."""
+    return preset.classes if preset.knows_classes else None
 
 
 def read_embedded(preset: ModelFolder, role: str) -> LabelledImages:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
 
-from rarefy.errors import CheckpointError, ManifestError, OutputError, bad
+from rarefy.errors import OutputError, bad
 from rarefy.models.checkpoint import load_network
-from rarefy.models.config import NetworkSpec
-from rarefy.models.folder import ModelFolder, write_model_folder
+from rarefy.models.folder import ModelFolder, config_content, parse_config, write_model_folder
 from rarefy.models.networks import build_network
 
 
@@ -82,12 +81,13 @@ def write_imported(
     """
     files = {role: f"{role}.safetensors" for role in weights}
     folder = replace(folder, name=Path(out).absolute().name, path=Path(out), files=files)
+    parse_config(json.loads(json.dumps(config_content(folder))), folder.path, "the imported model")  # checks it
     parameters, hashes = {}, {}
     with _new_folder(out) as temporary:
         for role, source in weights.items():
             spec = folder.unet if role == "unet" else folder.classifier
             assert spec is not None
-            network, hashes[role] = load_network(_builder(spec, role), source)
+            network, hashes[role] = load_network(partial(build_network, spec, role), source)
             parameters[role] = sum(parameter.numel() for parameter in network.parameters())
             state = {name: value.contiguous() for name, value in network.state_dict().items()}
             save_file(state, temporary / files[role])
@@ -96,18 +96,6 @@ def write_imported(
         (temporary / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
         write_model_folder(folder, temporary)
     return Imported(folder, parameters, notes)
-
-
-def _builder(spec: NetworkSpec, role: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        try:
-            return build_network(spec, role)
-        except (ManifestError, CheckpointError):
-            raise
-        except ValueError as error:  # from the layers: sizes that do not divide each other
-            raise ManifestError(f"{role}: {error}") from error
-
-    return build
 
 
 @contextmanager
