@@ -5,16 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from own_images import write_digits, write_shapes
+from own_images import write_shapes
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn shapes of five classes, 30 to 6 images, 16 px, colour."""
     return write_shapes(tmp_path_factory.mktemp("photos"), 16, (30, 20, 14, 10, 6))
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """scikit-learn's digits, 8 px, grey."""
-    return write_digits(tmp_path_factory.mktemp("digits"))

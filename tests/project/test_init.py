@@ -139,11 +139,6 @@ def test_balanced_data_get_the_same_number_of_each_class(tmp_path: Path) -> None
     assert load_project(tmp_path / "mine" / "train.toml").parts["classifier"].balance == 0
 
 
-def test_grey_images_have_one_channel(digits: Path, tmp_path: Path) -> None:
-    result, _ = run(InitOptions(str(digits), str(tmp_path / "mine")))
-    assert (result.image_size, result.channels, result.flip) == (8, 1, False)
-
-
 def test_broken_images_are_left_out_if_asked(shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes, tmp_path / "photos")
     (tmp_path / "photos" / "ring" / "0.png").write_bytes(b"no image")
