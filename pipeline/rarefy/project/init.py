@@ -195,9 +195,13 @@ def _summary(choices: Choices) -> Iterator[str]:
     yield f"Never trained on: {choices.held_out:,} images ({held_out}); the audit compares with them."
     yield f"Mirroring images in training is {choices.mirror.why}."
     yield f"Hardware: {choices.hardware}; {choices.tier.why}."
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > cores:
+        yield f"Other programs keep this machine busy (load {load:.1f}, {cores} cores): it can train faster than this."
     for part in choices.parts:
+        network = "diffusion network" if part.name == "diffusion" else part.name
         yield (
-            f"Training the {part.name}: {part.images:,} images at {part.speed.images_per_s:,.0f}/s, about "
+            f"Training the {network}: {part.images:,} images at {part.speed.images_per_s:,.0f}/s, about "
             f"{duration(part.seconds)} ({part.why_images})."
         )
     if choices.fill:
