@@ -37,6 +37,13 @@ def test_every_size_can_be_built(size: int, tier: Tier) -> None:
     assert 4 <= coarsest <= 8
 
 
+def test_attention_is_at_the_small_sides() -> None:
+    """8 px on a CPU, 16 and 8 px on a GPU, as factors of the size."""
+    assert unet_config(32, 3, 7, CPU).attention_resolutions == (4,)
+    assert unet_config(64, 3, 7, LARGE).attention_resolutions == (4, 8)
+    assert classifier_config(28, 1, 7, CPU).attention_resolutions == (4,)
+
+
 @pytest.mark.parametrize(
     ("side", "given", "largest", "size", "why"),
     [

@@ -29,6 +29,11 @@ def test_strings(names: list[str]) -> None:
     assert tomllib.loads(f"x = {quote(names[0])}")["x"] == names[0]
 
 
+def test_long_names_are_not_broken() -> None:
+    names = ["x" * 150, "two words " * 20, "a-b" * 50]
+    assert tomllib.loads(f"x = {strings(names)}")["x"] == names
+
+
 def test_comments_are_aligned_and_long_ones_stand_above() -> None:
     text = section("[t]", "An introduction.", [Setting("a", "1", "short"), Setting("bcd", "2", "also short")])
     assert text == "# An introduction.\n[t]\na = 1     # short\nbcd = 2   # also short"

@@ -69,6 +69,14 @@ def test_the_runs_own_copy_needs_no_images(photos: Path, tmp_path: Path) -> None
     assert manifest.text.startswith(kept)
 
 
+def test_only_the_line_of_classes_is_replaced(photos: Path) -> None:
+    """A line within a string may look like it."""
+    path = photos.parent / "rare.toml"
+    head = f'{HEAD}checkpoint = """\nfill = {{ }}\n"""\n'
+    path.write_text(f'{head}[classes]\nfill = {{ data = "photos" }}\n', encoding="utf-8")
+    assert load_manifest(path).text.startswith(f"{head}[classes]\n# fill")
+
+
 @pytest.mark.parametrize(
     ("fill", "message"),
     [
