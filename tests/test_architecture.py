@@ -16,7 +16,7 @@ LEVELS = (
     ("device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("fast",),
-    ("diffusion", "execution"),
+    ("diffusion", "execution", "fill"),
     ("manifest",),
     ("plan",),
     ("generate", "training"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import signal
 import sys
@@ -63,10 +64,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rarefy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_init(commands)
     command = _command(commands, "run", _run, "generate, seal, audit and report")
     _add_generate_arguments(command)
-    command = _command(commands, "plan", _plan, "show what a manifest would produce: classes, shards, size, time")
-    command.add_argument("manifest", metavar="MANIFEST")
+    _add_plan(commands)
     command = _command(commands, "generate", _generate, "generate every shard that is not committed yet")
     _add_generate_arguments(command)
     command = _command(commands, "seal", _seal, "verify all shards and write index, card and _SUCCESS")
@@ -93,6 +94,33 @@ def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(handler=handler)
     return parser
+
+
+def _add_init(commands: Any) -> None:
+    text = "look at a folder of images and write train.toml and rare.toml for it, with reasons"
+    command = _command(commands, "init", _init, text)
+    command.add_argument("data", metavar="DATA", help="class folders, .tar shards, Parquet, Hugging Face or IDX files")
+    command.add_argument("--out", required=True, metavar="DIR", help="the project's folder, which must be new")
+    text = "test set, which becomes the audit's reference (default: a tenth of each class is held out)"
+    command.add_argument("--test", metavar="DATA", help=text)
+    command.add_argument("--size", type=int, help="height and width in pixels (default: what this machine can train)")
+    command.add_argument("--name", help="name of the model (default: the name of DATA's folder)")
+    text = "images that training of the diffusion network sees, repeats included (default: by the size of the data)"
+    command.add_argument("--images", type=int, help=text)
+    command.add_argument("--skip-broken", action="store_true", help="leave out unreadable images and count them")
+    text = "fraction of each class that is never trained on (default 0.1)"
+    command.add_argument("--held-out", type=float, default=0.1, metavar="FRACTION", help=text)
+    command.add_argument("--seed", type=int, default=0, help="of the held-out images and the training (default 0)")
+
+
+def _add_plan(commands: Any) -> None:
+    text = "show what a manifest would produce: classes, shards, size, time"
+    command = _command(commands, "plan", _plan, text)
+    command.add_argument("manifest", metavar="MANIFEST")
+    text = "count these real images and plan what fills their classes up, instead of the manifest's [classes]"
+    command.add_argument("--fill", metavar="DATA", help=text)
+    text = "images per class, real and made (default: as many as the largest class has)"
+    command.add_argument("--to", type=int, metavar="N", help=text)
 
 
 def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
@@ -190,11 +218,26 @@ def _run(arguments: argparse.Namespace) -> int:
     return _audit_code(result.metrics)
 
 
+def _init(arguments: argparse.Namespace) -> int:
+    from rarefy.generate.progress import stage_line
+    from rarefy.project.init import InitOptions, init
+
+    names = [field.name for field in dataclasses.fields(InitOptions)]
+    options = InitOptions(**{name: getattr(arguments, name) for name in names})
+    stream = sys.stderr if arguments.json else sys.stdout
+    progress = functools.partial(stage_line, command="init")
+    result = init(options, lambda line: print(line, file=stream, flush=True), progress)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(result), indent=1))
+    return OK
+
+
 def _plan(arguments: argparse.Namespace) -> int:
+    from rarefy.fill import given_fill
     from rarefy.generate.estimate import summarize
     from rarefy.manifest import load_manifest
 
-    summary = summarize(load_manifest(arguments.manifest))
+    summary = summarize(load_manifest(arguments.manifest, given_fill(arguments.fill, arguments.to)))
     return _print(arguments, dataclasses.asdict(summary), summary.text())
 
 

@@ -26,6 +26,7 @@ from rarefy.fields import (
     get_text,
     known_keys,
 )
+from rarefy.fill import COUNTED_BY, Fill, Filled, count_real, missing, resolve_fill
 from rarefy.gates import Gate, check_measurable, parse_gates
 from rarefy.guidance.base import Term, import_path
 from rarefy.guidance.registry import parse_term
@@ -67,7 +68,8 @@ class Manifest:
     """A validated manifest.
 
     counts: images per class id, in ascending order, without zero counts; digest: sha256 of everything that changes an
-    image or a file (gates do not); text: the TOML source, verbatim.
+    image or a file (gates do not); text: the TOML source, verbatim except that [classes] fill became counts; real: real
+    images per class id, if [classes] fill counted them.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Manifest:
     digest: str
     text: str
     gates: tuple[Gate, ...] = ()
+    real: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     @property
     def preset(self) -> ModelFolder:
@@ -96,10 +99,11 @@ class Manifest:
         return sum(self.counts.values())
 
 
-def load_manifest(path: str | Path) -> Manifest:
-    """Read and validate a manifest file. Raises ManifestError (unreadable, not TOML, unknown key, bad value).
+def load_manifest(path: str | Path, fill: Fill | None = None) -> Manifest:
+    """Read and validate a manifest file. fill: replaces its [classes], for a plan.
 
-    A run's own copy, OUT/manifest.toml, gets its model from the ``model.json`` next to it.
+    A run's own copy, OUT/manifest.toml, gets its model from the ``model.json`` next to it. Raises ManifestError
+    (unreadable, not TOML, unknown key, bad value), and DataError for images that fill cannot count.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -109,13 +113,15 @@ def load_manifest(path: str | Path) -> Manifest:
     folder = Path(path).parent
     beside, claimed = folder / MODEL_FILE, folder / RUN_FILE
     of_run = Path(path).name == MANIFEST_FILE and beside.is_file() and claimed.is_file()
-    return parse_manifest(text, str(path), read_run_model(beside.read_bytes(), str(beside)) if of_run else None)
+    model = read_run_model(beside.read_bytes(), str(beside)) if of_run else None
+    return parse_manifest(text, str(path), model, fill)
 
 
-def parse_manifest(text: str, source: str, model: ModelSpec | None = None) -> Manifest:
+def parse_manifest(text: str, source: str, model: ModelSpec | None = None, fill: Fill | None = None) -> Manifest:
     """Validate manifest text. source: its path, for error messages; relative paths in it start at its folder.
 
-    model: of a run that has begun, from its ``model.json``; it replaces the folder at ``model.path``.
+    model: of a run that has begun, from its ``model.json``; it replaces the folder at ``model.path``; fill: replaces
+    [classes].
     """
     try:
         root = tomllib.loads(text)
@@ -125,6 +131,7 @@ def parse_manifest(text: str, source: str, model: ModelSpec | None = None) -> Ma
     model = read_model_table(get_table(root, "model"), Path(source).parent, model)
     preset = model.folder
     _check_schedule(model)
+    classes = _classes(text, get_table(root, "classes"), preset, Path(source).parent, fill)
     sampler, output = get_table(root, "sampler"), get_table(root, "output")
     known_keys(sampler, "sampler", ("method", "steps", "eta", "classifier_every", "precision", "batch"))
     known_keys(output, "output", ("shard_size", "prefix"))
@@ -136,13 +143,14 @@ def parse_manifest(text: str, source: str, model: ModelSpec | None = None) -> Ma
         precision=get_choice(sampler, "sampler.precision", ("exact", "fast"), "exact"),
         batch=get_integer(sampler, "sampler.batch", 1, 65_536, 64),
         terms=_terms(root.get("guidance", [])),
-        counts=_counts(get_table(root, "classes"), preset),
+        counts=_counts(classes.classes, preset),
         accept=_accept(get_table(root, "accept")) if "accept" in root else None,
         shard_size=get_integer(output, "output.shard_size", 1, MAX_SHARD_SIZE, 500),
         prefix=get_match(output, "output.prefix", "[a-z0-9-]+", _NAME, "rare"),
         digest="",
-        text=text,
+        text=classes.text,
         gates=parse_gates(get_table(root, "gates")),
+        real=classes.real,
     )
     if preset.classifier is None:
         _check_without_classifier(manifest)
@@ -195,12 +203,20 @@ def _terms(tables: object) -> tuple[Term, ...]:
     return tuple(parse_term(table, f"guidance[{index}]") for index, table in enumerate(tables))
 
 
+def _classes(text: str, table: Table, preset: ModelFolder, folder: Path, fill: Fill | None) -> Filled:
+    """The [classes] table, in which ``fill`` became ``counts``; ``fill`` from the command line replaces the table."""
+    if fill is None:
+        return resolve_fill(text, table, preset, folder)
+    real = count_real(fill.data, preset)
+    return Filled({"counts": missing(fill, real, preset)}, real, text)
+
+
 def _counts(table: Table, preset: ModelFolder) -> dict[int, int]:
     """Images per class id, from per_class, total or counts."""
-    known_keys(table, "classes", ("per_class", "total", "counts", "ids"))
-    ways = [key for key in ("per_class", "total", "counts") if key in table]
+    known_keys(table, "classes", (*COUNTED_BY, "ids"))
+    ways = [key for key in COUNTED_BY if key in table]
     if len(ways) != 1:
-        raise ManifestError(bad("classes", ways, "exactly one of per_class, total, counts"))
+        raise ManifestError(bad("classes", ways, f"exactly one of {', '.join(COUNTED_BY)}"))
     if ways == ["counts"]:
         counts = get_table(table, "classes.counts")
         if "ids" in table:
@@ -260,9 +276,10 @@ def _bounds(table: Table, field: str, highest: float) -> Bounds:
 
 
 def _digest(manifest: Manifest, written: Table) -> str:
-    """sha256 of all fields but text and gates. Weights count by their hash if given, else by their path as written.
+    """sha256 of all fields but text, gates and real.
 
-    A model folder counts by what its images depend on, and not by its name or its place.
+    Weights count by their hash if given, else by their path as written. A model folder counts by what
+    its images depend on, and not by its name or its place.
     """
     model = manifest.model
     content = {field.name: _plain(getattr(manifest, field.name)) for field in _hashed_fields()}
@@ -279,7 +296,7 @@ def _digest(manifest: Manifest, written: Table) -> str:
 
 
 def _hashed_fields() -> list[dataclasses.Field[object]]:
-    apart = ("model", "digest", "text", "gates")
+    apart = ("model", "digest", "text", "gates", "real")
     return [field for field in dataclasses.fields(Manifest) if field.name not in apart]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from rarefy.device import has_bfloat16
 from rarefy.diffusion.sampler import Chain, sample
 from rarefy.errors import CheckpointError
+from rarefy.fill import trained_on
 from rarefy.generate.execution import full_batch, load_for_run
 from rarefy.generate.memory import BatchMemory
 from rarefy.generate.progress import duration
@@ -29,10 +31,11 @@ SLOW_STEP_S = 2.0  # if one step of one image takes longer, no further steps are
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """A plan in numbers. classes: (id, name, images); estimated_seconds: None if weights are missing.
+    """A plan in numbers. classes: (id, name, images to make); estimated_seconds: None if weights are missing.
 
     digest: None for a model folder that is not trained yet, because the weights are part of it.
-    estimate: how the time was estimated, or why it was not.
+    real: real images by class id, where they are known, and real_are: which ones those are; estimate: how the time was
+    estimated, or why it was not.
     """
 
     name: str
@@ -47,28 +50,45 @@ class PlanSummary:
     estimated_bytes: int
     estimated_seconds: float | None
     estimate: str
+    real: Mapping[int, int] = field(default_factory=dict)
+    real_are: str = ""
 
     def text(self) -> str:
         """The summary as text."""
-        rows = [f"  {class_id:>5}  {name:<24} {count:>12,}" for class_id, name, count in self.classes]
         seconds = self.estimated_seconds
         return "\n".join(
             [
                 f"{self.name}: {self.images:,} images in {self.shards:,} shards of {self.shard_size:,}",
                 f"model {self.preset}, {self.steps} steps, guidance {' + '.join(self.guidance) or 'none'}",
                 f"digest {self.digest or 'unknown until the model is trained'}",
-                "  class  name                           images",
-                *rows,
+                *self._class_lines(),
                 f"size (estimate): {self.estimated_bytes / 1e6:,.1f} MB of shards",
                 f"time (estimate): {'unknown' if seconds is None else duration(seconds)}, {self.estimate}",
             ]
         )
+
+    def _class_lines(self) -> list[str]:
+        """A table of the classes: what is there, if that is known, and what would be made."""
+        if not self.real:
+            rows = [f"  {class_id:>5}  {name:<24} {count:>12,}" for class_id, name, count in self.classes]
+            return ["  class  name                           images", *rows]
+        lines = ["  class  name                         real      to make        total"]
+        for class_id, name, count in self.classes:
+            real = self.real.get(class_id, 0)
+            lines.append(f"  {class_id:>5}  {name:<20} {real:>12,} {count:>12,} {real + count:>12,}")
+        real = sum(self.real.values())
+        lines.append(f"         {'all':<20} {real:>12,} {self.images:>12,} {real + self.images:>12,}")
+        return [*lines, f"real: {self.real_are}"]
 
 
 def summarize(manifest: Manifest) -> PlanSummary:
     """Summarize a manifest's plan. Loads the models, if their files exist, and times a few steps."""
     plan, preset = make_plan(manifest), manifest.preset
     seconds, estimate = _seconds(manifest)
+    real, real_are = manifest.real, "images in the data that [classes] fills up"
+    if not real:
+        real, real_are = trained_on(preset), "images that the model was trained on"
+    shown = {*manifest.counts, *real}
     return PlanSummary(
         name=manifest.name,
         digest=manifest.digest if manifest.model.source is None or manifest.model.trained else None,
@@ -78,10 +98,12 @@ def summarize(manifest: Manifest) -> PlanSummary:
         shard_size=plan.shard_size,
         steps=len(manifest.settings.chain(preset, manifest.terms).schedule),
         guidance=tuple(term.name for term in manifest.terms),
-        classes=tuple((class_id, preset.class_name(class_id), n) for class_id, n in manifest.counts.items()),
+        classes=tuple((k, preset.class_name(k), manifest.counts.get(k, 0)) for k in sorted(shown)),
         estimated_bytes=estimate_bytes(manifest),
         estimated_seconds=seconds,
         estimate=estimate,
+        real=dict(real),
+        real_are=real_are if real else "",
     )
 
 

@@ -86,11 +86,11 @@ class ProgressLine:
         self._bar.set_description_str(status.text())
 
 
-def stage_line(stage: str, done: int, total: int) -> None:
-    """Print a line at the start of an audit stage, after each tenth of it and at its end."""
+def stage_line(stage: str, done: int, total: int, command: str = "audit") -> None:
+    """Print a line at the start of a stage of a command, after each tenth of it and at its end."""
     tenth = max(1, total // 10)
     if done % tenth == 0 or done == total:
-        print(f"audit: {stage} {done}/{total}", file=sys.stderr, flush=True)
+        print(f"{command}: {stage} {done}/{total}", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -139,7 +139,7 @@ def check_trained(spec: ModelSpec) -> None:
         gone = f"there: it has been moved or deleted, or cannot be seen from {platform.node()}"
         raise CheckpointError(bad("model.path", spec.source, gone))
     missing = [role for role in spec.folder.networks if not ((path := spec.weights(role)) and path.is_file())]
-    names = ", ".join(spec.folder.files.get(role, f"files.{role} in config.json") for role in missing)
+    names = ", ".join(spec.folder.files.get(role, f"{role}.safetensors") for role in missing)
     raise CheckpointError(f"model.path: {spec.source!r} is not trained yet: it lacks {names}; run rarefy train")
 
 
