@@ -170,9 +170,9 @@ def _choose(
     named = zip(("diffusion", "classifier", "judge"), (*speeds, speeds[1]), strict=True)
     counts = np.bincount(data.labels, minlength=classes)
     return Choices(
-        name=options.name or Path(options.data).resolve().name,
+        name=options.name or Path(options.data).absolute().name,
         folder=Path(options.out).resolve().name,
-        data=os.path.relpath(Path(options.data).resolve(), Path(options.out).resolve()),
+        data=os.path.relpath(options.data, Path(options.out).resolve()),  # links to the data stay as they are
         skip_broken=options.skip_broken,
         counts=dict(zip(data.class_names, counts.tolist(), strict=True)),
         training=len(rows),
