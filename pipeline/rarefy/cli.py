@@ -298,6 +298,8 @@ def _audit(arguments: argparse.Namespace) -> int:
 def _audit_lines(result: dict[str, Any]) -> list[str]:
     failed = [check for check in result["gates"] if not check["passed"]]
     lines = [f"problem: {problem['where']}: {problem['what']}" for problem in result["problems"]]
+    if result["provenance"]["classifier_sha256"] is None:
+        lines.append("the model has no classifier: no confidence, entropy or on-class rate")
     lines += [f"gate failed: {check['metric']} ({check['scope']}) is {_figure(check['value'])}, "
               f"{check['bound']} {check['limit']:g}" for check in failed]  # fmt: skip
     return lines
@@ -341,7 +343,7 @@ def _train(arguments: argparse.Namespace) -> int:
             if (value := getattr(arguments, name)) is not None:
                 raise UsageError(f"--{name}: {value!r} is not allowed here: {recipe} says it itself")
         result = train_project(Path(recipe), part, options)
-        text = "trained: " + ", ".join(name for name in PARTS if name in result)
+        text = _trained(result)
     else:
         if part not in PARTS[:2]:
             raise UsageError(f"part: {part!r} is not {' or '.join(PARTS[:2])}, one of which goes before this recipe")
@@ -350,6 +352,16 @@ def _train(arguments: argparse.Namespace) -> int:
         result = run_training(part, recipe, arguments.out, options, arguments.ect)
         text = f"weights: {arguments.out.rstrip('/')}/weights.safetensors"
     return _print(arguments, result, text) if result else OK  # under torchrun, only rank 0 prints
+
+
+def _trained(provenance: dict[str, Any]) -> str:
+    """What a model folder's provenance says, in one line or two."""
+    lines = ["trained: " + ", ".join(name for name in PARTS if name in provenance)]
+    if quality := provenance.get("quality"):
+        names = [name for name in ("fid", "precision", "recall", "on_class") if name in quality]
+        values = [f"{name} {_figure(quality[name])} (real images {_figure(quality['real'][name])})" for name in names]
+        lines.append(f"quality of {quality['sample_images']:,} images: " + ", ".join(values))
+    return "\n".join(lines)
 
 
 def _part_and_recipe(words: Sequence[str]) -> tuple[str | None, str]:

@@ -22,8 +22,6 @@ from rarefy.fields import (
     get_integer,
     get_match,
     get_number,
-    get_path,
-    get_sha256,
     get_table,
     get_text,
     known_keys,
@@ -32,15 +30,14 @@ from rarefy.fill import COUNTED_BY, Fill, Filled, count_real, missing, resolve_f
 from rarefy.gates import Gate, check_measurable, parse_gates
 from rarefy.guidance.base import Term, import_path
 from rarefy.guidance.registry import parse_term
-from rarefy.models.folder import CONFIG, ModelFolder, find_model, sampling_config
+from rarefy.models.folder import CONFIG, ModelFolder, sampling_config
 from rarefy.models.run_model import read_run_model
-from rarefy.models.source import ModelSpec, find_source
+from rarefy.models.source import ModelSpec, read_model_table
 from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE, RUN_FILE
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard
 DEFAULT_METHOD = "dpm-solver++"  # with 50 steps and eta = 1 it matches 250 ancestral steps (docs/METHODS.md)
-WAYS = ("path", "name", "preset")
 _NAME = "lower-case letters, digits and hyphens"
 
 
@@ -131,7 +128,7 @@ def parse_manifest(text: str, source: str, model: ModelSpec | None = None, fill:
     except tomllib.TOMLDecodeError as error:
         raise ManifestError(f"{source}: not TOML: {error}") from None
     known_keys(root, "", ("name", "seed", "model", "sampler", "guidance", "classes", "accept", "output", "gates"))
-    model = _model(get_table(root, "model"), Path(source).parent, model)
+    model = read_model_table(get_table(root, "model"), Path(source).parent, model)
     preset = model.folder
     _check_schedule(model)
     classes = _classes(text, get_table(root, "classes"), preset, Path(source).parent, fill)
@@ -160,31 +157,6 @@ def parse_manifest(text: str, source: str, model: ModelSpec | None = None, fill:
     if manifest.total > MAX_SHARDS * manifest.shard_size:
         raise ManifestError(bad("classes", manifest.total, f"at most {MAX_SHARDS} shards of output.shard_size images"))
     return dataclasses.replace(manifest, digest=_digest(manifest, get_table(root, "model")))
-
-
-def _model(table: Table, base: Path, of_run: ModelSpec | None) -> ModelSpec:
-    """The model by name (``preset`` is the old spelling of ``name``), or the folder at a path or URL."""
-    files = ("checkpoint", "checkpoint_sha256", "classifier", "classifier_sha256")
-    known_keys(table, "model", (*WAYS, *files))
-    ways = [key for key in WAYS if key in table]
-    if len(ways) != 1:
-        raise ManifestError(bad("model", ways, f"exactly one of {', '.join(WAYS)}"))
-    way = ways[0]
-    written = get_text(table, f"model.{way}")
-    if way == "path":
-        for key in files:
-            if key in table:
-                raise ManifestError(
-                    bad(f"model.{key}", table[key], "allowed with model.path, whose folder has the weights")
-                )
-        return of_run or find_source(written, base)
-    return ModelSpec(
-        folder=find_model(written, f"model.{way}"),
-        checkpoint=get_path(table, "model.checkpoint", base),
-        checkpoint_sha256=get_sha256(table, "model.checkpoint_sha256"),
-        classifier=get_path(table, "model.classifier", base),
-        classifier_sha256=get_sha256(table, "model.classifier_sha256"),
-    )
 
 
 def _check_schedule(model: ModelSpec) -> None:

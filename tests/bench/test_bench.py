@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from rarefy.bench import bench
-from rarefy.bench.bench import GAIN, LARGEST, Point, bench_manifest, find_batch
+from rarefy.bench.bench import GAIN, LARGEST, Bench, BenchOptions, Point, bench_manifest, find_batch
 from rarefy.bench.measure import ratios, spread
 from rarefy.bench.step import Execution, Split, load, time_steps
 from rarefy.cli import main
 from rarefy.diffusion.sampler import SamplerSettings
+from rarefy.errors import DeviceError
 from rarefy.guidance.terms import ClassifierGuidance, LowConfidence
-from rarefy.models.config import NetworkConfig
+from rarefy.models.config import NetworkConfig, OtherNetwork
 from rarefy.models.folder import find_model
 from rarefy.models.load import Models
 
@@ -203,3 +204,12 @@ def test_bad_input(arguments: list[str], named: list[str], capsys: pytest.Captur
 def test_a_gpu_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--device", "cuda"]) == 2
     assert "torch finds no GPU" in capsys.readouterr().err
+
+
+def test_twice_the_image_size_is_for_adm_alone() -> None:
+    manifest = bench_manifest(None, None, None)
+    folder = replace(manifest.model.folder, unet=OtherNetwork("diffusers", 28, 1, 1))
+    other = replace(manifest, model=replace(manifest.model, folder=folder))
+    Bench(other, BenchOptions(), say=print)
+    with pytest.raises(DeviceError, match="growth: 'diffusers' is not adm"):
+        Bench(other, BenchOptions(growth=True), say=print)

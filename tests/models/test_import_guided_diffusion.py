@@ -55,6 +55,7 @@ def small_files(folder: Path, classes: int) -> tuple[Path, UNet]:
 
 def test_a_file_becomes_a_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, network = small_files(tmp_path, 3)
+    (tmp_path / "cats").mkdir()  # an empty folder is as good as none
     (tmp_path / "names.txt").write_text("red fox\nsnow leopard\nlynx\n")
     arguments = ["--unet", str(path), "--class-names", str(tmp_path / "names.txt"), "--out", str(tmp_path / "cats")]
     assert main(["import", "guided-diffusion", "--flags", f"{SMALL} --batch_size 4", *arguments]) == 0
@@ -130,6 +131,9 @@ def test_bad_input_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = ["--out", str(tmp_path / "new")]
     assert "label_emb.weight (3, 128) instead of (1000, 128)" in refused([*start, str(path), *out], capsys)
     assert "cannot be read (No such file" in refused([*start, str(tmp_path / "no.pt"), *out], capsys)
+    assert "'s3://bucket/model' is not a local folder" in refused(
+        [*start, str(path), "--out", "s3://bucket/model"], capsys
+    )
     assert "is not free: something is there" in refused([*start, str(path), "--out", str(tmp_path / "used")], capsys)
     names = [*start, str(path), *out, "--class-names"]
     assert "'lynx' is in lines 1 and 3" in refused([*names, str(tmp_path / "twice.txt")], capsys)

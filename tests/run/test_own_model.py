@@ -131,6 +131,14 @@ def test_an_audit_never_uses_other_real_images(tmp_path: Path, capsys: pytest.Ca
     assert str(folder) in message and "--model PATH" in message and "--reference" in message
 
 
+def test_real_images_that_were_never_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = dataclasses.replace(MODEL, files={**MODEL.files, "reference": "reference"})
+    write_model(tmp_path / "model", model)
+    make_run(load_manifest(write_manifest(tmp_path / "rare.toml", "model")), tmp_path / "out")
+    message = refused(["audit", str(tmp_path / "out")], capsys)
+    assert f"{tmp_path}/model/reference is missing; give --reference" in message
+
+
 def test_a_model_that_is_not_trained_can_be_planned_but_not_run(
     own: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,13 @@ def test_without_a_classifier_an_audit_leaves_scores_out_and_says_so(
     samples = pq.read_table(tmp_path / "out" / "audit" / "samples.parquet")
     assert samples["confidence"].null_count == len(samples) == 8
     arguments = ["audit", str(tmp_path / "out"), "--reference", str(real)]
+    capsys.readouterr()
+    assert main(["audit", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == "the model has no classifier: no confidence, entropy or on-class rate\n"
+    assert main(["report", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "audit" / "report.html").read_text()
+    absent = ("numbers", "distributions", "map", "rarest", "copies")
+    assert not [name for name in absent if f'id="{name}"' in page] and 'id="classes"' in page
     assert "tail: 'confidence'" in refused([*arguments, "--tail", "confidence"], capsys)
     (tmp_path / "gates.toml").write_text("[gates]\non_class_rate = { min = 0.5 }")
     assert "gates.on_class_rate" in refused([*arguments, "--gates", str(tmp_path / "gates.toml")], capsys)

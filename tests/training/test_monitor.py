@@ -64,6 +64,7 @@ def test_the_result_is_that_of_the_last_step(tmp_path: Path) -> None:
     assert list(measured.result(state)["test_accuracy"].values()) == list(before.values())
     state.step += 1
     assert measured.result(state)["test_accuracy"]["t=0"] == 0.25  # equal logits: class 0
+    assert measured.step == state.step
 
 
 class Copies(nn.Module):

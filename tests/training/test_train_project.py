@@ -20,8 +20,10 @@ from rarefy.execution import load_prepared
 from rarefy.models.folder import read_model_folder, write_model_folder
 from rarefy.project import checks
 from rarefy.training import loop
+from rarefy.training.images import project_images
 from rarefy.training.log import read_log
 from rarefy.training.output import write_weights
+from rarefy.training.project import load_project
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +198,17 @@ def test_held_out_images_of_another_size_are_refused(tmp_path: Path, capsys: pyt
     assert "8 x 8' is not 16 x 16 pixels, which is image_size" in error and "held-out-000000.tar" in error
 
 
+def test_classes_are_those_of_their_names_in_any_order(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    edit(path, 'name = "mine"', 'name = "mine"\nclass_names = ["dog", "cat", "big-bird", "APPLE"]')
+    real = project_images(load_project(path))
+    assert real.held_out is not None
+    assert (real.held_out.labels == 3 - images(92).labels[52:92]).all()
+    for row in real.train.rows:  # the classes' images are brighter to the right by their number
+        slope = real.train.source.images[row, 0, :, -1].mean() - real.train.source.images[row, 0, :, 0].mean()
+        assert round(slope / 120 + 1.5) == 3 - real.train.source.labels[row]
+
+
 def test_without_held_out_images_nothing_is_measured_on_training_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,3 +285,17 @@ def test_a_reference_can_be_anywhere(tmp_path: Path) -> None:
     edit(path, "images = 480", "images = 16")
     assert train(path, "classifier") == 0
     assert provenance(path)["classifier"]["excluded_images"] == 8
+
+
+def test_unreadable_images_are_an_error_unless_the_file_leaves_them_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_project(tmp_path)
+    (tmp_path / "photos" / "cat" / "2.png").write_bytes(b"no image")
+    edit(path, "images = 480", "images = 16")
+    assert train(path, "classifier") == 2
+    assert "2.png is not a readable image" in capsys.readouterr().err
+    edit(path, 'name = "mine"', 'name = "mine"\nskip_broken = true')
+    assert train(path, "classifier") == 0
+    assert "1 images that cannot be read are left out: " in capsys.readouterr().err
+    assert provenance(path)["classifier"]["classes"]["cat"] == 12

@@ -16,7 +16,7 @@ from rarefy.audit.inputs.reference import load_reference
 from rarefy.audit.measure import Progress, Setting, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.result import build_result
-from rarefy.audit.schema import METRICS_PATH
+from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
 from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, write_samples
 from rarefy.device import find_device
 from rarefy.errors import ManifestError, bad
@@ -79,6 +79,9 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     if measured is not None:
         write_rarest(store, measured)
         write_copies(store, measured)
+    else:  # those of an earlier audit, which had real images
+        store.delete(RAREST_PATH)
+        store.delete(COPIES_PATH)
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
     return content

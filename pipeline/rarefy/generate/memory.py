@@ -28,8 +28,8 @@ class BatchMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         reset_peak(device)
-        self._base = self._used()
-        self._per_image: float | None = None
+        self._base, self._needed = self._used(), 0
+        self._largest = 0  # images of the largest batch that fitted
 
     @contextmanager
     def batch(self, images: int) -> Iterator[None]:
@@ -38,15 +38,14 @@ class BatchMemory:
             yield
         except torch.OutOfMemoryError as error:
             raise DeviceError(self._message(images, _reason(error))) from error
-        if self.device.type == "cuda":
-            measured = (peak_bytes(self.device) - self._base) / images
-            self._per_image = max(measured, self._per_image or 0.0)
+        if images > self._largest:
+            self._largest, self._needed = images, peak_bytes(self.device) - self._base
 
     def _message(self, images: int, reason: str) -> str:
         if images == 1:
             return f"{bad('sampler.batch', 1, f'small enough for the memory of {self.device}')} ({reason})"
         free = free_bytes(self.device) + self._used() - self._base
-        size = fitting_batch(images, self._per_image, free)
+        size = fitting_batch(images, self._needed / self._largest if self._largest else None, free)
         allowed = f"small enough for the memory of {self.device}: about {size} should fit"
         return f"{bad('sampler.batch', images, allowed)} ({reason})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import struct
 import warnings
@@ -32,8 +33,19 @@ IMAGE_SUFFIXES = (
     ".ppm",
     ".pgm",
 )
-# Pillow chooses the decoder by content. Others, such as EPS, would start programs.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Pillow chooses the decoder by content, among these only: others, such as EPS, would start programs.
+PLUGINS = {
+    "PNG": "Png",
+    "JPEG": "Jpeg",
+    "WEBP": "WebP",
+    "BMP": "Bmp",
+    "GIF": "Gif",
+    "TIFF": "Tiff",
+    "PPM": "Ppm",
+}
+# Image.open loads only some of them, and two threads may not load one at the same time.
+for plugin in PLUGINS.values():
+    importlib.import_module(f"PIL.{plugin}ImagePlugin")
 MAX_PIXELS = 89_478_485  # Pillow's limit, above which it warns of a decompression bomb
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 # What Pillow raises for damaged files of different formats.
@@ -48,8 +60,6 @@ PILLOW_ERRORS = (
     OverflowError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
 
 
@@ -65,7 +75,7 @@ def one_line_causes() -> Iterator[None]:
     except BrokenImageError:
         raise
     except UnidentifiedImageError:
-        raise BrokenImageError(f"its content is none of {', '.join(FORMATS)}") from None
+        raise BrokenImageError(f"its content is none of {', '.join(PLUGINS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BrokenImageError(f"it has more than {MAX_PIXELS:,} pixels") from None
     except PILLOW_ERRORS as error:
@@ -77,7 +87,7 @@ def one_line_causes() -> Iterator[None]:
 def quiet_decoders() -> Iterator[None]:
     """Without the decoders' own warnings: what they warn of is either refused here or harmless.
 
-    Python's filters belong to the process, so enter this once, around all threads that decode.
+    Python's filters belong to the process, so enter this once, around all threads that decode. It is also a decorator.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -90,7 +100,7 @@ def open_image(data: bytes) -> Image.Image:
     if not data:
         raise BrokenImageError("it is empty")
     with one_line_causes():
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=tuple(PLUGINS))
         if image.width * image.height > MAX_PIXELS:
             raise BrokenImageError(f"{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels")
         return image

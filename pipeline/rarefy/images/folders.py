@@ -9,7 +9,7 @@ from pathlib import Path
 from rarefy.errors import DataError
 from rarefy.images.decode import IMAGE_SUFFIXES
 from rarefy.images.items import FilePlace, Found, Skipped, Source, make_source
-from rarefy.images.names import natural_order
+from rarefy.images.names import is_printable, natural_order
 
 HIDDEN = "hidden files and folders"
 OTHER = "files that are not images"
@@ -37,7 +37,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
     except OSError as error:
         raise DataError(f"data: folder {str(folder)!r} cannot be listed ({error.strerror})") from None
     for entry in inside:
-        if not entry.name.isprintable():
+        if not is_printable(entry.name):
             raise DataError(f"data: {entry.path!a} has a name that cannot be printed; rename it")
     return inside
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rarefy.errors import DataError
-from rarefy.images.decode import GREY_MODES, BrokenImageError, one_line_causes, orientation, upright
+from rarefy.images.decode import GREY_MODES, BrokenImageError, one_line_causes, orientation, quiet_decoders, upright
 from rarefy.images.items import Item, Source
 from rarefy.images.passes import Progress, in_order
 from rarefy.images.report import PAIRS, Duplicates, Inspection
@@ -31,6 +31,7 @@ class Facts:
     digest: bytes
 
 
+@quiet_decoders()
 def inspect_images(
     source: str | Path, split: str = "train", skip_broken: bool = False, progress: Progress | None = None
 ) -> Inspection:

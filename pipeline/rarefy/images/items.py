@@ -89,7 +89,7 @@ class Source:
             digest.update(os.fsencode(f"{item.key}\0"))
         for file in dict.fromkeys(item.place.file for item in self.items):
             status = Path(file).stat()
-            digest.update(os.fsencode(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0"))
+            digest.update(os.fsencode(f"{Path(file).absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0"))
         return digest.hexdigest()
 
 

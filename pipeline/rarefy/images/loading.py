@@ -9,7 +9,7 @@ import numpy as np
 
 from rarefy.errors import DataError
 from rarefy.images.cache import Decoded, Row, cached_images
-from rarefy.images.decode import BrokenImageError, to_pixels
+from rarefy.images.decode import BrokenImageError, quiet_decoders, to_pixels
 from rarefy.images.items import Item, Source
 from rarefy.images.labelled import LabelledImages
 from rarefy.images.names import ClassNames, match_classes
@@ -19,6 +19,7 @@ from rarefy.images.sources import open_source
 CACHE_ABOVE_BYTES = 512 << 20
 
 
+@quiet_decoders()
 def load_images(
     source: str | Path,
     size: int,

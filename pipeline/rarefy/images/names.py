@@ -24,6 +24,11 @@ class ClassNames:
     wordnet_ids: tuple[str, ...] = ()
 
 
+def is_printable(name: str) -> bool:
+    """Whether a name can be shown in one line: valid Unicode without control characters."""
+    return name.isprintable() or not {"Cc", "Cs"} & {unicodedata.category(character) for character in name}
+
+
 def natural_order(name: str) -> tuple[list[str | int], str]:
     """Sorting key that puts 2 before 10 and ignores case."""
     parts = re.split(r"(\d+)", name.casefold())

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from rarefy.images.decode import quiet_decoders
 from rarefy.images.items import Item
 
 Result = TypeVar("Result")
@@ -29,7 +28,7 @@ def in_order(
     threads = min(available_cpus(), MAX_THREADS)
     waiting: deque[Future[list[Result]]] = deque()
     starts, done = iter(range(0, len(items), CHUNK)), 0
-    with quiet_decoders(), ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         try:
             while True:
                 while len(waiting) < 2 * threads and (start := next(starts, None)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,11 +89,11 @@ def _lines(found: Inspection) -> Iterator[str]:
     yield _colour_line(found)
     yield from _decoding_lines(found)
     if found.broken.count:
-        yield f"Left out: {_number(found.broken.count, 'image')} that cannot be read: {_named(found.broken)}"
+        yield f"Left out because they cannot be read: {found.broken.count:,} ({_named(found.broken)})"
     yield from _duplicate_lines(found.duplicates)
     if found.skipped:
         yield "Not used:"
-        yield from (f"  {tally.count:,} {reason}: {_named(tally)}" for reason, tally in found.skipped.items())
+        yield from (f"  {reason}: {tally.count:,} ({_named(tally)})" for reason, tally in found.skipped.items())
     else:
         yield "Nothing was skipped."
 
@@ -139,25 +139,25 @@ def _colour_line(found: Inspection) -> str:
 
 def _decoding_lines(found: Inspection) -> Iterator[str]:
     if found.turned:
-        yield f"Turned upright as their EXIF data say: {_number(found.turned, 'image')}."
+        yield f"Turned upright as their EXIF data say: {found.turned:,}"
     if found.transparent:
-        yield f"Transparent parts become white: {_number(found.transparent, 'image')}."
+        yield f"With transparency, put on white: {found.transparent:,}"
     if found.animated.count:
-        yield f"First frame used of {_number(found.animated.count, 'animated file')}: {_named(found.animated)}"
+        yield f"Animated, first frame used: {found.animated.count:,} ({_named(found.animated)})"
 
 
 def _duplicate_lines(duplicates: Duplicates) -> Iterator[str]:
     if not duplicates.count:
         yield "No image occurs twice."
-        return
-    within = duplicates.count - duplicates.across
-    for count, kind, pairs in (
-        (within, "have exactly the pixels of another image of their class", duplicates.pairs),
-        (duplicates.across, "have exactly the pixels of an image of ANOTHER class", duplicates.pairs_across),
-    ):
-        if count:
-            shown = "; ".join(f"{one} = {other}" for one, other in pairs)
-            yield f"Duplicates: {count:,} {kind}, such as {shown}"
+    if within := duplicates.count - duplicates.across:
+        yield f"Exact duplicates within a class: {within:,} ({_pairs(duplicates.pairs)})"
+    if duplicates.across:
+        pairs = _pairs(duplicates.pairs_across)
+        yield f"Exact duplicates in different classes, of which one label is wrong: {duplicates.across:,} ({pairs})"
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    return "; ".join(f"{one} = {other}" for one, other in pairs)
 
 
 def _number(count: int, noun: str) -> str:

@@ -17,11 +17,12 @@ from PIL import Image
 
 from rarefy.errors import DataError, bad
 from rarefy.images.decode import IMAGE_SUFFIXES, one_line_causes, open_image
-from rarefy.images.folders import HIDDEN
+from rarefy.images.folders import HIDDEN, is_hidden
 from rarefy.images.items import Found, Skipped, Source, make_source
+from rarefy.images.names import is_printable
 
 BLOCK = 512
-MAX_CLASS_ID = 99_999
+MAX_DIGITS = 5  # of a class id
 MAX_LABEL_BYTES = 1 << 20
 KEY_AND_FIELD = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")
 MAX_NAME = 200
@@ -89,14 +90,14 @@ def _sort_member(
     path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, _Sample], skipped: Skipped
 ) -> None:
     """Add a member to its sample, or count it as skipped."""
-    name, base = member.name, member.name.rpartition("/")[2]
-    if not name.isprintable():
+    name = member.name
+    if not is_printable(name):
         raise DataError(f"data: {path} has a member whose name cannot be printed: {name!a}")
     parts = KEY_AND_FIELD.fullmatch(name)
     kind = parts[2].lower() if parts else ""
     if member.isdir():
         return
-    if base.startswith(".") or name.startswith("__MACOSX/"):
+    if any(is_hidden(part) for part in name.removeprefix("./").split("/")):
         skipped[HIDDEN].add(f"{path.name} {name}")
     elif not member.isreg() or member.issparse():
         skipped[NOT_FILES].add(f"{path.name} {name}")
@@ -152,11 +153,11 @@ def _class_name(where: str, labels: dict[str, bytes]) -> str:
 
 def check_label(text: str, field: str) -> str:
     """A class name, or a class id as a plain number. Raises DataError."""
-    if re.fullmatch(r"[+-]?\d+", text):
-        if not 0 <= int(text[: len(str(MAX_CLASS_ID)) + 20]) <= MAX_CLASS_ID:
-            raise DataError(f"data: {bad(field, text, f'a class id from 0 to {MAX_CLASS_ID:,}')}")
-        return str(int(text))
-    if not text or not text.isprintable() or len(text) > MAX_NAME:
+    if number := re.fullmatch(r"(-?)\+?0*([0-9]+)", text):
+        if number[1] or len(number[2]) > MAX_DIGITS:
+            raise DataError(f"data: {bad(field, text[:MAX_NAME], f'a class id from 0 to {10**MAX_DIGITS - 1:,}')}")
+        return number[2]
+    if not text or not is_printable(text) or len(text) > MAX_NAME:
         raise DataError(f"data: {bad(field, text[:MAX_NAME], f'a class id or a name of 1 to {MAX_NAME} characters')}")
     return text
 

@@ -18,6 +18,7 @@ from rarefy.images.tables import read_tables
 
 ALLOWED = "a folder with class folders of images, .tar shards, Parquet, Arrow or IDX files"
 CLASS_FOLDERS, IDX, SHARDS, PARQUET, ARROW = "class folders", "IDX files", ".tar shards", "Parquet files", "Arrow files"
+BY_CLASS = "named by its class"
 BESIDE_DATA = "other files and folders beside the data"
 SUFFIXES = {".tar": SHARDS, ".parquet": PARQUET, ".arrow": ARROW}
 
@@ -45,16 +46,24 @@ def open_source(source: str | Path, split: str = "train") -> Source:
     name = choose_split(layout.groups, split, layout.root)
     for path in (path for other, paths in layout.groups.items() if other != name for path in paths):
         skipped[OTHER_SPLITS].add(path.name)
-    used = {path for paths in layout.groups.values() for path in paths}
     if layout.form == CLASS_FOLDERS and not layout.inner:
         return read_folders(layout.root, skipped)
-    for entry in entries(layout.root) if Path(source).is_dir() else ():
-        if Path(entry.path) not in used:
-            skipped[HIDDEN if is_hidden(entry.name) else BESIDE_DATA].add(entry.name)
+    if Path(source).is_dir():
+        _count_others(Path(source), layout, skipped)
     chosen = layout.groups[name]
     if layout.inner:
         return _inner(chosen[0], skipped, layout.root)
     return READERS[layout.form](layout.root, chosen, skipped)
+
+
+def _count_others(source: Path, layout: Layout, skipped: Skipped) -> None:
+    """Count what is beside the data, in the folder of the data and in those above it, up to the one that was given."""
+    above = [folder for folder in layout.root.parents if folder == source or source in folder.parents]
+    used = {layout.root, *above, *(path for paths in layout.groups.values() for path in paths)}
+    for folder in (layout.root, *above):
+        for entry in entries(folder):
+            if Path(entry.path) not in used:
+                skipped[HIDDEN if is_hidden(entry.name) else BESIDE_DATA].add(entry.name)
 
 
 def has_split(source: str | Path, split: str) -> bool:
@@ -77,9 +86,13 @@ def find_layout(path: Path) -> Layout:
             files.setdefault(form, []).append(Path(entry.path))
     if not files and (splits := _split_folders(folders)):
         return Layout(path, CLASS_FOLDERS, splits, inner=True)
+    if not files and len(folders) > 1 and _named_by_split(folders):
+        raise DataError(f"data: the splits of {str(path)!r} have no class folders; put each image into one {BY_CLASS}")
     if not files and len(folders) == 1 and (below := _only_folder(folders[0])):
         return below
-    forms = [*files, *([CLASS_FOLDERS] if any(_has_image(folder) for folder in folders) else [])]
+    with_images = any(_has_image(folder) for folder in folders)
+    nested = _forms_within(folders) if with_images else {}
+    forms = [*files, *([CLASS_FOLDERS] if with_images else []), *nested.values()]
     if len(forms) > 1:
         raise DataError(f"data: {str(path)!r} has both {' and '.join(forms)}; give the folder of one of them")
     if not forms:
@@ -92,16 +105,20 @@ def _form(name: str) -> str | None:
 
 
 def _split_folders(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """Folders by split if all have the name of one and at least one is a data set of its own."""
-    if not all(folder.name.lower() in WORDS for folder in folders) or not any(map(_is_data_set, folders)):
+    """Those folders by split that are data sets of their own, if all folders have the name of a split."""
+    if not _named_by_split(folders):
         return {}
     groups: dict[str, list[Path]] = {}
-    for folder in folders:
+    for folder in filter(_is_data_set, folders):
         groups.setdefault(WORDS[folder.name.lower()], []).append(folder)
     for split, same in groups.items():
         if len(same) > 1:
             raise DataError(f"data: {str(same[0])!r} and {str(same[1])!r} are both the {split} split")
     return groups
+
+
+def _named_by_split(folders: Sequence[Path]) -> bool:
+    return all(folder.name.lower() in WORDS for folder in folders)
 
 
 def _is_data_set(folder: Path) -> bool:
@@ -123,6 +140,16 @@ def _folders(folder: Path) -> Iterator[Path]:
     return (Path(entry.path) for entry in entries(folder) if entry.is_dir() and not is_hidden(entry.name))
 
 
+def _forms_within(folders: Sequence[Path]) -> dict[str, str]:
+    """Data files directly within folders, such as a run's ``shards/``: one example of each format, in words."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for entry in entries(folder):
+            if form := _form(entry.name):
+                found.setdefault(form, f"{form} in {folder.name!r}")
+    return found
+
+
 def _has_image(folder: Path) -> bool:
     """Whether there is an image anywhere below, except in hidden folders."""
     for _, folders, files in os.walk(folder):
@@ -140,7 +167,7 @@ def _seen(path: Path) -> str:
     parts = [f"{count:,} {suffix} files" for suffix, count in suffixes.most_common(4)]
     parts += [f"{folders:,} folders without images"] if folders else []
     flat = any(is_image(entry.name) for entry in inside)
-    return (", ".join(parts) or "nothing") + ("; put each image into a folder named by its class" if flat else "")
+    return (", ".join(parts) or "nothing") + (f"; put each image into a folder {BY_CLASS}" if flat else "")
 
 
 def _inner(folder: Path, skipped: Skipped, root: Path) -> Source:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rarefy.images.decode import BrokenImageError, open_image
 from rarefy.images.items import Found, Skipped, Source, make_source
 from rarefy.images.shards import check_label
 
-KEPT_GROUPS = 2  # parts of a table whose images are in memory: rows are read in order, by a few threads
+KEPT_BYTES, KEPT_PARTS = 512 << 20, 2  # encoded images in memory: this much, and at least this many parts
 LABEL_NAMES = ("label", "labels", "class", "class_name", "cls", "target")
 
 
@@ -33,54 +34,63 @@ class Columns:
 
 
 class Table:
-    """One file, read part by part (row groups or record batches). Safe to use from several threads."""
+    """One Parquet or Arrow file, whose columns are read part by part (row groups or record batches)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
-        self._column: Callable[[int, str], pa.Array]
-        try:
+        with self._named():
             if path.suffix == ".parquet":
-                parquet = pq.ParquetFile(path)
-                self.schema, self.parts = parquet.schema_arrow, parquet.num_row_groups
-                self._column = lambda part, name: parquet.read_row_group(part, [name])[name].combine_chunks()
+                with pq.ParquetFile(path) as file:
+                    self.schema, self.parts = file.schema_arrow, file.num_row_groups
+                self._batches = None
             else:
-                batches = _record_batches(path)
-                self.schema, self.parts = batches.schema, batches.column(0).num_chunks
-                self._column = lambda part, name: batches[name].chunk(part)
-        except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(error) from None
-        self._images = functools.lru_cache(KEPT_GROUPS)(self._column)
+                self._batches = _record_batches(path)
+                self.schema, self.parts = self._batches.schema, self._batches.column(0).num_chunks
 
-    def labels(self, part: int, column: str) -> list[Any]:
-        """The labels of a part. Raises DataError."""
+    def column(self, part: int, name: str) -> pa.Array:
+        """One column of a part. Raises DataError."""
+        with self._named():
+            if self._batches is not None:
+                return self._batches[name].chunk(part)
+            with pq.ParquetFile(self.path) as file:  # not kept open: a set can have thousands of files
+                return file.read_row_group(part, [name])[name].combine_chunks()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
         try:
-            return list(self._column(part, column).to_pylist())
+            yield
         except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(error) from None
+            message = f"data: {self.path} is not a readable table ({' '.join(str(error).split())})"
+            raise DataError(message) from None
 
-    def image(self, part: int, row: int, column: str) -> bytes:
-        """The encoded image of a row of a part. Raises BrokenImageError."""
-        try:
-            with self._lock:
-                value = self._images(part, column)[row].as_py()
-        except (pa.ArrowException, OSError) as error:
-            raise BrokenImageError(" ".join(str(error).split())) from None
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
-            raise BrokenImageError("the table does not contain its bytes")
-        return data
 
-    def _unreadable(self, error: Exception) -> DataError:
-        return DataError(f"data: {self.path} is not a readable table ({' '.join(str(error).split())})")
+class ImageColumns:
+    """The image columns that were read last. Threads that decode neighbouring rows read each part once."""
+
+    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
+        self._kept_bytes = kept_bytes
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[Path, int], pa.Array] = OrderedDict()
+
+    def get(self, table: Table, part: int, name: str) -> pa.Array:
+        """The images of a part. Raises DataError."""
+        with self._lock:
+            key = (table.path, part)
+            if key not in self._kept:
+                self._kept[key] = table.column(part, name)
+            self._kept.move_to_end(key)
+            while len(self._kept) > KEPT_PARTS and sum(each.nbytes for each in self._kept.values()) > self._kept_bytes:
+                self._kept.popitem(last=False)
+            return self._kept[key]
 
 
 @dataclass(frozen=True, slots=True)
 class RowPlace:
-    """An image in a row of a table."""
+    """An image in a row of a part of a table. number: of the row in the whole table, for people."""
 
+    columns: ImageColumns
     table: Table
-    column: str
+    name: str
     part: int
     row: int
     number: int
@@ -95,24 +105,29 @@ class RowPlace:
 
     def open(self) -> Image.Image:
         """See Place."""
-        return open_image(self.table.image(self.part, self.row, self.column))
+        value = self.columns.get(self.table, self.part, self.name)[self.row].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise BrokenImageError("the table does not contain its bytes")
+        return open_image(data)
 
 
 def read_tables(root: Path, files: Sequence[Path], form: str, skipped: Skipped) -> Source:
     """List the rows of all files, in order."""
-    found = [image for file in files for image in _rows(file, file.relative_to(root).with_suffix("").as_posix())]
+    columns = ImageColumns()
+    found = [image for file in files for image in _rows(file, columns)]
     if not found:
         raise DataError(f"data: the tables in {str(root)!r} have no rows")
     return make_source(root, form, found, skipped)
 
 
-def _rows(file: Path, stem: str) -> Iterator[Found]:
+def _rows(file: Path, kept: ImageColumns) -> Iterator[Found]:
     table, number = Table(file), 0
     columns = find_columns(file, table.schema)
     for part in range(table.parts):
-        for row, label in enumerate(table.labels(part, columns.label)):
+        for row, label in enumerate(table.column(part, columns.label).to_pylist()):
             name = _label_name(label, columns.names, f"row {number} of {file}: {columns.label}")
-            yield Found(f"{stem}/{number:06d}", name, RowPlace(table, columns.image, part, row, number))
+            yield Found(f"{file.stem}/{number:06d}", name, RowPlace(kept, table, columns.image, part, row, number))
             number += 1
 
 

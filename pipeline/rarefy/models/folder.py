@@ -16,6 +16,7 @@ from typing import Any
 
 from rarefy.errors import ManifestError, bad
 from rarefy.images import ClassNames
+from rarefy.models.agreement import check_agreement
 from rarefy.models.config import NetworkSpec
 from rarefy.models.config_file import (
     PREDICTIONS,
@@ -144,7 +145,7 @@ def parse_config(content: object, path: Path, source: str) -> ModelFolder:
     """The model that the content of a ``config.json`` describes. source: where it is, for error messages."""
     try:
         folder = _parse(read_object(content, CONFIG), path)
-        _check(folder, read_object(content, CONFIG))
+        check_agreement(folder, read_object(content, CONFIG))
     except ManifestError as error:
         raise ManifestError(f"{source}: {error}") from None
     return folder
@@ -174,42 +175,6 @@ def _parse(config: Json, path: Path) -> ModelFolder:
         path=path,
         files=read_files(config.get("files", {}), "files", depth=1 if path.parent == LIBRARY else 0),
     )
-
-
-def _check(folder: ModelFolder, config: Json) -> None:
-    """The parts of a configuration must agree with each other."""
-    unet, classifier = folder.unet, folder.classifier
-    sizes = [("image_size", config["image_size"], unet.image_size), ("channels", config["channels"], unet.in_channels)]
-    for key, value, expected in sizes:
-        if value != expected or isinstance(value, bool):
-            of_unet = "unet.image_size" if key == "image_size" else "unet.in_channels"
-            raise ManifestError(bad(key, value, f"{expected}, which is {of_unet}"))
-    if folder.channels not in (1, 3):
-        raise ManifestError(bad("channels", folder.channels, "1 (grey) or 3 (colour)"))
-    if unet.out_channels not in (folder.channels, 2 * folder.channels):
-        allowed = f"{folder.channels} or, with a learned variance, {2 * folder.channels}"
-        raise ManifestError(bad("unet.out_channels", unet.out_channels, allowed))
-    if classifier is not None:
-        _check_classifier(classifier, unet)
-    named = folder.classifier_classes if classifier is not None else folder.num_classes
-    if folder.class_names and named is not None and len(folder.class_names) != named:
-        allowed = f"{named}, the number of classes of the {'U-Net' if classifier is None else 'classifier'}"
-        raise ManifestError(bad("class_names", f"{len(folder.class_names)} names", allowed))
-    if folder.wordnet_ids and len(folder.wordnet_ids) != named:
-        raise ManifestError(bad("wordnet_ids", f"{len(folder.wordnet_ids)} ids", f"{named}, one per class"))
-
-
-def _check_classifier(classifier: NetworkSpec, unet: NetworkSpec) -> None:
-    for key in ("image_size", "in_channels"):
-        if getattr(classifier, key) != getattr(unet, key):
-            allowed = f"{getattr(unet, key)}, which is unet.{key}"
-            raise ManifestError(bad(f"classifier.{key}", getattr(classifier, key), allowed))
-    if unet.num_classes is not None and classifier.out_channels != unet.num_classes:
-        allowed = f"{unet.num_classes}, which is unet.num_classes"
-        raise ManifestError(bad("classifier.out_channels", classifier.out_channels, allowed))
-    if classifier.num_classes is not None:
-        allowed = "null: a classifier is not given the class"
-        raise ManifestError(bad("classifier.num_classes", classifier.num_classes, allowed))
 
 
 def write_model_folder(folder: ModelFolder, path: Path) -> None:

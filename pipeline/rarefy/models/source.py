@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rarefy.errors import CheckpointError, ManifestError, bad
+from rarefy.fields import Table, get_path, get_sha256, get_text, known_keys
 from rarefy.models.checkpoint import file_sha256
 from rarefy.models.config import NetworkConfig
 from rarefy.models.folder import CONFIG, WEIGHTS, ModelFolder, find_model, read_model_folder
 from rarefy.models.remote import download, is_remote
 
+WAYS = ("path", "name", "preset")
+FILE_KEYS = ("checkpoint", "checkpoint_sha256", "classifier", "classifier_sha256")
 OWN_CODE = ":"
 
 
@@ -45,6 +48,33 @@ class ModelSpec:
     def trained(self) -> bool:
         """Whether the weights files of all networks are on this machine."""
         return all((path := self.weights(role)) is not None and path.is_file() for role in self.folder.networks)
+
+
+def read_model_table(table: Table, base: Path, of_run: ModelSpec | None = None) -> ModelSpec:
+    """A manifest's [model]: a name (``preset`` is the old spelling of ``name``), or the folder at a path or URL.
+
+    base: where relative paths start; of_run: of a run that has begun, used instead of ``path``. Raises ManifestError.
+    """
+    known_keys(table, "model", (*WAYS, *FILE_KEYS))
+    ways = [key for key in WAYS if key in table]
+    if len(ways) != 1:
+        raise ManifestError(bad("model", ways, f"exactly one of {', '.join(WAYS)}"))
+    way = ways[0]
+    written = get_text(table, f"model.{way}")
+    if way == "path":
+        for key in FILE_KEYS:
+            if key in table:
+                raise ManifestError(
+                    bad(f"model.{key}", table[key], "allowed with model.path, whose folder has the weights")
+                )
+        return of_run or find_source(written, base)
+    return ModelSpec(
+        folder=find_model(written, f"model.{way}"),
+        checkpoint=get_path(table, "model.checkpoint", base),
+        checkpoint_sha256=get_sha256(table, "model.checkpoint_sha256"),
+        classifier=get_path(table, "model.classifier", base),
+        classifier_sha256=get_sha256(table, "model.classifier_sha256"),
+    )
 
 
 def find_source(written: str, base: Path) -> ModelSpec:

@@ -15,8 +15,9 @@ from rarefy.models.folder import ModelFolder
 from rarefy.models.networks import build_classifier, build_network
 from rarefy.project.checks import SmallAudit
 from rarefy.training.data import TrainingSet
-from rarefy.training.log import figures, say
+from rarefy.training.log import figures
 from rarefy.training.output import RealImages, read_json, write_json
+from rarefy.training.progress import say
 from rarefy.training.samples import SAMPLER
 
 IMAGES = 1000

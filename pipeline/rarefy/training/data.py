@@ -44,11 +44,16 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def sha256(self) -> str:
-        """Hash of all pixels and labels, in order; equal to the source's if no image is left out."""
+    def sha256(self, step: Callable[[int, int], None] | None = None) -> str:
+        """Hash of all pixels and labels, in order; equal to the source's if no image is left out.
+
+        step: called with the number of images hashed so far and their total.
+        """
         digest = hashlib.sha256()
         for first in range(0, len(self), HASHED_ROWS):
             digest.update(self.source.images[self.rows[first : first + HASHED_ROWS]].tobytes())
+            if step is not None:
+                step(min(first + HASHED_ROWS, len(self)), len(self))
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
 

@@ -16,6 +16,7 @@ from rarefy.errors import DataError
 from rarefy.images import LabelledImages
 from rarefy.training.data import TrainingSet
 from rarefy.training.losses import HybridLoss
+from rarefy.training.progress import tracked
 
 LOSS_IMAGES = 1000
 BATCH_PIXELS = 500 * 32**2  # per batch of a pass without gradients
@@ -58,7 +59,7 @@ def held_out_losses(network: nn.Module, loss: HybridLoss, data: LabelledImages) 
     rows = np.random.default_rng(0).permutation(len(data))[:LOSS_IMAGES]
     steps = (torch.arange(len(rows)) + 0.5) * len(loss.noising.timesteps) / len(rows)
     totals: dict[str, float] = {}
-    for part in _parts(len(rows), data):
+    for part in tracked("measuring the held-out loss", _parts(len(rows), data)):
         x_0 = scaled(data.images[rows[part]]).to(device)
         y = torch.from_numpy(data.labels[rows[part]]).to(device)
         noise = ImageNoise(range(part.start, part.stop), (x_0.shape[1], *x_0.shape[2:]), device)(0)
@@ -75,7 +76,7 @@ def hits_at(network: nn.Module, data: LabelledImages, schedule: Schedule, step: 
     generator = torch.Generator().manual_seed(step)
     abar = float(schedule.alphas_cumprod[step])
     hits = np.empty(len(data), bool)
-    for part in _parts(len(data), data):
+    for part in tracked(f"measuring accuracy at step {step}", _parts(len(data), data)):
         x_0 = scaled(data.images[part])
         x_t = x_0 if step == 0 else abar**0.5 * x_0 + (1 - abar) ** 0.5 * torch.randn(x_0.shape, generator=generator)
         t = torch.full((len(x_t),), float(schedule.timesteps[step]), device=device)

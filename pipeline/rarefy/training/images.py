@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
 from rarefy.errors import DataError, bad
 from rarefy.images import ClassNames, LabelledImages, has_split, load_images, open_source
 from rarefy.images.names import listed
-from rarefy.training.data import TrainingSet, place
+from rarefy.training.data import TrainingSet
 from rarefy.training.held_out import without_held_out
-from rarefy.training.log import say, stage_line
 from rarefy.training.output import RealImages
+from rarefy.training.progress import progress, say
 from rarefy.training.project import Project
 from rarefy.training.recipe import Recipe
 
@@ -23,7 +22,7 @@ def library_images(recipe: Recipe) -> RealImages:
     data = TrainingSet.whole(_read(recipe.data, size, channels, "train", classes))
     test = has_split(recipe.data, "test")
     held_out = _read(recipe.data, size, channels, "test", classes) if test else None
-    return RealImages(data, held_out, data.sha256())
+    return RealImages(data, held_out, data.sha256(progress("hashing")))
 
 
 def project_images(project: Project) -> RealImages:
@@ -37,10 +36,9 @@ def project_images(project: Project) -> RealImages:
     if project.reference.exists():
         check_size(project.reference, size)
         held_out = _read(project.reference, size, channels, "train", ClassNames(data.class_names))
-    chosen = without_held_out(data, held_out, partial(stage_line, "comparing with held-out images"))
-    if place()[0] == 0:
-        _describe(project, chosen, held_out)
-    return RealImages(chosen, held_out, chosen.sha256())
+    chosen = without_held_out(data, held_out, progress("comparing with held-out images"))
+    _describe(project, chosen, held_out)
+    return RealImages(chosen, held_out, chosen.sha256(progress("hashing")))
 
 
 def check_size(folder: Path, size: int) -> None:
@@ -67,5 +65,5 @@ def _describe(project: Project, data: TrainingSet, held_out: LabelledImages | No
 def _read(
     source: Path, size: int, channels: int, split: str, classes: ClassNames | None, skip_broken: bool = False
 ) -> LabelledImages:
-    progress = partial(stage_line, f"reading {source.name}") if place()[0] == 0 else None
-    return load_images(source, size, channels, split, classes=classes, skip_broken=skip_broken, progress=progress)
+    step = progress(f"reading {source.name}")
+    return load_images(source, size, channels, split, classes=classes, skip_broken=skip_broken, progress=step)

@@ -1,4 +1,4 @@
-"""What a training run says: lines on stderr, ``log.jsonl``, and TensorBoard's files if they are wanted."""
+"""The log of a training run: its reports on stderr, ``log.jsonl``, and TensorBoard's files if they are wanted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rarefy.training.loop import Report
+from rarefy.training.progress import say
 from rarefy.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -66,17 +67,6 @@ def figures(values: Mapping[str, float]) -> str:
     return " ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in values.items()
     )
-
-
-def say(line: str) -> None:
-    """Print a line about the run on stderr."""
-    print(f"train: {line}", file=sys.stderr, flush=True)
-
-
-def stage_line(stage: str, done: int, total: int) -> None:
-    """Print a line after each tenth of a pass over the data, and at its end."""
-    if done == total or done * 10 // total > (done - 1) * 10 // total:
-        say(f"{stage} {done:,}/{total:,}")
 
 
 def read_log(log: Path) -> list[dict[str, float]]:

@@ -23,7 +23,7 @@ from rarefy.models.adm import ADM
 from rarefy.models.checkpoint import check_entries, file_sha256, read_state
 from rarefy.training.data import place
 from rarefy.training.images import library_images
-from rarefy.training.log import TrainingLog, cut_log, say
+from rarefy.training.log import TrainingLog, cut_log
 from rarefy.training.loop import train
 from rarefy.training.losses import ClassifierLoss, HybridLoss
 from rarefy.training.monitor import Check, Monitor
@@ -36,6 +36,7 @@ from rarefy.training.output import (
     claim,
     write_result,
 )
+from rarefy.training.progress import say
 from rarefy.training.recipe import Recipe, load_recipe
 from rarefy.training.samples import build_network
 from rarefy.training.state import TrainState, start
@@ -86,10 +87,8 @@ def train_part(job: Job, device: torch.device, options: TrainOptions, check: Che
         state = start(network, recipe.train, device, places.folder / STATE, options.compile)
         check_length(state, recipe)
         if (record := _finished(job, state)) is not None:
-            if place()[0] > 0:
-                return {}
             say(f"{recipe.part} is finished: {recipe.train.images:,} images seen; with more images it would go on")
-            return record
+            return record if place()[0] == 0 else {}
         claim(places, values)  # last: a folder left by a mistake would refuse the corrected recipe
         monitor = Monitor(job, device, check)
         _train(job, state, loss, monitor, options.tensorboard)

@@ -17,6 +17,7 @@ from rarefy.guidance.base import Networks
 from rarefy.models.adm import ADM
 from rarefy.models.folder import ModelFolder
 from rarefy.models.networks import build_classifier, build_unet
+from rarefy.training.progress import tracked
 from rarefy.training.recipe import Recipe
 
 BATCH_PIXELS = 4 * 256**2  # per batch: ADM-256 takes about 0.7 GB per image
@@ -43,10 +44,10 @@ def draw_images(network: nn.Module, model: ModelFolder, y: Tensor) -> Iterator[T
     device, size = next(network.parameters()).device, min(MOST, max(1, BATCH_PIXELS // model.image_size**2))
     networks, chain = Networks(denoiser(network, model)), SAMPLER.chain(model)
     shape = (model.channels, model.image_size, model.image_size)
-    for first in range(0, len(y), size):
-        part = y[first : first + size].to(device)
-        noise = ImageNoise(range(first, first + len(part)), shape, device)
-        *_, last = reverse_chain(networks, chain, noise(-1), part, noise)
+    parts = [slice(first, min(first + size, len(y))) for first in range(0, len(y), size)]
+    for part in tracked("drawing samples", parts):
+        noise = ImageNoise(range(part.start, part.stop), shape, device)
+        *_, last = reverse_chain(networks, chain, noise(-1), y[part].to(device), noise)
         yield to_uint8(last.x).cpu()
 
 

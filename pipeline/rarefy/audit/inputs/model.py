@@ -29,6 +29,9 @@ def find_run_model(spec: ModelSpec, moved_to: str | None, needed: bool) -> Model
         hint = "" if moved_to else "; give --model PATH if it has moved, or --reference with other real images"
         raise ManifestError(f"the run's model cannot be read: {error}{hint}") from None
     _check_same(spec, there, needed)
+    if needed and not there.folder.file("reference").exists():
+        missing = f"{there.folder.file('reference')} is missing; give --reference with other real images"
+        raise ManifestError(f"the run's model has no real images: {missing}")
     return there
 
 

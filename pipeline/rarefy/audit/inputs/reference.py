@@ -41,7 +41,7 @@ def load_reference(preset: ModelFolder, folder: str | None) -> Reference | None:
     if "reference" not in preset.files:
         return None
     own = preset.file("reference")
-    if own.is_dir():
+    if own.suffix != ".npz":
         return _from_folder(preset, str(own), "held-out images of the model")
     test, train = (_named(read_embedded(preset, role)) for role in ("reference", "held_out"))
     return Reference(test, train, "embedded test images")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from rarefy.errors import DataError, bad
 from rarefy.images import open_source
-from rarefy.images.decode import GREY_MODES, BrokenImageError, one_line_causes, orientation
+from rarefy.images.decode import GREY_MODES, BrokenImageError, one_line_causes, orientation, quiet_decoders
 from rarefy.images.items import Item
 from rarefy.images.passes import in_order
 
@@ -22,6 +22,7 @@ class _Look:
     broken: str = ""
 
 
+@quiet_decoders()
 def check_reference(folder: str, size: int, channels: int) -> int:
     """Check every image of a data set; return how many differ from ``size``.
 

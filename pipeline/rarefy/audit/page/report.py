@@ -62,5 +62,7 @@ def write_report(store: Store) -> str:
     )
     if groups:
         store.write_bytes(SHEET_PATH, contact_sheet(groups))
+    else:
+        store.delete(SHEET_PATH)
     store.write_bytes(REPORT_PATH, page)
     return REPORT_PATH

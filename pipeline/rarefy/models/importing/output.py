@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from rarefy.errors import OutputError, bad
@@ -62,6 +63,8 @@ class Imported:
 
 def check_free(out: str) -> None:
     """Raise OutputError if there is something at ``out``; an empty folder may be."""
+    if "://" in out:
+        raise OutputError(bad("out", out, "a local folder"))
     path = Path(out)
     try:
         used = path.is_symlink() or (any(path.iterdir()) if path.is_dir() else path.exists())
@@ -80,7 +83,7 @@ def write_imported(
     Raises CheckpointError, ManifestError, OutputError; then nothing is left.
     """
     files = {role: f"{role}.safetensors" for role in weights}
-    folder = replace(folder, name=Path(out).absolute().name, path=Path(out), files=files)
+    folder = replace(folder, name=Path(out).resolve().name, path=Path(out), files=files)
     parse_config(json.loads(json.dumps(config_content(folder))), folder.path, "the imported model")  # checks it
     parameters, hashes = {}, {}
     with _new_folder(out) as temporary:
@@ -102,13 +105,13 @@ def write_imported(
 def _new_folder(out: str) -> Iterator[Path]:
     """A folder beside ``out`` that becomes ``out`` at the end; after an error it is removed."""
     check_free(out)
-    target = Path(out).absolute()
+    target = Path(out).resolve()
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"out: {out!r} cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"out: {out!r} cannot be written ({getattr(error, 'strerror', None) or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
