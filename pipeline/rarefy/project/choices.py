@@ -124,8 +124,8 @@ def few_images(counts: Mapping[str, int], bare: Sequence[str], shown: int = 12) 
     if few:
         named = [f"{name} ({n})" for n, name in few]
         lines.append(
-            f"{len(few)} of {len(counts)} classes have fewer than {FEW} images, too few to learn more than copies of "
-            f"them: {_first(named, shown)}; collect more, or expect little of these classes (docs/QUICKSTART.md)"
+            f"{len(few)} of {len(counts)} classes have fewer than {FEW} images: {_first(named, shown)}; what the "
+            f"model makes of them will vary less than real images do, so collect more if you can (docs/QUICKSTART.md)"
         )
     if bare:
         lines.append(
