@@ -133,7 +133,7 @@ def parse_manifest(text: str, source: str, model: ModelSpec | None = None, fill:
     _check_schedule(model)
     classes = _classes(text, get_table(root, "classes"), preset, Path(source).parent, fill)
     sampler, output = get_table(root, "sampler"), get_table(root, "output")
-    known_keys(sampler, "sampler", ("method", "steps", "eta", "classifier_every", "precision", "batch"))
+    known_keys(sampler, "sampler", ("method", "steps", "eta", "classifier_every", "start", "precision", "batch"))
     known_keys(output, "output", ("shard_size", "prefix"))
     manifest = Manifest(
         name=get_match(root, "name", "[a-z0-9-]+", _NAME),
@@ -192,6 +192,7 @@ def _settings(table: Table, preset: ModelFolder) -> SamplerSettings:
         steps=str(steps),
         eta=get_number(table, "sampler.eta", 0.0, 1.0, 1.0 if method == "dpm-solver++" else 0.0),
         classifier_every=get_integer(table, "sampler.classifier_every", 1, preset.diffusion_steps, 1),
+        start=get_integer(table, "sampler.start", 1, preset.diffusion_steps - 1) if "start" in table else None,
     )
     settings.chain(preset)  # raises for too many steps, an unknown method or an eta that the method does not support
     return settings

@@ -77,6 +77,7 @@ def _card(store: Store, manifest: Manifest) -> CardInfo:
         weights = "unknown", "unknown"  # seal will refuse this run: its first shard is missing or damaged
     settings, preset = manifest.settings, manifest.preset
     eta = "" if settings.method == "ancestral" else f", eta {settings.eta:g}"
+    start = "" if settings.start is None else f", from step {settings.start}"
     every = "" if settings.classifier_every == 1 else f", classifier every {settings.classifier_every} steps"
     return CardInfo(
         name=manifest.name,
@@ -85,7 +86,8 @@ def _card(store: Store, manifest: Manifest) -> CardInfo:
         channels=preset.channels,
         class_names=preset.labels,
         guidance=tuple(term.name for term in manifest.terms),
-        sampler=f"{settings.method}, steps {settings.steps}{eta}{every}, {manifest.precision}, batch {manifest.batch}",
+        sampler=f"{settings.method}, steps {settings.steps}{start}{eta}{every}, {manifest.precision}, "
+        f"batch {manifest.batch}",
         checkpoint_sha256=weights[0],
         classifier_sha256=weights[1],
     )

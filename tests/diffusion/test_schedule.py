@@ -32,6 +32,19 @@ def test_cosine_alphas_cumprod_is_the_squared_cosine_until_betas_clip() -> None:
         assert bar[k].item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("respacing", ["25", "10,10,5", "logsnr25"])
+def test_a_chain_from_a_later_start_has_as_many_steps(respacing: str) -> None:
+    chain = make_schedule("cosine", 1000, respacing, start=950)
+    assert len(chain) == 25 and int(chain.timesteps[-1]) == 950 and int(chain.timesteps[0]) == 0
+    torch.testing.assert_close(chain.alphas_cumprod, COSINE.alphas_cumprod[chain.timesteps], rtol=1e-8, atol=0)
+
+
+def test_a_start_leaves_so_many_steps_at_most() -> None:
+    assert kept_timesteps(COSINE.alphas_cumprod, "", start=7) == list(range(8))
+    with pytest.raises(ManifestError, match="steps"):
+        kept_timesteps(COSINE.alphas_cumprod, "9", start=7)
+
+
 @pytest.mark.parametrize(
     ("name", "respacing"), [("linear", "25"), ("cosine", "10,10,5"), ("cosine", "ddim50"), ("cosine", "logsnr15")]
 )

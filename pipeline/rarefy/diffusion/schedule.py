@@ -123,13 +123,16 @@ def make_betas(name: str, num_timesteps: int, beta_range: tuple[float, float] | 
     return torch.linspace(first ** (1 / power), last ** (1 / power), num_timesteps, dtype=torch.float64) ** power
 
 
-def kept_timesteps(alphas_cumprod: Tensor, respacing: str) -> list[int]:
+def kept_timesteps(alphas_cumprod: Tensor, respacing: str, start: int | None = None) -> list[int]:
     """The original time steps that a respaced chain keeps, ascending.
 
     alphas_cumprod: abar of the full chain, (T,) float64. respacing: "" (all), a count ("250"), section counts
     ("10,10,5", least noisy section first), "ddimN" (a fixed integer stride) or "logsnrN" (equal steps of half log-SNR).
-    Raises ManifestError for counts below 1 or above the chain's length.
+    start: the noisiest step that may be kept; None for all. Raises ManifestError for counts below 1 or above the number
+    of steps.
     """
+    if start is not None:
+        alphas_cumprod = alphas_cumprod[: start + 1]
     num_timesteps = len(alphas_cumprod)
     if not respacing:
         return list(range(num_timesteps))
@@ -153,17 +156,21 @@ def kept_timesteps(alphas_cumprod: Tensor, respacing: str) -> list[int]:
 
 
 def make_schedule(
-    name: str, num_timesteps: int = 1000, respacing: str = "", beta_range: tuple[float, float] | None = None
+    name: str,
+    num_timesteps: int = 1000,
+    respacing: str = "",
+    beta_range: tuple[float, float] | None = None,
+    start: int | None = None,
 ) -> Schedule:
     """The named schedule of ``num_timesteps`` steps (see make_betas), respaced (see kept_timesteps)."""
     alphas_cumprod = torch.cumprod(1 - make_betas(name, num_timesteps, beta_range), 0)
-    steps = torch.tensor(kept_timesteps(alphas_cumprod, respacing))
+    steps = torch.tensor(kept_timesteps(alphas_cumprod, respacing, start))
     return _through(steps, alphas_cumprod[steps])
 
 
-def schedule_of(model: ModelFolder, respacing: str = "") -> Schedule:
+def schedule_of(model: ModelFolder, respacing: str = "", start: int | None = None) -> Schedule:
     """A model's noise schedule, respaced (see kept_timesteps)."""
-    return make_schedule(model.schedule, model.diffusion_steps, respacing, model.beta_range)
+    return make_schedule(model.schedule, model.diffusion_steps, respacing, model.beta_range, start)
 
 
 def _through(timesteps: Tensor, alphas_cumprod: Tensor) -> Schedule:

@@ -18,7 +18,7 @@ from rarefy.training.data import TrainingSet
 from rarefy.training.log import figures
 from rarefy.training.output import RealImages, read_json, write_json
 from rarefy.training.progress import say
-from rarefy.training.samples import SAMPLER
+from rarefy.training.samples import sampler_of
 
 IMAGES = 1000
 SHARE = 0.1
@@ -42,11 +42,11 @@ def measure_quality(model: ModelFolder, images: RealImages, device: torch.device
         return
     unet = prepare(load_network(lambda: build_network(model.unet, "unet"), model.file("unet"))[0], device)
     seconds = sum(entry["seconds"] for entry in record.values() if isinstance(entry, dict) and "seconds" in entry)
-    measured = audit(unet, SHARE * seconds)
+    measured, sampler = audit(unet, SHARE * seconds), sampler_of(model)
     record["quality"] = {
         **_rounded(measured),
         "reference_images": len(audit.held_out),
-        "sampler": f"{SAMPLER.method}, {SAMPLER.steps}, no guidance",
+        "sampler": f"{sampler.method}, {sampler.steps} from step {sampler.start}, no guidance",
         "judged_by": find_judge(model),
         "real": _rounded(real_baseline(audit, images.train, int(measured["sample_images"]))),
         "weights": weights,

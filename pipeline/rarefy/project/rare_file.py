@@ -65,6 +65,9 @@ def _sampler(choices: Choices) -> list[Setting]:
     batch = str(sampling_batch(choices.tier))
     return [
         Setting("steps", "50", "steps of dpm-solver++, the default method: as good as 250 ancestral ones"),
+        Setting(
+            "start", "950", "noisiest of 1,000 time steps: from 999, networks after short training give glaring colours"
+        ),
         Setting("precision", quote("exact"), '"fast" is bfloat16 where the hardware has it'),
         Setting("batch", batch, "part of the run: another batch rounds differently"),
     ]

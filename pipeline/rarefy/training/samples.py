@@ -22,7 +22,12 @@ from rarefy.training.recipe import Recipe
 
 BATCH_PIXELS = 4 * 256**2  # per batch: ADM-256 takes about 0.7 GB per image
 MOST = 50  # images in a batch, so that a time limit is kept
-SAMPLER = SamplerSettings("dpm-solver++", "logsnr20")
+START = 0.95  # of the chain: at its noisiest steps a network is far off after short training (see SamplerSettings)
+
+
+def sampler_of(model: ModelFolder) -> SamplerSettings:
+    """How a model's images are drawn in training."""
+    return SamplerSettings("dpm-solver++", "logsnr20", start=int(START * model.diffusion_steps))
 
 
 def build_network(recipe: Recipe) -> ADM:
@@ -42,7 +47,7 @@ def averaged_network(recipe: Recipe, weights: dict[str, Tensor], device: torch.d
 def draw_images(network: nn.Module, model: ModelFolder, y: Tensor) -> Iterator[Tensor]:
     """Images of the classes ``y``, (N,), in batches (B, C, H, W) of uint8 on the CPU."""
     device, size = next(network.parameters()).device, min(MOST, max(1, BATCH_PIXELS // model.image_size**2))
-    networks, chain = Networks(denoiser(network, model)), SAMPLER.chain(model)
+    networks, chain = Networks(denoiser(network, model)), sampler_of(model).chain(model)
     shape = (model.channels, model.image_size, model.image_size)
     parts = [slice(first, min(first + size, len(y))) for first in range(0, len(y), size)]
     for part in tracked("drawing samples", parts):
