@@ -180,6 +180,20 @@ def test_a_folder_in_use_is_refused(shapes: Path, tmp_path: Path, capsys: pytest
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").rglob("*")} == before
 
 
+def test_a_project_within_the_images_is_refused(shapes: Path) -> None:
+    """Its files and sample grids would count as the user's images."""
+    with pytest.raises(OutputError, match="is not a folder outside the images in"):
+        run(InitOptions(str(shapes), str(shapes / "mine")))
+    assert not (shapes / "mine").exists()
+
+
+def test_the_working_folder_can_be_the_project(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is filled, not replaced: the user's shell would be left in a deleted folder."""
+    monkeypatch.chdir(tmp_path)
+    run(InitOptions(str(shapes), "."))
+    assert sorted(os.listdir(".")) == ["model", "rare.toml", "train.toml"]
+
+
 def test_nothing_is_half_written(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(choices: object) -> str:
         raise OSError(28, "No space left on device")

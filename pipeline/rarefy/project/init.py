@@ -107,7 +107,7 @@ def init(options: InitOptions, say: Say, progress: Progress) -> InitResult:
 
 
 def _check(options: InitOptions) -> None:
-    check_unused(options.out)
+    check_unused(options.out, options.data)
     if not 0 < options.held_out <= 0.5:
         raise DataError(bad("held-out", options.held_out, "a fraction above 0 and at most 0.5"))
     if options.images is not None:
