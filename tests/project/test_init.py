@@ -191,7 +191,7 @@ def test_the_working_folder_can_be_the_project(shapes: Path, tmp_path: Path, mon
     """It is filled, not replaced: the user's shell would be left in a deleted folder."""
     monkeypatch.chdir(tmp_path)
     run(InitOptions(str(shapes), "."))
-    assert sorted(os.listdir(".")) == ["model", "rare.toml", "train.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rare.toml", "train.toml"]
 
 
 def test_nothing_is_half_written(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,7 @@ def _summary(choices: Choices) -> Iterator[str]:
     yield f"Hardware: {choices.hardware}; {choices.tier.why}."
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     if load > cores:
-        yield f"Other programs keep this machine busy (load {load:.1f}, {cores} cores): it can train faster than this."
+        yield f"Other programs keep this machine busy (load {load:.1f}, {cores} cores): without them, training is faster."
     for part in choices.parts:
         network = "diffusion network" if part.name == "diffusion" else part.name
         yield (

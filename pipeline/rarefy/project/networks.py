@@ -80,7 +80,7 @@ def choose_tier(hardware: Hardware, images: int) -> Tier:
 
 
 def largest_size(hardware: Hardware, tier: Tier) -> int:
-    """The largest size chosen by itself: a GPU with much memory trains 128 px, too."""
+    """The largest size chosen without ``--size``; a GPU with much memory also trains 128 px."""
     return 2 * tier.max_size if tier is LARGE and hardware.memory_bytes >= LARGE_GPU_BYTES else tier.max_size
 
 

@@ -77,7 +77,7 @@ def find_judge(model: ModelFolder) -> str | None:
 
 
 def real_baseline(audit: SmallAudit, data: TrainingSet, count: int) -> dict[str, float]:
-    """What as many training images reach, of the same classes; the fraction on class is that of held-out images."""
+    """The metrics of as many training images of the same classes; the fraction on class is that of held-out images."""
     labels = audit.labels()[:count]
     rows = same_classes(data, labels)
     values = audit.measure(data.source.images[rows], data.source.labels[rows])

@@ -66,7 +66,7 @@ def _sampler(choices: Choices) -> list[Setting]:
     return [
         Setting("steps", "50", "steps of dpm-solver++, the default method: as good as 250 ancestral ones"),
         Setting("precision", quote("exact"), '"fast" is bfloat16 where the hardware has it'),
-        Setting("batch", batch, "part of the run: another batch rounds differently"),
+        Setting("batch", batch, "images per batch; another batch size rounds differently"),
     ]
 
 

@@ -133,7 +133,7 @@ def load_project(path: Path) -> Project:
     if not (parts := [part for part in PARTS if part in table]):
         raise ManifestError(bad("recipe", str(path), f"a file with at least one of the tables {', '.join(PARTS)}"))
     if "judge" in parts and "classifier" not in parts:
-        raise ManifestError(bad("judge", "a table", "allowed without [classifier], whose network it has too"))
+        raise ManifestError(bad("judge", "a table", "allowed without [classifier], whose architecture it has"))
     if "classifier" in parts and "classifier_network" not in table:
         raise ManifestError(bad("classifier_network", None, "a table that describes the network of [classifier]"))
     return Project(
