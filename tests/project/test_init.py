@@ -155,7 +155,7 @@ def test_broken_images_are_left_out_if_asked(shapes: Path, tmp_path: Path) -> No
     [
         ({"held_out": 0.0}, "held-out: 0.0 is not a fraction above 0 and at most 0.5"),
         ({"held_out": 0.6}, "held-out: 0.6"),
-        ({"size": 33}, "size: 33 is not one of 8"),
+        ({"size": 33, "data": "nowhere"}, "size: 33 is not one of 8"),  # before the images are read
         ({"images": 0}, "images: 0 is not an integer from 1"),
         ({"seed": -1}, "seed: -1 is not an integer from 0"),
         ({"name": ""}, "name: '' is not"),

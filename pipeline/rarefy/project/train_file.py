@@ -35,8 +35,8 @@ _INTRO = {
     "diffusion": "Training of the diffusion network. More images make it better; if you raise the number after "
     "training, the same command continues.",
     "classifier": "Training of the classifier.",
-    "judge": "Training of the judge, a classifier of images without noise. It does not guide the sampling, so it judges "
-    "independently.",
+    "judge": "Training of the judge, a classifier of images without noise. It does not guide the sampling, so it "
+    "judges independently.",
 }
 
 
