@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 OK, USER_ERROR, PROBLEMS = 0, 2, 1
 GATES_FAILED, INCOMPLETE_AUDIT = 3, 5
 PARTS = ("diffusion", "classifier", "judge")  # a copy of those in rarefy.training.recipe, whose import is slow
+INIT_EXAMPLES = """examples:
+  rarefy init photos/ --out mine
+  rarefy init photos/train --test photos/test --out mine --size 32
+  rarefy init photos/ --out quick --images 20000       a first look at what training gives
+"""
+PLAN_EXAMPLES = """examples:
+  rarefy plan mine/rare.toml
+  rarefy plan mine/rare.toml --fill photos/ --to 5000  fill every class up to 5,000 images
+"""
 TRAIN_EXAMPLES = """examples:
   rarefy train mine/train.toml                 all parts, in order: diffusion, classifier, judge
   rarefy train classifier mine/train.toml      one part
@@ -89,8 +98,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+def _command(commands: Any, name: str, handler: Handler, text: str, examples: str = "") -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter  # keeps the lines of the examples
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=examples, formatter_class=form
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(handler=handler)
     return parser
@@ -98,9 +110,11 @@ def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.
 
 def _add_init(commands: Any) -> None:
     text = "look at a folder of images and write train.toml and rare.toml for it, with reasons"
-    command = _command(commands, "init", _init, text)
+    command = _command(commands, "init", _init, text, INIT_EXAMPLES)
     command.add_argument("data", metavar="DATA", help="class folders, .tar shards, Parquet, Hugging Face or IDX files")
-    command.add_argument("--out", required=True, metavar="DIR", help="the project's folder, which must be new")
+    command.add_argument(
+        "--out", required=True, metavar="DIR", help="the project's folder, new or empty and outside DATA"
+    )
     text = "test set, which becomes the audit's reference (default: a tenth of each class is held out)"
     command.add_argument("--test", metavar="DATA", help=text)
     command.add_argument("--size", type=int, help="height and width in pixels (default: what this machine can train)")
@@ -115,7 +129,7 @@ def _add_init(commands: Any) -> None:
 
 def _add_plan(commands: Any) -> None:
     text = "show what a manifest would produce: classes, shards, size, time"
-    command = _command(commands, "plan", _plan, text)
+    command = _command(commands, "plan", _plan, text, PLAN_EXAMPLES)
     command.add_argument("manifest", metavar="MANIFEST")
     text = "count these real images and plan what fills their classes up, instead of the manifest's [classes]"
     command.add_argument("--fill", metavar="DATA", help=text)
@@ -160,16 +174,15 @@ def _add_audit(commands: Any) -> None:
 
 
 def _add_train(commands: Any) -> None:
-    command = _command(commands, "train", _train, "train a model of your own, or one of its parts; resumes a run")
-    command.formatter_class = argparse.RawDescriptionHelpFormatter
-    command.epilog = TRAIN_EXAMPLES
-    text = "train.toml as rarefy init writes it, or a recipe as in manifests/train; before it, a part of it to train"
+    text = "train a model of your own, or one of its parts; resumes a run"
+    command = _command(commands, "train", _train, text, TRAIN_EXAMPLES)
+    text = "a train.toml from rarefy init, or a recipe such as those in manifests/train; PART: train only this part"
     command.add_argument("recipe", metavar="[PART] RECIPE", nargs="+", help=text)
     text = "for a recipe with a preset: local folder; a run that is already there is resumed"
     command.add_argument("--out", help=text)
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
-    command.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files beside the log")
+    command.add_argument("--tensorboard", action="store_true", help="also write files for TensorBoard")
     text = "for a recipe with a preset, classifier only: weight of the entropy constraint, e.g. 0.1"
     command.add_argument("--ect", type=float, help=text)
     _add_compile(command)

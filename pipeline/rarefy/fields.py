@@ -12,13 +12,16 @@ from rarefy.errors import ManifestError, bad
 Table = Mapping[str, object]
 
 
-def known_keys(table: Table, field: str, allowed: Collection[str]) -> None:
-    """Raise ManifestError for a key that is not allowed; the message suggests the closest allowed one."""
+def known_keys(table: Table, field: str, allowed: Collection[str], file: str = "the manifest") -> None:
+    """Raise ManifestError for a key that is not allowed; the message suggests the closest allowed one.
+
+    field: the table's name, empty for the top of a file; file: what the message then calls the file.
+    """
     for key in table:
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, 1, 0.5)
             hint = f"nearest: {near[0]}" if near else f"known: {', '.join(allowed)}"
-            where = f"a key of [{field}]" if field else "a key of the manifest"
+            where = f"a key of [{field}]" if field else f"a key of {file}"
             raise ManifestError(bad("key", f"{field}.{key}".lstrip("."), f"{where} ({hint})"))
 
 

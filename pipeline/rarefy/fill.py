@@ -98,7 +98,7 @@ def trained_on(model: ModelFolder) -> dict[int, int]:
 
 
 def missing(fill: Fill, real: Mapping[int, int], model: ModelFolder) -> dict[str, int]:
-    """Images to make, by class name, of the classes that have too few. Raises ManifestError if none has."""
+    """Images to make, by class name, of the classes that have too few. Raises ManifestError if no class has."""
     to = max(real.values()) if fill.to is None else fill.to
     counts = {model.class_name(class_id): to - n for class_id, n in real.items() if n < to}
     if not counts:

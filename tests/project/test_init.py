@@ -155,7 +155,7 @@ def test_broken_images_are_left_out_if_asked(shapes: Path, tmp_path: Path) -> No
     [
         ({"held_out": 0.0}, "held-out: 0.0 is not a fraction above 0 and at most 0.5"),
         ({"held_out": 0.6}, "held-out: 0.6"),
-        ({"size": 33}, "size: 33 is not one of 8"),
+        ({"size": 33, "data": "nowhere"}, "size: 33 is not one of 8"),  # before the images are read
         ({"images": 0}, "images: 0 is not an integer from 1"),
         ({"seed": -1}, "seed: -1 is not an integer from 0"),
         ({"name": ""}, "name: '' is not"),
@@ -178,6 +178,20 @@ def test_a_folder_in_use_is_refused(shapes: Path, tmp_path: Path, capsys: pytest
     assert main(["init", str(shapes), "--out", str(tmp_path / "mine")]) == 2
     assert "is not a new or empty folder; choose another --out" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").rglob("*")} == before
+
+
+def test_a_project_within_the_images_is_refused(shapes: Path) -> None:
+    """Its files and sample grids would count as the user's images."""
+    with pytest.raises(OutputError, match="is not a folder outside the images in"):
+        run(InitOptions(str(shapes), str(shapes / "mine")))
+    assert not (shapes / "mine").exists()
+
+
+def test_the_working_folder_can_be_the_project(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is filled, not replaced: the user's shell would be left in a deleted folder."""
+    monkeypatch.chdir(tmp_path)
+    run(InitOptions(str(shapes), "."))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rare.toml", "train.toml"]
 
 
 def test_nothing_is_half_written(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,11 @@ def test_a_log_line_has_progress_speed_and_time_left(tmp_path: Path, capsys: pyt
     assert check == {"images": 800, "held_out_loss": 0.5}
 
 
+def test_the_time_left_may_be_days(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    TrainingLog(tmp_path, dataclasses.replace(SETTINGS, images=4_000_000)).report(Report(0, 10.0, 3e-4, False, {}))
+    assert "ETA 111:06:40" in capsys.readouterr().err
+
+
 def test_tensorboard_gets_the_same_values(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     log = TrainingLog(tmp_path, SETTINGS, tensorboard=True)

@@ -61,7 +61,7 @@ def test_bad_recipes_name_key_value_and_what_is_allowed(
         ("balance", "1.5", "a number from 0 to 1"),
         ("accumulate", "3", "a divisor of train.batch, which is 128"),
         ("ema_halflife", "0", "an integer from 1 to 4294967296"),
-        ("ema_halflife", "5\nema = 0.9", "allowed beside ema_halflife; give one of them"),
+        ("ema_halflife", "5\nema = 0.9", "allowed together with ema_halflife; give one of them"),
         ("checkpointing", '"yes"', "true or false"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from rarefy.cli import main
 from rarefy.execution import load_prepared
+from rarefy.manifest import parse_manifest
 from rarefy.models.folder import read_model_folder, write_model_folder
 from rarefy.project import checks
 from rarefy.training import loop
+from rarefy.training.card import render_card
 from rarefy.training.images import project_images
 from rarefy.training.log import read_log
 from rarefy.training.output import write_weights
@@ -110,6 +113,14 @@ def test_the_card_is_one_that_the_hub_takes(trained: Path) -> None:
     assert card.data.license == "unknown" and card.data.library_name == "rarefy" and card.data.model_name == "mine"
     assert "| 1 | Big bird | 13 | 10 |" in card.text
     assert "FID" in card.text and "{" not in card.text
+
+
+def test_the_manifest_in_the_card_is_valid(trained: Path) -> None:
+    path = trained / "mine" / "train.toml"
+    model = dataclasses.replace(read_model_folder(path.parent / "model"), name="My photos")
+    text = render_card(model, project_images(load_project(path)), {}).partition("```toml\n")[2].partition("```")[0]
+    manifest = parse_manifest(text.replace("path/to/this/folder", str(model.path)), path)
+    assert manifest.total == 40
 
 
 def test_finished_parts_are_skipped(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,6 +232,18 @@ def test_without_held_out_images_nothing_is_measured_on_training_images(
     assert "Not measured yet" in (tmp_path / "mine" / "model" / "README.md").read_text()
 
 
+def test_too_few_held_out_images_to_measure_quality_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_project(tmp_path)
+    shutil.rmtree(tmp_path / "mine" / "model" / "reference")
+    write_reference(tmp_path / "mine" / "model" / "reference", images(92).take(np.arange(52, 55)))
+    edit(path, "images = 160", "images = 16")
+    assert train(path, "diffusion") == 0
+    assert "train: quality is not measured: 3 held-out images are too few" in capsys.readouterr().err
+    assert "quality" not in provenance(path)
+
+
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
     """Somebody else's diffusion model without a classifier, and a train.toml for one."""
@@ -239,7 +262,9 @@ def foreign(tmp_path: Path) -> Path:
 def test_a_classifier_can_be_trained_for_somebody_elses_diffusion_model(foreign: Path) -> None:
     folder = foreign.parent / "model"
     weights = (folder / "unet.safetensors").read_bytes()
+    (folder / "README.md").write_text("their licence")
     assert train(foreign) == 0
+    assert (folder / "README.md").read_text() == "their licence"
     model = read_model_folder(folder)
     assert (model.name, model.schedule, model.diffusion_steps, model.recommended_scale) == (
         "theirs",

@@ -34,8 +34,8 @@ class PlanSummary:
     """A plan in numbers. classes: (id, name, images to make); estimated_seconds: None if weights are missing.
 
     digest: None for a model folder that is not trained yet, because the weights are part of it.
-    real: real images by class id, where they are known, and real_are: which ones those are; estimate: how the time was
-    estimated, or why it was not.
+    real: number of real images by class id, where known; real_are: which images were counted; estimate: how the
+    time was estimated, or why it was not.
     """
 
     name: str

@@ -71,7 +71,7 @@ class SmallAudit:
         return hits / len(images)
 
     def labels(self) -> NDArray[np.int64]:
-        """Classes to draw: those of the held-out images in random order, repeated if they are fewer."""
+        """Classes to draw: the classes of the held-out images in random order, repeated if there are too few."""
         order = np.random.default_rng(0).permutation(len(self.held_out))
         return np.resize(self.held_out.labels[order], self.images)
 

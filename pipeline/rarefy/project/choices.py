@@ -112,7 +112,7 @@ def balance(imbalance: float, name: str) -> tuple[float, str]:
     if name == "diffusion":
         return (
             0.5,
-            f"0.5 = halfway: drawn as often as all others, a class {imbalance:.0f} times smaller is learnt by heart",
+            f"0.5 = halfway: if all were drawn equally often, a class {imbalance:.0f} times smaller would be memorised",
         )
     return 1.0, "1 = all classes equally often: no class may be preferred because it has more images"
 

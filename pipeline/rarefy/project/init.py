@@ -23,6 +23,7 @@ from rarefy.project.networks import (
     classifier_config,
     find_hardware,
     largest_size,
+    supported_size,
     unet_config,
 )
 from rarefy.project.speed import time_training
@@ -107,9 +108,11 @@ def init(options: InitOptions, say: Say, progress: Progress) -> InitResult:
 
 
 def _check(options: InitOptions) -> None:
-    check_unused(options.out)
+    check_unused(options.out, options.data)
     if not 0 < options.held_out <= 0.5:
         raise DataError(bad("held-out", options.held_out, "a fraction above 0 and at most 0.5"))
+    if options.size is not None:
+        supported_size(options.size)
     if options.images is not None:
         check_integer(options.images, "images", 1, MAX_IMAGES)
     check_integer(options.seed, "seed", 0, MAX_SEED)
@@ -197,7 +200,7 @@ def _summary(choices: Choices) -> Iterator[str]:
     yield f"Hardware: {choices.hardware}; {choices.tier.why}."
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     if load > cores:
-        yield f"Other programs keep this machine busy (load {load:.1f}, {cores} cores): it can train faster than this."
+        yield f"Other programs keep this machine busy (load {load:.1f}, {cores} cores); without them, it trains faster."
     for part in choices.parts:
         network = "diffusion network" if part.name == "diffusion" else part.name
         yield (

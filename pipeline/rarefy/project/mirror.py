@@ -28,11 +28,11 @@ class Mirror:
 def measure_mirror(
     data: LabelledImages, rows: NDArray[np.int64], held_out: LabelledImages, step: Step | None = None
 ) -> Mirror:
-    """Recognise held-out images, plain and mirrored, by features that know nothing of this data.
+    """Recognise held-out images, plain and mirrored, with features that were not trained on this data.
 
     rows: of the images in ``data`` that are trained on; step(done, total) counts images. A ridge classifier is fitted
-    to the EfficientNet-lite0 features of training images. Mirroring is off if it makes clearly fewer held-out images
-    recognisable: by more than two standard errors of the paired difference.
+    to the EfficientNet-lite0 features of training images. Mirroring is off if clearly fewer held-out images are
+    recognised when mirrored: by more than two standard errors of the paired difference.
     """
     test = held_out.take(_some(np.arange(len(held_out)), MOST_TEST))
     if len(np.unique(test.labels)) < 2:

@@ -80,16 +80,21 @@ def choose_tier(hardware: Hardware, images: int) -> Tier:
 
 
 def largest_size(hardware: Hardware, tier: Tier) -> int:
-    """The largest size chosen by itself: a GPU with much memory trains 128 px, too."""
+    """The largest size chosen without ``--size``; a GPU with much memory also trains 128 px."""
     return 2 * tier.max_size if tier is LARGE and hardware.memory_bytes >= LARGE_GPU_BYTES else tier.max_size
+
+
+def supported_size(size: int) -> int:
+    """The size, if the networks can have it. Raises DataError."""
+    if size not in SIZES:
+        raise DataError(bad("size", size, f"one of {', '.join(map(str, SIZES))}"))
+    return size
 
 
 def choose_size(side: int, given: int | None, largest: int) -> tuple[int, str]:
     """The image size, and why. side: the typical smaller side of the images in pixels; given: the user's choice."""
     if given is not None:
-        if given not in SIZES:
-            raise DataError(bad("size", given, f"one of {', '.join(map(str, SIZES))}"))
-        return given, "as you asked"
+        return supported_size(given), "as you asked"
     if side < SIZES[0]:
         raise DataError(
             bad("size", f"{side} pixels", f"at least {SIZES[0]}; give --size {SIZES[0]} to enlarge the images")

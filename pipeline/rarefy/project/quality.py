@@ -1,4 +1,4 @@
-"""The measured quality of a trained model: its images beside as many real ones, against the held-out images."""
+"""The measured quality of a trained model: its images and as many real ones, compared with the held-out images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rarefy.training.samples import sampler_of
 
 IMAGES = 1000
 SHARE = 0.1
-"""Of the time that training took, which measuring may take too."""
+"""Measuring may take this fraction of the time that training took."""
 JUDGES = ("judge", "classifier")
 
 
 def measure_quality(model: ModelFolder, images: RealImages, device: torch.device) -> None:
-    """Write ``quality`` into the folder's provenance, unless it is that of the same weights already."""
+    """Write ``quality`` into the folder's provenance, unless it was measured with the same weights before."""
     path = model.path / "provenance.json"
     record = read_json(path)
     if images.held_out is None or "unet" not in model.files or not model.file("unet").exists():
@@ -36,10 +36,11 @@ def measure_quality(model: ModelFolder, images: RealImages, device: torch.device
     weights = {role: file_sha256(model.file(role)) for role in roles}
     if record.get("quality", {}).get("weights") == weights:
         return
-    say("measuring the images of the model")
     audit = small_audit(model, images, device, IMAGES)
     if audit is None:
+        say(f"quality is not measured: {len(images.held_out):,} held-out images are too few")
         return
+    say("measuring the images of the model")
     unet = prepare(load_network(lambda: build_network(model.unet, "unet"), model.file("unet"))[0], device)
     seconds = sum(entry["seconds"] for entry in record.values() if isinstance(entry, dict) and "seconds" in entry)
     measured, sampler = audit(unet, SHARE * seconds), sampler_of(model)
@@ -76,7 +77,7 @@ def find_judge(model: ModelFolder) -> str | None:
 
 
 def real_baseline(audit: SmallAudit, data: TrainingSet, count: int) -> dict[str, float]:
-    """What as many training images reach, of the same classes; the fraction on class is that of held-out images."""
+    """The metrics of as many training images of the same classes; the fraction on class is that of held-out images."""
     labels = audit.labels()[:count]
     rows = same_classes(data, labels)
     values = audit.measure(data.source.images[rows], data.source.labels[rows])

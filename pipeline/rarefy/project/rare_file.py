@@ -69,7 +69,7 @@ def _sampler(choices: Choices) -> list[Setting]:
             "start", "950", "noisiest of 1,000 time steps: from 999, networks after short training give glaring colours"
         ),
         Setting("precision", quote("exact"), '"fast" is bfloat16 where the hardware has it'),
-        Setting("batch", batch, "part of the run: another batch rounds differently"),
+        Setting("batch", batch, "images per batch; another batch size rounds differently"),
     ]
 
 

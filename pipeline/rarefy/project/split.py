@@ -15,7 +15,7 @@ from rarefy.errors import DataError, bad
 from rarefy.images import LabelledImages
 from rarefy.shards.writer import TAR_OWNER, encode_png
 
-SMALL_CLASS = 10  # a class with so many images gives at least two
+SMALL_CLASS = 10  # a class with at least so many images has at least two held out
 PER_SHARD = 1000
 
 
@@ -50,7 +50,7 @@ def split_off(data: LabelledImages, fraction: float, seed: int) -> Split:
     held_out = np.sort(np.concatenate(chosen))
     if not len(held_out):
         largest = int(np.bincount(data.labels).max())
-        allowed = "enough to hold one image of a class out; add images, or give a test set with --test"
+        allowed = "enough to hold out one image of a class; add images, or give a test set with --test"
         raise DataError(bad("data", f"at most {largest} different images per class", allowed))
     return Split(np.setdiff1d(np.arange(len(data)), held_out), held_out, tuple(bare))
 

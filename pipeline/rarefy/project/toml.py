@@ -62,17 +62,17 @@ def comment(text: str) -> str:
 
 def section(header: str, intro: str, settings: Sequence[Setting]) -> str:
     """A table: an introduction, its header (none for the top of a file) and its settings with aligned comments."""
-    column = max((len(str(s)) for s in settings if _beside(s)), default=0)
+    column = max((len(str(s)) for s in settings if _is_short(s)), default=0)
     lines = [comment(intro)] if intro else []
     lines += [header] if header else []
     for setting in settings:
-        beside = f"{setting!s:<{column}}   # {setting.why}"
-        if _beside(setting) and len(beside) <= WIDTH:
-            lines.append(beside)
+        line = f"{setting!s:<{column}}   # {setting.why}"
+        if _is_short(setting) and len(line) <= WIDTH:
+            lines.append(line)
         else:
             lines += [comment(setting.why), str(setting)]
     return "\n".join(lines)
 
 
-def _beside(setting: Setting) -> bool:
+def _is_short(setting: Setting) -> bool:
     return len(str(setting)) <= WIDEST and "\n" not in setting.value

@@ -1,4 +1,4 @@
-"""``rarefy train mine/train.toml``: all parts of a model of the user's, its measured quality and its card."""
+"""``rarefy train mine/train.toml``: trains all parts of a model, measures its quality and writes its card."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def train_project(path: Path, part: str | None, options: TrainOptions) -> dict[s
         if not first:
             return {}
         measure_quality(model, images, device)
-        write_card(model, images)
+        if project.base is None:  # the card of somebody else's model stays as it is
+            write_card(model, images)
         return read_json(project.folder / "provenance.json")
 
 

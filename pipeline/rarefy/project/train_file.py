@@ -1,4 +1,4 @@
-"""The text of ``train.toml``: what the training of a project's model is, and why."""
+"""The text of ``train.toml``: how a project's model is trained, and why."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def train_text(choices: Choices) -> str:
         section("[unet]", f"The diffusion network: {choices.tier.why}.", _network(choices.unet)),
         section(
             "[classifier_network]",
-            "The noise-aware classifier, which guides the sampling, and the judge: an encoder like that of [unet].",
+            "Network of the noise-aware classifier, which guides the sampling, and of the judge: the U-Net's encoder.",
             _network(choices.classifier),
         ),
         *(section(f"[{name}]", _INTRO[name], _training(choices, part)) for name, part in parts.items()),
@@ -35,7 +35,8 @@ _INTRO = {
     "diffusion": "Training of the diffusion network. More images make it better; if you raise the number after "
     "training, the same command continues.",
     "classifier": "Training of the classifier.",
-    "judge": "Training of the judge, a classifier of images without noise. It guides nothing, so it may judge.",
+    "judge": "Training of the judge, a classifier of images without noise. It does not guide the sampling, so it "
+    "judges independently.",
 }
 
 
@@ -90,7 +91,7 @@ def _network(network: NetworkConfig) -> list[Setting]:
 
 
 def _dropout(value: float) -> str:
-    return "slows down learning by heart" if value else "so small a network hardly learns by heart"
+    return "slows down memorising" if value else "none: so small a network hardly memorises images"
 
 
 def _training(choices: Choices, part: Part) -> list[Setting]:
@@ -112,5 +113,5 @@ def _training(choices: Choices, part: Part) -> list[Setting]:
         Setting("ema_halflife", number(max(part.images // 20, 1)), "images: half-life of the averaged weights"),
         Setting("flip", boolean(choices.mirror.flip), f"mirror half of the images; {choices.mirror.why}"),
         Setting("balance", number(share), why),
-        Setting("seed", str(choices.seed), "of all random numbers"),
+        Setting("seed", str(choices.seed), "of all random numbers in training"),
     ]

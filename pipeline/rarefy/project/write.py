@@ -22,8 +22,8 @@ from rarefy.training.project import load_project
 TRAIN_FILE, RARE_FILE, REFERENCE = "train.toml", "rare.toml", "reference"
 
 
-def check_unused(out: str) -> None:
-    """Raise OutputError unless nothing, or an empty folder, is there."""
+def check_unused(out: str, data: str) -> None:
+    """Raise OutputError unless ``out`` is new or an empty folder, and is not within the user's data."""
     path = Path(out)
     try:
         in_use = path.is_file() or (path.is_dir() and any(path.iterdir()))
@@ -31,6 +31,8 @@ def check_unused(out: str) -> None:
         raise OutputError(f"out: {out!r} cannot be read ({error.strerror})") from None
     if in_use:
         raise OutputError(bad("out", out, "a new or empty folder; choose another --out"))
+    if path.resolve().is_relative_to(Path(data).resolve()):
+        raise OutputError(bad("out", out, f"a folder outside the images in {data!r}; choose another --out"))
 
 
 def write_project(choices: Choices, held_out: LabelledImages, out: str) -> None:
@@ -46,15 +48,23 @@ def write_project(choices: Choices, held_out: LabelledImages, out: str) -> None:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its name at the end; after an error nothing of it is left."""
+    """A temporary folder that becomes ``out``; after an error nothing of it is left.
+
+    If ``out`` exists, its content moves there, because ``out`` may be a mount point or the working folder.
+    """
     temporary: Path | None = None
     try:
-        out = out.absolute()
+        out = out.resolve()
+        exists = out.is_dir()
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=out if exists else out.parent, prefix=f".{out.name}."))
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        temporary.rename(out)
+        if exists:
+            for path in sorted(temporary.iterdir()):
+                path.rename(out / path.name)
+        else:
+            temporary.chmod(0o777 & ~_umask())
+            temporary.rename(out)
     except OSError as error:
         raise OutputError(f"out: {str(out)!r} cannot be written ({error.strerror})") from error
     finally:

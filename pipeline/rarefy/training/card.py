@@ -29,7 +29,7 @@ def write_card(model: ModelFolder, images: RealImages) -> None:
 
 def render_card(model: ModelFolder, images: RealImages, record: Mapping[str, Any]) -> str:
     """The card: metadata, what the model is, how to sample from it, its quality and its training images."""
-    sections = (_front_matter(model), _summary(model, images), _usage(model), _quality(record), _parts(record))
+    sections = (_front_matter(model), _summary(model, images), _usage(), _quality(record), _parts(record))
     return "\n".join((*sections, _classes(model, images)))
 
 
@@ -52,26 +52,24 @@ def _summary(model: ModelFolder, images: RealImages) -> str:
     colour = "grey" if model.channels == 1 else "colour"
     kind = "class-conditional" if model.num_classes is not None else "unconditional"
     classifier = " with a noise-aware classifier" if "classifier" in model.files else ""
-    held_out = 0 if images.held_out is None else len(images.held_out)
     return f"""# {model.name}
 
 {model.description}
 
 A {kind} diffusion model{classifier} for {colour} images of {model.image_size} x {model.image_size} pixels.
-It was trained on {len(images.train):,} images of {len(model.class_names):,} classes. Its quality was measured on
-{held_out:,} held-out images, which no training step saw.
+It was trained on {len(images.train):,} images of {len(model.class_names):,} classes.
 
 rarefy does not know the licence of the training images: replace `unknown` at the top of this file.
 """
 
 
-def _usage(model: ModelFolder) -> str:
-    return f"""## Use
+def _usage() -> str:
+    return """## Use
 
 A manifest that names this folder (`rare.toml`):
 
 ```toml
-name = {json.dumps(model.name)}
+name = "rare"
 [model]
 path = "path/to/this/folder"
 [classes]
@@ -94,11 +92,16 @@ def _quality(record: Mapping[str, Any]) -> str:
         for key, label in METRICS.items()
         if key in quality
     ]
-    judge = f" On class: as the {quality['judged_by']} sees it." if quality["judged_by"] else ""
+    judge = (
+        f"\nOn class: fraction of images whose class the {quality['judged_by']} recognises."
+        if quality["judged_by"]
+        else ""
+    )
     return f"""## Quality
 
 {quality["sample_images"]:,} images of the model ({quality["sampler"]}) and as many training images, measured against
-{quality["reference_images"]:,} held-out images. FID depends on these numbers: other tables are not comparable.{judge}
+{quality["reference_images"]:,} held-out images, which no training step saw. FID depends on these numbers of images, so
+compare it only within this table.{judge}
 
 | | this model | real images |
 |---|---|---|

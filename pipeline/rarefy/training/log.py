@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +28,8 @@ class TrainingLog:
     def report(self, report: Report) -> None:
         """Print a report and append it to the log."""
         images, total = report.step * self.settings.batch, self.settings.images
-        left = max(total - images, 0) / report.images_per_s
-        eta = time.strftime("%H:%M:%S", time.gmtime(left))
+        minutes, seconds = divmod(int(max(total - images, 0) / report.images_per_s), 60)
+        eta = f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
         print(
             f"{images:,}/{total:,} images  {report.images_per_s:.0f}/s  ETA {eta}  {figures(report.means)}",
             file=sys.stderr,

@@ -126,14 +126,14 @@ class Project:
 def load_project(path: Path) -> Project:
     """Read and check a ``train.toml``; relative paths in it start at its folder. Raises ManifestError."""
     table = read_toml(path)
-    known_keys(table, "", (*DATA_KEYS, *MODEL_KEYS, *NETWORK_KEYS))
+    known_keys(table, "", (*DATA_KEYS, *MODEL_KEYS, *NETWORK_KEYS), path.name)
     folder = path.parent.absolute() / Path(get_text(table, "model")).expanduser()
     base = _base(table, folder)
     size = get_integer(table, "image_size", 4, MAX_SIDE) if base is None else base.image_size
     if not (parts := [part for part in PARTS if part in table]):
         raise ManifestError(bad("recipe", str(path), f"a file with at least one of the tables {', '.join(PARTS)}"))
     if "judge" in parts and "classifier" not in parts:
-        raise ManifestError(bad("judge", "a table", "allowed without [classifier], whose network it has too"))
+        raise ManifestError(bad("judge", "a table", "allowed without [classifier], whose architecture it has"))
     if "classifier" in parts and "classifier_network" not in table:
         raise ManifestError(bad("classifier_network", None, "a table that describes the network of [classifier]"))
     return Project(
@@ -142,7 +142,7 @@ def load_project(path: Path) -> Project:
         description=get_text(table, "description", base.description if base else "trained by rarefy"),
         data=data_folder(table, path),
         folder=folder,
-        reference=Path(get_path(table, "reference", path.parent) or folder / "reference"),
+        reference=_reference(table, path, folder),
         image_size=size,
         channels=_channels(table) if base is None else base.channels,
         class_names=_class_names(table),
@@ -174,6 +174,14 @@ def _base(table: Table, folder: Path) -> ModelFolder | None:
     if model.classifier is not None and not (folder / "training" / "classifier").exists():
         raise ManifestError(bad("model", str(folder), "a model without a classifier: it has one already"))
     return model
+
+
+def _reference(table: Table, path: Path, folder: Path) -> Path:
+    """The held-out images: those that the file names, which must exist, or else those in the model folder."""
+    named = get_path(table, "reference", path.parent)
+    if named is not None and not Path(named).exists():
+        raise ManifestError(bad("reference", named, "a folder of held-out images that exists"))
+    return folder / "reference" if named is None else Path(named)
 
 
 def _part(table: Table, part: str, image_size: int) -> TrainSettings:

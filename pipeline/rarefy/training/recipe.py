@@ -112,7 +112,8 @@ def read_toml(path: Path) -> dict[str, object]:
     except tomllib.TOMLDecodeError as error:
         raise ManifestError(f"recipe: {str(path)!r} is not TOML ({error})") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"recipe: {str(path)!r} cannot be read ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ManifestError(f"recipe: {str(path)!r} cannot be read ({reason})") from error
 
 
 def values_text(values: Mapping[str, object]) -> str:

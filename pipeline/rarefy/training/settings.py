@@ -12,7 +12,7 @@ MAX_IMAGES = 2**32
 MAX_SEED = 2**32 - 1  # torch's CPU generator uses no more bits
 PRECISIONS = ("bfloat16", "tf32", "float32")
 SAME_WEIGHTS = ("accumulate", "checkpointing")
-"""Settings that change speed and memory, but the weights by rounding at most."""
+"""Settings that change speed and memory; they change the weights by rounding errors at most."""
 LENGTH = ("images", "decay")
 """Settings that may change when a run is continued."""
 
@@ -69,7 +69,7 @@ def read_settings(table: Table, name: str, image_size: int, flip: bool) -> Train
     """The settings in a recipe's table called ``name``. flip: its default. Raises ManifestError."""
     known_keys(table, name, [field.name for field in fields(TrainSettings)])
     if "ema" in table and "ema_halflife" in table:
-        raise ManifestError(bad(f"{name}.ema", table["ema"], "allowed beside ema_halflife; give one of them"))
+        raise ManifestError(bad(f"{name}.ema", table["ema"], "allowed together with ema_halflife; give one of them"))
     default = TrainSettings
     halflife = "ema_halflife" in table
     settings = TrainSettings(
