@@ -132,7 +132,10 @@ def test_one_file_is_a_data_set(tmp_path: Path) -> None:
         ({"a/x.txt": b"", "b/": b"", "c.zip": b""}, r"it has 1 \.zip file, 2 folders without images"),
         ({"train-labels-idx1-ubyte": b""}, "no IDX file of images"),
         ({".git/x.png": PNG}, "it has nothing"),
-        ({"train-images-idx3-ubyte": b"\0\0\x08\3" + b"\0\0\0\1" * 3 + b"\0"}, r"unsigned bytes \(No such file or directory\)"),
+        (
+            {"train-images-idx3-ubyte": b"\0\0\x08\3" + b"\0\0\0\1" * 3 + b"\0"},
+            r"unsigned bytes \(No such file or directory\)",
+        ),
         ({}, "it has nothing"),
     ],
 )
