@@ -14,6 +14,7 @@ from rarefy.images.items import Item, Source
 from rarefy.images.labelled import LabelledImages
 from rarefy.images.names import ClassNames, match_classes
 from rarefy.images.passes import Progress, in_order
+from rarefy.images.report import skipped_lines
 from rarefy.images.sources import open_source
 
 CACHE_ABOVE_BYTES = 512 << 20
@@ -60,6 +61,7 @@ def load_images(
         class_names=found.class_names if classes is None else classes.names,
         keys=tuple(item.key for item in kept),
         broken=tuple(str(found.items[row].place) for row in decoded.broken),
+        skipped=tuple(skipped_lines(found.skipped)),
     )
 
 

@@ -93,9 +93,14 @@ def _lines(found: Inspection) -> Iterator[str]:
     yield from _duplicate_lines(found.duplicates)
     if found.skipped:
         yield "Not used:"
-        yield from (f"  {reason}: {tally.count:,} ({_named(tally)})" for reason, tally in found.skipped.items())
+        yield from (f"  {line}" for line in skipped_lines(found.skipped))
     else:
         yield "Nothing was skipped."
+
+
+def skipped_lines(skipped: Mapping[str, Tally]) -> Iterator[str]:
+    """What was not used: a reason, how many there were, and the first few."""
+    return (f"{reason}: {tally.count:,} ({_named(tally)})" for reason, tally in skipped.items())
 
 
 def _class_lines(counts: Mapping[str, int]) -> Iterator[str]:
