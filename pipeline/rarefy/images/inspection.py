@@ -16,7 +16,7 @@ from rarefy.images.items import Item, Source
 from rarefy.images.names import check_distinct
 from rarefy.images.passes import Progress, in_order
 from rarefy.images.report import PAIRS, Duplicates, Inspection
-from rarefy.images.sources import open_source
+from rarefy.images.sources import CLASS_FOLDERS, open_source
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def _look(image: Image.Image) -> Facts:
 
 def _count(result: Inspection, found: Source, row: int, facts: Facts) -> None:
     item = found.items[row]
+    result.nested += found.format == CLASS_FOLDERS and item.key.count("/") > 1
     result.counts[found.class_names[item.label]] += 1
     result.sizes[facts.size] += 1
     result.modes[facts.mode] += 1
