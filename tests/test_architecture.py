@@ -16,7 +16,7 @@ LEVELS = (
     ("device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("fast",),
-    ("diffusion", "execution", "fill"),
+    ("diffusion", "digest", "execution", "fill"),
     ("manifest",),
     ("plan",),
     ("generate", "training"),

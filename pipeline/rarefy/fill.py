@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rarefy.errors import ManifestError, bad
 from rarefy.fields import Table, check_integer, get_integer, get_path, get_table, known_keys
-from rarefy.images import match_classes, open_source
+from rarefy.images import class_ids, open_source
 from rarefy.models.folder import ModelFolder
 
 COUNTED_BY = ("per_class", "total", "counts", "fill")
@@ -79,12 +79,9 @@ def _parse(table: Table, folder: Path) -> Fill:
 def count_real(data: str, model: ModelFolder) -> dict[int, int]:
     """Real images by class id of the model, for each of its classes. Images are listed, not read."""
     source = open_source(data)
-    classes = model.classes
-    used = sorted({item.label for item in source.items})
-    matches = match_classes([source.class_names[label] for label in used], classes.names, classes.wordnet_ids)
-    ids = dict(zip(used, matches, strict=True))
+    ids = class_ids(source, model.classes)
     found = Counter(ids[item.label] for item in source.items)
-    return {class_id: found[class_id] for class_id in range(len(classes.names))}
+    return {class_id: found[class_id] for class_id in range(model.classifier_classes)}
 
 
 def trained_on(model: ModelFolder) -> dict[int, int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from rarefy.diffusion.sampler import SamplerSettings
 from rarefy.diffusion.schedule import RESPACINGS
+from rarefy.digest import digest_of
 from rarefy.errors import ManifestError, bad
 from rarefy.fields import (
     Table,
@@ -28,9 +27,9 @@ from rarefy.fields import (
 )
 from rarefy.fill import COUNTED_BY, Fill, Filled, count_real, missing, resolve_fill
 from rarefy.gates import Gate, check_measurable, parse_gates
-from rarefy.guidance.base import Term, import_path
+from rarefy.guidance.base import Term
 from rarefy.guidance.registry import parse_term
-from rarefy.models.folder import CONFIG, ModelFolder, sampling_config
+from rarefy.models.folder import CONFIG, ModelFolder
 from rarefy.models.run_model import read_run_model
 from rarefy.models.source import ModelSpec, read_model_table
 from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE, RUN_FILE
@@ -111,9 +110,9 @@ def load_manifest(path: str | Path, fill: Fill | None = None) -> Manifest:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
     folder = Path(path).parent
-    beside, claimed = folder / MODEL_FILE, folder / RUN_FILE
-    of_run = Path(path).name == MANIFEST_FILE and beside.is_file() and claimed.is_file()
-    model = read_run_model(beside.read_bytes(), str(beside)) if of_run else None
+    stored, claimed = folder / MODEL_FILE, folder / RUN_FILE
+    of_run = Path(path).name == MANIFEST_FILE and stored.is_file() and claimed.is_file()
+    model = read_run_model(stored.read_bytes(), str(stored)) if of_run else None
     return parse_manifest(text, str(path), model, fill)
 
 
@@ -156,7 +155,8 @@ def parse_manifest(text: str, source: str, model: ModelSpec | None = None, fill:
         _check_without_classifier(manifest)
     if manifest.total > MAX_SHARDS * manifest.shard_size:
         raise ManifestError(bad("classes", manifest.total, f"at most {MAX_SHARDS} shards of output.shard_size images"))
-    return dataclasses.replace(manifest, digest=_digest(manifest, get_table(root, "model")))
+    hashed = {each.name: getattr(manifest, each.name) for each in dataclasses.fields(Manifest)}
+    return dataclasses.replace(manifest, digest=digest_of(hashed, get_table(root, "model")))
 
 
 def _check_schedule(model: ModelSpec) -> None:
@@ -274,47 +274,3 @@ def _bounds(table: Table, field: str, highest: float) -> Bounds:
     if low > high:
         raise ManifestError(bad(f"{field}.min", low, f"at most {field}.max = {high!r}"))
     return Bounds(low, high)
-
-
-def _digest(manifest: Manifest, written: Table) -> str:
-    """sha256 of all fields but text, gates and real.
-
-    Weights count by their hash if given, else by their path as written. A model folder counts by what
-    its images depend on, and not by its name or its place.
-    """
-    model = manifest.model
-    content = {field.name: _plain(getattr(manifest, field.name)) for field in _hashed_fields()}
-    content |= {"": "Manifest", "digest": "", "text": "", "format": 1}
-    if model.source is None:
-        content["model"] = [
-            model.folder.name,
-            model.checkpoint_sha256 or written.get("checkpoint", ""),
-            model.classifier_sha256 or written.get("classifier", ""),
-        ]
-    else:
-        content["model"] = [sampling_config(model.folder), model.checkpoint_sha256, model.classifier_sha256]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _hashed_fields() -> list[dataclasses.Field[object]]:
-    apart = ("model", "digest", "text", "gates", "real")
-    return [field for field in dataclasses.fields(Manifest) if field.name not in apart]
-
-
-def _plain(value: object) -> object:
-    """The value as JSON types. A dataclass includes its class name, so that two kinds of term never look alike."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        omitted = {f.name for f in dataclasses.fields(value) if f.metadata.get("later") and fields[f.name] is None}
-        kept = {name: _plain(item) for name, item in fields.items() if name not in omitted}
-        return {"": _class_name(type(value)), **kept}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _class_name(kind: type) -> str:
-    """The class's name; for a plug-in, its import path."""
-    return kind.__name__ if kind.__module__.startswith("rarefy.") else import_path(kind)

@@ -137,3 +137,12 @@ def test_exit_codes(
     told = capsys.readouterr().out
     assert ("problem: state: 1 of 3 shards are not committed" in told) == partial
     assert ("gate failed: on_class_rate (all) is " in told) == (gate > 1)
+
+
+def test_what_is_not_used_of_the_reference_is_named(real_folder: Path) -> None:
+    (real_folder / "3" / "notes.txt").write_text("")
+    (real_folder / ".cache").mkdir()
+    found = load_reference(find_model("fashion-mnist-28"), str(real_folder))
+    assert found is not None
+    unused = "not used: hidden files and folders: 1 (.cache); not used: files that are not images: 1 (3/notes.txt)"
+    assert found.source == f"{real_folder} (random halves of each class; {unused})"

@@ -120,6 +120,19 @@ def test_palettes_with_equal_indices_are_no_duplicates_and_grey_sets_need_one_ch
     assert "all images are grey" in found.text() and "No image occurs twice." in found.text()
 
 
+@pytest.mark.parametrize("names", [("Cat", "cat"), ("t shirt", "T-shirt"), ("01", "1")])
+def test_classes_with_equal_names_are_refused_before_anything_is_read(names: tuple[str, str], tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{name}/1.png": b"" for name in (*names, "dog")})
+    with pytest.raises(DataError, match=r"data: the classes '.*' and '.*' have equal names: case, spaces"):
+        inspect_images(tmp_path)
+
+
+def test_a_folder_around_the_class_folders_is_noticed(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"archive/{name}/1.png": colour(1) for name in ("cat", "dog")})
+    assert "If the folders within 'archive' are the classes, give the path" in inspect_images(tmp_path).text()
+    assert "only one class" not in inspect_images(write_files(tmp_path / "flat", {"cat/1.png": colour(1)})).text()
+
+
 def test_progress_ends_at_the_total(planted: Path) -> None:
     seen: list[tuple[int, int]] = []
     inspect_images(planted, progress=lambda done, total: seen.append((done, total)))

@@ -85,7 +85,9 @@ def test_labels_that_are_refused(label: str | bytes, told: str, tmp_path: Path) 
         ({"k.png": PNG[0], "k.json": b"{"}, "json of sample 'k' .* cannot be read"),
         ({"k.png": PNG[0], "k.json": b'{"class_name": 3}'}, "sample 'k' .*class_name: 3 is not text"),
         ({"k.png": PNG[0], "k.json": b"[1]"}, "sample 'k' .* has no .cls and no .json with a class_name"),
-        ({}, "at least one sample"),
+        ({"k.png": PNG[0], "k.json": b"[" * 100_000}, "json of sample 'k' .* cannot be read"),
+        ({}, "at least one KEY.png"),
+        ({"k.left.png": PNG[0]}, r"at least one KEY.png .*; members other than .*: a.tar k.left.png"),
         ({"a\nb.png": PNG[0]}, "name cannot be printed"),
     ],
 )

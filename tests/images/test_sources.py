@@ -36,13 +36,13 @@ def test_class_folders_with_everything_that_people_leave_in_them(tmp_path: Path)
     counts = {reason: tally.count for reason, tally in source.skipped.items()}
     assert counts == {
         "hidden files and folders": 5,
-        "images beside the class folders": 1,
+        "images outside of class folders": 1,
         "files that are not images": 5,
-        "class folders without images": 2,
+        "classes without images": 2,
         "broken links and special files": 2,
         "links to a folder that contains them": 1,
     }
-    assert set(source.skipped["class folders without images"].first) == {"empty", "only text"}
+    assert set(source.skipped["classes without images"].first) == {"empty", "only text"}
 
 
 def test_classes_may_be_links_to_folders(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_split_folders(tmp_path: Path) -> None:
     train, test = open_source(tmp_path), open_source(tmp_path, "test")
     assert (keys(train), keys(test)) == (["a/1.png", "b/1.png"], ["a/2.png"])
     assert train.skipped["files and folders of other splits"].first == ["Val"]
-    assert train.skipped["other files and folders beside the data"].first == ["README.md"]
+    assert train.skipped["other files and folders next to the data"].first == ["README.md"]
     assert has_split(tmp_path, "test")
     write_files(tmp_path, {"test/a/3.png": PNG})
     assert keys(open_source(tmp_path, "test")) == ["a/3.png"]
@@ -68,14 +68,25 @@ def test_split_folders(tmp_path: Path) -> None:
 def test_a_test_folder_without_classes_is_no_split(tmp_path: Path) -> None:
     write_files(tmp_path, {"train/a/1.png": PNG, "test/1.png": PNG})
     assert keys(open_source(tmp_path)) == ["a/1.png"] and not has_split(tmp_path, "test")
-    assert open_source(tmp_path).skipped["other files and folders beside the data"].first == ["test"]
+    assert open_source(tmp_path).skipped["other files and folders next to the data"].first == ["test"]
+
+
+def test_folders_next_to_the_splits(tmp_path: Path) -> None:
+    write_files(tmp_path, {"train/a/1.png": PNG, "test/a/2.png": PNG, "meta/x.xml": b""})
+    assert keys(open_source(tmp_path)) == ["a/1.png"] and keys(open_source(tmp_path, "test")) == ["a/2.png"]
+    assert open_source(tmp_path).skipped["other files and folders next to the data"].first == ["meta"]
+    write_files(tmp_path, {"unlabeled/3.png": PNG})
+    with pytest.raises(DataError, match="has the splits test and train, and images in 'unlabeled'; move that folder"):
+        open_source(tmp_path)
 
 
 def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
     write_files(tmp_path, {"train/1.png": PNG, "truck/1.png": PNG})
     assert open_source(tmp_path).class_names == ("train", "truck")
     with pytest.raises(DataError, match="have no class folders"):
-        open_source(write_files(tmp_path / "two", {"test/1.png": PNG, "train/1.png": PNG}))
+        open_source(write_files(tmp_path / "two", {"test/1.png": PNG, "train/1.png": PNG, "meta/x.xml": b""}))
+    write_files(tmp_path / "three", {"train/old/1.png": PNG, "truck/1.png": PNG})
+    assert open_source(tmp_path / "three").class_names == ("train", "truck")
 
 
 def test_splits_by_the_names_of_shards(tmp_path: Path) -> None:
@@ -85,7 +96,7 @@ def test_splits_by_the_names_of_shards(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert keys(source) == ["train-0/k", "train-1/k"] and keys(open_source(tmp_path, "test")) == ["k"]
     assert source.skipped["files and folders of other splits"].first == ["test-0.tar"]
-    assert source.skipped["other files and folders beside the data"].first == ["index.json"]
+    assert source.skipped["other files and folders next to the data"].first == ["index.json"]
     write_tar(tmp_path / "more.tar", TAR_MEMBERS)
     with pytest.raises(DataError, match=r"more\.tar' to none"):
         open_source(tmp_path)
@@ -118,9 +129,13 @@ def test_one_file_is_a_data_set(tmp_path: Path) -> None:
         ({"b.tar": b"", "c.parquet": b""}, r"has both \.tar shards and Parquet files"),
         ({"audit/1.png": PNG, "shards/b.tar": b""}, r"has both class folders and \.tar shards in 'shards'"),
         ({"1.png": PNG, "2.png": PNG}, r"it has 2 \.png files; put each image into a folder named by its class"),
-        ({"a/x.txt": b"", "b/": b"", "c.zip": b""}, r"it has 1 \.zip files, 2 folders without images"),
+        ({"a/x.txt": b"", "b/": b"", "c.zip": b""}, r"it has 1 \.zip file, 2 folders without images"),
         ({"train-labels-idx1-ubyte": b""}, "no IDX file of images"),
         ({".git/x.png": PNG}, "it has nothing"),
+        (
+            {"train-images-idx3-ubyte": b"\0\0\x08\3" + b"\0\0\0\1" * 3 + b"\0"},
+            r"unsigned bytes \(No such file or directory\)",
+        ),
         ({}, "it has nothing"),
     ],
 )
@@ -128,6 +143,11 @@ def test_what_is_no_data_set(files: dict[str, bytes], told: str, tmp_path: Path)
     with pytest.raises(DataError, match=told) as caught:
         open_source(write_files(tmp_path, files))
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is nothing at this path"):
+        open_source(tmp_path / "nowhere")
 
 
 def test_names_that_cannot_be_printed_are_refused(tmp_path: Path) -> None:

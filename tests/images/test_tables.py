@@ -55,8 +55,13 @@ def test_a_folder_of_the_hub(tmp_path: Path) -> None:
     assert model.labels.tolist() == [(1, 2)[label] for label in LABELS]
     found = inspect_images(tmp_path)
     assert found.counts == {"cat": 3, "owl": 4}
-    assert found.skipped["other files and folders beside the data"].first == ["README.md"]
+    assert found.skipped["other files and folders next to the data"].first == ["README.md"]
     assert found.skipped["files and folders of other splits"].count == 1
+
+
+def test_classes_without_rows_are_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", table({"image": STRUCTS[:1], "label": [1]}, FEATURES))
+    assert open_source(tmp_path).skipped["classes without images"].first == ["owl"]
 
 
 def test_what_save_to_disk_leaves(tmp_path: Path) -> None:

@@ -44,6 +44,15 @@ def test_extremes_stay_finite(logit: float, entropy: float, margin: float) -> No
     assert float(scores.margin) == pytest.approx(margin, abs=1e-6)
 
 
+def test_a_single_class_is_certain() -> None:
+    scores = score_images(
+        lambda x, t: torch.tensor([[3.0]]), torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([0])
+    )
+    of_image = scores.of_image(0)
+    assert (of_image.predicted_id, of_image.confidence, of_image.margin) == (0, 1.0, 1.0)
+    assert (of_image.entropy, of_image.entropy_normalized) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("accept", "expected"),
     [

@@ -317,10 +317,13 @@ def test_unreadable_images_are_an_error_unless_the_file_leaves_them_out(
 ) -> None:
     path = write_project(tmp_path)
     (tmp_path / "photos" / "cat" / "2.png").write_bytes(b"no image")
+    (tmp_path / "photos" / "cat" / "notes.txt").write_text("")
     edit(path, "images = 480", "images = 16")
     assert train(path, "classifier") == 2
     assert "2.png is not a readable image" in capsys.readouterr().err
     edit(path, 'name = "mine"', 'name = "mine"\nskip_broken = true')
     assert train(path, "classifier") == 0
-    assert "1 images that cannot be read are left out: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "train: not used: files that are not images: 1 (cat/notes.txt)" in told
+    assert "1 images that cannot be read are left out: " in told
     assert provenance(path)["classifier"]["classes"]["cat"] == 12

@@ -152,7 +152,10 @@ def _equal_rows(run: RunData, reference: Reference, k: int) -> tuple[NDArray[np.
     class_ids, held_out = run.measured.class_id, reference.held_out.labels
     rows = rows_within(class_ids, {each: int((held_out == each).sum()) for each in np.unique(class_ids)})
     if len(rows) <= k:
-        raise DataError(bad("images measured", len(rows), f"more than k = {k} images of classes in the reference"))
+        raise DataError(
+            f"reference: it has real images for the comparison of only {len(rows)}, and the metrics need more than "
+            f"k = {k}; give more real images of the run's classes with --reference"
+        )
     counts = {int(each): int((class_ids[rows] == each).sum()) for each in np.unique(class_ids)}
     return rows, rows_within(held_out, counts)
 

@@ -19,6 +19,7 @@ class Scores:
 
     predicted_id: int64, the most probable class; confidence: p(y) of the target class; entropy: of the class
     probabilities, in nats; entropy_normalized: entropy / log K; margin: highest minus second highest probability.
+    With a single class (K = 1) entropy_normalized is 0 and margin is 1.
     """
 
     predicted_id: Tensor
@@ -61,13 +62,14 @@ def score_images(classifier: Callable[[Tensor, Tensor], Tensor], images: Tensor,
     x = images.float() / 127.5 - 1
     log_probs = classifier(x, torch.zeros(len(x), device=x.device)).float().log_softmax(dim=1)
     probs = log_probs.exp()
-    top = probs.topk(2, dim=1)
+    top = torch.cat([probs, torch.zeros_like(probs[:, :1])], dim=1).topk(2, dim=1)  # a second one, even if K = 1
     nats = entropy(log_probs)
+    most = math.log(max(2, probs.shape[1]))
     return Scores(
         predicted_id=top.indices[:, 0].cpu(),
         confidence=probs.gather(1, y[:, None])[:, 0].cpu(),
         entropy=nats.cpu(),
-        entropy_normalized=(nats / math.log(probs.shape[1])).cpu(),
+        entropy_normalized=(nats / most).cpu(),
         margin=(top.values[:, 0] - top.values[:, 1]).cpu(),
     )
 

@@ -3,7 +3,7 @@
 from rarefy.images.decode import IMAGE_SUFFIXES, decode_image
 from rarefy.images.inspection import inspect_images
 from rarefy.images.labelled import LabelledImages
-from rarefy.images.loading import load_images
+from rarefy.images.loading import class_ids, load_images
 from rarefy.images.names import ClassNames, match_classes
 from rarefy.images.report import Inspection
 from rarefy.images.sources import has_split, open_source
@@ -13,6 +13,7 @@ __all__ = [
     "ClassNames",
     "Inspection",
     "LabelledImages",
+    "class_ids",
     "decode_image",
     "has_split",
     "inspect_images",

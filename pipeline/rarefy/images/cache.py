@@ -69,7 +69,7 @@ def _write(folder: Path, shape: tuple[int, int, int, int], rows: Iterable[Row]) 
 
     Plain writes, because a memory map on a full disk would kill the process.
     """
-    for left in folder.parent.glob(f"{folder.name}.part-*"):  # of a process that was killed
+    for left in folder.parent.glob(f"{folder.name}.part-*"):  # left by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     private = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.part-"))
     broken: dict[int, str] = {}

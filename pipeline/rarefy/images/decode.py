@@ -85,7 +85,7 @@ def one_line_causes() -> Iterator[None]:
 
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Without the decoders' own warnings: what they warn of is either refused here or harmless.
+    """Silences the decoders' own warnings: what they warn of is either refused here or harmless.
 
     Python's filters belong to the process, so enter this once, around all threads that decode. It is also a decorator.
     """

@@ -13,8 +13,8 @@ from rarefy.images.names import is_printable, natural_order
 
 HIDDEN = "hidden files and folders"
 OTHER = "files that are not images"
-BESIDE = "images beside the class folders"
-EMPTY = "class folders without images"
+UNSORTED = "images outside of class folders"
+EMPTY = "classes without images"
 LINKS = "broken links and special files"
 LOOPS = "links to a folder that contains them"
 
@@ -51,7 +51,7 @@ def read_folders(root: Path, skipped: Skipped) -> Source:
         elif entry.is_dir():
             classes.append(entry.name)
         elif entry.is_file():
-            skipped[BESIDE if is_image(entry.name) else OTHER].add(entry.name)
+            skipped[UNSORTED if is_image(entry.name) else OTHER].add(entry.name)
         else:
             skipped[LINKS].add(entry.name)
     found: list[Found] = []

@@ -60,4 +60,5 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             raise ValueError("not unsigned bytes")
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise DataError(f"data: {path} is not a readable IDX file of unsigned bytes ({error})") from error
+        cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise DataError(f"data: {path} is not a readable IDX file of unsigned bytes ({cause})") from error

@@ -13,9 +13,10 @@ from PIL import Image
 from rarefy.errors import DataError
 from rarefy.images.decode import GREY_MODES, BrokenImageError, one_line_causes, orientation, quiet_decoders, upright
 from rarefy.images.items import Item, Source
+from rarefy.images.names import check_distinct
 from rarefy.images.passes import Progress, in_order
 from rarefy.images.report import PAIRS, Duplicates, Inspection
-from rarefy.images.sources import open_source
+from rarefy.images.sources import CLASS_FOLDERS, open_source
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ def inspect_images(
 ) -> Inspection:
     """Read every image of a data set once, in threads, and say what is there.
 
-    skip_broken: count images that cannot be read instead of raising. Raises DataError: for no data set, and for broken
-    images, naming the first and their number.
+    skip_broken: count images that cannot be read instead of raising. Raises DataError: for no data set, for
+    classes with equal names, and for broken images, naming the first and their number.
     """
     found = open_source(source, split)
+    check_distinct(found.class_names)
     result = Inspection(found.path, found.format, dict.fromkeys(found.class_names, 0), skipped=found.skipped)
     first: dict[bytes, int] = {}
     cause = ""
@@ -80,6 +82,7 @@ def _look(image: Image.Image) -> Facts:
 
 def _count(result: Inspection, found: Source, row: int, facts: Facts) -> None:
     item = found.items[row]
+    result.nested += found.format == CLASS_FOLDERS and item.key.count("/") > 1
     result.counts[found.class_names[item.label]] += 1
     result.sizes[facts.size] += 1
     result.modes[facts.mode] += 1

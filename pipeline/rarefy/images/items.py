@@ -103,7 +103,7 @@ class Found:
 
 
 def make_source(path: Path, form: str, found: Iterable[Found], skipped: Skipped, names: Sequence[str] = ()) -> Source:
-    """Number the classes in natural order. names: classes that exist even without an image (default: those found)."""
+    """Number the classes in natural order. names: the classes, even those without images (default: the images')."""
     images = list(found)
     ordered = names or sorted({image.class_name for image in images}, key=natural_order)
     ids = {name: number for number, name in enumerate(ordered)}

@@ -17,6 +17,7 @@ class LabelledImages:
 
     keys: one name per image: its file within the folder or its key within the shards; empty if images have no names.
     broken: names of the images that were left out because they cannot be read; empty unless the caller allowed it.
+    skipped: what else the data have, one text per reason (``skipped_lines``).
     """
 
     images: NDArray[np.uint8]
@@ -24,6 +25,7 @@ class LabelledImages:
     class_names: tuple[str, ...]
     keys: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

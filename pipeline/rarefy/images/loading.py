@@ -14,6 +14,7 @@ from rarefy.images.items import Item, Source
 from rarefy.images.labelled import LabelledImages
 from rarefy.images.names import ClassNames, match_classes
 from rarefy.images.passes import Progress, in_order
+from rarefy.images.report import skipped_lines
 from rarefy.images.sources import open_source
 
 CACHE_ABOVE_BYTES = 512 << 20
@@ -42,7 +43,7 @@ def load_images(
     Raises DataError, which names path and cause.
     """
     found = open_source(source, split)
-    ids = range(len(found.class_names)) if classes is None else _ids(found, classes)
+    ids = range(len(found.class_names)) if classes is None else class_ids(found, classes)
     shape = (len(found.items), channels, size, size)
     if int(np.prod(shape)) > cache_above_bytes:
         decoded = cached_images(found.stamp(), shape, lambda: _rows(found.items, shape, skip_broken, progress))
@@ -60,6 +61,7 @@ def load_images(
         class_names=found.class_names if classes is None else classes.names,
         keys=tuple(item.key for item in kept),
         broken=tuple(str(found.items[row].place) for row in decoded.broken),
+        skipped=tuple(skipped_lines(found.skipped)),
     )
 
 
@@ -68,14 +70,11 @@ def broken_error(item: Item, cause: str) -> DataError:
     return DataError(f"data: {item.place} is not a readable image ({cause})")
 
 
-def _ids(found: Source, classes: ClassNames) -> list[int]:
-    """The model's id for each class of the data that has an image; 0, which is not used, for the others."""
+def class_ids(found: Source, classes: ClassNames) -> dict[int, int]:
+    """The model's class id by label, for the classes of the data that have an image. Raises DataError."""
     used = sorted({item.label for item in found.items})
-    ids = [0] * len(found.class_names)
     matches = match_classes([found.class_names[label] for label in used], classes.names, classes.wordnet_ids)
-    for label, class_id in zip(used, matches, strict=True):
-        ids[label] = class_id
-    return ids
+    return dict(zip(used, matches, strict=True))
 
 
 def _rows(

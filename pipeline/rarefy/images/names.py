@@ -43,6 +43,18 @@ def fold(name: str) -> str | int:
     return SEPARATORS.sub("", text.casefold())
 
 
+def check_distinct(names: Iterable[str]) -> None:
+    """Raise DataError if two names of a data set are spellings of one class."""
+    first: dict[str | int, str] = {}
+    for name in names:
+        other = first.setdefault(fold(name), name)
+        if other != name:
+            raise DataError(
+                f"data: the classes {other!r} and {name!r} have equal names: case, spaces, '/', '_', '-' and leading "
+                "zeros do not count; rename one of them, or make them one class"
+            )
+
+
 def match_classes(data_names: Sequence[str], model_names: Sequence[str], wordnet_ids: Sequence[str] = ()) -> list[int]:
     """The model's class id for each class of the data.
 

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
 
-CHUNK = 32  # images a task
+CHUNK = 32  # images per task
 MAX_THREADS = 32
 
 

@@ -37,7 +37,8 @@ class Inspection:
     path, format: where it is and how it is stored; counts: images by class, in natural order of the names; sizes:
     number of images by (width, height) when upright; modes: by Pillow mode; grey: images without colour, whatever their
     mode; turned: those that EXIF data turn upright; transparent: those with transparency; animated: those with several
-    frames, of which the first is used; skipped: what is no image of the set, by reason; broken: unreadable images.
+    frames, of which the first is used; nested: images in a folder within their class's folder; skipped: what else is
+    there, by reason; broken: unreadable images.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Inspection:
     turned: int = 0
     transparent: int = 0
     animated: Tally = field(default_factory=Tally)
+    nested: int = 0
     skipped: Mapping[str, Tally] = field(default_factory=dict)
     broken: Tally = field(default_factory=Tally)
     duplicates: Duplicates = field(default_factory=Duplicates)
@@ -85,6 +87,9 @@ class Inspection:
 def _lines(found: Inspection) -> Iterator[str]:
     yield f"{found.path}: {_number(found.images, 'image')} in {_number(len(found.counts), 'class')} ({found.format})"
     yield from _class_lines(found.counts)
+    if found.nested and len(found.counts) == 1:
+        (name,) = found.counts
+        yield f"There is only one class. If the folders within {name!r} are the classes, give the path of {name!r}."
     yield _size_line(found.sizes)
     yield _colour_line(found)
     yield from _decoding_lines(found)
@@ -93,9 +98,14 @@ def _lines(found: Inspection) -> Iterator[str]:
     yield from _duplicate_lines(found.duplicates)
     if found.skipped:
         yield "Not used:"
-        yield from (f"  {reason}: {tally.count:,} ({_named(tally)})" for reason, tally in found.skipped.items())
+        yield from (f"  {line}" for line in skipped_lines(found.skipped))
     else:
         yield "Nothing was skipped."
+
+
+def skipped_lines(skipped: Mapping[str, Tally]) -> Iterator[str]:
+    """What was not used: a reason, how many there were, and the first few."""
+    return (f"{reason}: {tally.count:,} ({_named(tally)})" for reason, tally in skipped.items())
 
 
 def _class_lines(counts: Mapping[str, int]) -> Iterator[str]:

@@ -64,7 +64,8 @@ def read_shards(root: Path, tars: Sequence[Path], skipped: Skipped) -> Source:
     """List the images of all tars, in order. Keys that several tars use are made unique by the name of the tar."""
     found = [(tar.stem, image) for tar in tars for image in _shard(tar, skipped)]
     if not found:
-        raise DataError(bad("data", str(root), "a folder of shards with at least one sample"))
+        seen = "".join(f"; {reason}: {', '.join(tally.first)}" for reason, tally in skipped.items())
+        raise DataError(bad("data", str(root), f"a folder of shards with at least one KEY.png (or .jpg, ...){seen}"))
     if len({image.key for _, image in found}) < len(found):
         found = [(stem, replace(image, key=f"{stem}/{image.key}")) for stem, image in found]
     return make_source(root, "WebDataset shards", (image for _, image in found), skipped)
@@ -165,7 +166,7 @@ def check_label(text: str, field: str) -> str:
 def _json_name(where: str, content: bytes) -> str | None:
     try:
         table = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"data: .json of {where} cannot be read ({error})") from None
     name = table.get("class_name") if isinstance(table, dict) else None
     if name is not None and not isinstance(name, str):

@@ -19,7 +19,7 @@ from rarefy.images.tables import read_tables
 ALLOWED = "a folder with class folders of images, .tar shards, Parquet, Arrow or IDX files"
 CLASS_FOLDERS, IDX, SHARDS, PARQUET, ARROW = "class folders", "IDX files", ".tar shards", "Parquet files", "Arrow files"
 BY_CLASS = "named by its class"
-BESIDE_DATA = "other files and folders beside the data"
+NOT_DATA = "other files and folders next to the data"
 SUFFIXES = {".tar": SHARDS, ".parquet": PARQUET, ".arrow": ARROW}
 
 
@@ -57,13 +57,13 @@ def open_source(source: str | Path, split: str = "train") -> Source:
 
 
 def _count_others(source: Path, layout: Layout, skipped: Skipped) -> None:
-    """Count what is beside the data, in the folder of the data and in those above it, up to the one that was given."""
+    """Count what else is in the folder of the data and in those above it, up to the one that was given."""
     above = [folder for folder in layout.root.parents if folder == source or source in folder.parents]
     used = {layout.root, *above, *(path for paths in layout.groups.values() for path in paths)}
     for folder in (layout.root, *above):
         for entry in entries(folder):
             if Path(entry.path) not in used:
-                skipped[HIDDEN if is_hidden(entry.name) else BESIDE_DATA].add(entry.name)
+                skipped[HIDDEN if is_hidden(entry.name) else NOT_DATA].add(entry.name)
 
 
 def has_split(source: str | Path, split: str) -> bool:
@@ -77,16 +77,17 @@ def find_layout(path: Path) -> Layout:
     if path.is_file() and (form := _form(path.name)):
         return Layout(path.parent, form, {"": [path]})
     if not path.is_dir():
-        raise DataError(f"data: {str(path)!r} is not {ALLOWED}")
+        seen = "" if path.exists() else "; there is nothing at this path"
+        raise DataError(f"data: {str(path)!r} is not {ALLOWED}{seen}")
     inside = [entry for entry in entries(path) if not is_hidden(entry.name)]
     folders = [Path(entry.path) for entry in inside if entry.is_dir()]
     files: dict[str, list[Path]] = {}
     for entry in inside:
         if (form := _form(entry.name)) and entry.is_file():
             files.setdefault(form, []).append(Path(entry.path))
-    if not files and (splits := _split_folders(folders)):
+    if not files and (splits := _split_folders(path, folders)):
         return Layout(path, CLASS_FOLDERS, splits, inner=True)
-    if not files and len(folders) > 1 and _named_by_split(folders):
+    if not files and _flat_splits(folders):
         raise DataError(f"data: the splits of {str(path)!r} have no class folders; put each image into one {BY_CLASS}")
     if not files and len(folders) == 1 and (below := _only_folder(folders[0])):
         return below
@@ -104,21 +105,32 @@ def _form(name: str) -> str | None:
     return IDX if IDX_FILE.fullmatch(name) else SUFFIXES.get(Path(name).suffix.lower())
 
 
-def _split_folders(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """Those folders by split that are data sets of their own, if all folders have the name of a split."""
-    if not _named_by_split(folders):
-        return {}
+def _split_folders(path: Path, folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """The folders by split that are data sets of their own; none if other folders have images: then all are classes.
+
+    Raises DataError for two folders of one split, and for other folders with images next to several splits.
+    """
     groups: dict[str, list[Path]] = {}
-    for folder in filter(_is_data_set, folders):
-        groups.setdefault(WORDS[folder.name.lower()], []).append(folder)
+    for folder in folders:
+        if (split := WORDS.get(folder.name.lower())) and _is_data_set(folder):
+            groups.setdefault(split, []).append(folder)
+    others = [folder for folder in folders if folder.name.lower() not in WORDS] if groups else []
+    if other := next((folder for folder in others if _has_image(folder) or _forms_within([folder])), None):
+        if len(groups) == 1:
+            return {}
+        raise DataError(
+            f"data: {str(path)!r} has the splits {' and '.join(groups)}, and images in {other.name!r}; move that folder"
+        )
     for split, same in groups.items():
         if len(same) > 1:
             raise DataError(f"data: {str(same[0])!r} and {str(same[1])!r} are both the {split} split")
     return groups
 
 
-def _named_by_split(folders: Sequence[Path]) -> bool:
-    return all(folder.name.lower() in WORDS for folder in folders)
+def _flat_splits(folders: Sequence[Path]) -> bool:
+    """Whether only the folders of several splits have images."""
+    others = [folder for folder in folders if folder.name.lower() not in WORDS]
+    return len(folders) - len(others) > 1 and not any(_has_image(folder) for folder in others)
 
 
 def _is_data_set(folder: Path) -> bool:
@@ -131,7 +143,7 @@ def _only_folder(folder: Path) -> Layout | None:
     """The layout of a single folder, such as ``data/``, if it has splits or files of a format rather than images."""
     if not _is_data_set(folder):
         return None
-    if not _has_image(folder) or _split_folders(list(_folders(folder))):
+    if not _has_image(folder) or _split_folders(folder, list(_folders(folder))):
         return find_layout(folder)
     return None
 
@@ -164,8 +176,8 @@ def _seen(path: Path) -> str:
     inside = [entry for entry in entries(path) if not is_hidden(entry.name)]
     folders = sum(entry.is_dir() for entry in inside)
     suffixes = Counter(Path(entry.name).suffix.lower() or "other" for entry in inside if not entry.is_dir())
-    parts = [f"{count:,} {suffix} files" for suffix, count in suffixes.most_common(4)]
-    parts += [f"{folders:,} folders without images"] if folders else []
+    parts = [f"{count:,} {suffix} file{'s' * (count > 1)}" for suffix, count in suffixes.most_common(4)]
+    parts += [f"{folders:,} folder{'s' * (folders > 1)} without images"] if folders else []
     flat = any(is_image(entry.name) for entry in inside)
     return (", ".join(parts) or "nothing") + (f"; put each image into a folder {BY_CLASS}" if flat else "")
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from rarefy.errors import DataError
 from rarefy.images.decode import BrokenImageError, open_image
+from rarefy.images.folders import EMPTY
 from rarefy.images.items import Found, Skipped, Source, make_source
 from rarefy.images.shards import check_label
 
@@ -114,16 +115,20 @@ class RowPlace:
 
 def read_tables(root: Path, files: Sequence[Path], form: str, skipped: Skipped) -> Source:
     """List the rows of all files, in order."""
-    columns = ImageColumns()
-    found = [image for file in files for image in _rows(file, columns)]
+    kept = ImageColumns()
+    tables = [(table := Table(file), find_columns(file, table.schema)) for file in files]
+    found = [image for table, columns in tables for image in _rows(table, columns, kept)]
     if not found:
         raise DataError(f"data: the tables in {str(root)!r} have no rows")
+    used = {image.class_name for image in found}
+    for name in dict.fromkeys(name for _, columns in tables for name in columns.names):
+        if name not in used:
+            skipped[EMPTY].add(name)
     return make_source(root, form, found, skipped)
 
 
-def _rows(file: Path, kept: ImageColumns) -> Iterator[Found]:
-    table, number = Table(file), 0
-    columns = find_columns(file, table.schema)
+def _rows(table: Table, columns: Columns, kept: ImageColumns) -> Iterator[Found]:
+    file, number = table.path, 0
     for part in range(table.parts):
         for row, label in enumerate(table.column(part, columns.label).to_pylist()):
             name = _label_name(label, columns.names, f"row {number} of {file}: {columns.label}")
@@ -166,14 +171,14 @@ def find_columns(file: Path, schema: pa.Schema) -> Columns:
 
 
 def _features(file: Path, schema: pa.Schema) -> Mapping[str, Mapping[str, Any]]:
-    """Hugging Face's description of the columns: in the schema, else in dataset_info.json beside the file."""
+    """Hugging Face's description of the columns: in the schema, else in dataset_info.json next to the file."""
     info = file.with_name("dataset_info.json")
     try:
         if b"huggingface" in (schema.metadata or {}):
             features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         else:
             features = json.loads(info.read_bytes()).get("features") if info.is_file() else {}
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise DataError(f"data: the description of the columns of {file} cannot be read ({error!r})") from None
     return {name: each for name, each in (features or {}).items() if isinstance(each, dict) and name in schema.names}
 

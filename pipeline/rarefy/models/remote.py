@@ -1,4 +1,4 @@
-"""Model folders that are elsewhere: on the Hugging Face Hub, or under any fsspec URL. They are copied once a machine.
+"""Model folders that are elsewhere: on the Hugging Face Hub, or under any fsspec URL. They are copied once per machine.
 
 Only what ``config.json`` names is copied from a URL, and never ``training/``, whose checkpoints nobody needs to sample.
 """

@@ -52,6 +52,8 @@ def check_size(folder: Path, size: int) -> None:
 
 def _describe(project: Project, data: TrainingSet, held_out: LabelledImages | None) -> None:
     counts, names = data.counts, data.source.class_names
+    for skipped in data.source.skipped:
+        say(f"not used: {skipped}")
     if broken := data.source.broken:
         say(f"{len(broken):,} images that cannot be read are left out: {listed(broken)}")
     out = f", {data.excluded:,} left out because they equal held-out images" if data.excluded else ""

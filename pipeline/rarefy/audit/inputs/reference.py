@@ -53,7 +53,8 @@ def _from_folder(preset: ModelFolder, folder: str, source: str) -> Reference:
     if not preset.knows_classes:
         images = replace(images, labels=np.zeros(len(images), np.int64), class_names=preset.labels)
     real, held_out = _halves(images.labels)
-    return Reference(images.take(real), images.take(held_out), f"{source} (random halves of each class)", resized)
+    how = "; not used: ".join(["random halves of each class", *images.skipped])
+    return Reference(images.take(real), images.take(held_out), f"{source} ({how})", resized)
 
 
 def _classes(preset: ModelFolder) -> ClassNames | None:
