@@ -204,7 +204,7 @@ _LOOKS_LIKE = (
     ("first_stage_model.", "a latent diffusion model; rarefy samples pixels"),
     ("param_groups", "the state of an optimizer; give the file with the weights"),
     ("map_layer0.", "a network of EDM; import it as a model of your own (docs/IMPORT.md)"),
-    ("down_blocks.", "a U-Net of diffusers; use rarefy import diffusers"),
+    ("down_blocks.", "a U-Net of diffusers, which rarefy import diffusers reads with its config.json"),
     ("output_blocks.", "a U-Net of guided-diffusion's form; check its flags"),
     ("input_blocks.", "a classifier of guided-diffusion's form; check its flags"),
 )

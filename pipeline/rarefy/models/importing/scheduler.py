@@ -48,7 +48,7 @@ def read_scheduler(config: Json, file: Path) -> Scheduler:
 
     def choose(key: str, default: str, choices: Mapping[str, str]) -> str:
         value = config.get(key, default)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ManifestError(bad(f"{file}: {key}", value, f"one of {', '.join(choices)}"))
         return choices[value]
 
