@@ -44,7 +44,7 @@ class Scheduler:
 
 
 def read_scheduler(config: Json, file: Path) -> Scheduler:
-    """Raises ManifestError, which names the key, for a scheduler of another kind of model."""
+    """What a scheduler's configuration says of training. Raises ManifestError, which names the key, if unsupported."""
 
     def choose(key: str, default: str, choices: Mapping[str, str]) -> str:
         value = config.get(key, default)
