@@ -8,6 +8,7 @@ import functools
 import json
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,20 +22,34 @@ if TYPE_CHECKING:
 OK, USER_ERROR, PROBLEMS = 0, 2, 1
 GATES_FAILED, INCOMPLETE_AUDIT = 3, 5
 PARTS = ("diffusion", "classifier", "judge")  # a copy of those in rarefy.training.recipe, whose import is slow
-INIT_EXAMPLES = """examples:
+DESCRIPTION = "Audited data sets of rare images from a diffusion model, which may be trained on your own images."
+JOURNEY = """from a folder of images to an audited set of rare ones:
   rarefy init photos/ --out mine
-  rarefy init photos/train --test photos/test --out mine --size 32
-  rarefy init photos/ --out quick --images 20000       a first look at what training gives
+  rarefy train mine/train.toml
+  rarefy run mine/rare.toml --out out/rare
 """
-PLAN_EXAMPLES = """examples:
-  rarefy plan mine/rare.toml
-  rarefy plan mine/rare.toml --fill photos/ --to 5000  fill every class up to 5,000 images
-"""
-TRAIN_EXAMPLES = """examples:
-  rarefy train mine/train.toml                 all parts, in order: diffusion, classifier, judge
-  rarefy train classifier mine/train.toml      one part
-  rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion
-"""
+EXAMPLES = {
+    "init": """rarefy init photos/ --out mine
+rarefy init photos/train --test photos/test --size 64 --out mine
+rarefy init photos/ --out quick --images 20000   a first look at what training gives""",
+    "run": """rarefy run mine/rare.toml --out out/rare
+rarefy run mine/rare.toml --out s3://bucket/rare --ray-address auto""",
+    "plan": "rarefy plan mine/rare.toml\nrarefy plan mine/rare.toml --fill photos/ --to 5000",
+    "generate": "rarefy generate mine/rare.toml --out out/rare --actors 2",
+    "seal": "rarefy seal out/rare",
+    "verify": "rarefy verify out/rare",
+    "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
+    "report": "rarefy report out/rare",
+    "compare": "rarefy compare out/plain out/rare --page out/compare.html",
+    "train": """rarefy train mine/train.toml                 all parts, in order: diffusion, classifier, judge
+rarefy train classifier mine/train.toml      one part
+rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion""",
+    "bench": "rarefy bench mine/rare.toml --batch 8,16\nrarefy bench --preset adm-imagenet-64 --device cuda",
+    "models": "rarefy models\nrarefy models mine/model",
+}
+OUT_HELP = "the run's output: a local folder or fsspec URL (s3://, gs://)"
+MANIFEST_HELP = "what to make, a TOML file such as rare.toml"
+_STYLE = argparse.RawDescriptionHelpFormatter  # keeps the lines of the examples
 Handler = Callable[[argparse.Namespace], int]
 
 
@@ -69,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each command sets ``handler``."""
-    parser = _Parser(prog="rarefy", description="Audited data sets of rare images from a diffusion model.")
+    parser = _Parser(prog="rarefy", description=DESCRIPTION, epilog=JOURNEY, formatter_class=_STYLE)
     parser.add_argument("--version", action="version", version=f"rarefy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -80,28 +95,30 @@ def make_parser() -> argparse.ArgumentParser:
     command = _command(commands, "generate", _generate, "generate every shard that is not committed yet")
     _add_generate_arguments(command)
     command = _command(commands, "seal", _seal, "verify all shards and write index, card and _SUCCESS")
-    command.add_argument("out", metavar="OUT")
+    command.add_argument("out", metavar="OUT", help=OUT_HELP)
     command = _command(commands, "verify", _verify, "check all hashes; exit with 1 if a shard is missing or damaged")
-    command.add_argument("out", metavar="OUT")
+    command.add_argument("out", metavar="OUT", help=OUT_HELP)
     _add_audit(commands)
     command = _command(commands, "report", _report, "write audit/report.html from the audit's results")
-    command.add_argument("out", metavar="OUT")
+    command.add_argument("out", metavar="OUT", help=OUT_HELP)
     command = _command(commands, "compare", _compare, "compare audited runs under equal conditions")
     command.add_argument("runs", metavar="OUT", nargs="+", help="audited runs; each is compared with the first")
     command.add_argument("--page", default="compare.html", help="the page to write (default compare.html)")
     _add_train(commands)
     add_import(commands)
     _add_bench(commands)
-    command = _command(commands, "models", _models, "list the models that ship with rarefy, or describe a model")
+    command = _command(commands, "models", _models, "list the models that ship with rarefy, or describe one")
     text = "a name, a model folder, hf://org/name[@revision] or an fsspec URL (default: list those that ship)"
     command.add_argument("model", metavar="MODEL", nargs="?", help=text)
     return parser
 
 
-def _command(commands: Any, name: str, handler: Handler, text: str, examples: str = "") -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter  # keeps the lines of the examples
+def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
+    examples = "example:" if "\n" not in EXAMPLES[name] else "examples:"
+    epilog = f"{examples}\n{textwrap.indent(EXAMPLES[name], '  ')}\n"
+    description = f"{text[0].upper()}{text[1:]}."
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=examples, formatter_class=form
+        name, help=text, description=description, epilog=epilog, formatter_class=_STYLE
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(handler=handler)
@@ -110,7 +127,7 @@ def _command(commands: Any, name: str, handler: Handler, text: str, examples: st
 
 def _add_init(commands: Any) -> None:
     text = "look at a folder of images and write train.toml and rare.toml for it, with reasons"
-    command = _command(commands, "init", _init, text, INIT_EXAMPLES)
+    command = _command(commands, "init", _init, text)
     command.add_argument("data", metavar="DATA", help="class folders, .tar shards, Parquet, Hugging Face or IDX files")
     command.add_argument(
         "--out", required=True, metavar="DIR", help="the project's folder, new or empty and outside DATA"
@@ -129,8 +146,8 @@ def _add_init(commands: Any) -> None:
 
 def _add_plan(commands: Any) -> None:
     text = "show what a manifest would produce: classes, shards, size, time"
-    command = _command(commands, "plan", _plan, text, PLAN_EXAMPLES)
-    command.add_argument("manifest", metavar="MANIFEST")
+    command = _command(commands, "plan", _plan, text)
+    command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
     text = "count these real images and plan what fills their classes up, instead of the manifest's [classes]"
     command.add_argument("--fill", metavar="DATA", help=text)
     text = "images per class, real and made (default: as many as the largest class has)"
@@ -138,8 +155,8 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("manifest", metavar="MANIFEST")
-    command.add_argument("--out", required=True, help="output: a local folder or fsspec URL (s3://, gs://)")
+    command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
+    command.add_argument("--out", required=True, help=OUT_HELP)
     group = command.add_argument_group("resources (they change an image by rounding at most)")
     group.add_argument("--actors", type=int, help="number of sampling processes (default: as many as fit)")
     group.add_argument("--gpus-per-actor", type=float, default=0.0, help="may be a fraction (default 0: the CPU)")
@@ -158,7 +175,7 @@ def _add_compile(group: Any) -> None:
 
 def _add_audit(commands: Any) -> None:
     command = _command(commands, "audit", _audit, "measure a run against real images")
-    command.add_argument("out", metavar="OUT")
+    command.add_argument("out", metavar="OUT", help=OUT_HELP)
     command.add_argument("--reference", help="folder of real images (default: those in the model's folder)")
     command.add_argument("--model", help="where the run's model folder is now, if it has moved")
     text = "efficientnet-lite0 (default), inception-v3, vgg16, dinov2-* or clip-*"
@@ -174,10 +191,10 @@ def _add_audit(commands: Any) -> None:
 
 
 def _add_train(commands: Any) -> None:
-    text = "train a model of your own, or one of its parts; resumes a run"
-    command = _command(commands, "train", _train, text, TRAIN_EXAMPLES)
-    text = "a train.toml from rarefy init, or a recipe such as those in manifests/train; PART: train only this part"
-    command.add_argument("recipe", metavar="[PART] RECIPE", nargs="+", help=text)
+    command = _command(commands, "train", _train, "train a model of your own, or one of its parts; resumes a run")
+    command.usage = "rarefy train [options] [PART] RECIPE"
+    text = f"train.toml as rarefy init writes it, or one of manifests/train; PART is {', '.join(PARTS)}"
+    command.add_argument("recipe", metavar="RECIPE", nargs="+", help=text)
     text = "for a recipe with a preset: local folder; a run that is already there is resumed"
     command.add_argument("--out", help=text)
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
@@ -189,7 +206,7 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    command = _command(commands, "bench", _bench, "measure a model's guided step on this machine")
+    command = _command(commands, "bench", _bench, "time a model's guided step on this machine")
     text = "default: the embedded model with classifier guidance"
     command.add_argument("manifest", metavar="MANIFEST", nargs="?", help=text)
     command.add_argument("--preset", help="a model's name (see rarefy models), instead of a manifest")

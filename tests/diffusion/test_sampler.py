@@ -174,7 +174,7 @@ def test_ddim_with_predicted_real_image_scales_eps_by_one_plus_gamma() -> None:
     pred = ((x - math.sqrt(1 - c.alpha_cumprod) * eps) / math.sqrt(c.alpha_cumprod)).clamp(-1, 1)
     consistent = (x - math.sqrt(c.alpha_cumprod) * pred) / math.sqrt(1 - c.alpha_cumprod)
     state = StepState(5, c.t, c.alpha_cumprod, x, torch.zeros(2, dtype=torch.int64), eps, pred)
-    gradient = Guide([PredictedRealImage(gamma=gamma)], Networks(GaussianScore(make_schedule("linear", 10))))(state)
+    gradient = Guide([PredictedRealImage(gamma=gamma)], Networks(GaussianScore(make_schedule("linear", 100))))(state)
     assert gradient is not None
     guided = consistent - math.sqrt(1 - c.alpha_cumprod) * gradient
     torch.testing.assert_close(guided, (1 + gamma) * consistent)

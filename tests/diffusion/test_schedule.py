@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rarefy.diffusion.schedule import LOGSNR_START, Schedule, kept_timesteps, make_betas, make_schedule
+from rarefy.diffusion.schedule import LOGSNR_START, SCHEDULES, Schedule, kept_timesteps, make_betas, make_schedule
 from rarefy.errors import ManifestError
 
 COSINE = make_schedule("cosine", 1000)
@@ -160,6 +160,23 @@ def test_an_impossible_range_is_refused(beta_range: tuple[float, float]) -> None
         make_betas("linear", 1000, beta_range)
     with pytest.raises(ManifestError, match="the cosine schedule has its own betas"):
         make_betas("cosine", 1000, beta_range)
+
+
+@pytest.mark.parametrize(("steps", "beta_range"), [(1000, (0.5, 0.9)), (20, None), (10, None)])
+def test_a_schedule_that_leaves_nothing_of_the_image_is_refused(
+    steps: int, beta_range: tuple[float, float] | None
+) -> None:
+    with pytest.raises(ManifestError, match="beta_range: "):
+        make_betas("linear", steps, beta_range)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("steps", [40, 1000, 4000])
+def test_every_number_of_a_chain_is_finite(name: str, steps: int) -> None:
+    s = make_schedule(name, steps)
+    numbers = (s.betas, s.posterior_log_variance, s.posterior_mean_coef_xstart, s.posterior_mean_coef_xt)
+    assert all(bool(each.isfinite().all()) for each in (*numbers, s.half_log_snr, s.multistep_weight))
+    assert float(s.alphas_cumprod[-1].sqrt().float()) > torch.finfo(torch.float32).tiny
 
 
 def test_unknown_schedule_is_refused() -> None:

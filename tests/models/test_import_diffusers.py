@@ -7,18 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_model import make_run, write_manifest
+from small_project import NAMES, write_photos, write_reference
+from small_training import images
 from torch import Tensor
 
 from rarefy.cli import main
 from rarefy.diffusion.sampler import SamplerSettings, networks_of, reverse_chain
 from rarefy.errors import ManifestError
+from rarefy.manifest import load_manifest
 from rarefy.models.adapters import diffusers as adapter
 from rarefy.models.folder import read_model_folder
 from rarefy.models.importing.diffusers import import_diffusers
 from rarefy.models.load import Models, load_models
+from rarefy.shards.metadata import read_records
 from rarefy.torchvision_operators import import_module
 
 pytest.importorskip("diffusers")
@@ -148,6 +154,47 @@ def test_a_unet_folder_needs_its_schedule(tmp_path: Path) -> None:
     assert (models.preset.schedule, models.preset.beta_range) == ("cosine", None)
 
 
+CLASSIFIER = """[classifier_network]
+model_channels = 32
+channel_mult = [1, 1]
+num_res_blocks = 1
+attention_resolutions = [2]
+num_head_channels = 32
+[classifier]
+images = 32
+batch = 16
+"""
+
+
+@pytest.mark.parametrize(("classes", "prediction"), [(None, "epsilon"), (4, "v_prediction")])
+def test_a_classifier_is_trained_for_an_imported_model_and_guides_it(
+    classes: int | None, prediction: str, tmp_path: Path
+) -> None:
+    scheduler = library.DDPMScheduler(num_train_timesteps=STEPS, prediction_type=prediction)
+    save_pipeline(tmp_path / "pipe", scheduler, num_class_embeds=classes)
+    (tmp_path / "names.txt").write_text("\n".join(reversed(NAMES)))  # another order than that of the folders
+    names = None if classes is None else str(tmp_path / "names.txt")
+    unet = imported(tmp_path / "pipe", tmp_path / "model", names).checkpoint_sha256
+    write_photos(tmp_path / "photos")
+    write_reference(tmp_path / "held-out", images(92).take(np.arange(52, 92)))
+    head = 'data = "photos"\nmodel = "model"\nreference = "held-out"\n'
+    (tmp_path / "train.toml").write_text(head + CLASSIFIER)
+    assert main(["train", "classifier", str(tmp_path / "train.toml"), "--device", "cpu"]) == 0
+    model = read_model_folder(tmp_path / "model")
+    assert model.labels == (NAMES if classes is None else tuple(reversed(NAMES)))
+    record = json.loads((tmp_path / "model" / "provenance.json").read_text())
+    assert set(record) == {"imported", "classifier", "quality"}
+    assert ("on_class" in record["quality"]) == (classes is not None)  # an unconditional model chooses no class
+    assert "Its classifier was trained on" in (tmp_path / "model" / "README.md").read_text()
+    guided = '[[guidance]]\nterm = "low-confidence"\nscale = 1.0'
+    manifest = write_manifest(tmp_path / "rare.toml", "model", guided)
+    assert main(["plan", str(manifest)]) == 0
+    records = read_records(make_run(load_manifest(manifest), tmp_path / "out"), "rare-000000")
+    assert {each.checkpoint_sha256 for each in records} == {unet}
+    assert all(each.class_name == model.labels[each.class_id] for each in records)
+    assert all(each.confidence is not None for each in records)
+
+
 def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
@@ -167,11 +214,14 @@ def edit(file: Path, **changes: Any) -> None:
         ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type: 'timestep' is not null"),
         ("unet/config.json", {"block_out_channels": [8]}, "cannot build this UNet2DModel"),
         ("unet/config.json", {"new_option": 1}, "unexpected keyword argument 'new_option'"),
+        ("unet/config.json", {"norm_num_groups": 0}, "cannot build this UNet2DModel"),
+        ("unet/config.json", {"sample_size": 9}, "sample_size: 9 is not a size of images that this network"),
         ("unet/config.json", {"layers_per_block": 2}, "does not fit this network: missing"),
         ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}, "_class_name: 'ScoreSdeVeSch"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas: [0.1] is not supported"),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr: True is not"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "'sigmoid' is not one of linear, scaled_"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": ["linear"]}, "['linear'] is not one of linear, scaled_"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "'flow' is not one of epsilon, v_prediction"),
         ("scheduler/scheduler_config.json", {"beta_end": "0.02"}, "is not two numbers"),
         ("scheduler/scheduler_config.json", {"beta_end": 1.5}, "is not 0 < beta_start <= beta_end < 1"),

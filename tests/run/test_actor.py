@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from rarefy.diffusion.sampler import sample, to_uint8
 from rarefy.errors import CheckpointError, DeviceError, ShardError
 from rarefy.execution import load_prepared
+from rarefy.generate import actor
 from rarefy.generate.actor import ShardGenerator, Snapshot
 from rarefy.manifest import Manifest, load_manifest
 from rarefy.models.folder import find_model
@@ -143,6 +146,20 @@ def test_progress_counts_every_draw_and_ends_with_nothing_in_flight(runs: Any, t
     assert snapshot.entropy_sum == pytest.approx(sum(record.entropy for record in records), rel=1e-5)
     assert marker.attempt == "first"
     assert marker.seconds > 0
+
+
+def test_an_image_that_is_not_finite_is_never_written(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Iterator[Any]:
+        for state in sample(*arguments):
+            state.x[1, 0, 3, 2] = math.nan
+            yield state
+
+    monkeypatch.setattr(actor, "sample", broken)
+    with pytest.raises(ShardError, match="values that are not finite"):
+        runs.undisturbed(runs.manifest(), tmp_path / "out")
+    assert not shards(tmp_path / "out")
 
 
 def test_a_wrong_hash_is_refused_before_anything_is_written(runs: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from rarefy.cli import main
+from rarefy.cli import EXAMPLES, main, make_parser
 from rarefy.guidance.base import Networks, StepState
 from rarefy.guidance.terms import SelfGuided
 from rarefy.manifest import load_manifest
@@ -39,6 +39,17 @@ def finished(runs: Any, tmp_path: Path) -> Path:
     (out / "state" / "run.json").write_text(json.dumps({"manifest_digest": manifest.digest}))
     (out / "manifest.toml").write_text(manifest.text)
     return out
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_of_a_help_text_can_be_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for line in EXAMPLES[name].splitlines():
+        assert line in lines
+        command = line.split("   ")[0]  # without the explanation after it
+        assert callable(make_parser().parse_args(command.split()[1:]).handler)
 
 
 @pytest.mark.parametrize(

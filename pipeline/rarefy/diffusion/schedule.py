@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("linear", "scaled_linear", "cosine")
 RESPACINGS = 'a count ("250"), section counts ("10,10,5"), "ddimN" or "logsnrN"'
+SMALLEST_ALPHA_CUMPROD = 1e-70
+"""At the end of a chain. Far below any schedule in use, but its square root is still a normal float32."""
 LOGSNR_START = -5.1
 """Half log-SNR where "logsnrN" starts, as in DPM-Solver (Lu et al.). With more noise, pred_xstart is mostly clipped."""
 
@@ -117,10 +119,14 @@ def make_betas(name: str, num_timesteps: int, beta_range: tuple[float, float] | 
         return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
     scale = 1000 / num_timesteps
     first, last = beta_range or (scale * 1e-4, scale * 0.02)
-    if beta_range and not 0 < first <= last < 1:
+    if not 0 < first <= last < 1:
         raise ManifestError(bad("beta_range", [first, last], "[first, last] with 0 < first <= last < 1"))
     power = 2 if name == "scaled_linear" else 1
-    return torch.linspace(first ** (1 / power), last ** (1 / power), num_timesteps, dtype=torch.float64) ** power
+    betas = torch.linspace(first ** (1 / power), last ** (1 / power), num_timesteps, dtype=torch.float64) ** power
+    if (1 - betas).prod() < SMALLEST_ALPHA_CUMPROD:
+        allowed = f"small enough for {num_timesteps} steps: the noise covers the image until nothing can be computed"
+        raise ManifestError(bad("beta_range", [first, last], allowed))
+    return betas
 
 
 def kept_timesteps(alphas_cumprod: Tensor, respacing: str, start: int | None = None) -> list[int]:

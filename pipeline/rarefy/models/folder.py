@@ -1,7 +1,7 @@
 """Model folders: a ``config.json`` that describes a model, and the model's files.
 
-The models that rarefy knows by name are such folders in ``models/library``. If a folder has no weights, such as those
-of OpenAI's models, a manifest gives their paths.
+The models that rarefy knows by name are such folders in ``models/library``. If a folder has no weights, like the ones
+for OpenAI's models, a manifest gives their paths.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finds a network's weights inside a checkpoint: under wrappers, prefixes and beside an average (EMA).
+"""Finds a network's weights inside a checkpoint: under wrappers and prefixes, and averaged (EMA) or raw.
 
 Trainers save more than weights, in many forms. None of them is known here by name: what counts is the one place whose
 entries are exactly the network's, in names and shapes.
@@ -170,7 +170,7 @@ def _fits(value: object, like: Tensor) -> bool:
 
 
 def _extra(table: Mapping[str, object], prefix: str, taken: set[str]) -> list[str]:
-    """Tensors under the prefix that no network takes: the file is of another network, unless they are counters."""
+    """Tensors under the prefix that the network lacks, apart from counters: then the file is of another network."""
     return [
         name
         for name, value in table.items()
@@ -189,7 +189,7 @@ def _is_averaged(keys: tuple[str, ...], prefix: str, table: Mapping[str, object]
 
 
 def _unused(content: Mapping[str, object], places: list[Place]) -> tuple[str, ...]:
-    """What is not in any of the places: tables and values of the file, and prefixes beside those of the network."""
+    """What is not in any of the places: tables and values of the file, and other prefixes than the network's."""
     names = [name for name in content if not any(name in place.keys[:1] for place in places)]
     names += [name for place in places if place.keys for name in place.table(content)]
     taken = {name for place in places for name in place.names.values()}
@@ -204,7 +204,7 @@ _LOOKS_LIKE = (
     ("first_stage_model.", "a latent diffusion model; rarefy samples pixels"),
     ("param_groups", "the state of an optimizer; give the file with the weights"),
     ("map_layer0.", "a network of EDM; import it as a model of your own (docs/IMPORT.md)"),
-    ("down_blocks.", "a U-Net of diffusers; use rarefy import diffusers"),
+    ("down_blocks.", "a U-Net of diffusers, which rarefy import diffusers reads with its config.json"),
     ("output_blocks.", "a U-Net of guided-diffusion's form; check its flags"),
     ("input_blocks.", "a classifier of guided-diffusion's form; check its flags"),
 )

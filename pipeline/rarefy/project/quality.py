@@ -72,7 +72,12 @@ def small_audit(
 
 
 def find_judge(model: ModelFolder) -> str | None:
-    """The role of the trained network that judges images: the judge's, else the classifier's, else None."""
+    """The role of the trained network that judges images: the judge's, else the classifier's, else None.
+
+    None, too, for an unconditional U-Net, whose images are of no chosen class.
+    """
+    if model.num_classes is None:
+        return None
     return next((role for role in JUDGES if role in model.files and model.file(role).exists()), None)
 
 

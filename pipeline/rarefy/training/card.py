@@ -29,7 +29,7 @@ def write_card(model: ModelFolder, images: RealImages) -> None:
 
 def render_card(model: ModelFolder, images: RealImages, record: Mapping[str, Any]) -> str:
     """The card: metadata, what the model is, how to sample from it, its quality and its training images."""
-    sections = (_front_matter(model), _summary(model, images), _usage(), _quality(record), _parts(record))
+    sections = (_front_matter(model), _summary(model, images, record), _usage(), _quality(record), _parts(record))
     return "\n".join((*sections, _classes(model, images)))
 
 
@@ -48,16 +48,17 @@ model_name: {json.dumps(model.name)}
 """
 
 
-def _summary(model: ModelFolder, images: RealImages) -> str:
+def _summary(model: ModelFolder, images: RealImages, record: Mapping[str, Any]) -> str:
     colour = "grey" if model.channels == 1 else "colour"
-    kind = "class-conditional" if model.num_classes is not None else "unconditional"
+    kind = "A class-conditional" if model.num_classes is not None else "An unconditional"
     classifier = " with a noise-aware classifier" if "classifier" in model.files else ""
+    trained = "It" if "diffusion" in record else "Its classifier"  # somebody else trained the U-Net
     return f"""# {model.name}
 
 {model.description}
 
-A {kind} diffusion model{classifier} for {colour} images of {model.image_size} x {model.image_size} pixels.
-It was trained on {len(images.train):,} images of {len(model.class_names):,} classes.
+{kind} diffusion model{classifier} for {colour} images of {model.image_size} x {model.image_size} pixels.
+{trained} was trained on {len(images.train):,} images of {len(model.class_names):,} classes.
 
 rarefy does not know the licence of the training images: replace `unknown` at the top of this file.
 """

@@ -20,7 +20,7 @@ from rarefy.fields import (
 )
 from rarefy.images import ClassNames
 from rarefy.models.config import NetworkConfig
-from rarefy.models.folder import ModelFolder, read_model_folder
+from rarefy.models.folder import CONFIG, ModelFolder, read_model_folder
 from rarefy.training.network_table import read_network
 from rarefy.training.recipe import PARTS, Recipe, data_folder, read_toml
 from rarefy.training.settings import TrainSettings, get_flag, read_settings
@@ -162,7 +162,7 @@ def _base(table: Table, folder: Path) -> ModelFolder | None:
     """Somebody else's diffusion model, if the file describes no U-Net: the one in the model folder."""
     if "unet" in table:
         return None
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         allowed = f"a table that describes the U-Net (without it, a trained one must be in the model folder {folder})"
         raise ManifestError(bad("unet", None, allowed))
     for key in (*MODEL_KEYS, "diffusion"):
@@ -171,6 +171,9 @@ def _base(table: Table, folder: Path) -> ModelFolder | None:
     model = read_model_folder(folder)
     if model.class_names and "class_names" in table:
         raise ManifestError(bad("class_names", table["class_names"], "allowed here: the model folder has them"))
+    if model.diffusion_steps < MIN_STEPS:
+        allowed = f"at least {MIN_STEPS}, which measuring the model needs"
+        raise ManifestError(bad(f"{folder / CONFIG}: schedule.steps", model.diffusion_steps, allowed))
     if model.classifier is not None and not (folder / "training" / "classifier").exists():
         raise ManifestError(bad("model", str(folder), "a model without a classifier: it has one already"))
     return model

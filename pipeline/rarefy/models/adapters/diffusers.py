@@ -22,7 +22,7 @@ def build_diffusers(spec: OtherNetwork) -> nn.Module:
     kind = _adapted()
     try:
         network: nn.Module = kind(**spec.options)
-    except (TypeError, ValueError, IndexError, NotImplementedError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ManifestError(f"unet.options: diffusers {_version()} cannot build this UNet2DModel ({reason})") from error
     return network

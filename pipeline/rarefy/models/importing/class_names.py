@@ -38,7 +38,7 @@ def read_class_names(source: str | None) -> tuple[str, ...]:
 
 
 def _imagenet() -> tuple[str, ...]:
-    """torchvision's names of ImageNet's classes. A name that another class has got its id as well."""
+    """torchvision's names of ImageNet's classes; a name that an earlier class has is followed by the id."""
     weights = import_module("torchvision.models").ResNet18_Weights.IMAGENET1K_V1
     taken: set[str] = set()
     names = []

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rarefy.errors import CheckpointError, ManifestError, bad
+from rarefy.models.adapters.diffusers import build_diffusers
 from rarefy.models.config import OtherNetwork
 from rarefy.models.folder import ModelFolder
 from rarefy.models.importing.class_names import read_class_names
@@ -41,6 +44,7 @@ def import_diffusers(source: str, out: str, class_names: str | None = None) -> I
     scheduler = read_scheduler(_read_json(pipeline.scheduler), pipeline.scheduler)
     unet = describe_unet(config, pipeline.unet / "config.json")
     _check_agreement(unet, scheduler, names)
+    _check_call(unet, pipeline.unet / "config.json")
     folder = ModelFolder(
         name="imported",
         description=f"imported from diffusers: {config['_class_name']} with {scheduler.kind}",
@@ -128,6 +132,18 @@ def _check_agreement(unet: OtherNetwork, scheduler: Scheduler, names: tuple[str,
         raise ManifestError(bad("scheduler variance_type", scheduler.variance, allowed))
     if names and len(names) != (unet.num_classes or 0):
         raise ManifestError(bad("class-names", f"{len(names)} names", f"{unet.num_classes or 0}, as many as classes"))
+
+
+def _check_call(unet: OtherNetwork, file: Path) -> None:
+    """Raise ManifestError if the network cannot be called with an image of its size. Nothing is computed."""
+    with torch.device("meta"):
+        network = build_diffusers(unet)
+        x, y = torch.empty(1, unet.in_channels, unet.image_size, unet.image_size), torch.zeros(1, dtype=torch.int64)
+        try:
+            network(x, torch.zeros(1), None if unet.num_classes is None else y)
+        except (TypeError, ValueError, RuntimeError) as error:
+            allowed = f"a size of images that this network can be called with ({' '.join(str(error).split())[:200]})"
+            raise ManifestError(bad(f"{file}: sample_size", unet.image_size, allowed)) from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:

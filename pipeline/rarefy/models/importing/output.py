@@ -103,7 +103,7 @@ def write_imported(
 
 @contextmanager
 def _new_folder(out: str) -> Iterator[Path]:
-    """A folder beside ``out`` that becomes ``out`` at the end; after an error it is removed."""
+    """A temporary folder next to ``out`` that becomes ``out`` at the end; after an error it is removed."""
     check_free(out)
     target = Path(out).resolve()
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")

@@ -44,11 +44,11 @@ class Scheduler:
 
 
 def read_scheduler(config: Json, file: Path) -> Scheduler:
-    """Raises ManifestError, which names the key, for a scheduler of another kind of model."""
+    """What a scheduler's configuration says of training. Raises ManifestError, which names the key, if unsupported."""
 
     def choose(key: str, default: str, choices: Mapping[str, str]) -> str:
         value = config.get(key, default)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ManifestError(bad(f"{file}: {key}", value, f"one of {', '.join(choices)}"))
         return choices[value]
 
