@@ -138,7 +138,7 @@ def without(values: State, name: str) -> State:
         ({"shadow_params": [RAW["head.bias"]], "decay": 0.9}, "looks like an average of diffusers' EMAModel"),
         ({"param_groups": [], "state": {}}, "looks like the state of an optimizer"),
         ({"state_dict": {"first_stage_model.encoder.weight": torch.ones(2)}}, "looks like a latent diffusion model"),
-        ({"down_blocks.0.resnets.0.conv1.weight": torch.ones(2)}, "use rarefy import diffusers"),
+        ({"down_blocks.0.resnets.0.conv1.weight": torch.ones(2)}, "rarefy import diffusers reads"),
         ({"input_blocks.0.0.weight": torch.ones(2)}, "looks like a classifier of guided-diffusion's form"),
         ({"input_blocks.0.0.weight": torch.ones(2), "output_blocks.0.0.weight": torch.ones(2)}, "a U-Net of guided"),
         ([RAW], "is not a state dict"),

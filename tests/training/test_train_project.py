@@ -286,13 +286,24 @@ def test_a_classifier_can_be_trained_for_somebody_elses_diffusion_model(foreign:
 def test_what_the_model_folder_says_cannot_be_said_again(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for line, message in [
         ("image_size = 8\n", "image_size: 8 is not allowed without [unet]: the model folder says it"),
-        ('class_names = ["a"]\n', "class_names: ['a'] is not allowed here: the model folder has them"),
+        ('class_names = ["a"]\n', "class_names: ['a'] is not allowed here: the model folder has others"),
     ]:
         text = foreign.read_text()
         foreign.write_text(line + text)
         assert train(foreign) == 2
         assert message in capsys.readouterr().err
         foreign.write_text(text)
+
+
+def test_classes_without_names_get_them_and_the_same_file_goes_on(foreign: Path) -> None:
+    folder = foreign.parent / "model"
+    write_model_folder(dataclasses.replace(read_model_folder(folder), class_names=()), folder)
+    foreign.write_text(f"class_names = {list(reversed(NAMES))}\n{foreign.read_text()}")
+    assert train(foreign) == 0
+    assert read_model_folder(folder).class_names == tuple(reversed(NAMES))
+    edit(foreign, "images = 160", "images = 320")
+    assert train(foreign) == 0
+    assert provenance(foreign)["classifier"]["images"] == 320
 
 
 def test_a_class_that_the_model_has_not_is_refused(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:

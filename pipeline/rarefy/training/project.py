@@ -169,8 +169,8 @@ def _base(table: Table, folder: Path) -> ModelFolder | None:
         if key in table:
             raise ManifestError(bad(key, table[key], "allowed without [unet]: the model folder says it"))
     model = read_model_folder(folder)
-    if model.class_names and "class_names" in table:
-        raise ManifestError(bad("class_names", table["class_names"], "allowed here: the model folder has them"))
+    if model.class_names and table.get("class_names", names := list(model.class_names)) != names:
+        raise ManifestError(bad("class_names", table["class_names"], "allowed here: the model folder has others"))
     if model.diffusion_steps < MIN_STEPS:
         allowed = f"at least {MIN_STEPS}, which measuring the model needs"
         raise ManifestError(bad(f"{folder / CONFIG}: schedule.steps", model.diffusion_steps, allowed))
