@@ -95,7 +95,7 @@ def test_training_in_processes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     result = last_json(capsys)
     assert result["rarefy/baseline"]["speed"]["median"] > 0
     weights = 4 * sum(
-        parameter.numel() for parameter in training.UNet(find_model("fashion-mnist-28").unet).parameters()
+        parameter.numel() for parameter in training.build_unet(find_model("fashion-mnist-28").unet).parameters()
     )
     assert min(result["peak_bytes"].values()) > 4 * weights  # weights, average, and the optimiser's two moments
 
@@ -119,9 +119,9 @@ def test_a_training_step_changes_the_weights(form: str, monkeypatch: pytest.Monk
         networks.append(unet(config))
         return networks[-1]
 
-    unet = training.UNet
-    monkeypatch.setattr(training, "UNet", build)
-    work = training.start(form, Namespace(**CPU, batch=2))
+    unet = training.build_unet
+    monkeypatch.setattr(training, "build_unet", build)
+    work = training.start(form, Namespace(**CPU, batch=2, data=None))
     before = [parameter.detach().clone() for parameter in networks[0].parameters()]
     work()
     assert not all(torch.equal(a, b) for a, b in zip(before, networks[0].parameters(), strict=True))
@@ -200,3 +200,10 @@ def test_the_worst_of_all_sets() -> None:
     second = {"eps": [0.1], "gradient": [0.3, 0.2], "pixels_above_1": [0.03]}
     result = precision.worst([first, second])
     assert result == {"eps": [0.1, 0.5], "gradient": [0.2, 0.3], "pixels_above_1": 0.03}
+
+
+def test_the_loader_is_timed_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(training, "LOADER_SECONDS", 0.1)
+    training.main(["--loader", "--batch", "2", "--repeats", "1", "--json"])
+    result = last_json(capsys)
+    assert result["loader_images_per_s"] > 0 and result["step_images_per_s"] > 0

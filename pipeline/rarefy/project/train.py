@@ -39,7 +39,7 @@ def train_project(path: Path, part: str | None, options: TrainOptions) -> dict[s
         if not first:
             return {}
         measure_quality(model, images, device)
-        if project.base is None:  # the card of somebody else's model stays as it is
+        if project.base is None or not (model.path / "README.md").exists():  # somebody else's card stays as it is
             write_card(model, images)
         return read_json(project.folder / "provenance.json")
 
