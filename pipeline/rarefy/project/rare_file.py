@@ -41,8 +41,10 @@ def manifest_name(name: str) -> str:
 
 
 _GUIDANCE = """\
-# Guidance towards rare images; the values are the best of rarefy's sweep on Fashion-MNIST (docs/RESULTS.md). Where the
-# noise is low: towards images of whose class the classifier is only 50% sure. A larger scale: rarer, but worse.
+# Guidance towards rare images; the values are the best of rarefy's sweep on Fashion-MNIST (docs/RESULTS.md). They suit
+# a model that makes good images without guidance; on one after short training they lowered recall (docs/TUTORIAL.md).
+# So compare with a run without these two tables. Where the noise is low: towards images of whose class the classifier
+# is only 50% sure. A larger scale: rarer, but worse.
 [[guidance]]
 term = "low-confidence"
 scale = 1.0
