@@ -48,7 +48,7 @@ def session_folders(pid: int) -> set[Path]:
 
 @pytest.mark.slow
 def test_killed_and_interrupted_runs_give_the_bytes_of_an_undisturbed_one(runs: Any, tmp_path: Path) -> None:
-    manifest, out = runs.manifest(), tmp_path / "out"
+    manifest, out = runs.manifest(steps=64), tmp_path / "out"  # long enough to be interrupted on a busy machine, too
 
     killed = start(manifest, out)
     wait_for_shard(killed, out, 1)
@@ -79,4 +79,4 @@ def test_killed_and_interrupted_runs_give_the_bytes_of_an_undisturbed_one(runs: 
     output, errors = finished.communicate(timeout=PATIENCE_S)
     assert finished.returncode == 0, errors
     assert "of 20 images" in output
-    assert runs.tars(out) == runs.standard
+    assert runs.tars(out) == runs.undisturbed(manifest, tmp_path / "undisturbed")
