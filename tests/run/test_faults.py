@@ -21,9 +21,16 @@ PATIENCE_S = 120.0
 def start(manifest: Path, out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "rarefy", "generate", str(manifest), "--out", str(out), "--actors", "1"]
     environment = os.environ | {"PYTHONPATH": str(REPO / "pipeline"), "OMP_NUM_THREADS": "1"}
-    # Its own process group, so that the whole group can get Ctrl-C, as from a terminal.
+    # Its own process group, so that the whole group can get Ctrl-C, as from a terminal. Background jobs of a shell
+    # ignore SIGINT, and their children inherit that.
     return subprocess.Popen(
-        command, env=environment, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        env=environment,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -48,7 +55,7 @@ def session_folders(pid: int) -> set[Path]:
 
 @pytest.mark.slow
 def test_killed_and_interrupted_runs_give_the_bytes_of_an_undisturbed_one(runs: Any, tmp_path: Path) -> None:
-    manifest, out = runs.manifest(steps=64), tmp_path / "out"  # long enough to be interrupted on a busy machine, too
+    manifest, out = runs.manifest(), tmp_path / "out"
 
     killed = start(manifest, out)
     wait_for_shard(killed, out, 1)
@@ -79,4 +86,4 @@ def test_killed_and_interrupted_runs_give_the_bytes_of_an_undisturbed_one(runs: 
     output, errors = finished.communicate(timeout=PATIENCE_S)
     assert finished.returncode == 0, errors
     assert "of 20 images" in output
-    assert runs.tars(out) == runs.undisturbed(manifest, tmp_path / "undisturbed")
+    assert runs.tars(out) == runs.standard
