@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from goldens import relative_error
-from rarefy.models.blocks import GROUPS
+from rarefy.models.config import GROUPS
 
 BOTH = [torch.float32, torch.bfloat16]
 

@@ -11,7 +11,7 @@ from kernel_cases import error, normalised
 from torch import Tensor
 
 from rarefy.fast.gpu import norm as triton_norm
-from rarefy.models.blocks import GROUPS
+from rarefy.models.config import GROUPS
 
 Case = tuple[tuple[int, int, int], torch.dtype, bool]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rarefy.fast.conv import FastConv3x3, join, norm_act_conv, norm_act_conv_and_skip
 from rarefy.fast.cpu import native
 from rarefy.fast.norm import FastGroupNorm
-from rarefy.models.blocks import GROUPS
+from rarefy.models.config import GROUPS
 
 TOLERANCE = 5e-6  # of Winograd's algorithm, which adds rounded sums
 pytestmark = pytest.mark.usefixtures("kernels")

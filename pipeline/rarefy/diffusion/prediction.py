@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from rarefy.diffusion.schedule import schedule_of
 from rarefy.errors import ManifestError, bad
 from rarefy.guidance.base import Denoise
+from rarefy.models.config_file import PREDICTIONS
 
 if TYPE_CHECKING:
     from rarefy.models.folder import ModelFolder
-
-PREDICTIONS = ("eps", "v", "sample")
 
 
 def denoiser(unet: nn.Module, model: ModelFolder) -> Denoise:

@@ -17,7 +17,7 @@ from rarefy.fast.cpu import native
 from rarefy.fast.gradient import first_order
 from rarefy.fast.norm import FastGroupNorm, affine_gradients
 from rarefy.fast.resample import upsample
-from rarefy.models.blocks import GROUPS
+from rarefy.models.config import GROUPS
 
 
 def working_dtype(like: Tensor) -> torch.dtype:

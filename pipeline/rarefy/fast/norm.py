@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rarefy.fast.cpu import native
 from rarefy.fast.gpu import norm as triton_norm
 from rarefy.fast.gradient import first_order
-from rarefy.models.blocks import GROUPS
+from rarefy.models.config import GROUPS
 
 
 class FastGroupNorm(nn.GroupNorm):

@@ -2,7 +2,7 @@
 
 from rarefy.images.decode import IMAGE_SUFFIXES, decode_image
 from rarefy.images.inspection import inspect_images
-from rarefy.images.labelled import LabelledImages
+from rarefy.images.labelled import LabelledImages, pixel_digest
 from rarefy.images.loading import class_ids, load_images
 from rarefy.images.names import ClassNames, match_classes
 from rarefy.images.report import Inspection
@@ -20,4 +20,5 @@ __all__ = [
     "load_images",
     "match_classes",
     "open_source",
+    "pixel_digest",
 ]

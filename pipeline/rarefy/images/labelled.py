@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 HASHED_ROWS = 4096  # at a time, so that hashing a memory-mapped set needs little memory
 
 
+def pixel_digest(image: NDArray[np.uint8]) -> bytes:
+    """Hash of one image's pixels, by which exact copies are recognised."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """images: (N, C, H, W) uint8, possibly memory-mapped; labels: (N,) int64; class_names: one per class id.

@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rarefy.models.config import NetworkConfig
+from rarefy.models.config import GROUPS, NetworkConfig
 
 M = TypeVar("M", bound=nn.Module)
-
-GROUPS = 32
 
 
 class ResBlock(nn.Module):

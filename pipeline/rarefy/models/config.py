@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+GROUPS = 32  # of the group normalisation
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 

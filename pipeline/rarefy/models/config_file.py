@@ -12,7 +12,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rarefy.errors import ManifestError, bad
-from rarefy.models.config import NetworkConfig, NetworkSpec, OtherNetwork
+from rarefy.fields import check_integer
+from rarefy.models.config import GROUPS, NetworkConfig, NetworkSpec, OtherNetwork
 
 Json = Mapping[str, Any]
 
@@ -21,7 +22,6 @@ _KIND = re.compile(r"adm|diffusers|[\w.]+:\w+")
 PREDICTIONS = ("eps", "v", "sample")
 ROLES = ("unet", "classifier", "judge", "reference", "held_out")
 LARGEST = 2**31 - 1
-GROUPS = 32  # of the networks' group normalisation
 
 
 def check_keys(table: Json, field: str, required: Collection[str], optional: Collection[str] = ()) -> None:
@@ -48,13 +48,6 @@ def read_text(value: object, field: str) -> str:
     """A string; it may be empty."""
     if not isinstance(value, str):
         raise ManifestError(bad(field, value, "a string"))
-    return value
-
-
-def read_integer(value: object, field: str, low: int = 1, high: int = LARGEST) -> int:
-    """An integer from low to high, both included."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ManifestError(bad(field, value, f"an integer from {low} to {high}"))
     return value
 
 
@@ -141,9 +134,9 @@ def _other_network(kind: str, values: Json, field: str) -> OtherNetwork:
     sizes = ("image_size", "in_channels", "out_channels")
     check_keys(values, f"{field}.", sizes, ("num_classes", "options"))
     for key in sizes:
-        read_integer(values[key], f"{field}.{key}")
+        check_integer(values[key], f"{field}.{key}", 1, LARGEST)
     if values.get("num_classes") is not None:
-        read_integer(values["num_classes"], f"{field}.num_classes")
+        check_integer(values["num_classes"], f"{field}.num_classes", 1, LARGEST)
     read_object(values.get("options", {}), f"{field}.options")
     return OtherNetwork(kind, **values)
 
@@ -158,9 +151,9 @@ def _typed(value: object, hint: object, field: str) -> object:
         read_number(value, field, 0, 1)  # dropout
     if hint is int:
         # -1 stands for "not used" in the keys that count heads.
-        read_integer(value, field, -1 if "num_head" in field else 1)
+        check_integer(value, field, -1 if "num_head" in field else 1, LARGEST)
     if hint == int | None and value is not None:
-        read_integer(value, field)
+        check_integer(value, field, 1, LARGEST)
     if typing.get_origin(hint) is tuple:
         whole = typing.get_args(hint)[0] is int
         if not isinstance(value, list) or not all(_positive(item, whole) for item in value):

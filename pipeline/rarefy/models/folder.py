@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rarefy.errors import ManifestError, bad
+from rarefy.fields import check_integer
 from rarefy.images import ClassNames
 from rarefy.models.agreement import check_agreement
 from rarefy.models.config import NetworkSpec
@@ -24,7 +25,6 @@ from rarefy.models.config_file import (
     check_keys,
     read_beta_range,
     read_files,
-    read_integer,
     read_names,
     read_network,
     read_number,
@@ -167,7 +167,7 @@ def _parse(config: Json, path: Path) -> ModelFolder:
         classifier=None if config["classifier"] is None else read_network(config["classifier"], "classifier"),
         schedule=read_text(schedule["name"], "schedule.name"),
         recommended_scale=read_number(config["recommended_scale"], "recommended_scale", 0, 1e6),
-        diffusion_steps=read_integer(schedule["steps"], "schedule.steps", 1, 1_000_000),
+        diffusion_steps=check_integer(schedule["steps"], "schedule.steps", 1, 1_000_000),
         class_names=read_names(config["class_names"], "class_names"),
         wordnet_ids=read_names(config.get("wordnet_ids", []), "wordnet_ids"),
         prediction=schedule["prediction"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import webdataset
 from numpy.typing import NDArray
 
 from rarefy.errors import DataError, bad
-from rarefy.images import LabelledImages
+from rarefy.images import LabelledImages, pixel_digest
 from rarefy.shards.writer import TAR_OWNER, encode_png
 
 SMALL_CLASS = 10  # a class with at least so many images has at least two held out
@@ -57,7 +56,7 @@ def split_off(data: LabelledImages, fraction: float, seed: int) -> Split:
 
 def _occur_once(data: LabelledImages) -> NDArray[np.bool_]:
     """(N,) whether no other image has the same pixels."""
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in data.images]
+    digests = [pixel_digest(image) for image in data.images]
     _, place, counts = np.unique(np.array(digests, "V16"), return_inverse=True, return_counts=True)
     once: NDArray[np.bool_] = counts[place] == 1
     return once

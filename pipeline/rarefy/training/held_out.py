@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 from rarefy.diffusion.sampler import ImageNoise
 from rarefy.diffusion.schedule import Schedule
 from rarefy.errors import DataError
-from rarefy.images import LabelledImages
+from rarefy.images import LabelledImages, pixel_digest
 from rarefy.training.data import TrainingSet
 from rarefy.training.losses import HybridLoss
 from rarefy.training.progress import tracked
@@ -33,19 +32,15 @@ def without_held_out(data: LabelledImages, held_out: LabelledImages | None, step
     """
     if held_out is None:
         return TrainingSet.whole(data)
-    hidden = {_digest(image) for image in held_out.images}
+    hidden = {pixel_digest(image) for image in held_out.images}
     seen = np.zeros(len(data), bool)
     for row, image in enumerate(data.images):
-        seen[row] = _digest(image) in hidden
+        seen[row] = pixel_digest(image) in hidden
         if (row + 1) % HASHED_ROWS == 0 or row + 1 == len(data):
             step(row + 1, len(data))
     if seen.all():
         raise DataError(f"data: all {len(data):,} images are held out, so none is left to train on")
     return TrainingSet(data, np.flatnonzero(~seen), int(seen.sum()))
-
-
-def _digest(image: NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 @torch.no_grad()
