@@ -21,7 +21,7 @@ from rarefy.models.folder import ModelFolder, write_model_folder
 from rarefy.models.networks import build_classifier, build_unet
 from rarefy.models.run_model import write_run_model
 from rarefy.plan import make_plan
-from rarefy.shards.index import claim_output
+from rarefy.shards.claim import claim_output
 from rarefy.shards.store import Store
 
 NAMES = ("cat", "dog", "maine coon", "Siamese")

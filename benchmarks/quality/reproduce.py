@@ -28,8 +28,9 @@ from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.metrics.tail import TAIL_SHARE
 from rarefy.bench.measure import machine
 from rarefy.errors import ManifestError, RarefyError, bad
-from rarefy.generate.cluster import Request, connected
+from rarefy.generate.cluster import connected
 from rarefy.generate.driver import GenerateOptions, generate
+from rarefy.generate.fit import Request
 from rarefy.generate.progress import ProgressLine
 from rarefy.shards.store import Store
 from rarefy.stages import seal_run

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+NAMES_SHOWN = 8
+
 
 class RarefyError(ValueError):
     """Base class. The message names a field, its value and what is allowed."""
@@ -19,12 +23,24 @@ class ShardError(RarefyError):
     """A shard, its metadata or its marker is missing, damaged or belongs to another run."""
 
 
+class ExhaustedError(ShardError):
+    """Slots of a shard got no image that the manifest's [accept] accepts. Another attempt gives the same."""
+
+
+class NonFiniteError(ShardError):
+    """An image, its scores or its features have values that are not finite. Another attempt elsewhere may succeed."""
+
+
 class DataError(RarefyError):
     """Training or reference images that cannot be used."""
 
 
 class OutputError(RarefyError):
     """An output location that cannot be read or written, or that contains something else."""
+
+
+class StorageError(OutputError):
+    """A storage call failed although it was repeated for the time allowed. Later it may succeed."""
 
 
 class DeviceError(RarefyError):
@@ -34,3 +50,9 @@ class DeviceError(RarefyError):
 def bad(field: str, value: object, allowed: str) -> str:
     """The standard one-line message: field, value and what is allowed."""
     return f"{field}: {value!r} is not {allowed}"
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

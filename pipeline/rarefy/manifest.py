@@ -32,7 +32,7 @@ from rarefy.guidance.registry import parse_term
 from rarefy.models.folder import CONFIG, ModelFolder
 from rarefy.models.run_model import read_run_model
 from rarefy.models.source import ModelSpec, read_model_table
-from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE, RUN_FILE
+from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE, RUN_FILE
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard

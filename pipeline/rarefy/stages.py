@@ -15,7 +15,8 @@ from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
 from rarefy.plan import shard_name, shard_names
 from rarefy.shards.card import CardInfo
-from rarefy.shards.index import MANIFEST_FILE, Sealed, claim_output, seal
+from rarefy.shards.claim import MANIFEST_FILE, claim_output
+from rarefy.shards.index import Sealed, seal
 from rarefy.shards.metadata import read_records
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify

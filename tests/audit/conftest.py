@@ -15,7 +15,7 @@ from PIL import Image
 
 from rarefy.manifest import Manifest, parse_manifest
 from rarefy.plan import make_plan, shard_name
-from rarefy.shards.index import claim_output
+from rarefy.shards.claim import claim_output
 from rarefy.shards.metadata import SampleRecord, sample_key
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png

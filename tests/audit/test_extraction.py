@@ -8,7 +8,8 @@ from rarefy.audit.features.cache import cache_folder
 from rarefy.audit.features.extraction import outputs_of_parts
 from rarefy.audit.features.extractors import Extractor
 from rarefy.errors import DeviceError
-from rarefy.generate.cluster import Request, connected
+from rarefy.generate.cluster import connected
+from rarefy.generate.fit import Request
 
 
 def parts() -> list[np.ndarray]:

@@ -24,7 +24,7 @@ from rarefy.generate.progress import ProgressSink, Status
 from rarefy.manifest import Manifest
 from rarefy.models.folder import find_model
 from rarefy.plan import make_plan
-from rarefy.shards.index import claim_output
+from rarefy.shards.claim import claim_output
 from rarefy.shards.store import Store
 
 FRESH_PROCESS = command.fresh_process

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rarefy.generate.cluster import Resources
+from rarefy.generate.fit import Resources
 from rarefy.generate.fleet import Fleet, _Worker
 from rarefy.manifest import load_manifest
 from rarefy.shards.store import Store

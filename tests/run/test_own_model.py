@@ -19,7 +19,7 @@ from rarefy.generate.fleet import Fleet
 from rarefy.manifest import Manifest, load_manifest
 from rarefy.models.folder import read_model_folder, write_model_folder
 from rarefy.models.run_model import write_run_model
-from rarefy.shards.index import claim_output
+from rarefy.shards.claim import claim_output
 from rarefy.shards.metadata import read_records
 from rarefy.shards.store import Store
 from rarefy.stages import seal_run, verify_run

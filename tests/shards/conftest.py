@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rarefy.shards.card import CardInfo
-from rarefy.shards.index import claim_output
+from rarefy.shards.claim import claim_output
 from rarefy.shards.metadata import SampleRecord, sample_key
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png

@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from rarefy.errors import OutputError, ShardError
+from rarefy.errors import NAMES_SHOWN, OutputError, ShardError, first_names
 from rarefy.shards.card import CardInfo, render_card
-from rarefy.shards.index import NAMES_SHOWN, claim_output, committed, first_names, is_sealed, seal
+from rarefy.shards.claim import claim_output
+from rarefy.shards.index import is_sealed, seal
+from rarefy.shards.listing import committed
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify, verify_shard
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png

@@ -8,7 +8,8 @@ import pytest
 
 from rarefy.errors import OutputError, ShardError
 from rarefy.shards.card import CardInfo
-from rarefy.shards.index import claim_output, is_sealed, seal
+from rarefy.shards.claim import claim_output
+from rarefy.shards.index import is_sealed, seal
 from rarefy.shards.reader import read_samples
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from rarefy.errors import ShardError
-from rarefy.shards.index import claim_output, committed
+from rarefy.shards.claim import claim_output
+from rarefy.shards.listing import committed
 from rarefy.shards.marker import parse_marker, read_marker
 from rarefy.shards.metadata import (
     OF_CLASSIFIER,

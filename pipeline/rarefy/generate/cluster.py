@@ -11,45 +11,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from rarefy.errors import DeviceError, bad
+from rarefy.generate.fit import Request, Resources, fit_cluster, fit_machine
 
-CORES_PER_ACTOR = 8  # default on the CPU; more would wait for Python's global lock
 OBJECT_STORE_BYTES = 256 * 2**20  # images go to files; only small messages pass through the store
 FOLDER_PREFIX = "rarefy-ray-"
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What each actor gets. actors: their number; gpus: may be a fraction; cpus: on the CPU, also batches at once."""
-
-    actors: int
-    gpus: float
-    cpus: int
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpus else "cpu"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for. actors None: as many as fit, at most ``shards``; cpus None: all cores divided."""
-
-    actors: int | None
-    gpus: float
-    cpus: int | None
-    shards: int
-
-    def count(self, fitting: int) -> int:
-        """Number of actors to start if ``fitting`` would fit."""
-        return self.actors or max(1, min(fitting, self.shards))
 
 
 @contextmanager
@@ -66,9 +37,9 @@ def connected(request: Request, address: str | None) -> Iterator[Resources]:
 @contextmanager
 def _connection(request: Request, address: str | None) -> Iterator[Resources]:
     if ray.is_initialized():
-        yield _fit_cluster(request)
+        yield fit_cluster(request)
     elif address is None:
-        resources = _fit_machine(request)
+        resources = fit_machine(request)
         with _private_folder() as folder:
             _start(resources, folder)
             try:
@@ -82,7 +53,7 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
             reason = " ".join(str(cause).split())[:200]
             raise DeviceError(bad("ray_address", address, f"a Ray cluster that answers ({reason})")) from cause
         try:
-            yield _fit_cluster(request)
+            yield fit_cluster(request)
         finally:
             ray.shutdown()
 
@@ -114,32 +85,6 @@ def _end_idle_servers() -> None:
         node: Any = ray._private.worker._global_node
         for end in (node.kill_log_monitor, node.kill_monitor, node.kill_dashboard):
             end(check_alive=False)
-
-
-def _fit_machine(request: Request) -> Resources:
-    cores, gpus = len(os.sched_getaffinity(0)), request.gpus
-    available = torch.cuda.device_count() if gpus else 0
-    actors = request.count(int(available / gpus) if gpus else cores // (request.cpus or CORES_PER_ACTOR))
-    if actors * gpus > available:
-        allowed = f"at most {available}: this machine has {available} GPUs"
-        raise DeviceError(bad("actors x gpus_per_actor", actors * gpus, allowed))
-    return Resources(actors, gpus, request.cpus or max(1, cores // actors))
-
-
-def _fit_cluster(request: Request) -> Resources:
-    """Further actors may wait until the cluster grows, but one must fit on a machine of the cluster as it is now."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray's own
-    cpus, gpus = [int(node.get("CPU", 0)) for node in nodes], [float(node.get("GPU", 0)) for node in nodes]
-    if request.gpus > max(gpus):
-        allowed = f"at most {max(gpus):g}, the GPUs of the largest machine of this cluster"
-        raise DeviceError(bad("gpus_per_actor", request.gpus, allowed))
-    on_cpus = sum(max(1, number // (request.cpus or CORES_PER_ACTOR)) for number in cpus if number)
-    actors = request.count(int(sum(gpus) / request.gpus) if request.gpus else on_cpus)
-    per_actor = request.cpus or (1 if request.gpus else max(1, min(sum(cpus) // actors, max(cpus))))
-    if per_actor > max(cpus):
-        allowed = f"at most {max(cpus)}, the CPUs of the largest machine of this cluster"
-        raise DeviceError(bad("cpus_per_actor", per_actor, allowed))
-    return Resources(actors, request.gpus, per_actor)
 
 
 @contextmanager

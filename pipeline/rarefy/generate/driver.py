@@ -10,14 +10,16 @@ import torch
 
 from rarefy.errors import CheckpointError, DeviceError, bad
 from rarefy.execution import check_execution
-from rarefy.generate.cluster import Request, connected
+from rarefy.generate.cluster import connected
+from rarefy.generate.fit import Request
 from rarefy.generate.fleet import Fleet
 from rarefy.generate.progress import ProgressSink, duration
 from rarefy.manifest import Manifest
 from rarefy.models.run_model import write_run_model
 from rarefy.models.source import check_trained, on_this_machine
 from rarefy.plan import estimate_bytes, make_plan, shard_names
-from rarefy.shards.index import claim_output, committed
+from rarefy.shards.claim import claim_output
+from rarefy.shards.listing import committed
 from rarefy.shards.store import Store
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from rarefy.errors import OutputError, RarefyError, ShardError, bad
+from rarefy.errors import OutputError, RarefyError, ShardError, bad, first_names
 from rarefy.generate.actor import ShardGenerator, Snapshot, add_up
-from rarefy.generate.cluster import Resources
+from rarefy.generate.fit import Resources
 from rarefy.generate.progress import ProgressSink, Status
 from rarefy.manifest import Manifest
 from rarefy.models.run_model import write_run_model
 from rarefy.plan import make_plan, shard_name, shard_names
-from rarefy.shards.index import claim_output, committed, first_names
+from rarefy.shards.claim import claim_output
+from rarefy.shards.listing import committed
 from rarefy.shards.marker import Marker
 from rarefy.shards.metadata import read_records
 from rarefy.shards.store import Store

@@ -1,27 +1,22 @@
-"""From committed shards to a data set: claim the output, list committed shards, verify, seal."""
+"""From committed shards to a data set: verify and seal."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from rarefy.errors import OutputError, ShardError, bad
+from rarefy.errors import OutputError, ShardError, bad, first_names
 from rarefy.shards.card import CardInfo, render_card
-from rarefy.shards.marker import Marker, marker_path, read_marker
+from rarefy.shards.claim import RUN_FILE, claim_output
+from rarefy.shards.listing import committed
+from rarefy.shards.marker import Marker, marker_path
 from rarefy.shards.metadata import SCHEMA, parquet_path, tar_path
 from rarefy.shards.store import Store
-from rarefy.shards.verify import NOT_COMMITTED, THREADS, verify
+from rarefy.shards.verify import NOT_COMMITTED, verify
 
-RUN_FILE = "state/run.json"
-MANIFEST_FILE = "manifest.toml"
-MODEL_FILE = "model.json"
 SUCCESS = "_SUCCESS"
-NAMES_SHOWN = 8
-# The root of a freshly formatted volume contains this folder.
-IGNORED_IN_ROOT = frozenset({"lost+found"})
 
 
 @dataclass(frozen=True)
@@ -32,46 +27,6 @@ class Sealed:
     samples: int
     size_bytes: int
     counts: Mapping[int, int]
-
-
-def claim_output(store: Store, manifest_text: str, digest: str, model: bytes | None = None) -> None:
-    """Reserve the output for this run, or check that it is reserved for it already.
-
-    model: content of ``model.json``; what a resumed run says about its model's place replaces what it said earlier.
-    Raises OutputError if it contains the run of another manifest or other files, or cannot be written.
-    """
-    if not store.exists(RUN_FILE):
-        foreign = [name for name in store.list() if name not in IGNORED_IN_ROOT]
-        if foreign == ["state"]:
-            foreign = store.list("state")
-        if foreign:
-            raise OutputError(bad("out", store.root, f"empty or a rarefy run (it contains {first_names(foreign)})"))
-        store.write_bytes(RUN_FILE, json.dumps({"manifest_digest": digest}).encode() + b"\n")
-    if (other := _run_digest(store)) != digest:
-        raise OutputError(
-            bad(
-                "out",
-                store.root,
-                f"the run of this manifest, {digest}: it contains the run of {other}; choose another --out",
-            )
-        )
-    if model is not None and not (store.exists(MODEL_FILE) and store.read_bytes(MODEL_FILE) == model):
-        store.write_bytes(MODEL_FILE, model)
-    if not store.exists(MANIFEST_FILE):
-        store.write_bytes(MANIFEST_FILE, manifest_text.encode())
-
-
-def committed(store: Store, plan_names: Iterable[str], digest: str) -> dict[str, Marker]:
-    """Markers by shard name, in plan order. Damaged markers and those of other manifests are left out."""
-    present = set(store.list("state"))
-    names = [name for name in plan_names if f"{name}.json" in present]
-    with ThreadPoolExecutor(THREADS) as pool:
-        markers = pool.map(lambda name: _marker_or_none(store, name), names)
-        return {
-            name: marker
-            for name, marker in zip(names, markers, strict=True)
-            if marker is not None and marker.manifest_digest == digest
-        }
 
 
 def is_sealed(store: Store) -> bool:
@@ -104,20 +59,6 @@ def seal(
     sealed = Sealed(len(markers), sum(made.values()), sum(marker.tar_bytes for marker in markers.values()), made)
     _write_json(store, SUCCESS, {"manifest_digest": digest, "shards": sealed.shards, "samples": sealed.samples})
     return sealed
-
-
-def _run_digest(store: Store) -> str:
-    try:
-        return str(json.loads(store.read_bytes(RUN_FILE))["manifest_digest"])
-    except (ValueError, KeyError, TypeError) as cause:
-        raise OutputError(bad("out", f"{store.root}/{RUN_FILE}", "a file that rarefy wrote")) from cause
-
-
-def _marker_or_none(store: Store, name: str) -> Marker | None:
-    try:
-        return read_marker(store, name)
-    except ShardError:
-        return None
 
 
 def _whole_shards(store: Store, digest: str, names: Sequence[str]) -> dict[str, Marker]:
@@ -180,9 +121,3 @@ def _text(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
 
 def _write_json(store: Store, rel: str, table: Mapping[str, object]) -> None:
     store.write_bytes(rel, json.dumps(table, indent=1).encode() + b"\n")
-
-
-def first_names(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

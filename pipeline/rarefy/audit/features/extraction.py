@@ -10,7 +10,8 @@ import ray
 
 from rarefy.audit.features.cache import keep_arrays, recall
 from rarefy.audit.features.extractors import Extractor, Features, Images, Step, cache_key, extract_outputs
-from rarefy.generate.cluster import Request, connected
+from rarefy.generate.cluster import connected
+from rarefy.generate.fit import Request
 
 
 def outputs_of_parts(

@@ -18,7 +18,9 @@ from rarefy.errors import OutputError, ShardError
 from rarefy.manifest import Manifest, parse_manifest
 from rarefy.models.run_model import read_run_model
 from rarefy.plan import make_plan, shard_names
-from rarefy.shards.index import MANIFEST_FILE, MODEL_FILE, committed, is_sealed
+from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE
+from rarefy.shards.index import is_sealed
+from rarefy.shards.listing import committed
 from rarefy.shards.marker import Marker
 from rarefy.shards.metadata import parquet_path, read_table, tar_path
 from rarefy.shards.reader import decode_image, iter_tar

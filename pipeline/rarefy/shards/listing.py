@@ -1,0 +1,31 @@
+"""Which shards of a run are committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from rarefy.errors import ShardError
+from rarefy.shards.marker import Marker, read_marker
+from rarefy.shards.store import Store
+from rarefy.shards.verify import THREADS
+
+
+def committed(store: Store, plan_names: Iterable[str], digest: str) -> dict[str, Marker]:
+    """Markers by shard name, in plan order. Damaged markers and those of other manifests are left out."""
+    present = set(store.list("state"))
+    names = [name for name in plan_names if f"{name}.json" in present]
+    with ThreadPoolExecutor(THREADS) as pool:
+        markers = pool.map(lambda name: _marker_or_none(store, name), names)
+        return {
+            name: marker
+            for name, marker in zip(names, markers, strict=True)
+            if marker is not None and marker.manifest_digest == digest
+        }
+
+
+def _marker_or_none(store: Store, name: str) -> Marker | None:
+    try:
+        return read_marker(store, name)
+    except ShardError:
+        return None
