@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,13 +15,20 @@ from triton_errors import LARGE, silu_at_its_ends, worst_errors
 
 from goldens import config, files, fill, read, relative_error
 from rarefy.cli import main
-from rarefy.execution import prepare
+from rarefy.execution import prepare, repeatable
 from rarefy.fast.attention import attend
 from rarefy.models.adm import ADM, Classifier, UNet
 
 GPU = torch.device("cuda")
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_run() -> Iterator[None]:
+    """cuDNN's settings as in a run: by default it rounds float32 convolutions to 10 bits (TF32)."""
+    with repeatable():
+        yield
 
 
 def arrays_of(file: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
