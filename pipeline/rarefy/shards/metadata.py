@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,8 @@ DIGEST_KEY = b"rarefy.manifest_digest"
 # The time of writing would make the tars of two attempts differ.
 UNSTABLE_FIELDS = frozenset({"created_at"})
 SCORES = ("predicted_id", "confidence", "entropy", "entropy_normalized", "margin")
+MAX_ROWS = 100_000  # of a shard
+MAX_TABLE_BYTES = 1 << 30  # a row takes a few hundred bytes
 OF_CLASSIFIER = (*SCORES, "classifier_sha256")
 
 
@@ -130,13 +133,38 @@ def write_table(path: Path, records: Sequence[SampleRecord], manifest_text: str,
 def read_table(path: Path) -> pa.Table:
     """Read one file. Raises ShardError if it is missing or damaged or has other columns."""
     try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as cause:
-        raise ShardError(f"{path.name}: not a readable Parquet file ({' '.join(str(cause).split())})") from cause
+        with path.open("rb") as stream:
+            return parse_table(stream, path.name)
+    except OSError as cause:
+        raise ShardError(f"{path.name}: not a readable Parquet file ({cause.strerror or cause})") from cause
+
+
+def parse_table(stream: BinaryIO, source: str) -> pa.Table:
+    """The table in an open file. Raises ShardError, which names ``source``, if it is damaged or has other columns.
+
+    Nothing is believed before it is checked: a damaged file may claim any size and any text.
+    """
+    try:
+        with pq.ParquetFile(pa.PythonFile(stream, "r")) as file:
+            _check_claims(file.metadata)
+            table = file.read(use_threads=False)  # threads are slower for tables as small as these
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as cause:
+        raise ShardError(f"{source}: not a readable Parquet file ({' '.join(str(cause).split())})") from cause
     # Files of earlier versions differ in which columns may be null.
     if [(field.name, field.type) for field in table.schema] != [(field.name, field.type) for field in SCHEMA]:
-        raise ShardError(f"{path.name}: columns {table.schema.names} are not those of the schema, {SCHEMA.names}")
+        raise ShardError(f"{source}: columns {table.schema.names} are not those of the schema, {SCHEMA.names}")
     return table.cast(SCHEMA.with_metadata(table.schema.metadata))
+
+
+def _check_claims(metadata: pq.FileMetaData) -> None:
+    """Raise ValueError before memory is taken for more rows or bytes than a shard can have."""
+    if metadata.num_rows > MAX_ROWS:
+        raise ValueError(f"{metadata.num_rows:,} rows, which is more than {MAX_ROWS:,}")
+    groups = (metadata.row_group(place) for place in range(metadata.num_row_groups))
+    size_bytes = sum(group.column(place).total_uncompressed_size for group in groups for place in range(len(SCHEMA)))
+    if size_bytes > MAX_TABLE_BYTES:
+        raise ValueError(f"{size_bytes:,} bytes of rows, which is more than {MAX_TABLE_BYTES:,}")
 
 
 def read_records(store: Store, name: str) -> list[SampleRecord]:
