@@ -71,7 +71,7 @@ class Plan:
     def _order(self, start: int, stop: int) -> list[tuple[int, int]]:
         """(class id, class index) of samples ``start`` to ``stop - 1`` of the run.
 
-        Before a position p in (0, 1) there are n p samples of a class, rounded, so p * total samples of the run, give or
+        Before a position p in (0, 1) there are n p samples of a class, rounded: p * total samples of the run, give or
         take half of the number of classes. So samples start to stop - 1 lie between the two positions below.
         """
         one, spare = 1 << _ONE_BITS, len(self.counts)
