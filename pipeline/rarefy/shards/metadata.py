@@ -151,6 +151,8 @@ def parse_table(stream: BinaryIO, source: str) -> pa.Table:
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as cause:
         raise ShardError(f"{source}: not a readable Parquet file ({' '.join(str(cause).split())})") from cause
+    if table.schema.equals(SCHEMA):
+        return table
     # Files of earlier versions differ in which columns may be null.
     if [(field.name, field.type) for field in table.schema] != [(field.name, field.type) for field in SCHEMA]:
         raise ShardError(f"{source}: columns {table.schema.names} are not those of the schema, {SCHEMA.names}")
