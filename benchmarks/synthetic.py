@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
-from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,8 @@ def _write_chunk(root: Path, text: str, model: Marker, shards: Sequence[int]) ->
         marker, samples = named(model, manifest, shard), synthetic_samples(manifest, shard)
         records = [sample.record for sample in samples]
         tar, parquet = root / tar_path(marker.name), root / parquet_path(marker.name)
-        write_tar(tar, samples)
+        with tar.open("wb") as stream:
+            write_tar(stream, samples)
         write_table(parquet, records, manifest.text, manifest.digest)
         write_marker(root, _filled(marker, records, hash_file(tar), hash_file(parquet)))
 
@@ -136,7 +136,6 @@ def _sample(manifest: Manifest, shard: int, slot: Slot) -> Sample:
         "image_sha256": hashlib.sha256(png).hexdigest(),
         "width": size,
         "height": size,
-        "created_at": datetime.now(UTC),
         "accepted": True,
     }
     return Sample(SampleRecord(**{field.name: values[field.name] for field in fields(SampleRecord)}), png)

@@ -7,13 +7,13 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 
-from rarefy.errors import NAMES_SHOWN, OutputError, ShardError
+from rarefy.errors import NAMES_SHOWN, ShardError, StorageError, bad
 from rarefy.shards.marker import Marker, marker_path, parse_marker
 from rarefy.shards.metadata import (
     DIGEST_KEY,
@@ -25,6 +25,7 @@ from rarefy.shards.metadata import (
     to_records,
 )
 from rarefy.shards.reader import json_object, tar_samples
+from rarefy.shards.retry import one_line
 from rarefy.shards.spec import RowSpec, ShardSpec
 from rarefy.shards.store import Store
 
@@ -40,7 +41,8 @@ class Checked:
     """The result for one shard.
 
     problems: one line each, none for an intact shard; marker: as read, None if there is none that can be read; judged:
-    SHA-256 of the marker's file; weights: SHA-256 of the diffusion model's and the classifier's (None without one);
+    SHA-256 of the marker's file; contradicts_plan: the files may be the marker's, but the marker or their contents are
+    not the plan's; weights: SHA-256 of the diffusion model's and the classifier's (None without one);
     beyond_limit, not_accepted: samples that took more candidates than the manifest allows, and those kept although no
     candidate passed its [accept].
     """
@@ -49,6 +51,7 @@ class Checked:
     problems: tuple[str, ...] = ()
     marker: Marker | None = None
     judged: str | None = None
+    contradicts_plan: bool = False
     weights: tuple[str, str | None] | None = None
     beyond_limit: int = 0
     not_accepted: int = 0
@@ -73,51 +76,33 @@ def check_shard(store: Store, spec: ShardSpec, digest: str) -> Checked:
     except ShardError as error:
         return Checked(spec.name, (str(error),), judged=judged)
     if problem := _compare_marker(marker, spec, digest):
-        return Checked(spec.name, (problem,), marker, judged)
-    problems, records = _check_files(store, marker, spec)
-    return Checked(
-        name=spec.name,
-        problems=_first_lines(problems),
-        marker=marker,
-        judged=judged,
-        weights=(records[0].checkpoint_sha256, records[0].classifier_sha256) if records else None,
-        beyond_limit=sum(record.candidate >= spec.max_candidates for record in records),
-        not_accepted=sum(not record.accepted for record in records),
-    )
+        return Checked(spec.name, (problem,), marker, judged, contradicts_plan=True)
+    checked = Checked(spec.name, marker=marker, judged=judged)
+    try:
+        return _check_files(store, marker, spec, checked)
+    except OSError as cause:
+        place = f"{store.root}/{tar_path(spec.name)}"
+        raise StorageError(bad("out", place, f"readable at the moment ({one_line(cause)})")) from cause
 
 
 def read_marker_file(store: Store, name: str) -> bytes | None:
     """The bytes of a shard's marker, None if there is none. Raises ShardError for something else of that name."""
     rel = marker_path(name)
-    try:
-        if store.is_local and _file_size(store, rel) > MARKER_BYTES:  # on object stores, one call less a shard
+    if store.is_local:  # on object stores, a call less for each shard
+        size = _file_size(store, rel)
+        if size is not None and size > MARKER_BYTES:
             raise ShardError(f"{rel}: not a commit marker, which is at most {MARKER_BYTES:,} bytes long")
-        return store.read_bytes(rel)
-    except _MissingError:
-        return None
-    except OutputError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
+    return store.read_or_none(rel)
 
 
 def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-class _MissingError(ShardError):
-    """A file that is not there."""
-
-
-def _file_size(store: Store, rel: str) -> int:
-    """Size in bytes. Raises ShardError if the file is missing or is something else, such as a folder or a pipe."""
-    try:
-        size = store.size(rel)
-    except OutputError as error:
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-            raise _MissingError(f"{rel} is missing") from None
-        raise
-    if store.is_local and not Path(store.path, rel).is_file():
+def _file_size(store: Store, rel: str) -> int | None:
+    """Size in bytes, None if the file is missing. Raises ShardError for something else, such as a folder or a pipe."""
+    size = store.size_or_none(rel)
+    if size is not None and store.is_local and not Path(store.path, rel).is_file():
         raise ShardError(f"{rel} is not a file; move it elsewhere")
     return size
 
@@ -136,8 +121,8 @@ def _compare_marker(marker: Marker, spec: ShardSpec, digest: str) -> str:
     return ""
 
 
-def _check_files(store: Store, marker: Marker, spec: ShardSpec) -> tuple[list[str], Sequence[SampleRecord]]:
-    """Problems of the Parquet file and the tar, and the rows. Nothing is parsed unless both are what the marker says."""
+def _check_files(store: Store, marker: Marker, spec: ShardSpec, checked: Checked) -> Checked:
+    """Check the Parquet file and the tar, and what they contain if both have the marker's hashes."""
     problems: list[str] = []
     rows = marker.parquet_bytes, {"sha256": marker.parquet_sha256}
     samples = marker.tar_bytes, {"sha256": marker.tar_sha256, "md5": marker.tar_md5}
@@ -145,15 +130,25 @@ def _check_files(store: Store, marker: Marker, spec: ShardSpec) -> tuple[list[st
         parquet = _whole_file(store, parquet_path(spec.name), rows, stack, problems)
         tar = _whole_file(store, tar_path(spec.name), samples, stack, problems)
         if parquet is None or tar is None:
-            return problems, ()
-        try:
-            table = parse_table(parquet, parquet_path(spec.name))
-        except ShardError as error:
-            return [str(error)], ()
-        records = to_records(table)
-        return _check_rows(table, records, spec, marker.manifest_digest) or _check_samples(
-            tar, records, spec.name
-        ), records
+            return replace(checked, problems=tuple(problems))
+        return _check_contents(parquet, tar, spec, marker.manifest_digest, checked)
+
+
+def _check_contents(parquet: BinaryIO, tar: BinaryIO, spec: ShardSpec, digest: str, checked: Checked) -> Checked:
+    try:
+        table = parse_table(parquet, parquet_path(spec.name))
+    except ShardError as error:
+        return replace(checked, problems=(str(error),), contradicts_plan=True)
+    records = to_records(table)
+    problems = _check_rows(table, records, spec, digest) or _check_samples(tar, records, spec.name)
+    if problems:
+        return replace(checked, problems=_first_lines(problems), contradicts_plan=True)
+    return replace(
+        checked,
+        weights=(records[0].checkpoint_sha256, records[0].classifier_sha256),
+        beyond_limit=sum(record.candidate >= spec.max_candidates for record in records),
+        not_accepted=sum(not record.accepted for record in records),
+    )
 
 
 def _whole_file(
@@ -162,7 +157,9 @@ def _whole_file(
     """The file, open until the stack is closed; None, and a problem, if it has not the expected size and hashes."""
     size_bytes, hashes = expected
     try:
-        if (actual_bytes := _file_size(store, rel)) != size_bytes:
+        if (actual_bytes := _file_size(store, rel)) is None:
+            raise ShardError(f"{rel} is missing")
+        if actual_bytes != size_bytes:
             raise ShardError(f"{rel} has {actual_bytes} bytes, its marker says {size_bytes}")
         stream = stack.enter_context(_opened(store, rel, in_memory=size_bytes <= IN_MEMORY_BYTES))
         for name, actual in _hash(stream, hashes).items():
@@ -178,7 +175,10 @@ def _whole_file(
 @contextmanager
 def _opened(store: Store, rel: str, in_memory: bool) -> Iterator[BinaryIO]:
     if in_memory:
-        yield io.BytesIO(store.read_bytes(rel))
+        data = store.read_or_none(rel)
+        if data is None:
+            raise ShardError(f"{rel} is missing")
+        yield io.BytesIO(data)
         return
     with store.local_copy(rel) as path, path.open("rb") as stream:
         yield stream

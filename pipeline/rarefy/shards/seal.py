@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from rarefy.errors import NAMES_SHOWN, OutputError, ShardError, bad, first_names
 from rarefy.shards.card import CardInfo, Contents, render_card
-from rarefy.shards.check import NOT_COMMITTED, Checked, read_marker_file, sha256_of
+from rarefy.shards.check import NOT_COMMITTED, Checked, sha256_of
 from rarefy.shards.claim import RUN_FILE, claim_output
 from rarefy.shards.index import INDEX, LISTING, SUCCESS, DataSetFiles, is_sealed, success_table
 from rarefy.shards.marker import marker_path
+from rarefy.shards.metadata import parquet_path, tar_path
 from rarefy.shards.spec import RunSpec
 from rarefy.shards.store import Store
 from rarefy.shards.verify import CARD, STRANGE, check_shards, strangers
+from rarefy.shards.writer import take_back
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,13 @@ class Sealed:
 class _Found:
     """What a check of all shards found.
 
-    missing: the first names of shards that are not committed, missing_shards: how many there are; damaged: one line by
-    shard name; judged: SHA-256 of the damaged shards' markers.
+    missing: the first names of shards that are not committed, missing_shards: how many there are; damaged: shards that
+    are, but with problems.
     """
 
     missing: list[str] = field(default_factory=list)
     missing_shards: int = 0
-    damaged: dict[str, str] = field(default_factory=dict)
-    judged: dict[str, str] = field(default_factory=dict)
+    damaged: list[Checked] = field(default_factory=list)
     size_bytes: int = 0
     weights: tuple[str, str | None] | None = None
     beyond_limit: int = 0
@@ -51,9 +52,7 @@ class _Found:
             if len(self.missing) < NAMES_SHOWN:
                 self.missing.append(checked.name)
         elif checked.problems:
-            self.damaged[checked.name] = checked.problems[0]
-            if checked.judged is not None:
-                self.judged[checked.name] = checked.judged
+            self.damaged.append(checked)
         elif checked.marker is not None:
             self.size_bytes += checked.marker.tar_bytes
             self.weights = self.weights or checked.weights
@@ -115,12 +114,12 @@ def _refuse(store: Store, found: _Found, foreign: list[str], repair: bool) -> st
         names = ", ".join(found.missing) + (f" and {more} more" if more else "")
         parts.append(f"{found.missing_shards} missing: {names}")
     if found.damaged:
-        names = first_names([f"{name} ({line})" for name, line in found.damaged.items()])
+        names = first_names([f"{checked.name} ({checked.problems[0]})" for checked in found.damaged])
         parts.append(f"{len(found.damaged)} damaged: {names}")
     if foreign:
         parts.append(f"{first_names(foreign)}: {STRANGE}")
     if repair and (found.missing_shards or found.damaged):
-        parts.append(_withdraw(store, found.judged))
+        parts.append(_withdraw(store, found.damaged))
     elif found.damaged:
         kept = ", _SUCCESS included" if is_sealed(store) else ""
         parts.append(
@@ -131,17 +130,29 @@ def _refuse(store: Store, found: _Found, foreign: list[str], repair: bool) -> st
     return f"shards: {'; '.join(parts)}"
 
 
-def _withdraw(store: Store, judged: Mapping[str, str]) -> str:
-    """Unseal the run, then delete the markers of damaged shards, and say so.
+def _withdraw(store: Store, damaged: Sequence[Checked]) -> str:
+    """Unseal the run, then withdraw damaged shards, and say so.
 
-    In this order, because a run must not look complete while shards are withdrawn, whenever this is interrupted. The
-    files stay: the next attempt replaces them. A marker that has changed since it was judged is another attempt's.
+    In this order, because a run must not look complete while shards are withdrawn, whenever this is interrupted.
     """
     unsealed = ["_SUCCESS deleted"] if is_sealed(store) else []
     store.delete(SUCCESS)
-    for name, sha256 in judged.items():
-        data = read_marker_file(store, name)
-        if data is not None and sha256_of(data) == sha256:
-            store.delete(marker_path(name))
-    markers = [f"{len(judged)} markers of damaged shards deleted"] if judged else []
+    withdrawn = sum(_withdraw_shard(store, checked) for checked in damaged)
+    markers = [f"{withdrawn} markers of damaged shards deleted"] if damaged else []
     return "; ".join((*unsealed, *markers, "run generate again"))
+
+
+def _withdraw_shard(store: Store, checked: Checked) -> bool:
+    """Delete a shard's wrong files and its marker; returns whether the marker was there.
+
+    A marker that has changed since it was judged is another attempt's, and stays with its files. Files that are whole
+    but not the plan's go as well: the next attempt would adopt them.
+    """
+    data = store.read_or_none(marker_path(checked.name))
+    if data is None or sha256_of(data) != checked.judged:
+        return False
+    if checked.contradicts_plan and checked.marker is not None:
+        store.withdraw(tar_path(checked.name), checked.marker.tar_sha256)
+        store.withdraw(parquet_path(checked.name), checked.marker.parquet_sha256)
+    take_back(store, checked.name, checked.judged)
+    return True
