@@ -50,7 +50,7 @@ class LocalFiles:
         with self._written(Path(path), source) as private:
             private.replace(path)
 
-    def create(self, path: str, source: Source) -> bool:
+    def create(self, path: str, source: Source, token: str) -> bool:
         """An empty directory of that name is removed first: nothing is lost with it."""
         target = Path(path)
         if target.is_dir():
