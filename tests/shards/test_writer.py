@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 from rarefy.errors import ShardError
+from rarefy.shards.check import check_shard
 from rarefy.shards.claim import claim_output
-from rarefy.shards.listing import committed
+from rarefy.shards.listing import committed, committed_numbers
 from rarefy.shards.marker import parse_marker, read_marker
 from rarefy.shards.metadata import (
     OF_CLASSIFIER,
@@ -33,8 +34,8 @@ from rarefy.shards.metadata import (
     to_records,
     write_table,
 )
+from rarefy.shards.spec import RunSpec
 from rarefy.shards.store import Store
-from rarefy.shards.verify import verify_shard
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 Plan = tuple[str, str, list[str], dict[int, int]]
@@ -73,15 +74,14 @@ def test_tar_layout(run: Store, make_sample: Callable[..., Sample]) -> None:
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "rarefy", "rarefy")}
     record = make_sample(1, 2).record
     assert info["confidence"] == record.confidence and info["seed"] == 2**63 - 3
-    assert set(info) == set(SCHEMA.names) - {"created_at"}
+    assert set(info) == set(SCHEMA.names)
 
 
 def test_parquet_contains_the_records_units_and_manifest(run: Store, plan: Plan, make_samples: Samples) -> None:
     text, digest, names, _ = plan
     actual = read_records(run, names[2])
     expected = [sample.record for sample in make_samples(2)]
-    now = expected[0].created_at
-    assert [replace(r, created_at=now) for r in actual] == [replace(r, created_at=now) for r in expected]
+    assert actual == expected
     schema = pq.read_schema(pa.BufferReader(run.read_bytes(f"metadata/{names[2]}.parquet")))
     assert schema.metadata[b"rarefy.manifest"].decode() == text
     assert schema.metadata[b"rarefy.manifest_digest"].decode() == digest
@@ -128,20 +128,24 @@ def test_marker_describes_the_files(run: Store, plan: Plan) -> None:
         parse_marker(b'{"name": "rare"}', "x")
 
 
-def test_the_first_commit_wins(run: Store, plan: Plan, make_header: Header, make_sample: Callable[..., Sample]) -> None:
+def test_the_first_commit_wins(
+    run: Store, plan: Plan, spec: RunSpec, make_header: Header, make_sample: Callable[..., Sample]
+) -> None:
     before = run.read_bytes("shards/rare-000000.tar")
     # A late attempt on another device has other pixels for the same keys, but a sealed shard must not change.
     late = [make_sample(0, index, channels=1) for index in range(6)]
     marker = commit_shard(run, make_header(0), late, seconds=1.0)
     assert marker == read_marker(run, "rare-000000")
     assert run.read_bytes("shards/rare-000000.tar") == before
-    assert verify_shard(run, "rare-000000", plan[1]) == []
+    assert check_shard(run, spec.shards[0], spec.digest).problems == ()
 
 
-def test_a_lost_tar_is_committed_again(run: Store, plan: Plan, make_header: Header, make_samples: Samples) -> None:
+def test_a_lost_tar_is_committed_again(
+    run: Store, plan: Plan, spec: RunSpec, make_header: Header, make_samples: Samples
+) -> None:
     run.delete("shards/rare-000000.tar")
     commit_shard(run, make_header(0), make_samples(0), seconds=1.0)
-    assert verify_shard(run, "rare-000000", plan[1]) == []
+    assert check_shard(run, spec.shards[0], spec.digest).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -171,36 +175,45 @@ sys.path.insert(0, sys.argv[3])
 import conftest
 from rarefy.shards import store, writer
 
-class Dying(store.Store):
-    def write_bytes(self, rel, data):
+named, link = [], os.link
+
+def die_at(source, target):
+    if len(named) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
+    named.append(target)
+    link(source, target)
 
-def die(*arguments):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-if sys.argv[2] == "while writing":
-    writer.write_table = die
+os.link = die_at
 header = writer.ShardHeader("rare-000000", 0, conftest.TEXT, conftest.DIGEST, "dies")
-writer.commit_shard(Dying(sys.argv[1]), header, conftest.shard_samples(0), 1.0)
+writer.commit_shard(store.Store(sys.argv[1]), header, conftest.shard_samples(0), 1.0)
 """
 
 
-@pytest.mark.parametrize(("moment", "tars"), [("while writing", []), ("before the marker", ["rare-000000.tar"])])
+@pytest.mark.parametrize(
+    ("named", "present"), [(0, []), (1, ["shards/rare-000000.tar"]), (2, ["metadata/rare-000000.parquet"])]
+)
 def test_killed_attempt_commits_nothing_and_is_repeated(
-    moment: str, tars: list[str], tmp_path: Path, plan: Plan, make_header: Header, make_samples: Samples
+    named: int,
+    present: list[str],
+    tmp_path: Path,
+    spec: RunSpec,
+    make_header: Header,
+    make_samples: Samples,
 ) -> None:
-    text, digest, names, _ = plan
+    """named: how many of tar, Parquet file and marker had their names when the attempt was killed."""
+    digest = spec.digest
     store = Store(str(tmp_path / "out"))
-    claim_output(store, text, digest)
+    claim_output(store, spec.text, digest)
     here = Path(__file__).parent
-    command = [sys.executable, "-c", DIE, store.root, moment, str(here)]
+    command = [sys.executable, "-c", DIE, store.root, str(named), str(here)]
     assert subprocess.run(command, check=False, cwd=here.parents[1]).returncode == -signal.SIGKILL
-    assert store.list("shards") == tars
-    assert committed(store, names, digest) == {}
-    assert verify_shard(store, names[0], digest) == ["not committed (no marker)"]
+    assert all(store.exists(rel) for rel in present)
+    assert store.exists("shards/rare-000000.tar") == (named > 0)
+    assert committed_numbers(store, "rare") == set()
+    assert check_shard(store, spec.shards[0], digest).problems == ("not committed (no marker)",)
     commit_shard(store, make_header(0), make_samples(0), seconds=1.0)
-    assert verify_shard(store, names[0], digest) == []
-    assert store.sweep("shards") == (1 if moment == "while writing" else 0)
+    assert check_shard(store, spec.shards[0], digest).problems == ()
+    assert len(list((tmp_path / "out").rglob(".*.tmp"))) == 1
 
 
 def test_files_of_earlier_versions_can_still_be_read(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
