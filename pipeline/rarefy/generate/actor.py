@@ -151,9 +151,6 @@ class ShardGenerator:
             for state in sample(self._models, y, seeds, self._chain, ranks):
                 x = state.x
                 self._count(tally, len(slots) / len(self._chain.schedule))
-            if not x.isfinite().all():
-                advice = "less guidance or precision = 'exact' may help"
-                raise ShardError(f"an image has values that are not finite (NaN or infinity); {advice}")
             images = to_uint8(x)
             classifier = self._models.classifier
             scores = None if classifier is None else score_images(classifier, images, y)

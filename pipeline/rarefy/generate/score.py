@@ -28,6 +28,11 @@ class Scores:
     entropy_normalized: Tensor
     margin: Tensor
 
+    def wrong_rows(self) -> list[int]:
+        """The images whose scores are not finite."""
+        wrong = ~torch.stack([self.confidence, self.entropy, self.margin]).isfinite().all(dim=0)
+        return [int(row) for row in wrong.nonzero()]
+
     def of_image(self, row: int) -> ImageScores:
         """The scores of one image of the batch."""
         return ImageScores(
