@@ -94,7 +94,7 @@ class Spoilt(ScoreTerm):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_guidance_that_is_not_finite_is_found(method: str) -> None:
-    with pytest.raises(NonFiniteError, match=f"class 7 with seed 22 .* from step 2 of {STEPS} on"):
+    with pytest.raises(NonFiniteError, match=rf"class 7 with seed 22 .* from step 2 of {STEPS} on"):
         draw(models(), method, Spoilt())
 
 
@@ -116,6 +116,6 @@ def test_a_classifier_with_a_wrong_weight_is_found(compile: str, term: Classifie
 def test_infinities_of_both_signs_do_not_cancel() -> None:
     x = torch.zeros(2, 1, 2, 2)
     x[0, 0, 0] = torch.tensor([math.inf, -math.inf])
-    with pytest.raises(NonFiniteError, match="class 5 with seed 8 .* step 2 of 2"):
+    with pytest.raises(NonFiniteError, match=r"class 5 with seed 8 .* step 2 of 2"):
         check_finite([(image_sums(torch.ones_like(x)),), (image_sums(x),)], torch.tensor([5, 6]), [8, 9])
     check_finite([(image_sums(torch.full_like(x, 1e30)),)], torch.tensor([5, 6]), [8, 9])

@@ -30,5 +30,6 @@ def check_finite(sums: Sequence[Sequence[Tensor]], y: Tensor, seeds: Sequence[in
     step, row = (int(place) for place in wrong.nonzero()[0])
     raise NonFiniteError(
         f"an image of class {int(y[row])} with seed {seeds[row]} has values that are not finite (NaN or infinity) from "
-        f"step {step + 1} of {len(sums)} on; if other actors say the same, less guidance or precision = 'exact' may help"
+        f"step {step + 1} of {len(sums)} on; if it is the same on other machines, less guidance or precision = 'exact' "
+        "may help"
     )
