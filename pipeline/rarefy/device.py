@@ -78,6 +78,11 @@ def processor() -> str:
     return f"{sys.platform} {os.uname().machine}"
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def reset_peak(device: torch.device) -> None:
     """Let the memory peak start anew at the present use, where the system can."""
     if device.type == "cuda":
