@@ -170,6 +170,11 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     text = "how long a failing storage call is repeated (default 300)"
     group.add_argument("--storage-patience", type=float, default=300.0, metavar="SECONDS", help=text)
     _add_compile(group)
+    group = command.add_argument_group("slots that [accept] leaves empty (images that are made already stay the same)")
+    text = "draw up to N candidates for each slot, more than accept.max_candidates"
+    group.add_argument("--max-candidates", type=int, metavar="N", help=text)
+    text = "keep the last draw of a slot that ran out of candidates, with accepted = false"
+    group.add_argument("--keep-exhausted", action="store_true", help=text)
 
 
 def _most(text: str) -> int | None:
@@ -244,6 +249,8 @@ def _options(arguments: argparse.Namespace) -> GenerateOptions:
         max_attempts=arguments.max_attempts,
         compile=arguments.compile,
         storage_patience_s=arguments.storage_patience,
+        max_candidates=arguments.max_candidates,
+        keep_exhausted=arguments.keep_exhausted,
     )
 
 

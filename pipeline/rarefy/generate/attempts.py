@@ -91,7 +91,8 @@ class Attempts:
         given_up = task.shard in queue.given_up
         what = What.GIVEN_UP if given_up else What.RETRY
         event = worker.event(what, failure.blame, failure.cause, failure.details)
-        tell(self.listeners, replace(event, shard=task.shard, attempt=task.attempt, number=trouble.charged))
+        number = max(trouble.charged, trouble.storage)
+        tell(self.listeners, replace(event, shard=task.shard, attempt=task.attempt, number=number))
         if given_up:
             self._in_a_row += 1
             if not self.tally.committed and self._in_a_row >= max(queue.max_attempts, IN_A_ROW):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rarefy.errors import CheckpointError, DeviceError, bad
+from rarefy.errors import CheckpointError, DeviceError, OutputError, bad
 from rarefy.execution import check_execution
 from rarefy.generate.actor import ShardGenerator
 from rarefy.generate.cluster import connected
@@ -18,6 +19,7 @@ from rarefy.generate.events import EventSink
 from rarefy.generate.fit import Request, check_gpus
 from rarefy.generate.fleet import Fleet, Limits
 from rarefy.generate.progress import ProgressSink, duration
+from rarefy.generate.score import CandidateLimit
 from rarefy.generate.tally import Tally
 from rarefy.generate.worker import RayCluster
 from rarefy.manifest import Manifest
@@ -26,7 +28,10 @@ from rarefy.models.source import check_trained, on_this_machine
 from rarefy.plan import estimate_bytes, make_plan
 from rarefy.shards.claim import claim_output
 from rarefy.shards.listing import committed_numbers
+from rarefy.shards.retry import PATIENCE_S
 from rarefy.shards.store import Store
+
+FAILURES = "logs/failures.json"
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class GenerateOptions:
     actors: most at once, None as many as fit; gpus_per_actor: 0 for the CPU, may be a fraction; cpus_per_actor: batches
     sampled at once on the CPU, None divides all cores; ray_address: None starts an embedded Ray; shard_timeout_s: hard
     limit, None follows the actors' progress; max_attempts: per shard; compile: auto, off or full (see
-    rarefy.execution); storage_patience_s: how long a failing storage call is repeated.
+    rarefy.execution); storage_patience_s: how long a failing storage call is repeated; max_candidates, keep_exhausted:
+    what slots that run out of candidates may do (see CandidateLimit).
     """
 
     out: str
@@ -47,7 +53,9 @@ class GenerateOptions:
     shard_timeout_s: float | None = None
     max_attempts: int = 3
     compile: str = "auto"
-    storage_patience_s: float = 300.0
+    storage_patience_s: float = PATIENCE_S
+    max_candidates: int | None = None
+    keep_exhausted: bool = False
 
     def check(self) -> None:
         """Raise DeviceError for values out of range."""
@@ -89,7 +97,9 @@ def generate(
     """
     start = time.monotonic()
     options.check()
-    store = Store(options.out)
+    candidates = CandidateLimit(options.max_candidates, options.keep_exhausted)
+    candidates.check(manifest.accept)
+    store = Store(options.out, options.storage_patience_s)
     plan = make_plan(manifest)
     done = {shard for shard in committed_numbers(store, manifest.prefix) if shard < plan.num_shards}
     left = plan.num_shards - len(done)
@@ -105,12 +115,23 @@ def generate(
             check_execution(torch.device("cpu"), manifest.precision, options.compile)  # otherwise the actors check
         request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
         with connected(request, options.ray_address) as resources:
-            arguments = manifest, store.root, resources.device, resources.cpus, options.compile
-            cluster = RayCluster(ShardGenerator, arguments, resources)
+            place = store.root, resources.device, resources.cpus, options.compile
+            cluster = RayCluster(ShardGenerator, (manifest, *place, candidates, store.patience_s), resources)
             limits = Limits(options.storage_patience_s, options.shard_timeout_s, options.max_attempts)
-            tally = Fleet(manifest, store, cluster, resources, limits, listeners).finish(done, (), progress)
+            fleet = Fleet(manifest, store, cluster, resources, limits, listeners)
+            tally = fleet.finish(done, _given_up_earlier(store, plan.num_shards), progress)
     made = tally.made_shards, tally.made_images
     return GenerateResult(plan.num_shards, plan.total, *made, tally.retries, time.monotonic() - start)
+
+
+def _given_up_earlier(store: Store, shards: int) -> set[int]:
+    """Shards that earlier sessions gave up, as far as their report can be read. They come last."""
+    try:
+        rows = json.loads(store.read_bytes(FAILURES))
+        numbers = {int(row["shard"].rpartition("-")[2]) for row in rows}
+    except (OutputError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
+    return {number for number in numbers if 0 <= number < shards}
 
 
 def _check_weights(manifest: Manifest, on_this_machine: bool) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-import torch
 
-from rarefy.device import usable_cores
+from rarefy.device import usable_cores, visible_gpus
 from rarefy.errors import DeviceError, bad
 
 CORES_PER_ACTOR = 8  # default on the CPU; more would wait for Python's global lock
@@ -88,7 +87,7 @@ def check_gpus(per_actor: float) -> None:
 
 def fit_machine(request: Request) -> Resources:
     """The resources of actors on this machine alone. Raises DeviceError if they do not fit."""
-    cores, gpus = usable_cores(), torch.cuda.device_count() if request.gpus else 0
+    cores, gpus = usable_cores(), visible_gpus() if request.gpus else 0
     fitting = gpu_room(gpus, request.gpus) if request.gpus else cores // (request.cpus or CORES_PER_ACTOR)
     if request.gpus and (request.actors or 1) > fitting:
         allowed = f"possible for {request.actors or 1} actors: this machine has {gpus} GPUs, room for {fitting}"

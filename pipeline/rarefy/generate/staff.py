@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rarefy.errors import DeviceError, RarefyError, TemporaryError
 from rarefy.generate.blame import Phase, describe, find_blame, real_cause
@@ -92,8 +93,8 @@ class Staff:
         delay = self.nodes.failed(node, blame, start, hopeless, now)
         tell(self.listeners, worker.event(What.ACTOR_LOST, blame, describe(cause), str(error)))
         if delay:
-            cause_text = f"gets no new actors for {delay:.0f} s: {describe(cause)}"
-            tell(self.listeners, worker.event(What.NODE_EXCLUDED, blame, cause_text))
+            text = f"for {delay:.0f} s, {describe(cause)}"
+            tell(self.listeners, replace(worker.event(What.NODE_EXCLUDED, blame, text), node=node or None))
         works = any(other.place is not None for other in self.workers)
         if start and not works and self.nodes.hopeless(self.resources):
             raise self._no_start(cause)
@@ -117,7 +118,7 @@ class Staff:
         waiting = [worker for worker in self.workers if worker.place is None and now - worker.asked_s > WAITING_S]
         if now - self._staffed_s > NO_MACHINE_S:
             raise TemporaryError(f"no actor could run for {NO_MACHINE_S / 3600:.0f} hours: {self._lack(now)}")
-        text = f"an actor waits for {self.resources.text()}: {self._lack(now)}" if waiting else ""
+        text = f"no machine for an actor that needs {self.resources.text()}: {self._lack(now)}" if waiting else ""
         last, said_s = self._said
         remind = text and not self.ready and now - said_s > REMIND_S
         if text != last or remind:
