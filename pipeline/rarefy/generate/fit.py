@@ -78,7 +78,7 @@ def gpu_room(gpus: int, per_actor: float) -> int:
 def check_gpus(per_actor: float) -> None:
     """Raise DeviceError for a share of a GPU that Ray cannot give."""
     parts = per_actor * GPU_PARTS
-    whole = per_actor >= 1 and per_actor == int(per_actor)
+    whole = per_actor >= 1 and float(per_actor).is_integer()
     fraction = 0 < per_actor < 1 and abs(parts - round(parts)) < 1e-6
     if not (whole or fraction or per_actor == 0):
         allowed = "0, a fraction below 1 in steps of 0.0001, or a whole number"
