@@ -120,12 +120,16 @@ class Fleet:
         if self.loop.now - self._heard_s < SILENT_S:
             for worker in self.staff.recruit(left, self.loop.now):
                 self.loop.when_done(worker.handle.locate(), partial(self._located, worker))
-                self.loop.when_done(worker.handle.load(), partial(self._loaded, worker))
 
     def _located(self, worker: Worker, future: Future[Place]) -> None:
-        # An actor that dies before this answer also fails to load.
-        if not worker.gone and future.exception() is None:
-            worker.located(future.result(), self.loop.now)
+        if worker.gone:
+            return
+        if (error := future.exception()) is not None:
+            self._failed(worker, error)
+            return
+        worker.located(future.result(), self.loop.now)
+        # Not earlier: when loading fails, the machine must be known.
+        self.loop.when_done(worker.handle.load(), partial(self._loaded, worker))
 
     def _loaded(self, worker: Worker, future: Future[Weights]) -> None:
         if worker.gone:
