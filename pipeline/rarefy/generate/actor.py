@@ -34,6 +34,7 @@ from rarefy.plan import Slot, class_rank, make_plan, sample_seed, shard_name
 from rarefy.scratch import sweep
 from rarefy.shards.marker import Marker, read_committed
 from rarefy.shards.metadata import SampleRecord, sample_key
+from rarefy.shards.retry import PATIENCE_S
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
@@ -82,7 +83,8 @@ class ShardGenerator:
 
     ``generate`` may be called from two threads: their batches take turns, so one shard is encoded and written while the
     next is sampled. device: "cpu" or "cuda"; threads: number of batches sampled at once on the CPU; compile: auto, off
-    or full (see rarefy.execution); candidates: what the user allows slots that ran out of candidates.
+    or full (see rarefy.execution); candidates: what the user allows slots that ran out of candidates; patience_s: see
+    Store.
     """
 
     def __init__(
@@ -93,9 +95,10 @@ class ShardGenerator:
         threads: int,
         compile: str = "auto",
         candidates: CandidateLimit | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.manifest, self.root, self.device, self.compile = manifest, root, device, compile
-        self._limit = candidates or CandidateLimit()
+        self._limit, self._patience_s = candidates or CandidateLimit(), patience_s
         self._counting = threading.Lock()
         self._tallies: dict[str, _Tally] = {}
         self._totals = Snapshot()
@@ -113,7 +116,7 @@ class ShardGenerator:
         self._models: Models = load_for_run(self.manifest, torch.device(self.device), self.compile)
         self._chain: Chain = self.manifest.settings.chain(self.manifest.preset, self.manifest.terms)
         self._memory = BatchMemory(torch.device(self.device))
-        self._store = Store(self.root)
+        self._store = Store(self.root, self._patience_s)
         return self._models.checkpoint_sha256, self._models.classifier_sha256
 
     def generate(self, shard: int, attempt: str) -> Marker:

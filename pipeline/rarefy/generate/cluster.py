@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 import ray
 
 from rarefy.errors import DeviceError, bad
-from rarefy.generate.fit import Request, Resources, fit_cluster, fit_machine
+from rarefy.generate.fit import Request, Resources, find_machines, fit_cluster, fit_machine
 from rarefy.interrupts import sigterm_kept
 from rarefy.scratch import scratch_folder, sweep
 
@@ -41,7 +40,7 @@ def connected(request: Request, address: str | None) -> Iterator[Resources]:
 @contextmanager
 def _connection(request: Request, address: str | None) -> Iterator[Resources]:
     if ray.is_initialized():
-        yield fit_cluster(request)
+        yield fit_cluster(request, find_machines())
     elif address is None:
         resources = fit_machine(request)
         with _private_folder() as folder, _environment(_own_settings(folder)):
@@ -60,7 +59,7 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
             reason = " ".join(str(cause).split())[:200]
             raise DeviceError(bad("ray_address", address, f"a Ray cluster that answers ({reason})")) from cause
         try:
-            yield fit_cluster(request)
+            yield fit_cluster(request, find_machines())
         finally:
             ray.shutdown()
 
@@ -113,11 +112,12 @@ def _forget_token() -> None:
 
 def _start(resources: Resources, folder: Path) -> None:
     _forget_token()
+    actors = resources.actors or 1
     with sigterm_kept():  # Ray's own handlers would print a stack trace or exit with another code
         ray.init(
             "local",
-            num_cpus=resources.actors * resources.cpus,
-            num_gpus=math.ceil(resources.actors * resources.gpus),
+            num_cpus=actors * resources.cpus,
+            num_gpus=resources.whole_gpus(actors),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,

@@ -103,15 +103,6 @@ def parse_committed(data: bytes, name: str, digest: str) -> Marker | None:
     return marker if (marker.name, marker.manifest_digest) == (name, digest) else None
 
 
-def read_committed(store: Store, name: str, digest: str) -> Marker | None:
-    """The marker of a shard that is committed for the run with this digest; None if there is none or it is damaged."""
-    try:
-        marker = read_marker(store, name)
-    except ShardError:
-        return None
-    return marker if marker is not None and marker.manifest_digest == digest else None
-
-
 @dataclass(frozen=True)
 class FileHash:
     sha256: str
