@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import difflib
 import re
+import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from rarefy.errors import ManifestError, bad
 
 Table = Mapping[str, object]
+
+
+def parse_toml(text: str) -> dict[str, object]:
+    """The tables of a TOML text. Raises ManifestError, also for nesting and numbers that are too large to read."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ManifestError("not TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of more digits than Python converts
+        raise ManifestError(f"not TOML: {error}") from None
 
 
 def known_keys(table: Table, field: str, allowed: Collection[str], file: str = "the manifest") -> None:

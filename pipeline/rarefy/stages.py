@@ -45,7 +45,8 @@ def run(manifest: Manifest, options: GenerateOptions, progress: ProgressSink, st
         sealed = seal_run(store)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
-    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates), stage)
+    allowed = manifest.preset.allow_plugins
+    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates, allow_plugins=allowed), stage)
     return RunResult(generated, sealed, metrics, write_report(store))
 
 

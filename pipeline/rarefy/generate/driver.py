@@ -14,8 +14,7 @@ from rarefy.generate.cluster import connected
 from rarefy.generate.fit import Request
 from rarefy.generate.fleet import Fleet
 from rarefy.generate.progress import ProgressSink, duration
-from rarefy.manifest import Manifest
-from rarefy.models.run_model import write_run_model
+from rarefy.manifest import Manifest, model_file
 from rarefy.models.source import check_trained, on_this_machine
 from rarefy.plan import estimate_bytes, make_plan, shard_names
 from rarefy.shards.claim import claim_output
@@ -82,7 +81,7 @@ def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSin
     if left:
         check_trained(on_this_machine(manifest.model))
     if store.list():
-        claim_output(store, manifest.text, manifest.digest, write_run_model(manifest.model))
+        claim_output(store, manifest.text, manifest.digest, model_file(manifest))
     if left:
         _check_room(store, manifest)
         _check_weights(manifest, on_this_machine=options.ray_address is None)

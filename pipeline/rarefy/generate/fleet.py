@@ -17,8 +17,7 @@ from rarefy.errors import OutputError, RarefyError, ShardError, bad, first_names
 from rarefy.generate.actor import ShardGenerator, Snapshot, add_up
 from rarefy.generate.fit import Resources
 from rarefy.generate.progress import ProgressSink, Status
-from rarefy.manifest import Manifest
-from rarefy.models.run_model import write_run_model
+from rarefy.manifest import Manifest, model_file
 from rarefy.plan import make_plan, shard_name, shard_names
 from rarefy.shards.claim import claim_output
 from rarefy.shards.listing import committed
@@ -161,7 +160,7 @@ class Fleet:
     def _check_weights(self, weights: tuple[str, str | None]) -> None:
         """Claim the output when the first actor is ready. All actors and earlier shards must have the same weights."""
         if self.weights is None:
-            claim_output(self.store, self.manifest.text, self.manifest.digest, write_run_model(self.manifest.model))
+            claim_output(self.store, self.manifest.text, self.manifest.digest, model_file(self.manifest))
             self.weights = weights
             if self.earlier is not None:
                 # Damaged shards are reported by seal.

@@ -12,12 +12,11 @@ from rarefy.errors import CheckpointError, ManifestError, bad
 from rarefy.fields import Table, get_path, get_sha256, get_text, known_keys
 from rarefy.models.checkpoint import file_sha256
 from rarefy.models.config import NetworkConfig
-from rarefy.models.folder import CONFIG, WEIGHTS, ModelFolder, find_model, read_model_folder
+from rarefy.models.folder import CONFIG, OWN_CODE, WEIGHTS, ModelFolder, find_model, read_model_folder
 from rarefy.models.remote import download, is_remote
 
 WAYS = ("path", "name", "preset")
 FILE_KEYS = ("checkpoint", "checkpoint_sha256", "classifier", "classifier_sha256")
-OWN_CODE = ":"
 
 
 @dataclass(frozen=True)
