@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarefy.errors import ManifestError, bad
-from rarefy.fields import Table, get_number, get_path, get_table, get_text, parse_toml
+from rarefy.fields import Table, find_path, get_number, get_path, get_table, get_text, parse_toml
 from rarefy.models.config import NetworkSpec
 from rarefy.models.folder import ModelFolder, find_model
 from rarefy.training.settings import LENGTH, SAME_WEIGHTS, TrainSettings, get_flag, read_settings, settings_values
@@ -101,7 +101,7 @@ def names_preset(path: Path) -> bool:
 
 def data_folder(table: Table, path: Path) -> Path:
     """The folder of images that a recipe at ``path`` names."""
-    return path.parent.absolute() / Path(get_text(table, "data")).expanduser()
+    return find_path(get_text(table, "data"), "data", path.parent)
 
 
 def read_toml(path: Path) -> dict[str, object]:
