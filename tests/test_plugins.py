@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,23 +191,28 @@ def of_others(plugin: Plugin, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_a_data_set_is_read_without_its_code(
+def test_a_data_set_is_verified_and_sealed_without_its_code(of_others: Path, plugin: Plugin) -> None:
+    assert main(["verify", str(of_others)]) == 0
+    assert main(["seal", str(of_others)]) == 0
+    assert "pull" in (of_others / "README.md").read_text()
+    assert not plugin.imported()
+
+
+@pytest.mark.slow
+def test_a_data_set_is_audited_without_its_code(
     of_others: Path, plugin: Plugin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, real = str(of_others), str(write_real_images(tmp_path / "real"))
-    assert main(["verify", out]) == 0
-    assert main(["seal", out]) == 0
-    assert "pull" in (of_others / "README.md").read_text()
-    capsys.readouterr()
-    assert main(["audit", out, "--reference", real, "--json"]) == 0
+    assert main(["audit", out, "--reference", real, "--json"]) in (0, 5)
     shown = capsys.readouterr()
     assert "unet.kind: 'marked_plugin:unet' is not imported without --allow-plugins" in shown.err
     assert json.loads(shown.out)["metrics"]["on_class_rate"]["floor"] is None
     assert main(["report", out]) == 0
-    assert main(["compare", out, out, "--page", str(tmp_path / "compare.html")]) in (0, 2)
+    shutil.copytree(out, tmp_path / "copy")
+    assert main(["compare", out, str(tmp_path / "copy"), "--page", str(tmp_path / "compare.html")]) == 0
     assert not plugin.imported()
     capsys.readouterr()
-    assert main(["audit", out, "--reference", real, "--json", "--allow-plugins"]) == 0
+    assert main(["audit", out, "--reference", real, "--json", "--allow-plugins"]) in (0, 5)
     assert json.loads(capsys.readouterr().out)["metrics"]["on_class_rate"]["floor"] is not None
     assert plugin.imported()
 
@@ -241,6 +247,9 @@ def test_the_digest_without_the_code_is_checked_as_with_it(of_others: Path, plug
     with pytest.raises(ManifestError, match=r"guidance\[0\]\.term: 'marked_plugin:Pull' is not .*--allow-plugins"):
         seal_run(store)
     assert not plugin.imported()
+    # Nothing is left to generate, so this adds what is missing and starts no actor.
+    assert main(["generate", str(path), "--out", str(of_others), "--allow-plugins"]) == 0
+    assert kept.read_text() == before and verify_run(store) == {}
 
 
 def test_a_run_of_an_opaque_term_cannot_go_on(of_others: Path, plugin: Plugin, tmp_path: Path) -> None:
