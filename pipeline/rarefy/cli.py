@@ -113,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_import(commands)
     _add_bench(commands)
     command = _command(commands, "models", _models, "list the models that ship with rarefy, or describe one")
+    _add_plugins(command)
     text = "a name, a model folder, hf://org/name[@revision] or an fsspec URL (default: list those that ship)"
     command.add_argument("model", metavar="MODEL", nargs="?", help=text)
     return parser
@@ -153,6 +154,7 @@ def _add_plan(commands: Any) -> None:
     text = "show what a manifest would produce: classes, shards, size, time"
     command = _command(commands, "plan", _plan, text)
     command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
+    _add_plugins(command)
     text = "count these real images and plan what fills their classes up, instead of the manifest's [classes]"
     command.add_argument("--fill", metavar="DATA", help=text)
     text = "images per class, real and made (default: as many as the largest class has)"
@@ -162,6 +164,7 @@ def _add_plan(commands: Any) -> None:
 def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
     command.add_argument("--out", required=True, help=OUT_HELP)
+    _add_plugins(command)
     group = command.add_argument_group("resources (they change an image by rounding at most)")
     text = "sampling processes: at most N, or max, as many as fit at any time (default)"
     group.add_argument("--actors", type=_most, metavar="N", help=text)
@@ -188,6 +191,17 @@ def _most(text: str) -> int | None:
     return None if text == "max" else int(text)
 
 
+def _add_plugins(command: argparse.ArgumentParser) -> None:
+    text = "import the code that the manifest or the model names, such as a term of your own; it can do anything"
+    command.add_argument("--allow-plugins", action="store_true", help=f"{text} (also: RAREFY_ALLOW_PLUGINS=1)")
+
+
+def _allow_plugins(arguments: argparse.Namespace) -> bool:
+    from rarefy.plugins import allowed_by_environment
+
+    return allowed_by_environment() or arguments.allow_plugins
+
+
 def _add_compile(group: Any) -> None:
     text = "auto: rarefy's kernels and CUDA graphs (default); off: plain PyTorch; full: torch.compile"
     # A copy of rarefy.device.COMPILES, because importing it would slow down --help.
@@ -209,6 +223,7 @@ def _add_audit(commands: Any) -> None:
     command.add_argument("--gates", help="TOML file whose [gates] replace those of the run's manifest")
     command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
     command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda or cuda:N")
+    _add_plugins(command)
 
 
 def _add_train(commands: Any) -> None:
@@ -224,6 +239,7 @@ def _add_train(commands: Any) -> None:
     text = "for a recipe with a preset, classifier only: weight of the entropy constraint, e.g. 0.1"
     command.add_argument("--ect", type=float, help=text)
     _add_compile(command)
+    _add_plugins(command)
 
 
 def _add_bench(commands: Any) -> None:
@@ -238,6 +254,7 @@ def _add_bench(commands: Any) -> None:
     command.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1, as in an actor)")
     command.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     _add_compile(command)
+    _add_plugins(command)
 
 
 def _options(arguments: argparse.Namespace) -> GenerateOptions:
@@ -263,7 +280,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from rarefy.manifest import load_manifest
     from rarefy.stages import run
 
-    manifest = load_manifest(arguments.manifest)
+    manifest = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments))
     with ProgressLine() as progress:
         result = run(manifest, _options(arguments), progress, stage_line, _notice)
     page = f"{arguments.out.rstrip('/')}/{result.report}"
@@ -291,7 +308,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from rarefy.generate.estimate import summarize
     from rarefy.manifest import load_manifest
 
-    summary = summarize(load_manifest(arguments.manifest, given_fill(arguments.fill, arguments.to)))
+    fill = given_fill(arguments.fill, arguments.to)
+    summary = summarize(load_manifest(arguments.manifest, fill, _allow_plugins(arguments)))
     return _print(arguments, dataclasses.asdict(summary), summary.text())
 
 
@@ -300,7 +318,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from rarefy.generate.progress import ProgressLine
     from rarefy.manifest import load_manifest
 
-    manifest = load_manifest(arguments.manifest)
+    manifest = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments))
     with ProgressLine() as progress:
         result = generate(manifest, _options(arguments), progress)
     return _print(arguments, dataclasses.asdict(result), result.text())
@@ -341,6 +359,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         ray_address=arguments.ray_address,
         gates=load_gates(arguments.gates) if arguments.gates else None,
         model=arguments.model,
+        allow_plugins=_allow_plugins(arguments),
     )
     result = run_audit(Store(arguments.out), options, stage_line)
     lines = [f"{name}: {_figure(entry['value'])} (real images: {_figure(entry['floor'])})"
@@ -391,7 +410,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from rarefy.training.run import TrainOptions, run_training
 
     part, recipe = _part_and_recipe(arguments.recipe)
-    options = TrainOptions(arguments.device, arguments.threads, arguments.compile, arguments.tensorboard)
+    how = arguments.device, arguments.threads, arguments.compile, arguments.tensorboard
+    options = TrainOptions(*how, allow_plugins=_allow_plugins(arguments))
     if not names_preset(Path(recipe)):
         for name in ("out", "ect"):
             if (value := getattr(arguments, name)) is not None:
@@ -429,7 +449,7 @@ def _part_and_recipe(words: Sequence[str]) -> tuple[str | None, str]:
 def _bench(arguments: argparse.Namespace) -> int:
     from rarefy.bench.bench import AUTO, Bench, BenchOptions, bench_manifest, table
 
-    manifest = bench_manifest(arguments.manifest, arguments.preset, arguments.precision)
+    manifest = bench_manifest(arguments.manifest, arguments.preset, arguments.precision, _allow_plugins(arguments))
     options = BenchOptions(
         batch=arguments.batch or (None if arguments.manifest else AUTO),
         growth=arguments.growth,
@@ -448,7 +468,7 @@ def _models(arguments: argparse.Namespace) -> int:
     if arguments.model is not None:
         from rarefy.models.describe import describe
 
-        description = describe(arguments.model)
+        description = describe(arguments.model, _allow_plugins(arguments))
         return _print(arguments, dataclasses.asdict(description), description.text())
     shown = ["name", "image_size", "channels", "num_classes", "classifier_classes", "schedule", "diffusion_steps"]
     shown += ["recommended_scale", "embedded", "description"]

@@ -49,7 +49,8 @@ def run(
     generated, sealed = _make(manifest, options, progress, notice)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
-    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates), stage)
+    allowed = manifest.preset.allow_plugins
+    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates, allow_plugins=allowed), stage)
     return RunResult(generated, sealed, metrics, write_report(store))
 
 
