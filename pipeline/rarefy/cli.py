@@ -38,6 +38,7 @@ rarefy run mine/rare.toml --out s3://bucket/rare --ray-address auto""",
     "generate": "rarefy generate mine/rare.toml --out out/rare --actors 2",
     "seal": "rarefy seal out/rare",
     "verify": "rarefy verify out/rare",
+    "status": "rarefy status s3://bucket/rare",
     "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
     "report": "rarefy report out/rare",
     "compare": "rarefy compare out/plain out/rare --page out/compare.html",
@@ -97,6 +98,8 @@ def make_parser() -> argparse.ArgumentParser:
     command = _command(commands, "seal", _seal, "verify all shards and write index, card and _SUCCESS")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     command = _command(commands, "verify", _verify, "check all hashes; exit with 1 if a shard is missing or damaged")
+    command.add_argument("out", metavar="OUT", help=OUT_HELP)
+    command = _command(commands, "status", _status, "show a run's progress, drivers and failures, from OUT alone")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     _add_audit(commands)
     command = _command(commands, "report", _report, "write audit/report.html from the audit's results")
@@ -165,6 +168,8 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--shard-timeout", type=float, default=6 * 3600.0, help="seconds per shard (default 6 hours)")
     group.add_argument("--max-attempts", type=int, default=3, help="attempts per shard (default 3)")
     _add_compile(group)
+    text = "print progress and events as JSON lines on stderr, for log collectors"
+    command.add_argument("--log-json", action="store_true", help=text)
 
 
 def _add_compile(group: Any) -> None:
@@ -299,6 +304,14 @@ def _verify(arguments: argparse.Namespace) -> int:
     lines = [f"{name}: {line}" for name, lines in problems.items() for line in lines]
     _print(arguments, {"problems": problems}, "\n".join(lines) or "all shards are complete and undamaged")
     return PROBLEMS if problems else OK
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from rarefy.shards.store import Store
+    from rarefy.status import read_status
+
+    status = read_status(Store(arguments.out))
+    return _print(arguments, dataclasses.asdict(status), status.text())
 
 
 def _audit(arguments: argparse.Namespace) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import NoReturn, Self, TextIO
 
@@ -18,7 +21,8 @@ class Status:
     """A run at one moment. done: images, committed or in progress; resumed: those that were committed at the start.
 
     images_per_second: since the first actor was ready; eta_s: None until known; confidence and entropy (in nats): means
-    over all images drawn in this session, None before the first.
+    over all images drawn in this session, None before the first; acceptance: fraction of drawn images that passed
+    [accept]; step_seconds: mean time of one sampler step of one batch.
     """
 
     done: float
@@ -31,6 +35,8 @@ class Status:
     retries: int
     confidence: float | None
     entropy: float | None
+    acceptance: float | None = None
+    step_seconds: float | None = None
 
     def text(self) -> str:
         """The status in one line."""
@@ -52,22 +58,34 @@ ProgressSink = Callable[[Status], None]
 
 
 class ProgressLine:
-    """Shows each status on ``stream``; use as a context manager so that the live line is closed."""
+    """Shows each status on ``stream``; use as a context manager so that the live line is closed.
 
-    def __init__(self, stream: TextIO | None = None, every_s: float = 10.0) -> None:
+    every_s: between two plain lines; as_json: lines are JSON, for log collectors.
+    """
+
+    def __init__(self, stream: TextIO | None = None, every_s: float = 10.0, as_json: bool = False) -> None:
         self.stream = stream or sys.stderr
-        self.every_s = every_s
+        self.every_s, self.as_json = every_s, as_json
         # Terminals in some containers report no width, which leaves no room for a bar.
-        self._live = self.stream.isatty() and os.get_terminal_size(self.stream.fileno()).columns > 0
-        self._last = time.monotonic()
+        self._live = not as_json and self.stream.isatty() and os.get_terminal_size(self.stream.fileno()).columns > 0
+        self._last, self._ended = time.monotonic(), False
         self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, status: Status) -> None:
         if self._live:
             self._show(status)
-        elif time.monotonic() - self._last >= self.every_s or status.done >= status.total:
-            self._last = time.monotonic()
-            print(f"generate: {status.text()}", file=self.stream, flush=True)
+            return
+        ends = status.done >= status.total and not self._ended
+        if ends or time.monotonic() - self._last >= self.every_s:
+            self._last, self._ended = time.monotonic(), status.done >= status.total
+            print(self._line(status), file=self.stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line of its own, above the live line if there is one."""
+        if self._bar is None:
+            print(text, file=self.stream, flush=True)
+        else:
+            tqdm.write(text, file=self.stream)
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +95,12 @@ class ProgressLine:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _line(self, status: Status) -> str:
+        if not self.as_json:
+            return f"generate: {status.text()}"
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return json.dumps({"time": now, "event": "progress", **dataclasses.asdict(status)})
 
     def _show(self, status: Status) -> None:
         if self._bar is None:

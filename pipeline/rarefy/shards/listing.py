@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,12 @@ def committed(store: Store, plan_names: Iterable[str], digest: str) -> dict[str,
             for name, marker in zip(names, markers, strict=True)
             if marker is not None and marker.manifest_digest == digest
         }
+
+
+def committed_numbers(store: Store, prefix: str) -> set[int]:
+    """Numbers of the shards that have a marker, by one listing. seal and verify check what is in the markers."""
+    pattern = re.compile(rf"{re.escape(prefix)}-(\d{{6,}})\.json")
+    return {int(found[1]) for name in store.list("state") if (found := pattern.fullmatch(name))}
 
 
 def _marker_or_none(store: Store, name: str) -> Marker | None:
