@@ -240,13 +240,14 @@ def _options(arguments: argparse.Namespace) -> GenerateOptions:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rarefy.generate.progress import ProgressLine, stage_line
+    from rarefy.generate.progress import stage_json, stage_line
+    from rarefy.generate.watch import watched
     from rarefy.manifest import load_manifest
     from rarefy.stages import run
 
-    manifest = load_manifest(arguments.manifest)
-    with ProgressLine() as progress:
-        result = run(manifest, _options(arguments), progress, stage_line)
+    manifest, options = load_manifest(arguments.manifest), _options(arguments)
+    with watched(manifest, options, arguments.log_json) as watch:
+        result = run(manifest, options, watch.progress, stage_json if arguments.log_json else stage_line)
     page = f"{arguments.out.rstrip('/')}/{result.report}"
     text = f"{result.generated.text()}\nsealed {result.sealed.samples:,} images\nreport: {page}"
     _print(arguments, dataclasses.asdict(result), "\n".join([text, *_audit_lines(result.metrics)]))
@@ -278,12 +279,12 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from rarefy.generate.driver import generate
-    from rarefy.generate.progress import ProgressLine
+    from rarefy.generate.watch import watched
     from rarefy.manifest import load_manifest
 
-    manifest = load_manifest(arguments.manifest)
-    with ProgressLine() as progress:
-        result = generate(manifest, _options(arguments), progress)
+    manifest, options = load_manifest(arguments.manifest), _options(arguments)
+    with watched(manifest, options, arguments.log_json) as watch:
+        result = generate(manifest, options, watch.progress)
     return _print(arguments, dataclasses.asdict(result), result.text())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from rarefy.generate.driver_file import GivenUp
 from rarefy.generate.event_lines import RunNames, event_json
@@ -33,7 +32,7 @@ class SessionAccount:
     waiting: str = ""
 
     def add(self, event: Event, names: RunNames) -> None:
-        self.events.append(event_json(event, names, datetime.now(UTC)))
+        self.events.append(event_json(event, names))
         shard, blame = names.shard(event), None if event.blame is None else event.blame.value
         if event.what is What.RETRY:
             self.retries[blame or "unknown"] += 1

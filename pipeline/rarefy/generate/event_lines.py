@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from rarefy.generate.events import Event, What
+from rarefy.generate.progress import json_line
 from rarefy.plan import shard_name
 
 LINES_PER_MINUTE = 20  # shown to people; a cluster that loses 500 machines at once would fill the terminal
@@ -50,11 +49,9 @@ def event_text(event: Event, names: RunNames) -> str | None:
             return None
 
 
-def event_json(event: Event, names: RunNames, at: datetime) -> str:
+def event_json(event: Event, names: RunNames) -> str:
     """An event as one line of JSON; fields that do not apply are null. Without its details, which may be long."""
-    record = {
-        "time": at.isoformat(timespec="milliseconds"),
-        "event": event.what.value,
+    fields = {
         "run": names.run,
         "driver": names.driver,
         "shard": names.shard(event),
@@ -65,7 +62,7 @@ def event_json(event: Event, names: RunNames, at: datetime) -> str:
         "blame": None if event.blame is None else event.blame.value,
         "cause": event.cause,
     }
-    return json.dumps(record)
+    return json_line(event.what.value, fields)
 
 
 class EventLines:
@@ -79,7 +76,7 @@ class EventLines:
 
     def __call__(self, event: Event) -> None:
         if self.as_json:
-            self.show(event_json(event, self.names, datetime.now(UTC)))
+            self.show(event_json(event, self.names))
         elif text := event_text(event, self.names):
             self._limited(f"generate: {text}")
 

@@ -7,11 +7,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import NoReturn, Self, TextIO
+from typing import Any, NoReturn, Self, TextIO
 
 from tqdm import tqdm
 
@@ -99,8 +99,7 @@ class ProgressLine:
     def _line(self, status: Status) -> str:
         if not self.as_json:
             return f"generate: {status.text()}"
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        return json.dumps({"time": now, "event": "progress", **dataclasses.asdict(status)})
+        return json_line("progress", dataclasses.asdict(status))
 
     def _show(self, status: Status) -> None:
         if self._bar is None:
@@ -112,9 +111,24 @@ class ProgressLine:
 
 def stage_line(stage: str, done: int, total: int, command: str = "audit") -> None:
     """Print a line at the start of a stage of a command, after each tenth of it and at its end."""
-    tenth = max(1, total // 10)
-    if done % tenth == 0 or done == total:
+    if _worth_a_line(done, total):
         print(f"{command}: {stage} {done}/{total}", file=sys.stderr, flush=True)
+
+
+def stage_json(stage: str, done: int, total: int) -> None:
+    """The same as a line of JSON."""
+    if _worth_a_line(done, total):
+        print(json_line("stage", {"stage": stage, "done": done, "total": total}), file=sys.stderr, flush=True)
+
+
+def json_line(event: str, fields: Mapping[str, Any]) -> str:
+    """One line of a structured log: time, event and its fields."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "event": event, **fields})
+
+
+def _worth_a_line(done: int, total: int) -> bool:
+    return done % max(1, total // 10) == 0 or done == total
 
 
 def duration(seconds: float) -> str:
