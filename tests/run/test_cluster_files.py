@@ -140,7 +140,14 @@ case "$(basename "$0") $1 ${2:-}" in
     "scontrol show "*) echo gpu-1; echo gpu-2 ;;
     "srun "*) exec sleep 60 ;;
     "python -c "*) echo token ;;
-    "python -m "*) sleep 0.3; [ -z "${DRIVER_SLEEPS:-}" ] || { trap 'exit 143' TERM; kill -USR1 $PPID; sleep 60 & wait; }
+    "python -m "*)
+        sleep 0.3
+        if [ -n "${DRIVER_SLEEPS:-}" ]; then
+            sleep 60 >/dev/null 2>&1 &
+            trap 'kill $!; exit 143' TERM
+            kill -USR1 $PPID
+            wait
+        fi
         exit "$CODE" ;;
 esac
 """
