@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.page.report import write_report
 from rarefy.errors import OutputError, ShardError, bad
 from rarefy.generate.driver import GenerateOptions, GenerateResult, generate
+from rarefy.generate.events import EventSink
 from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
 from rarefy.plan import shard_name, shard_names
@@ -34,14 +35,20 @@ class RunResult:
     report: str
 
 
-def run(manifest: Manifest, options: GenerateOptions, progress: ProgressSink, stage: StageProgress) -> RunResult:
+def run(
+    manifest: Manifest,
+    options: GenerateOptions,
+    progress: ProgressSink,
+    stage: StageProgress,
+    listeners: Sequence[EventSink] = (),
+) -> RunResult:
     """Generate, seal, audit, report. If seal reports missing or damaged shards, they are generated again, once."""
     store = Store(options.out)
-    generated = generate(manifest, options, progress)
+    generated = generate(manifest, options, progress, listeners)
     try:
         sealed = seal_run(store)
     except ShardError:
-        generated = generate(manifest, options, progress)
+        generated = generate(manifest, options, progress, listeners)
         sealed = seal_run(store)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.

@@ -30,8 +30,16 @@ REPO = Path(__file__).parents[2]
 DIGEST = "d" * 64
 NAMES = RunNames("tiny", "rare", "20261127T120000-0123abcd", 3)
 STATUS = Status(12.4, 600, 0, 3.217, 182.6, 2, 3, 1, 0.8149, 0.3871)
+ACTOR, NODE = "b0cfa37cf4e1701f", "8ab4ead6b2ac63e2"  # Ray's ids, in short
 RETRY = Event(
-    What.RETRY, 3, "a1", 1, "b0cfa37cf4e1701f", "8ab4ead6b2ac63e2", Blame.ACTOR, "RuntimeError: CUDA error: lost"
+    What.RETRY,
+    3,
+    "a1",
+    1,
+    "b0cfa37cf4e1701f",
+    "8ab4ead6b2ac63e2",
+    blame=Blame.ACTOR,
+    cause="RuntimeError: CUDA error: lost",
 )
 GIVEN_UP = replace(
     RETRY, what=What.GIVEN_UP, number=3, blame=Blame.SHARD, cause="class 7 (sneaker), seed 99, step 4: not finite"
@@ -44,7 +52,14 @@ GIVEN_UP = replace(
         (RETRY, "rare-000003 is tried again (attempt 2 of 3): RuntimeError: CUDA error: lost"),
         (GIVEN_UP, "rare-000003 is given up after 3 of 3 attempts: class 7 (sneaker), seed 99, step 4: not finite"),
         (replace(RETRY, what=What.ACTOR_LOST), "actor b0cfa37c on 8ab4ead6 is lost: RuntimeError: CUDA error: lost"),
-        (Event(What.NODE_EXCLUDED, node="gpu-7", cause="no driver"), "machine gpu-7 gets no actors for now: no driver"),
+        (
+            replace(RETRY, what=What.ACTOR_LOST, host="gpu-7"),
+            "actor b0cfa37c on gpu-7 is lost: RuntimeError: CUDA error: lost",
+        ),
+        (
+            Event(What.NODE_EXCLUDED, node="8ab4ead6b2ac63e2", host="gpu-7", cause="no driver"),
+            "machine gpu-7 gets no actors for now: no driver",
+        ),
         (Event(What.WAITING, cause="a machine with 1 GPU"), "waiting: a machine with 1 GPU"),
         (Event(What.ACTOR_READY, actor="b0"), None),
     ],

@@ -31,6 +31,10 @@ class SessionAccount:
     events: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
     waiting: str = ""
 
+    @property
+    def lacks_actors(self) -> bool:
+        return self.status is None or self.status.actors_alive < self.status.actors_wanted
+
     def add(self, event: Event, names: RunNames) -> None:
         self.events.append(event_json(event, names))
         shard, blame = names.shard(event), None if event.blame is None else event.blame.value
@@ -41,7 +45,7 @@ class SessionAccount:
             class_id, seed = (_number(word, event.cause) for word in ("class", "seed"))
             self.given_up[shard] = GivenUp(shard, event.number or 0, blame, class_id, seed, event.cause)
         elif event.what is What.ACTOR_READY and event.actor is not None:
-            self.actors[event.actor], self.waiting = event.node or "", ""
+            self.actors[event.actor], self.waiting = event.host or event.node or "", ""
         elif event.what is What.ACTOR_LOST and event.actor is not None:
             self.actors.pop(event.actor, None)
         elif event.what is What.WAITING:

@@ -33,7 +33,8 @@ def event_text(event: Event, names: RunNames) -> str | None:
     """An event in one line; None for those that people need not see."""
     shard, charged = names.shard(event), event.number or 0
     actor = "an actor" if event.actor is None else f"actor {event.actor[:SHORT]}"
-    where = "" if event.node is None else f" on {event.node[:SHORT]}"
+    machine = event.host or (event.node or "")[:SHORT]
+    where = f" on {machine}" if machine else ""
     match event.what:
         case What.RETRY:
             return f"{shard} is tried again (attempt {charged + 1} of {names.max_attempts}): {event.cause}"
@@ -42,7 +43,7 @@ def event_text(event: Event, names: RunNames) -> str | None:
         case What.ACTOR_LOST:
             return f"{actor}{where} is lost: {event.cause}"
         case What.NODE_EXCLUDED:
-            return f"machine {(event.node or 'unknown')[:SHORT]} gets no actors for now: {event.cause}"
+            return f"machine {machine or 'of unknown name'} gets no actors for now: {event.cause}"
         case What.WAITING:
             return f"waiting: {event.cause}"
         case What.ACTOR_READY:
@@ -59,6 +60,8 @@ def event_json(event: Event, names: RunNames) -> str:
         "charged": event.number,
         "actor": event.actor,
         "node": event.node,
+        "host": event.host,
+        "pid": event.pid,
         "blame": None if event.blame is None else event.blame.value,
         "cause": event.cause,
     }

@@ -72,4 +72,4 @@ class RunMetrics:
         elif event.what is What.GIVEN_UP:
             self._counters["rarefy_shards_given_up"].inc(1)
         elif event.what is What.ACTOR_LOST:
-            self._counters["rarefy_actors_lost"].inc(1, blame | {"node": event.node or "unknown"})
+            self._counters["rarefy_actors_lost"].inc(1, blame | {"node": event.host or event.node or "unknown"})

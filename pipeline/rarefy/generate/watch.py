@@ -25,7 +25,7 @@ import ray
 from rarefy.errors import OutputError, RarefyError
 from rarefy.generate.account import SessionAccount
 from rarefy.generate.actor_logs import actor_output
-from rarefy.generate.driver import GenerateOptions
+from rarefy.generate.driver import FAILURES, GenerateOptions
 from rarefy.generate.driver_file import (
     BEAT_S,
     FAILED,
@@ -46,7 +46,8 @@ from rarefy.shards.claim import RUN_FILE
 from rarefy.shards.listing import committed_numbers
 from rarefy.shards.store import Store
 
-LOGS, FAILURES = "logs", "logs/failures.json"
+LOGS = "logs"
+PATIENCE_S = 20.0  # for the storage; the next heartbeat tries again
 CLAIM_S = 5.0  # between looks whether the output belongs to this run yet; nothing is written before
 KEPT_LOGS = 100  # actors' logs that one driver leaves
 END_S = 10.0  # for the last files, when the run is over
@@ -177,7 +178,7 @@ class Watch:
             retries=dict(account.retries),
             causes=tuple(account.causes),
             given_up=tuple(account.given_up.values()),
-            waiting=account.waiting if self._state == RUNNING else "",
+            waiting=account.waiting if self._state == RUNNING and account.lacks_actors else "",
             error=self._error,
         )
 
@@ -187,7 +188,7 @@ def watched(manifest: Manifest, options: GenerateOptions, as_json: bool) -> Iter
     """Watch a session of ``generate``. as_json: lines on stderr are JSON. Metrics are for clusters only."""
     names = RunNames(manifest.name, manifest.prefix, new_driver(), options.max_attempts)
     on_cluster = options.ray_address is not None
-    store = Store(options.out)
+    store = Store(options.out, PATIENCE_S)
     with ProgressLine(as_json=as_json) as line, Watch(store, manifest.digest, names, line, on_cluster) as watch:
         yield watch
 
