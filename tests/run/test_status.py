@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from rarefy.cli import main
 from rarefy.errors import OutputError
@@ -52,9 +56,30 @@ def tell(store: Store, *files: DriverFile) -> None:
         store.write_bytes(driver_path(file.driver), file.to_json())
 
 
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "out") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The URL of a stand-in for S3 with a bucket ``runs``."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    if request.param == "local":
+        yield Store(str(tmp_path / "out"))
+    elif request.param == "memory":
+        yield Store(f"memory://{uuid.uuid4().hex}")
+    else:
+        settings = {"ENDPOINT_URL": request.getfixturevalue("s3"), "DEFAULT_REGION": "us-east-1"}
+        for name, value in (settings | {"ACCESS_KEY_ID": "testing", "SECRET_ACCESS_KEY": "testing"}).items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        boto3.client("s3").create_bucket(Bucket="runs")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield Store(f"s3://runs/{uuid.uuid4().hex}")
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_run_that_goes_on(store: Store) -> None:

@@ -108,6 +108,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def start(store: Store, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr(watching, "CLAIM_S", 0.05)
+    monkeypatch.setattr(watching, "SPACING_S", 0.01)
 
     def make(stream: io.StringIO | None = None, names: RunNames = NAMES) -> Watch:
         return Watch(store, DIGEST, names, ProgressLine(stream or io.StringIO()), metrics=False)

@@ -45,7 +45,7 @@ class Status:
             f"{self.done:.0f}/{self.total} images",
             f"{self.images_per_second:.2f} images/s",
             f"ETA {eta}",
-            f"actors {self.actors_alive}/{self.actors_wanted}",
+            f"actors {self.actors_alive}/{max(self.actors_wanted, self.actors_alive)}",
             f"retries {self.retries}",
         ]
         if self.confidence is not None and self.entropy is not None:

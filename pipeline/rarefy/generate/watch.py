@@ -48,6 +48,7 @@ from rarefy.shards.store import Store
 
 LOGS = "logs"
 PATIENCE_S = 20.0  # for the storage; the next heartbeat tries again
+SPACING_S = 1.0  # between two versions of the files when events come thick and fast
 CLAIM_S = 5.0  # between looks whether the output belongs to this run yet; nothing is written before
 KEPT_LOGS = 100  # actors' logs that one driver leaves
 END_S = 10.0  # for the last files, when the run is over
@@ -126,6 +127,7 @@ class Watch:
                 self._told = True
             if ends:
                 return
+            self._ends.wait(SPACING_S)
 
     def _write(self, ends: bool) -> None:
         """Write what is new, if the output belongs to this run already."""
