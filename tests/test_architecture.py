@@ -22,9 +22,9 @@ LEVELS = (
     ("plan",),
     ("generate", "training"),
     ("audit", "bench"),
-    ("import_command", "project", "stages"),
+    ("import_command", "project", "stages", "status"),
     ("cli",),
-    ("__main__",),
+    ("__main__", "job"),
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 

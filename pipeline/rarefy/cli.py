@@ -40,6 +40,7 @@ rarefy run mine/rare.toml --out s3://bucket/rare --ray-address auto""",
     "generate": "rarefy generate mine/rare.toml --out out/rare --actors 2",
     "seal": "rarefy seal out/rare\nrarefy seal out/rare --repair",
     "verify": "rarefy verify out/rare   exits with 1 if anything is missing or damaged",
+    "status": "rarefy status s3://bucket/rare",
     "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
     "report": "rarefy report out/rare",
     "compare": "rarefy compare out/plain out/rare --page out/compare.html",
@@ -102,6 +103,8 @@ def make_parser() -> argparse.ArgumentParser:
     text = "on damage, delete _SUCCESS and the damaged shards' markers, so that generate makes them again"
     command.add_argument("--repair", action="store_true", help=text)
     command = _command(commands, "verify", _verify, "compare all files with the plan and their hashes")
+    command.add_argument("out", metavar="OUT", help=OUT_HELP)
+    command = _command(commands, "status", _status, "show a run's progress, drivers and failures, from OUT alone")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     _add_audit(commands)
     command = _command(commands, "report", _report, "write audit/report.html from the audit's results")
@@ -177,6 +180,8 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     text = "how long a failing storage call is repeated (default 300)"
     group.add_argument("--storage-patience", type=float, default=300.0, metavar="SECONDS", help=text)
     _add_compile(group)
+    text = "print progress and events as JSON lines on stderr, for log collectors"
+    command.add_argument("--log-json", action="store_true", help=text)
     group = command.add_argument_group("slots that [accept] leaves empty (images that are made already stay the same)")
     text = "draw up to N candidates for each slot, more than accept.max_candidates"
     group.add_argument("--max-candidates", type=int, metavar="N", help=text)
@@ -276,13 +281,15 @@ def _options(arguments: argparse.Namespace) -> GenerateOptions:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rarefy.generate.progress import ProgressLine, stage_line
+    from rarefy.generate.progress import stage_json, stage_line
+    from rarefy.generate.watch import watched
     from rarefy.manifest import load_manifest
     from rarefy.stages import run
 
-    manifest = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments))
-    with ProgressLine() as progress:
-        result = run(manifest, _options(arguments), progress, stage_line, _notice)
+    manifest, options = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments)), _options(arguments)
+    with watched(manifest, options, arguments.log_json) as watch:
+        stage = stage_json if arguments.log_json else stage_line
+        result = run(manifest, options, watch.progress, stage, watch.notice, watch.listeners)
     page = f"{arguments.out.rstrip('/')}/{result.report}"
     text = f"{result.generated.text()}\nsealed {result.sealed.samples:,} images\nreport: {page}"
     _print(arguments, dataclasses.asdict(result), "\n".join([text, *_audit_lines(result.metrics)]))
@@ -315,12 +322,12 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from rarefy.generate.driver import generate
-    from rarefy.generate.progress import ProgressLine
+    from rarefy.generate.watch import watched
     from rarefy.manifest import load_manifest
 
-    manifest = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments))
-    with ProgressLine() as progress:
-        result = generate(manifest, _options(arguments), progress)
+    manifest, options = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments)), _options(arguments)
+    with watched(manifest, options, arguments.log_json) as watch:
+        result = generate(manifest, options, watch.progress, watch.listeners)
     return _print(arguments, dataclasses.asdict(result), result.text())
 
 
@@ -341,6 +348,14 @@ def _verify(arguments: argparse.Namespace) -> int:
     lines = [f"{name}: {line}" for name, lines in problems.items() for line in lines]
     _print(arguments, {"problems": problems}, "\n".join(lines) or "all shards are complete and undamaged")
     return PROBLEMS if problems else OK
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from rarefy.shards.store import Store
+    from rarefy.status import read_status
+
+    status = read_status(Store(arguments.out))
+    return _print(arguments, dataclasses.asdict(status), status.text())
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -475,10 +490,6 @@ def _models(arguments: argparse.Namespace) -> int:
     rows = [{key: getattr(preset, key) for key in shown} for preset in library().values()]
     lines = [f"{row['name']:<28}{row['image_size']:>4} px  {row['description']}" for row in rows]
     return _print(arguments, rows, "\n".join(lines))
-
-
-def _notice(line: str) -> None:
-    print(f"run: {line}", file=sys.stderr, flush=True)
 
 
 def _print(arguments: argparse.Namespace, result: object, text: str) -> int:
