@@ -1,4 +1,4 @@
-"""An S3 server on this machine: moto in a process of its own, behind a proxy that counts requests and can spoil them."""
+"""An S3 server on this machine: moto in its own process, behind a proxy that counts requests and can spoil them."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from rarefy.plan import make_plan
 
 @dataclass(frozen=True)
 class Content:
-    """What a run made. pixels: hash of the decoded image by key; keys, rows: of tars and Parquet; digest: of all bytes."""
+    """What a run made. pixels: hash of an image by key; keys, rows: in tars and in Parquet; digest: of all bytes."""
 
     pixels: Mapping[str, str]
     keys: Counter[str]

@@ -1,4 +1,4 @@
-"""Faults inside a run's own processes: driver and actors. Python imports this file first if its folder is on PYTHONPATH.
+"""Faults inside a run's processes, driver and actors. Python imports this file first if its folder is on PYTHONPATH.
 
 RAREFY_FAULTS names a folder. A file in ``tokens/`` called ``KIND.ID`` is one fault: the first process that reaches a
 place where the fault can happen moves the file to ``used/`` and has the fault. RAREFY_FAULTS_ROOT: only files below it
@@ -30,7 +30,7 @@ _lost_context = False
 
 def take(kind: str) -> str | None:
     """Take one token of this kind, if there is one; returns its content."""
-    for name in os.listdir(f"{FOLDER}/tokens"):
+    for name in os.listdir(f"{FOLDER}/tokens"):  # noqa: PTH208 - Path would call the functions that are replaced here
         if name.rpartition(".")[0] == kind:
             try:
                 _rename(f"{FOLDER}/tokens/{name}", f"{FOLDER}/used/{name}")
@@ -50,7 +50,7 @@ def fail(place: str, names: tuple[str, ...]) -> None:
 
 def fsync(descriptor: int) -> None:
     global _offset_s
-    if os.readlink(f"/proc/self/fd/{descriptor}").startswith(ROOT):
+    if os.readlink(f"/proc/self/fd/{descriptor}").startswith(ROOT):  # noqa: PTH115
         fail("fsync", ("EIO", "ENOSPC"))
         if take("slow fsync") is not None:
             time.sleep(SLOW_S)
