@@ -15,7 +15,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,11 +43,12 @@ class Session:
     memory: int
 
 
-def run_driver(out: str, manifest: Manifest, markers_only: bool) -> Session:
+def run_driver(out: str, manifest: Manifest, actor: type, environment: Mapping[str, str]) -> Session:
     """Make the shards that are missing, with two null actors."""
+    os.environ.update(environment)
     paths = [str(REPO), str(REPO / "pipeline"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    use(MarkerGenerator if markers_only else NullGenerator)
+    use(actor)
     moments: list[tuple[float, float]] = []
 
     def progress(status: Status) -> None:
@@ -72,7 +73,7 @@ def drive(there: int, more: int) -> tuple[Session, Session]:
         sessions = []
         for _ in range(2):
             with fresh_process() as pool:
-                sessions.append(pool.submit(run_driver, out, manifest, True).result())
+                sessions.append(pool.submit(run_driver, out, manifest, MarkerGenerator, {}).result())
     return sessions[0], sessions[1]
 
 
@@ -80,9 +81,10 @@ def requests_per_shard() -> dict[str, float]:
     """Storage requests of actor and driver together, for one more shard."""
     counts = []
     for shards in ON_S3:
-        with StandIn() as stand_in, fresh_process(os.environ.update, stand_in.environment()) as pool:
+        with StandIn() as stand_in, fresh_process() as pool:
             stand_in.make_bucket("bucket")
-            pool.submit(run_driver, "s3://bucket/out", synthetic_manifest(shards), False).result()
+            job = "s3://bucket/out", synthetic_manifest(shards), NullGenerator, stand_in.environment()
+            pool.submit(run_driver, *job).result()
             counts.append(Counter(stand_in.requests))
     more = ON_S3[1] - ON_S3[0]
     return {name: (counts[1][name] - counts[0][name]) / more for name in OPERATIONS}
