@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +105,6 @@ def make_sample(
         image_sha256=hashlib.sha256(png).hexdigest(),
         width=image.shape[2],
         height=image.shape[1],
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
         accepted=True,
     )
     return Sample(record, png)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +51,6 @@ def shard_sample(shard: int, index: int, digest: str = DIGEST, channels: int = 3
         image_sha256=hashlib.sha256(png).hexdigest(),
         width=5,
         height=4,
-        created_at=datetime.now(UTC),
         accepted=index != 3,
     )
     return Sample(record, png)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from rarefy.shards.card import CardInfo, render_card
 from rarefy.shards.claim import claim_output
 from rarefy.shards.index import is_sealed, seal
 from rarefy.shards.listing import committed
+from rarefy.shards.marker import read_marker
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify, verify_shard
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
@@ -43,7 +45,9 @@ def swap_file(tar: bytes, name: str, content: bytes) -> bytes:
 
 
 def forge_marker(store: Store, **claims: object) -> None:
-    store.write_bytes(MARKER, json.dumps(json.loads(store.read_bytes(MARKER)) | claims).encode())
+    marker = read_marker(store, "rare-000001")
+    assert marker is not None
+    store.write_bytes(MARKER, replace(marker, **claims).to_json())  # type: ignore[arg-type]  # by name
 
 
 def problems(store: Store, plan: Plan) -> str:
@@ -299,6 +303,7 @@ def test_seal_deletes_the_files_of_dead_attempts(
         commit_shard(store, make_header(shard), make_samples(shard), seconds=1.0)
     left = tmp_path / "out" / "shards" / f".rare-000001.tar.{'f' * 32}.tmp"
     left.write_bytes(b"half a tar")
+    os.utime(left, (0, 0))
     assert verify_shard(store, "rare-000001", plan[1]) == []
     seal(store, *plan, card)
     assert not left.exists()

@@ -49,11 +49,14 @@ def test_a_reader_sees_old_or_new_bytes_never_a_part(tmp_path: Path) -> None:
     assert store.read_bytes("x") == b"new"
 
 
-def test_sweep_takes_private_files_only(tmp_path: Path) -> None:
+def test_sweep_takes_old_private_files_only(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     (tmp_path / f".rare-000000.tar.{'0' * 32}.tmp").write_bytes(b"dead attempt")
     for name in (".hidden", "rare-000000.tar", "x.tmp", ".nfs000.tmp"):
         (tmp_path / name).write_bytes(b"")
+    assert store.sweep("") == 0, "an attempt may still be writing it"
+    for path in tmp_path.iterdir():
+        os.utime(path, (path.stat().st_mtime - 3601,) * 2)
     assert store.sweep("") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".nfs000.tmp", "rare-000000.tar", "x.tmp"]
 

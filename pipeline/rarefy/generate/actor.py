@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -193,7 +192,6 @@ class ShardGenerator:
             image_sha256=hashlib.sha256(png).hexdigest(),
             width=manifest.preset.image_size,
             height=manifest.preset.image_size,
-            created_at=datetime.now(UTC),
             accepted=draw.accepted,
         )
         return Sample(record, png)

@@ -20,7 +20,7 @@ import fsspec
 
 from rarefy.errors import ManifestError, bad
 from rarefy.models.config_file import read_files, read_object
-from rarefy.shards.store import driver_errors, one_line
+from rarefy.shards.retry import driver_errors, one_line
 from rarefy.user_cache import user_cache
 
 HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")

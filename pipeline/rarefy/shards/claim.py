@@ -17,17 +17,16 @@ IGNORED_IN_ROOT = frozenset({"lost+found"})
 def claim_output(store: Store, manifest_text: str, digest: str, model: bytes | None = None) -> None:
     """Reserve the output for this run, or check that it is reserved for it already.
 
+    The run file is created only if it is absent, and contains the whole manifest: of two drivers that come at the same
+    moment, one creates it, and the other compares. A driver that stops right after that leaves nothing to guess: the
+    next one completes the output from the run file.
     model: content of ``model.json``; what a resumed run says about its model's place replaces what it said earlier.
     Raises OutputError if it contains the run of another manifest or other files, or cannot be written.
     """
-    if not store.exists(RUN_FILE):
-        foreign = [name for name in store.list() if name not in IGNORED_IN_ROOT]
-        if foreign == ["state"]:
-            foreign = store.list("state")
-        if foreign:
-            raise OutputError(bad("out", store.root, f"empty or a rarefy run (it contains {first_names(foreign)})"))
-        store.write_bytes(RUN_FILE, json.dumps({"manifest_digest": digest}).encode() + b"\n")
-    if (other := _run_digest(store)) != digest:
+    if (claim := store.read_or_none(RUN_FILE)) is None:
+        claim = _create_claim(store, manifest_text, digest)
+    run = _parse_claim(store, claim)
+    if (other := run["manifest_digest"]) != digest:
         raise OutputError(
             bad(
                 "out",
@@ -35,14 +34,32 @@ def claim_output(store: Store, manifest_text: str, digest: str, model: bytes | N
                 f"the run of this manifest, {digest}: it contains the run of {other}; choose another --out",
             )
         )
-    if model is not None and not (store.exists(MODEL_FILE) and store.read_bytes(MODEL_FILE) == model):
+    # The run files of earlier versions did not contain the manifest.
+    store.create(MANIFEST_FILE, run.get("manifest", manifest_text).encode())
+    if model is not None and store.read_or_none(MODEL_FILE) != model:
         store.write_bytes(MODEL_FILE, model)
-    if not store.exists(MANIFEST_FILE):
-        store.write_bytes(MANIFEST_FILE, manifest_text.encode())
 
 
-def _run_digest(store: Store) -> str:
+def _create_claim(store: Store, manifest_text: str, digest: str) -> bytes:
+    """Create the run file in an empty output; returns its content, which may be another driver's."""
+    foreign = [name for name in store.list() if name not in IGNORED_IN_ROOT]
+    if foreign == ["state"]:
+        foreign = store.list("state")
+    claim = json.dumps({"manifest_digest": digest, "manifest": manifest_text}).encode() + b"\n"
+    if not foreign and store.create(RUN_FILE, claim):
+        return claim
+    if (earlier := store.read_or_none(RUN_FILE)) is None:
+        raise OutputError(bad("out", store.root, f"empty or a rarefy run (it contains {first_names(foreign)})"))
+    return earlier
+
+
+def _parse_claim(store: Store, claim: bytes) -> dict[str, str]:
+    """The run file's table. Raises OutputError if rarefy did not write it."""
     try:
-        return str(json.loads(store.read_bytes(RUN_FILE))["manifest_digest"])
-    except (ValueError, KeyError, TypeError) as cause:
-        raise OutputError(bad("out", f"{store.root}/{RUN_FILE}", "a file that rarefy wrote")) from cause
+        run = json.loads(claim)
+    except (ValueError, RecursionError):
+        run = None
+    texts = isinstance(run, dict) and all(isinstance(value, str) for value in run.values())
+    if not texts or "manifest_digest" not in run:
+        raise OutputError(bad("out", f"{store.root}/{RUN_FILE}", "a file that rarefy wrote"))
+    return dict(run)

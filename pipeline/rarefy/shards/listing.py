@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
-from rarefy.errors import ShardError
-from rarefy.shards.marker import Marker, read_marker
+from rarefy.shards.marker import STATE, Marker, read_committed
 from rarefy.shards.store import Store
-from rarefy.shards.verify import THREADS
+
+THREADS = 4  # for object stores, where most time is spent waiting
+BATCH = 256
+
+
+def committed_numbers(store: Store, prefix: str) -> set[int]:
+    """Numbers of the shards that have a marker, by one listing. What the markers contain, verify and seal check."""
+    pattern = re.compile(rf"{re.escape(prefix)}-(\d{{6,}})\.json", re.ASCII)
+    found = {name: match[1] for name in store.files(STATE) if (match := pattern.fullmatch(name))}
+    # Six digits, more only for numbers that need them: 0000001 is no shard's number.
+    return {int(digits) for digits in found.values() if digits == f"{int(digits):06d}"}
 
 
 def committed(store: Store, plan_names: Iterable[str], digest: str) -> dict[str, Marker]:
     """Markers by shard name, in plan order. Damaged markers and those of other manifests are left out."""
-    present = set(store.list("state"))
-    names = [name for name in plan_names if f"{name}.json" in present]
+    return {marker.name: marker for marker in iter_committed(store, plan_names, digest)}
+
+
+def iter_committed(store: Store, plan_names: Iterable[str], digest: str) -> Iterator[Marker]:
+    """Markers in plan order, a batch at a time, without those that are damaged or of other manifests."""
+    present = {name.removesuffix(".json") for name in store.files(STATE)}
+    names = (name for name in plan_names if name in present)
     with ThreadPoolExecutor(THREADS) as pool:
-        markers = pool.map(lambda name: _marker_or_none(store, name), names)
-        return {
-            name: marker
-            for name, marker in zip(names, markers, strict=True)
-            if marker is not None and marker.manifest_digest == digest
-        }
-
-
-def _marker_or_none(store: Store, name: str) -> Marker | None:
-    try:
-        return read_marker(store, name)
-    except ShardError:
-        return None
+        while batch := list(islice(names, BATCH)):
+            for marker in pool.map(lambda name: read_committed(store, name, digest), batch):
+                if marker is not None:
+                    yield marker

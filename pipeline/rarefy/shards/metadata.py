@@ -7,8 +7,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +19,8 @@ from rarefy.shards.store import Store
 
 MANIFEST_KEY = b"rarefy.manifest"
 DIGEST_KEY = b"rarefy.manifest_digest"
-# The time of writing would make the tars of two attempts differ.
-UNSTABLE_FIELDS = frozenset({"created_at"})
+# Only earlier versions wrote this column. It made the files of two attempts differ.
+FORMER_COLUMN = "created_at"
 SCORES = ("predicted_id", "confidence", "entropy", "entropy_normalized", "margin")
 OF_CLASSIFIER = (*SCORES, "classifier_sha256")
 
@@ -52,13 +52,11 @@ class SampleRecord:
     image_sha256: str
     width: int
     height: int
-    created_at: datetime
     accepted: bool
 
     def stable_json(self) -> bytes:
-        """The fields that depend only on the image, as canonical JSON: the ``.json`` file in the tar."""
-        stable = {name: value for name, value in vars(self).items() if name not in UNSTABLE_FIELDS}
-        return json.dumps(stable, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        """The row as canonical JSON: the ``.json`` file in the tar. It depends only on the image."""
+        return json.dumps(vars(self), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
@@ -88,7 +86,6 @@ SCHEMA = pa.schema(
         _field("image_sha256", pa.string(), "hash of the PNG file"),
         _field("width", pa.int32(), "image width", "px"),
         _field("height", pa.int32(), "image height", "px"),
-        _field("created_at", pa.timestamp("us", tz="UTC"), "when the row was written", "UTC"),
         _field("accepted", pa.bool_(), "false where no candidate passed the filter and the last one was kept"),
     ]
 )
@@ -118,25 +115,41 @@ def check_record(record: SampleRecord) -> None:
             raise ShardError(f"sample {record.key}: {name} {value!r} is not a finite number")
 
 
-def write_table(path: Path, records: Sequence[SampleRecord], manifest_text: str, manifest_digest: str) -> None:
-    """Write the rows in the given order. The manifest and its digest go into the file's key-value metadata."""
+def write_table(
+    target: Path | BinaryIO, records: Sequence[SampleRecord], manifest_text: str, manifest_digest: str
+) -> None:
+    """Write the rows in the given order. The manifest and its digest go into the file's key-value metadata.
+
+    Equal rows and texts give equal bytes (with the same pyarrow).
+    """
     schema = SCHEMA.with_metadata({MANIFEST_KEY: manifest_text.encode(), DIGEST_KEY: manifest_digest.encode()})
     # Via JSON, because pyarrow imports pandas to convert Python objects: 0.3 s and 40 MB in each actor.
-    lines = "\n".join(json.dumps(vars(record), default=datetime.isoformat) for record in records)
+    lines = "\n".join(json.dumps(vars(record)) for record in records)
     table = read_json(io.BytesIO(lines.encode()), parse_options=ParseOptions(explicit_schema=SCHEMA))
-    pq.write_table(table.cast(schema), path, compression="zstd")
+    pq.write_table(table.cast(schema), target, compression="zstd")
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read one file. Raises ShardError if it is missing or damaged or has other columns."""
+    """Read one file, of this version or an earlier one.
+
+    Raises ShardError if it is missing or damaged or has other columns.
+    """
+    return parse_table(path, path.name)
+
+
+def parse_table(source: Path | BinaryIO, name: str) -> pa.Table:
+    """Like read_table, also for a file in memory. name: what errors call it."""
     try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as cause:
-        raise ShardError(f"{path.name}: not a readable Parquet file ({' '.join(str(cause).split())})") from cause
+        table = pq.read_table(source, partitioning=None)
+        table.validate(full=True)
+        columns = [(field.name, field.type) for field in table.schema if field.name != FORMER_COLUMN]
+    # pyarrow raises ValueError for text that is not UTF-8, and TypeError or KeyError for some damaged footers.
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as cause:
+        raise ShardError(f"{name}: not a readable Parquet file ({' '.join(str(cause).split())})") from cause
     # Files of earlier versions differ in which columns may be null.
-    if [(field.name, field.type) for field in table.schema] != [(field.name, field.type) for field in SCHEMA]:
-        raise ShardError(f"{path.name}: columns {table.schema.names} are not those of the schema, {SCHEMA.names}")
-    return table.cast(SCHEMA.with_metadata(table.schema.metadata))
+    if columns != [(field.name, field.type) for field in SCHEMA]:
+        raise ShardError(f"{name}: columns {table.schema.names} are not those of the schema, {SCHEMA.names}")
+    return table.select(SCHEMA.names).cast(SCHEMA.with_metadata(table.schema.metadata))
 
 
 def read_records(store: Store, name: str) -> list[SampleRecord]:

@@ -1,4 +1,9 @@
-"""Commits a shard: tar and Parquet file are written under private names and renamed; the marker comes last."""
+"""Commits a shard: tar, Parquet file and, last, the marker. Each is created only if it is absent.
+
+So the first attempt that puts a whole tar in place decides the shard's content, and every other attempt, from whatever
+machine, describes that tar. A file is deleted only if it is damaged, and only while it still has the damaged content.
+An attempt may therefore stop anywhere, for any time, and go on: what was committed meanwhile stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +12,25 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import webdataset
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from rarefy.errors import ShardError
-from rarefy.shards.marker import FileHash, Marker, hash_file, marker_path, read_marker
+from rarefy.errors import ShardError, StorageError, bad
+from rarefy.shards.adopt import records_in_tar, rows_agree
+from rarefy.shards.marker import FileHash, Marker, hash_bytes, marker_path, parse_committed, parse_marker
 from rarefy.shards.metadata import SampleRecord, check_record, parquet_path, tar_path, write_table
 from rarefy.shards.store import Store
 
 PNG_LEVEL = 6
 TAR_OWNER = "rarefy"
+TRIES = 3  # to put a file in place of a damaged one
 
 
 @dataclass(frozen=True)
@@ -52,10 +60,10 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def write_tar(path: Path, samples: Sequence[Sample]) -> None:
-    """WebDataset tar in the given order. Its bytes depend only on the samples' images and stable fields."""
+def write_tar(stream: BinaryIO, samples: Sequence[Sample]) -> None:
+    """WebDataset tar in the given order. Its bytes depend only on the samples' images and rows."""
     options = {"user": TAR_OWNER, "group": TAR_OWNER, "mtime": 0, "encoder": False}
-    with path.open("wb") as stream, webdataset.TarWriter(stream, **options) as tar:
+    with webdataset.TarWriter(stream, **options) as tar:
         for sample in samples:
             record = sample.record
             fields = {"png": sample.png, "cls": str(record.class_id).encode(), "json": record.stable_json()}
@@ -63,23 +71,28 @@ def write_tar(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def commit_shard(store: Store, header: ShardHeader, samples: Sequence[Sample], seconds: float) -> Marker:
-    """Write one shard completely or not at all. The first attempt to commit wins.
+    """Write one shard completely or not at all, and return the marker of the attempt that committed it.
 
-    seconds: how long it took to generate. If another attempt has already committed the shard, its marker is returned
-    and nothing is written, because the data set may be sealed. Raises ShardError for samples that do not belong
-    together, OutputError if the store cannot be written.
+    seconds: how long it took to generate. The first attempt to commit wins: if that was another one, its marker is
+    returned (its ``attempt`` differs from the header's) and nothing is changed, because the data set may be sealed.
+    Raises ShardError for samples that do not belong together, StorageError if another attempt may succeed, OutputError
+    if the store cannot be written.
     """
     ordered = sorted(samples, key=lambda sample: sample.record.index)
     _check_samples(header, ordered)
-    if earlier := _earlier_commit(store, header):
-        return earlier
-    records = [sample.record for sample in ordered]
-    with store.staged(parquet_path(header.name)) as parquet, store.staged(tar_path(header.name)) as tar:
-        write_tar(tar, ordered)
-        write_table(parquet, records, header.manifest_text, header.manifest_digest)
-        marker = _marker(header, records, seconds, (hash_file(tar), hash_file(parquet)))
-    store.write_bytes(marker_path(header.name), marker.to_json())
-    return marker
+    if winner := _winner(store, header):
+        return winner
+    tar, records = _place_tar(store, header, ordered)
+    parquet = _place_parquet(store, header, records)
+    marker = _marker(header, records, seconds, (tar, parquet))
+    data = marker.to_json()
+    for _ in range(TRIES):
+        if store.create(marker_path(header.name), data):
+            _confirm(store, marker, data)
+            return marker
+        if winner := _winner(store, header):
+            return winner
+    raise _crowded(store, marker_path(header.name))
 
 
 def _check_samples(header: ShardHeader, samples: Sequence[Sample]) -> None:
@@ -97,17 +110,117 @@ def _check_samples(header: ShardHeader, samples: Sequence[Sample]) -> None:
             raise ShardError(f"{header.name}: image_sha256 of sample {record.key} is that of another image")
 
 
-def _earlier_commit(store: Store, header: ShardHeader) -> Marker | None:
-    """The marker of a commit whose files exist with the right sizes (seal checks their hashes)."""
+def _winner(store: Store, header: ShardHeader) -> Marker | None:
+    """The marker of a commit whose files exist with the right sizes (seal checks their hashes).
+
+    Any other marker of that name is taken back.
+    """
+    data = store.read_or_none(marker_path(header.name))
+    if data is None:
+        return None
+    marker = parse_committed(data, header.name, header.manifest_digest)
+    if marker is not None and all(store.size_or_none(rel) == size for rel, size in _sizes(marker).items()):
+        return marker
+    take_back(store, header.name)
+    return None
+
+
+def take_back(store: Store, name: str) -> None:
+    """Withdraw a shard's marker, and first those of its files that are not the ones the marker names.
+
+    In this order no attempt can mistake a damaged file for one that only lacks its marker. What another attempt has put
+    there meanwhile stays.
+    """
+    rel = marker_path(name)
+    data = store.read_or_none(rel)
+    if data is None:
+        return
+    hashes = _hashes_in(data, name)
+    found = {file: _sha256(store, file) for file in hashes}
+    # Files of another attempt are put in place only after this marker was withdrawn, so these are not among them.
+    if store.read_or_none(rel) != data:
+        return
+    for file, sha256 in hashes.items():
+        if (other := found[file]) not in (None, sha256):
+            store.withdraw(file, other)
+    store.withdraw(rel, hash_bytes(data).sha256)
+
+
+def _place_tar(store: Store, header: ShardHeader, samples: Sequence[Sample]) -> tuple[FileHash, list[SampleRecord]]:
+    """Put the tar in place, or adopt the one that is there. Returns its hash and rows."""
+    rel, own = tar_path(header.name), [sample.record for sample in samples]
+    stream = io.BytesIO()
+    write_tar(stream, samples)
+    data = stream.getvalue()
+    for _ in range(TRIES):
+        if store.create(rel, data):
+            return hash_bytes(data), own
+        found = store.read_or_none(rel)
+        if found == data:
+            return hash_bytes(data), own
+        if found is not None and (theirs := records_in_tar(found, own)):
+            return hash_bytes(found), theirs
+        if found is not None:
+            store.withdraw(rel, hash_bytes(found).sha256)
+    raise _crowded(store, rel)
+
+
+def _place_parquet(store: Store, header: ShardHeader, records: Sequence[SampleRecord]) -> FileHash:
+    """Put the rows of the tar that is in place beside it, or adopt a file that has them."""
+    rel, stream = parquet_path(header.name), io.BytesIO()
+    write_table(stream, records, header.manifest_text, header.manifest_digest)
+    data = stream.getvalue()
+    for _ in range(TRIES):
+        if store.create(rel, data):
+            return hash_bytes(data)
+        found = store.read_or_none(rel)
+        if found is not None and (found == data or rows_agree(found, records, header.manifest_digest)):
+            return hash_bytes(found)
+        if found is not None:
+            store.withdraw(rel, hash_bytes(found).sha256)
+    raise _crowded(store, rel)
+
+
+def _confirm(store: Store, marker: Marker, data: bytes) -> None:
+    """Check that the files in place are the ones that the new marker names; otherwise withdraw it.
+
+    An object store that creates atomically keeps whole files as they are, so that comparing sizes is enough there.
+    """
+    if store.creates_atomically and not store.is_local:
+        kept = all(store.size_or_none(rel) == size for rel, size in _sizes(marker).items())
+    else:
+        hashes = _hashes(marker) | {marker_path(marker.name): hash_bytes(data).sha256}
+        kept = all(_sha256(store, rel) == sha256 for rel, sha256 in hashes.items())
+    if not kept:
+        store.withdraw(marker_path(marker.name), hash_bytes(data).sha256)
+        raise _crowded(store, marker_path(marker.name))
+
+
+def _sizes(marker: Marker) -> dict[str, int]:
+    return {tar_path(marker.name): marker.tar_bytes, parquet_path(marker.name): marker.parquet_bytes}
+
+
+def _hashes(marker: Marker) -> dict[str, str]:
+    return {tar_path(marker.name): marker.tar_sha256, parquet_path(marker.name): marker.parquet_sha256}
+
+
+def _hashes_in(data: bytes, name: str) -> dict[str, str]:
+    """The hashes of the shard's files that a marker names; none if it is damaged or of another shard."""
     try:
-        marker = read_marker(store, header.name)
+        marker = parse_marker(data, name)
     except ShardError:
-        return None
-    if marker is None or marker.manifest_digest != header.manifest_digest:
-        return None
-    sizes = {tar_path(header.name): marker.tar_bytes, parquet_path(header.name): marker.parquet_bytes}
-    whole = all(store.exists(rel) and store.size(rel) == size for rel, size in sizes.items())
-    return marker if whole else None
+        return {}
+    return _hashes(marker) if marker.name == name else {}
+
+
+def _sha256(store: Store, rel: str) -> str | None:
+    data = store.read_or_none(rel)
+    return None if data is None else hash_bytes(data).sha256
+
+
+def _crowded(store: Store, rel: str) -> StorageError:
+    allowed = "as this attempt left it: another attempt at the same shard changed it; the next attempt settles it"
+    return StorageError(bad("out", f"{store.root}/{rel}", allowed))
 
 
 def _marker(
@@ -130,6 +243,7 @@ def _marker(
         seconds=round(seconds, 3),
         images_per_second=round(len(records) / seconds, 3) if seconds > 0 else 0.0,
         versions=_versions(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

@@ -6,7 +6,7 @@ Whatever cannot be read is left out and listed as a problem, so that the rest is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from rarefy.models.run_model import read_run_model
 from rarefy.plan import make_plan, shard_names
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE
 from rarefy.shards.index import is_sealed
-from rarefy.shards.listing import committed
+from rarefy.shards.listing import iter_committed
 from rarefy.shards.marker import Marker
 from rarefy.shards.metadata import parquet_path, read_table, tar_path
 from rarefy.shards.reader import decode_image, iter_tar
@@ -114,11 +114,11 @@ def read_run(store: Store, limit: int) -> RunData:
     that contradict their metadata are left out and listed. Raises ShardError if nothing can be read.
     """
     manifest = read_manifest(store)
-    markers = committed(store, shard_names(manifest), manifest.digest)
-    if not markers:
+    unreadable: list[Problem] = []
+    tables = _read_tables(store, iter_committed(store, shard_names(manifest), manifest.digest), unreadable)
+    if not tables and not unreadable:
         raise ShardError(f"{store.root}: no committed shard of its manifest; run generate first")
-    problems = _missing(manifest, len(markers))
-    tables = _read_tables(store, markers, problems)
+    problems = _missing(manifest, len(tables) + len(unreadable)) + unreadable
     chosen = _spread(list(tables), [table.num_rows for table in tables.values()], limit)
     shards = {name: _read_images(store, name, tables[name], manifest, problems) for name in chosen}
     whole = {name: shard for name, shard in shards.items() if shard is not None}
@@ -151,9 +151,11 @@ def _missing(manifest: Manifest, committed_shards: int) -> list[Problem]:
     return [Problem("state", f"{planned - committed_shards} of {planned} shards are not committed")]
 
 
-def _read_tables(store: Store, markers: Mapping[str, Marker], problems: list[Problem]) -> dict[str, pa.Table]:
+def _read_tables(store: Store, markers: Iterable[Marker], problems: list[Problem]) -> dict[str, pa.Table]:
+    """The table of each shard; one problem for each that cannot be read."""
     tables = {}
-    for name, marker in markers.items():
+    for marker in markers:
+        name = marker.name
         try:
             # The size reveals a truncated tar without reading the shards that are not measured.
             if (size := store.size(tar_path(name))) != marker.tar_bytes:
