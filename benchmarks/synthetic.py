@@ -13,11 +13,9 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -92,7 +90,8 @@ def _write_chunk(root: Path, text: str, model: Marker, shards: Sequence[int]) ->
         marker, samples = named(model, manifest, shard), synthetic_samples(manifest, shard)
         records = [sample.record for sample in samples]
         tar, parquet = root / tar_path(marker.name), root / parquet_path(marker.name)
-        write_tar(tar, samples)
+        with tar.open("wb") as stream:
+            write_tar(stream, samples)
         write_table(parquet, records, manifest.text, manifest.digest)
         write_marker(root, _filled(marker, records, hash_file(tar), hash_file(parquet)))
 
@@ -115,31 +114,30 @@ def _sample(manifest: Manifest, shard: int, slot: Slot) -> Sample:
     seed, size = sample_seed(manifest.seed, slot.class_id, slot.class_index, 0), manifest.preset.image_size
     pixels = np.frombuffer(hashlib.shake_128(seed.to_bytes(8, "big")).digest(size * size), np.uint8)
     png = encode_png(pixels.reshape(1, size, size))
-    values: dict[str, Any] = {
-        "key": sample_key(shard, slot.index),
-        "shard": shard,
-        "index": slot.index,
-        "class_id": slot.class_id,
-        "class_name": manifest.preset.class_name(slot.class_id),
-        "predicted_id": slot.class_id,
-        "confidence": 0.5,
-        "entropy": 1.0,
-        "entropy_normalized": 0.5,
-        "margin": 0.25,
-        "seed": seed,
-        "candidate": 0,
-        "guidance": "",
-        "steps": 2,
-        "checkpoint_sha256": WEIGHTS[0],
-        "classifier_sha256": WEIGHTS[1],
-        "manifest_digest": manifest.digest,
-        "image_sha256": hashlib.sha256(png).hexdigest(),
-        "width": size,
-        "height": size,
-        "created_at": datetime.now(UTC),
-        "accepted": True,
-    }
-    return Sample(SampleRecord(**{field.name: values[field.name] for field in fields(SampleRecord)}), png)
+    record = SampleRecord(
+        key=sample_key(shard, slot.index),
+        shard=shard,
+        index=slot.index,
+        class_id=slot.class_id,
+        class_name=manifest.preset.class_name(slot.class_id),
+        predicted_id=slot.class_id,
+        confidence=0.5,
+        entropy=1.0,
+        entropy_normalized=0.5,
+        margin=0.25,
+        seed=seed,
+        candidate=0,
+        guidance="",
+        steps=2,
+        checkpoint_sha256=WEIGHTS[0],
+        classifier_sha256=WEIGHTS[1],
+        manifest_digest=manifest.digest,
+        image_sha256=hashlib.sha256(png).hexdigest(),
+        width=size,
+        height=size,
+        accepted=True,
+    )
+    return Sample(record, png)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
