@@ -217,9 +217,10 @@ def _checked_part(marker: bytes, rng: random.Random) -> tuple[int, int]:
     return low, marker.index(b"\n", low) - 1
 
 
+LISTINGS: dict[str, Damage] = {f"flipped {rel}": partial(flip_listing, rel=rel) for rel in ("index.json", "_SUCCESS")}
 RESTING: dict[str, Damage] = {
+    **LISTINGS,
     **{f"flipped {what}": partial(flip, what=what) for what in FILES},
-    **{f"flipped {rel}": partial(flip_listing, rel=rel) for rel in ("index.json", "_SUCCESS")},
     **{f"truncated {what}": partial(truncate, what=what) for what in FILES},
     **{f"deleted {what}": partial(delete, what=what) for what in FILES},
     "copied shard": copy,
