@@ -14,6 +14,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 
 from benchmarks.synthetic import synthetic_samples
 from rarefy.manifest import Manifest, parse_manifest
@@ -116,12 +117,18 @@ def manifest_of(images: int, shard_size: int) -> Manifest:
     return parse_manifest(TEXT.format(images=images, shard_size=shard_size), "scale")
 
 
-def total_bytes(images: int, shard_size: int) -> int:
-    """Bytes of all tars, which are estimated, and of all Parquet files, from one real shard's rows."""
-    manifest, target = manifest_of(images, shard_size), io.BytesIO()
+@cache
+def row_bytes(images: int) -> float:
+    """Parquet bytes per image, from the rows of one shard of 1,000."""
+    manifest, target = manifest_of(images, SHARD_SIZES[0]), io.BytesIO()
     samples = synthetic_samples(manifest, 0)
     write_table(target, [sample.record for sample in samples], manifest.text, manifest.digest)
-    return estimate_bytes(manifest) + images * len(target.getvalue()) // len(samples)
+    return len(target.getvalue()) / len(samples)
+
+
+def total_bytes(images: int, shard_size: int) -> int:
+    """Bytes of all tars, which are estimated, and of all Parquet files."""
+    return estimate_bytes(manifest_of(images, shard_size)) + round(images * row_bytes(images))
 
 
 def estimate(images: int, shard_size: int, figures: Figures) -> Row:

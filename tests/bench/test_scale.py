@@ -49,7 +49,7 @@ def test_requests_and_prices_by_hand() -> None:
     assert limits["the driver's shards per second"] == pytest.approx(1e6 * 1_000 / 2)
 
 
-def test_the_page_has_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_has_what_the_command_prints() -> None:
     """All lines but those of the simulation's larger runs, which take half a minute."""
     figures = scale.Figures(
         gpus=1000, **{name.lstrip("-").replace("-", "_"): value for name, value, _ in scale.OPTIONS}

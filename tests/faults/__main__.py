@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="only campaigns whose name contains this")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clean up as after Ctrl-C
     rng = random.Random(options.seed)
     with World(steps=8, per_class=4) as world:
         campaign = Campaign(world, undisturbed(world.manifest, world.folder / "undisturbed"), rng)
@@ -81,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("\n".join(row_lines(rows[-1])), file=sys.stderr, flush=True)
     print(table(rows))
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(as_json(rows) + "\n")
     return 0 if all(row.good for row in rows) else 1
 
