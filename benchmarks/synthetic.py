@@ -62,6 +62,10 @@ def write_shards(root: Path, manifest: Manifest, shards: Sequence[int], processe
         return
     model = commit_synthetic(store, manifest, shards[0], "synthetic")
     chunks = [shards[start : start + CHUNK] for start in range(1, len(shards), CHUNK)]
+    if processes == 1 or len(chunks) < 2:
+        for chunk in chunks:
+            _write_chunk(root, manifest.text, model, chunk)
+        return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_write_chunk, repeat(root), repeat(manifest.text), repeat(model), chunks))
 
