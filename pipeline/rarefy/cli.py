@@ -36,8 +36,8 @@ rarefy init photos/ --out quick --images 20000   a first look at what training g
 rarefy run mine/rare.toml --out s3://bucket/rare --ray-address auto""",
     "plan": "rarefy plan mine/rare.toml\nrarefy plan mine/rare.toml --fill photos/ --to 5000",
     "generate": "rarefy generate mine/rare.toml --out out/rare --actors 2",
-    "seal": "rarefy seal out/rare",
-    "verify": "rarefy verify out/rare",
+    "seal": "rarefy seal out/rare\nrarefy seal out/rare --repair",
+    "verify": "rarefy verify out/rare   exits with 1 if anything is missing or damaged",
     "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
     "report": "rarefy report out/rare",
     "compare": "rarefy compare out/plain out/rare --page out/compare.html",
@@ -96,7 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_generate_arguments(command)
     command = _command(commands, "seal", _seal, "verify all shards and write index, card and _SUCCESS")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
-    command = _command(commands, "verify", _verify, "check all hashes; exit with 1 if a shard is missing or damaged")
+    text = "on damage, delete _SUCCESS and the damaged shards' markers, so that generate makes them again"
+    command.add_argument("--repair", action="store_true", help=text)
+    command = _command(commands, "verify", _verify, "compare all files with the plan and their hashes")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     _add_audit(commands)
     command = _command(commands, "report", _report, "write audit/report.html from the audit's results")
@@ -241,7 +243,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     manifest = load_manifest(arguments.manifest)
     with ProgressLine() as progress:
-        result = run(manifest, _options(arguments), progress, stage_line)
+        result = run(manifest, _options(arguments), progress, stage_line, _notice)
     page = f"{arguments.out.rstrip('/')}/{result.report}"
     text = f"{result.generated.text()}\nsealed {result.sealed.samples:,} images\nreport: {page}"
     _print(arguments, dataclasses.asdict(result), "\n".join([text, *_audit_lines(result.metrics)]))
@@ -286,7 +288,7 @@ def _seal(arguments: argparse.Namespace) -> int:
     from rarefy.shards.store import Store
     from rarefy.stages import seal_run
 
-    sealed = seal_run(Store(arguments.out))
+    sealed = seal_run(Store(arguments.out), arguments.repair)
     text = f"sealed: {sealed.samples:,} images in {sealed.shards:,} shards, {sealed.size_bytes / 1e6:,.1f} MB"
     return _print(arguments, dataclasses.asdict(sealed), text)
 
@@ -431,6 +433,10 @@ def _models(arguments: argparse.Namespace) -> int:
     rows = [{key: getattr(preset, key) for key in shown} for preset in library().values()]
     lines = [f"{row['name']:<28}{row['image_size']:>4} px  {row['description']}" for row in rows]
     return _print(arguments, rows, "\n".join(lines))
+
+
+def _notice(line: str) -> None:
+    print(f"run: {line}", file=sys.stderr, flush=True)
 
 
 def _print(arguments: argparse.Namespace, result: object, text: str) -> int:

@@ -22,6 +22,8 @@ DIGEST_KEY = b"rarefy.manifest_digest"
 # Only earlier versions wrote this column. It made the files of two attempts differ.
 FORMER_COLUMN = "created_at"
 SCORES = ("predicted_id", "confidence", "entropy", "entropy_normalized", "margin")
+MAX_ROWS = 100_000  # of a shard
+MAX_TABLE_BYTES = 1 << 30  # a row takes a few hundred bytes
 OF_CLASSIFIER = (*SCORES, "classifier_sha256")
 
 
@@ -140,16 +142,31 @@ def read_table(path: Path) -> pa.Table:
 def parse_table(source: Path | BinaryIO, name: str) -> pa.Table:
     """Like read_table, also for a file in memory. name: what errors call it."""
     try:
-        table = pq.read_table(source, partitioning=None)
+        with pq.ParquetFile(source) as file:
+            _check_claims(file.metadata)
+            table = file.read(use_threads=False)  # threads are slower for tables as small as these
         table.validate(full=True)
         columns = [(field.name, field.type) for field in table.schema if field.name != FORMER_COLUMN]
     # pyarrow raises ValueError for text that is not UTF-8, and TypeError or KeyError for some damaged footers.
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as cause:
         raise ShardError(f"{name}: not a readable Parquet file ({' '.join(str(cause).split())})") from cause
+    if table.schema.equals(SCHEMA):
+        return table
     # Files of earlier versions differ in which columns may be null.
     if columns != [(field.name, field.type) for field in SCHEMA]:
         raise ShardError(f"{name}: columns {table.schema.names} are not those of the schema, {SCHEMA.names}")
     return table.select(SCHEMA.names).cast(SCHEMA.with_metadata(table.schema.metadata))
+
+
+def _check_claims(metadata: pq.FileMetaData) -> None:
+    """Raise ValueError before memory is taken for more rows or bytes than a shard can have."""
+    if metadata.num_rows > MAX_ROWS:
+        raise ValueError(f"{metadata.num_rows:,} rows, which is more than {MAX_ROWS:,}")
+    groups = (metadata.row_group(place) for place in range(metadata.num_row_groups))
+    columns = (group.column(place) for group in groups for place in range(metadata.num_columns))
+    size_bytes = sum(column.total_uncompressed_size for column in columns)
+    if size_bytes > MAX_TABLE_BYTES:
+        raise ValueError(f"{size_bytes:,} bytes of rows, which is more than {MAX_TABLE_BYTES:,}")
 
 
 def read_records(store: Store, name: str) -> list[SampleRecord]:

@@ -125,15 +125,15 @@ def _winner(store: Store, header: ShardHeader) -> Marker | None:
     return None
 
 
-def take_back(store: Store, name: str) -> None:
+def take_back(store: Store, name: str, judged: str | None = None) -> None:
     """Withdraw a shard's marker, and first those of its files that are not the ones the marker names.
 
     In this order no attempt can mistake a damaged file for one that only lacks its marker. What another attempt has put
-    there meanwhile stays.
+    there meanwhile stays. judged: SHA-256 of the only marker to withdraw; None stands for any.
     """
     rel = marker_path(name)
     data = store.read_or_none(rel)
-    if data is None:
+    if data is None or judged not in (None, hash_bytes(data).sha256):
         return
     hashes = _hashes_in(data, name)
     found = {file: _sha256(store, file) for file in hashes}
