@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rarefy import __version__
-from rarefy.errors import RarefyError
+from rarefy.errors import RarefyError, StorageError, TemporaryError
 from rarefy.import_command import add_import
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OK, USER_ERROR, PROBLEMS = 0, 2, 1
 GATES_FAILED, INCOMPLETE_AUDIT = 3, 5
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 PARTS = ("diffusion", "classifier", "judge")  # a copy of those in rarefy.training.recipe, whose import is slow
 DESCRIPTION = "Audited data sets of rare images from a diffusion model, which may be trained on your own images."
 JOURNEY = """from a folder of images to an audited set of rare ones:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     0: success; 1: verify found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the audit is
-    incomplete; 130: Ctrl-C; 143: SIGTERM during training.
+    incomplete; 75: a fault that is not the user's, try again; 130: Ctrl-C; 143: SIGTERM during training.
     """
     try:
         arguments = make_parser().parse_args(argv)
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return handler(arguments)
     except RarefyError as error:
         print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
+        return TRY_AGAIN if isinstance(error, TemporaryError | StorageError) else USER_ERROR
     except KeyboardInterrupt as interrupt:
         print("rarefy: interrupted; finished work is kept, run the same command to resume", file=sys.stderr)
         return 128 + next(iter(interrupt.args), signal.SIGINT)  # training also raises it for SIGTERM
@@ -160,13 +161,29 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
     command.add_argument("--out", required=True, help=OUT_HELP)
     group = command.add_argument_group("resources (they change an image by rounding at most)")
-    group.add_argument("--actors", type=int, help="number of sampling processes (default: as many as fit)")
+    text = "sampling processes: at most N, or max, as many as fit at any time (default)"
+    group.add_argument("--actors", type=_most, metavar="N", help=text)
     group.add_argument("--gpus-per-actor", type=float, default=0.0, help="may be a fraction (default 0: the CPU)")
     group.add_argument("--cpus-per-actor", type=int, help="default: all cores, divided among the actors")
     group.add_argument("--ray-address", help="Ray cluster to use, e.g. auto (default: start a local Ray)")
-    group.add_argument("--shard-timeout", type=float, default=6 * 3600.0, help="seconds per shard (default 6 hours)")
-    group.add_argument("--max-attempts", type=int, default=3, help="attempts per shard (default 3)")
+    text = "most seconds per shard (default: an actor may take its time as long as it makes progress)"
+    group.add_argument("--shard-timeout", type=float, metavar="SECONDS", help=text)
+    group.add_argument("--max-attempts", type=int, default=3, metavar="N", help="attempts per shard (default 3)")
+    text = "how long a failing storage call is repeated (default 300)"
+    group.add_argument("--storage-patience", type=float, default=300.0, metavar="SECONDS", help=text)
     _add_compile(group)
+    group = command.add_argument_group("slots that [accept] leaves empty (images that are made already stay the same)")
+    text = "draw up to N candidates for each slot, more than accept.max_candidates"
+    group.add_argument("--max-candidates", type=int, metavar="N", help=text)
+    text = "keep the last draw of a slot that ran out of candidates, with accepted = false"
+    group.add_argument("--keep-exhausted", action="store_true", help=text)
+
+
+def _most(text: str) -> int | None:
+    """A number of actors; None for max."""
+    if not (text == "max" or text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or max")
+    return None if text == "max" else int(text)
 
 
 def _add_compile(group: Any) -> None:
@@ -233,6 +250,9 @@ def _options(arguments: argparse.Namespace) -> GenerateOptions:
         shard_timeout_s=arguments.shard_timeout,
         max_attempts=arguments.max_attempts,
         compile=arguments.compile,
+        storage_patience_s=arguments.storage_patience,
+        max_candidates=arguments.max_candidates,
+        keep_exhausted=arguments.keep_exhausted,
     )
 
 

@@ -47,6 +47,10 @@ class DeviceError(RarefyError):
     """A device or resource that this machine or cluster lacks."""
 
 
+class TemporaryError(RarefyError):
+    """A run that ended early, though not by the user's fault. The same command goes on. The exit code is 75."""
+
+
 def bad(field: str, value: object, allowed: str) -> str:
     """The standard one-line message: field, value and what is allowed."""
     return f"{field}: {value!r} is not {allowed}"

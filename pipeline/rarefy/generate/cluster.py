@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import math
 import os
 import shutil
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import ray
 
 from rarefy.errors import DeviceError, bad
-from rarefy.generate.fit import Request, Resources, fit_cluster, fit_machine
+from rarefy.generate.fit import Request, Resources, find_machines, fit_cluster, fit_machine
 
 OBJECT_STORE_BYTES = 256 * 2**20  # images go to files; only small messages pass through the store
 FOLDER_PREFIX = "rarefy-ray-"
@@ -37,7 +36,7 @@ def connected(request: Request, address: str | None) -> Iterator[Resources]:
 @contextmanager
 def _connection(request: Request, address: str | None) -> Iterator[Resources]:
     if ray.is_initialized():
-        yield fit_cluster(request)
+        yield fit_cluster(request, find_machines())
     elif address is None:
         resources = fit_machine(request)
         with _private_folder() as folder:
@@ -53,7 +52,7 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
             reason = " ".join(str(cause).split())[:200]
             raise DeviceError(bad("ray_address", address, f"a Ray cluster that answers ({reason})")) from cause
         try:
-            yield fit_cluster(request)
+            yield fit_cluster(request, find_machines())
         finally:
             ray.shutdown()
 
@@ -62,10 +61,11 @@ def _start(resources: Resources, folder: Path) -> None:
     # Turn off usage reports and a warning about CUDA_VISIBLE_DEVICES in actors without a GPU.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    actors = resources.actors or 1
     ray.init(
         "local",
-        num_cpus=resources.actors * resources.cpus,
-        num_gpus=math.ceil(resources.actors * resources.gpus),
+        num_cpus=actors * resources.cpus,
+        num_gpus=resources.whole_gpus(actors),
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rarefy.audit.features.cache import cached
 from rarefy.audit.features.extractors import DEFAULT_BATCH
 from rarefy.device import find_device
+from rarefy.errors import DataError, bad, first_names
 from rarefy.execution import load_prepared
 from rarefy.generate.score import score_images
 from rarefy.images import LabelledImages
@@ -35,7 +36,8 @@ def score_reference(
 ) -> ReferenceScores | None:
     """Score the real images; None without a classifier, or if the weights are not on this machine.
 
-    Raises CheckpointError for weights that are here but are not those of the run.
+    Raises CheckpointError for weights that are here but are not those of the run, DataError for scores that are not
+    finite.
     """
     model = manifest.model
     if manifest.preset.classifier is None or not model.trained:
@@ -52,6 +54,9 @@ def score_reference(
             images = torch.tensor(real.images[start : start + DEFAULT_BATCH]).to(place)
             labels = torch.tensor(real.labels[start : start + DEFAULT_BATCH]).to(place)
             scores = score_images(classifier, images, labels)
+            if wrong := scores.wrong_rows():
+                names = first_names([str(start + row) for row in wrong])
+                raise DataError(bad("reference: scores of images", names, "finite numbers"))
             for name, parts in columns.items():
                 parts.append(getattr(scores, name).numpy())
         return {name: np.concatenate(parts) for name, parts in columns.items()}

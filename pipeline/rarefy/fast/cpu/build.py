@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from rarefy.cores import usable_cores
 from rarefy.device import find_compiler, processor
 from rarefy.user_cache import keep, user_cache
 
@@ -103,6 +104,6 @@ def _build(compiler: str, flags: tuple[str, ...], sources: Path, library: Path) 
         subprocess.run([compiler, *flags, *arguments], check=True, capture_output=True)
 
     objects = {str(source): str(library.parent / f"{source.stem}.o") for source in sources.glob("*.cpp")}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(lambda source: run("-c", source, "-o", objects[source]), objects))
     run("-shared", *objects.values(), "-o", str(library))
