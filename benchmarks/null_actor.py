@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
 from benchmarks.synthetic import WEIGHTS, commit_synthetic, named
-from rarefy.generate.actor import ShardGenerator, Snapshot
+from rarefy.generate import driver
+from rarefy.generate.actor import Snapshot
 from rarefy.manifest import Manifest
 from rarefy.shards.marker import Marker, marker_path, read_marker
 from rarefy.shards.store import Store
@@ -28,7 +28,7 @@ class NullGenerator:
         return self._commit(shard, attempt)
 
     def progress(self) -> Snapshot:
-        return Snapshot(scored=self.made)
+        return Snapshot(advances=self.made)
 
     def _commit(self, shard: int, attempt: str) -> Marker:
         return commit_synthetic(self.store, self.manifest, shard, attempt)
@@ -53,6 +53,4 @@ class MarkerGenerator(NullGenerator):
 
 def use(generator: type) -> None:
     """From now on, this process's driver starts these actors."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("rarefy.generate.") and getattr(module, "ShardGenerator", None) is ShardGenerator:
-            module.ShardGenerator = generator  # type: ignore[attr-defined]
+    vars(driver)["ShardGenerator"] = generator

@@ -26,7 +26,6 @@ REPO = Path(__file__).parents[2]
 BUCKET = "bucket"
 NODES = 2  # each with one CPU, so that each has one actor
 PATIENCE_S = 150.0  # for one session
-EXTRA_ARGUMENTS: tuple[str, ...] = ()
 MANIFEST = """
 name = "faults"
 [model]
@@ -184,7 +183,7 @@ class World:
         folder.mkdir()
         command = [sys.executable, "-m", "rarefy", "generate", str(self.manifest), "--out", output.root, "--json",
                    "--ray-address", self.cluster.address, "--actors", str(NODES + 1), "--cpus-per-actor", "1",
-                   "--shard-timeout", "10", *EXTRA_ARGUMENTS]  # fmt: skip
+                   "--shard-timeout", "10"]  # fmt: skip
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
                 command,
