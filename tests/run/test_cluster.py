@@ -36,7 +36,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
     with tempfile.TemporaryDirectory(prefix="rarefy-test-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_temp_dir": folder, **NODE})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, **NODE})
         ray.init(cluster.address, log_to_driver=False, logging_level=logging.CRITICAL)
         yield cluster
         ray.shutdown()

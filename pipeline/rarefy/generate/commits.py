@@ -22,7 +22,7 @@ from rarefy.shards.store import Store
 
 THREADS = 16
 LOOKS_S = (0.0, 1.0, 4.0, 10.0, 20.0)  # pauses before looking for a new marker: NFS may hide a new file for a while
-EARLIER = 3  # earlier shards that are asked for their weights; damaged ones are reported by seal
+EARLIER = 3  # at most so many earlier shards are asked for their weights: seal reports damaged ones
 
 Result = TypeVar("Result")
 
@@ -86,7 +86,7 @@ class Commits:
     def _claim(self, earlier: Sequence[int]) -> Weights | None:
         manifest = self.manifest
         claim_output(self.store, manifest.text, manifest.digest, write_run_model(manifest.model))
-        for shard in earlier[:EARLIER]:
+        for shard in earlier:
             with suppress(ShardError):
                 record = read_records(self.store, shard_name(manifest.prefix, shard))[0]
                 return record.checkpoint_sha256, record.classifier_sha256
