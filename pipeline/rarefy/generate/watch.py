@@ -40,7 +40,7 @@ from rarefy.generate.driver_file import (
 from rarefy.generate.event_lines import EventLines, RunNames
 from rarefy.generate.events import Event, EventSink, What
 from rarefy.generate.metrics import RunMetrics
-from rarefy.generate.progress import ProgressLine, Status
+from rarefy.generate.progress import ProgressLine, Status, json_line
 from rarefy.manifest import Manifest
 from rarefy.shards.claim import RUN_FILE
 from rarefy.shards.listing import committed_numbers
@@ -77,7 +77,7 @@ class Watch:
     def notice(self, text: str) -> None:
         """Show what happened between two stages."""
         if self.line.as_json:
-            text = json.dumps({"event": "notice", "text": text})
+            text = json_line("notice", {"text": text})
         else:
             text = f"run: {text}"
         self.line.note(text)
