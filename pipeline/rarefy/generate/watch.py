@@ -76,11 +76,7 @@ class Watch:
 
     def notice(self, text: str) -> None:
         """Show what happened between two stages."""
-        if self.line.as_json:
-            text = json_line("notice", {"text": text})
-        else:
-            text = f"run: {text}"
-        self.line.note(text)
+        self.line.note(json_line("notice", {"text": text}) if self.line.as_json else f"run: {text}")
 
     def progress(self, status: Status) -> None:
         """Show and remember a status."""
