@@ -28,14 +28,14 @@ folder, me, other, rounds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys
 for number in range(rounds):
     store = Store(str(folder / f"out{number}"))
     (folder / f"{me}{number}").touch()
-    while not (folder / f"{other}{number}").exists():
+    patience = time.monotonic() + 20
+    while not (folder / f"{other}{number}").exists() and time.monotonic() < patience:
         time.sleep(0)
     try:
         claim_output(store, f"manifest of {me}", me * 64)
         print(1)
     except OutputError as error:
-        assert f"it contains the run of {other * 64}" in str(error), error
-        print(0)
+        print(0 if f"it contains the run of {other * 64}" in str(error) else error)
 """
 
 
@@ -43,10 +43,10 @@ def test_of_two_drivers_one_gets_the_output(tmp_path: Path) -> None:
     """Before the run file was created only if absent, both got one output in nine."""
     commands = [[sys.executable, "-c", DRIVER, tmp_path, me, other, str(ROUNDS)] for me, other in ("ab", "ba")]
     drivers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    first, second = ([int(line) for line in driver.communicate()[0].split()] for driver in drivers)
-    assert [a + b for a, b in zip(first, second, strict=True)] == [1] * ROUNDS
+    first, second = (driver.communicate()[0].splitlines() for driver in drivers)
+    assert [sorted(pair) for pair in zip(first, second, strict=True)] == [["0", "1"]] * ROUNDS
     for number, a in enumerate(first):
-        out, driver = Store(str(tmp_path / f"out{number}")), "a" if a else "b"
+        out, driver = Store(str(tmp_path / f"out{number}")), "a" if a == "1" else "b"
         assert out.read_bytes("manifest.toml").decode() == f"manifest of {driver}"
         assert json.loads(out.read_bytes("state/run.json"))["manifest_digest"] == driver * 64
 
