@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from s3fs import S3FileSystem
 from rarefy.shards.card import CardInfo
 from rarefy.shards.claim import claim_output
 from rarefy.shards.metadata import SampleRecord, sample_key
+from rarefy.shards.spec import RowSpec, RunSpec, ShardSpec
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
@@ -24,6 +26,7 @@ DIGEST = "d" * 64
 NAMES = ["rare-000000", "rare-000001", "rare-000002"]
 COUNTS = {0: 9, 1: 9}
 PER_SHARD = 6
+CARD_NAME = 'odd: "name" # 1'
 
 
 def shard_image(shard: int, index: int, channels: int = 3) -> np.ndarray:
@@ -44,7 +47,7 @@ def shard_sample(shard: int, index: int, digest: str = DIGEST, channels: int = 3
         entropy=0.5,
         entropy_normalized=0.25,
         margin=0.125,
-        seed=2**63 - 1 - index,
+        seed=shard_seed(index, 0),
         candidate=0,
         guidance="classifier+low-confidence",
         steps=250,
@@ -136,15 +139,31 @@ def plan() -> tuple[str, str, list[str], dict[int, int]]:
 
 
 @pytest.fixture
+def spec() -> RunSpec:
+    """What the plan says about the run."""
+    return RunSpec(CARD_NAME, TEXT, DIGEST, [shard_spec(shard) for shard in range(len(NAMES))], COUNTS)
+
+
+def shard_spec(shard: int) -> ShardSpec:
+    rows = (
+        RowSpec(sample_key(shard, index), index, index % 2, functools.partial(shard_seed, index))
+        for index in range(PER_SHARD)
+    )
+    return ShardSpec(NAMES[shard], shard, tuple(rows))
+
+
+def shard_seed(index: int, candidate: int) -> int:
+    return 2**63 - 1 - index - 1000 * candidate
+
+
+@pytest.fixture
 def card() -> CardInfo:
     return CardInfo(
-        name='odd: "name" # 1',
+        name=CARD_NAME,
         preset="fashion-mnist-28",
         image_size=4,
         channels=3,
         class_names=("t-shirt/top", "ankle boot"),
         guidance=("classifier", "low-confidence"),
         sampler="ancestral, 250 steps",
-        checkpoint_sha256="a" * 64,
-        classifier_sha256="b" * 64,
     )

@@ -11,11 +11,13 @@ from s3fs import S3FileSystem
 from rarefy.errors import OutputError, ShardError
 from rarefy.shards.card import CardInfo
 from rarefy.shards.claim import claim_output
-from rarefy.shards.index import is_sealed, seal
+from rarefy.shards.index import is_sealed
 from rarefy.shards.listing import committed_numbers
 from rarefy.shards.metadata import parquet_path, tar_path
 from rarefy.shards.reader import read_samples
 from rarefy.shards.remote import RemoteFiles
+from rarefy.shards.seal import seal
+from rarefy.shards.spec import RunSpec
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard
 
@@ -32,22 +34,25 @@ def test_no_credentials_and_no_bucket_are_one_line(s3_server: str, monkeypatch: 
 
 def test_commit_seal_read_and_damage(
     bucket: str,
-    plan: tuple[str, str, list[str], dict[int, int]],
+    spec: RunSpec,
     card: CardInfo,
     make_header: Callable[[int], ShardHeader],
     make_samples: Callable[[int], list[Sample]],
 ) -> None:
     store = Store(f"{bucket}/out")
     store.check_writable()
-    claim_output(store, plan[0], plan[1])
+    claim_output(store, spec.text, spec.digest)
     for shard in range(3):
         commit_shard(store, make_header(shard), make_samples(shard), seconds=1.0)
-    seal(store, *plan, card)
+    seal(store, spec, card)
     assert is_sealed(Store(f"{bucket}/out"))
     assert [sample.key for sample in read_samples(store, "rare-000002")] == [f"00000200{i:03d}" for i in range(6)]
     store.delete("shards/rare-000001.tar")
-    with pytest.raises(ShardError, match=r"1 damaged, markers deleted: rare-000001"):
-        seal(store, *plan, card)
+    with pytest.raises(ShardError, match=r"1 damaged: rare-000001 \(shards/rare-000001\.tar is missing\)"):
+        seal(store, spec, card)
+    assert is_sealed(store)
+    with pytest.raises(ShardError, match="_SUCCESS deleted; 1 markers of damaged shards deleted"):
+        seal(store, spec, card, repair=True)
     assert not is_sealed(store)
 
 
