@@ -6,6 +6,7 @@ They are written, and compared with what is there, one shard at a time: a run ma
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import BinaryIO, Protocol
 
@@ -101,20 +102,11 @@ class _JsonList:
         self.sink.write((separator + after).encode())
 
     def add(self, item: Mapping[str, object]) -> None:
-        self.sink.write(f"{self.separator}  {_indented(item, 2)}".encode())
+        self.sink.write((self.separator + textwrap.indent(json.dumps(item, indent=1), "  ")).encode())
         self.separator = ",\n"
 
     def end(self) -> None:
         self.sink.write(b"\n ]\n}\n")
-
-
-def _indented(value: object, depth: int) -> str:
-    """As ``json.dumps(value, indent=1)`` writes a value that is ``depth`` levels deep, several times faster."""
-    if not (isinstance(value, Mapping) and value):
-        return json.dumps(value)
-    margin = "\n" + " " * (depth + 1)
-    inner = f",{margin}".join(f"{json.dumps(key)}: {_indented(item, depth + 1)}" for key, item in value.items())
-    return f"{{{margin}{inner}\n{' ' * depth}}}"
 
 
 def is_sealed(store: Store) -> bool:
