@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import resource
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from rarefy.cores import usable_cores as usable_cores
 from rarefy.errors import DeviceError, ManifestError, bad
 
 PRECISIONS = ("exact", "fast")
@@ -30,6 +32,18 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise DeviceError(bad("device", name, f"available here: torch finds {count or 'no'} GPU on this machine"))
     return device
+
+
+def visible_gpus() -> int:
+    """GPUs that this process and its actors may use.
+
+    CUDA_VISIBLE_DEVICES may name parts of GPUs (MIG-...). A process sees only the first of them, but each actor gets
+    its own from Ray, which passes names on as they are.
+    """
+    count = torch.cuda.device_count()
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    parts = list(itertools.takewhile(lambda name: name.startswith("MIG-"), names))
+    return len(set(parts)) if count and parts else count
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -107,4 +121,4 @@ def free_bytes(device: torch.device) -> int:
     with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         free.append(max(limit - used, 0))
-    return min(free) // len(os.sched_getaffinity(0))
+    return min(free) // usable_cores()

@@ -113,6 +113,40 @@ def test_entropy_scaling_multiplies_the_gradient_by_log_k_over_entropy(max_scale
     torch.testing.assert_close(actual, finite_difference(plain, s, classify, factor), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("classes", [2, 10, 55, 1000])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("gap", [0.0, 5.0, 40.0, 79.0, 84.0, 90.0, 101.0, 200.0, 600.0])
+def test_entropy_scaling_is_right_and_finite_where_float32_has_no_numbers(
+    gap: float, scale: float, classes: int
+) -> None:
+    """The gradient with respect to the logits, (log K / H) (onehot - p), written out in float64."""
+    logits = torch.linspace(-0.5, 0.5, classes)[None].repeat(2, 1)
+    logits[0, 1] += gap  # sure of the target class
+    p = logits.log_softmax(1).exp()
+    others = torch.cat([p[:, :1], p[:, 2:]], dim=1)
+    doubt = others.sum(1)  # 1 - p(y) without cancellation
+    nats = -(others * others.log()).sum(1) - p[:, 1] * torch.log1p(-doubt)
+    expected = -p * (math.log(classes) / nats)[:, None]
+    expected[:, 1] = doubt * math.log(classes) / nats
+    z, s = logits.float().requires_grad_(), replace(state(), y=torch.tensor([1, 1]))
+    term = ClassifierGuidance(scale=scale, entropy_scaling=True)
+    (actual,) = torch.autograd.grad(term.objective(z.log_softmax(1), s).sum(), z)
+    # Near a gap of 17, float32 rounds p(y) to 1 and loses the term p(y) log p(y) of the entropy: 1 / gap of it.
+    torch.testing.assert_close(actual[:, 0].double(), scale * expected[:, 0], rtol=0.03, atol=0)
+    torch.testing.assert_close(actual.double().sum(1), torch.zeros(2), rtol=0, atol=scale)
+
+
+def test_entropy_scaling_is_finite_where_the_classifier_is_sure_of_another_class() -> None:
+    """The formula itself has no bound there."""
+    logits = torch.zeros(3, 55, dtype=torch.float32)
+    logits[:, 7] = torch.tensor([20.0, 101.0, 1e30])
+    z, s = logits.requires_grad_(), replace(state(), y=torch.tensor([1, 1, 1]))
+    term = ClassifierGuidance(scale=10.0, entropy_scaling=True)
+    (actual,) = torch.autograd.grad(term.objective(z.log_softmax(1), s).sum(), z)
+    assert actual.isfinite().all()
+    assert actual[:, 1].tolist() == pytest.approx([10 * math.log(55) * math.exp(20) / 54 / 21, 1e13, 1e13], rel=0.06)
+
+
 def test_predicted_real_image_matches_the_gradient_of_the_log_gaussian_around_the_prediction() -> None:
     s = state()
     x = s.x_t.clone().requires_grad_()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ import pytest
 import torch
 
 from rarefy.diffusion.sampler import sample, to_uint8
-from rarefy.errors import CheckpointError, DeviceError, ShardError
+from rarefy.errors import CheckpointError, DeviceError, ExhaustedError, ManifestError, NonFiniteError
 from rarefy.execution import load_prepared
-from rarefy.generate import actor
 from rarefy.generate.actor import ShardGenerator, Snapshot
+from rarefy.generate.score import CandidateLimit
 from rarefy.manifest import Manifest, load_manifest
 from rarefy.models.folder import find_model
 from rarefy.models.load import Models
 from rarefy.plan import sample_seed
+from rarefy.scratch import LOCK, PREFIX
 from rarefy.shards.metadata import SampleRecord, read_records
 from rarefy.shards.reader import read_samples
 from rarefy.shards.store import Store
@@ -120,13 +121,57 @@ def test_a_rejected_draw_is_replaced_by_the_next_candidate(runs: Any, tmp_path: 
     assert any(record.candidate > 0 for record in kept)
 
 
-def test_exhausted_slots_are_an_error_that_names_class_and_rate(runs: Any, tmp_path: Path) -> None:
+def test_exhausted_slots_are_an_error_that_names_class_rate_and_the_way_on(runs: Any, tmp_path: Path) -> None:
     path = runs.manifest(
         "[accept]\nconfidence = { min = 1.0 }\nmax_candidates = 2", classes='counts = { "bag" = 3 }', steps=4
     )
-    with pytest.raises(ShardError, match=r"2 slots of class 8 \(bag\).*2 candidates: 0 of 4 draws passed \(0\.0%\)"):
+    message = (
+        r"2 slots of class 8 \(bag\).*2 candidates: 0 of 4 draws passed \(0\.0%\); "
+        "repeat the command with --max-candidates 8, or with --keep-exhausted"
+    )
+    with pytest.raises(ExhaustedError, match=message):
         runs.undisturbed(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_more_candidates_fill_exhausted_slots_and_change_no_other_image(runs: Any, tmp_path: Path) -> None:
+    def generate(accept: str, name: str, limit: CandidateLimit) -> list[SampleRecord]:
+        path = runs.manifest(f"[accept]\n{accept}", classes='counts = { "shirt" = 6 }', steps=2)
+        generator = ShardGenerator(load_manifest(path), str(tmp_path / name), "cpu", 1, candidates=limit)
+        generator.load()
+        for shard in range(3):
+            generator.generate(shard, "only")
+        return rows(tmp_path / name)
+
+    free = generate("confidence = { max = 1.0 }", "free", CandidateLimit())
+    bound = f"confidence = {{ max = {float(np.median([r.confidence for r in free if r.confidence]))!r} }}"
+    patient = generate(f"{bound}\nmax_candidates = 500", "patient", CandidateLimit())
+    allowed = generate(f"{bound}\nmax_candidates = 1", "allowed", CandidateLimit(500))
+    assert [(r.candidate, r.image_sha256) for r in allowed] == [(r.candidate, r.image_sha256) for r in patient]
+    assert any(r.candidate > 0 for r in allowed)
+    kept = generate(f"{bound}\nmax_candidates = 1", "kept", CandidateLimit(2, keep=True))
+    assert {(r.accepted, r.candidate) for r in kept} >= {(True, 0), (False, 1)}
+    for own, other in zip(kept, patient, strict=True):
+        assert own.accepted == (other.candidate < 2)
+        assert not own.accepted or own.image_sha256 == other.image_sha256
+
+
+@pytest.mark.parametrize(
+    ("accept", "limit", "message"),
+    [
+        ("", CandidateLimit(9), r"--max-candidates: 9 .*has no \[accept\]"),
+        ("", CandidateLimit(keep=True), r"--keep-exhausted: True .*has no \[accept\]"),
+        ("[accept]\nmax_candidates = 9", CandidateLimit(9), "--max-candidates: 9 is not more than accept.max_cand"),
+        ("[accept]\nmax_candidates = 9", CandidateLimit(2**30), "at most 1000000"),
+        ('[accept]\nexhausted = "keep"', CandidateLimit(99), "--max-candidates: 99 .*accept.exhausted = 'keep'"),
+    ],
+)
+def test_a_limit_without_effect_is_refused(
+    accept: str, limit: CandidateLimit, message: str, runs: Any, tmp_path: Path
+) -> None:
+    manifest = load_manifest(runs.manifest(accept))
+    with pytest.raises(ManifestError, match=message):
+        ShardGenerator(manifest, str(tmp_path / "out"), "cpu", 1, candidates=limit).load()
 
 
 def test_exhausted_slots_are_kept_and_flagged(runs: Any, tmp_path: Path) -> None:
@@ -142,24 +187,60 @@ def test_progress_counts_every_draw_and_ends_with_nothing_in_flight(runs: Any, t
     marker = generator.generate(0, "first")
     snapshot, records = generator.progress(), read_records(Store(str(tmp_path / "out")), marker.name)
     assert (snapshot.in_flight, snapshot.scored) == ({}, 2)
+    assert snapshot.advances == 1 + 4 + 1 + 2 + 1, "start, steps, scores, images and commit"
     assert snapshot.confidence_sum == pytest.approx(sum(record.confidence for record in records), rel=1e-5)
     assert snapshot.entropy_sum == pytest.approx(sum(record.entropy for record in records), rel=1e-5)
     assert marker.attempt == "first"
     assert marker.seconds > 0
 
 
-def test_an_image_that_is_not_finite_is_never_written(
+def test_an_image_that_is_not_finite_is_never_written(runs: Any, tmp_path: Path) -> None:
+    """An infinite eps alone would be clipped to a black image."""
+    generator = ShardGenerator(load_manifest(runs.manifest(steps=4)), str(tmp_path / "out"), "cpu", 1)
+    generator.load()
+    bias = dict(generator._models.unet.named_parameters())["out.2.bias"]
+    bias.data[0] = math.inf
+    seed = sample_seed(0, 0, 0, 0)
+    with pytest.raises(NonFiniteError, match=rf"class 0 with seed {seed} .* from step 1 of 4 on"):
+        generator.generate(0, "first")
+    assert not (tmp_path / "out").exists()
+    bias.data[0] = 0.0
+    assert generator.generate(0, "second").attempt == "second"
+
+
+def test_scores_that_are_not_finite_are_an_error_and_not_a_rejected_draw(runs: Any, tmp_path: Path) -> None:
+    path = runs.manifest("[accept]\nconfidence = { min = 0.5 }\nmax_candidates = 1000", steps=4)
+    generator = ShardGenerator(load_manifest(path), str(tmp_path / "out"), "cpu", 1)
+    generator.load()
+    assert generator._models.classifier is not None
+    next(generator._models.classifier.parameters()).data[0] = math.nan
+    seed = sample_seed(0, 0, 0, 0)
+    with pytest.raises(NonFiniteError, match=rf"class 0 with seed {seed} has scores that are not finite"):
+        generator.generate(0, "first")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_that_another_attempt_committed_is_not_sampled(runs: Any, tmp_path: Path) -> None:
+    generator = ShardGenerator(load_manifest(runs.manifest(steps=4)), str(tmp_path / "out"), "cpu", 1)
+    generator.load()
+    first = generator.generate(3, "first")
+    before = generator.progress()
+    assert generator.generate(3, "second") == first
+    assert generator.progress() == before
+    marker = tmp_path / "out" / "state" / f"{first.name}.json"
+    marker.write_text(marker.read_text()[:-30])
+    assert generator.generate(3, "third").attempt == "third", "a damaged marker is no commit"
+
+
+def test_loading_removes_what_killed_actors_have_left(
     runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: Any) -> Iterator[Any]:
-        for state in sample(*arguments):
-            state.x[1, 0, 3, 2] = math.nan
-            yield state
-
-    monkeypatch.setattr(actor, "sample", broken)
-    with pytest.raises(ShardError, match="values that are not finite"):
-        runs.undisturbed(runs.manifest(), tmp_path / "out")
-    assert not shards(tmp_path / "out")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f"{PREFIX}left"
+    left.mkdir()
+    (left / LOCK).touch()
+    ShardGenerator(load_manifest(runs.manifest()), str(tmp_path / "out"), "cpu", 1).load()
+    assert not left.exists()
 
 
 def test_a_wrong_hash_is_refused_before_anything_is_written(runs: Any, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import ray
 
-from rarefy.errors import CheckpointError, DeviceError, OutputError, ShardError
+from rarefy.errors import CheckpointError, DeviceError, OutputError, ShardError, TemporaryError
+from rarefy.generate import staff
 from rarefy.generate.driver import GenerateOptions, generate
+from rarefy.generate.events import Event
 from rarefy.generate.progress import Status
 from rarefy.manifest import Manifest, load_manifest
 from rarefy.models.folder import find_model
@@ -89,10 +91,12 @@ def test_killed_and_hung_actors_cost_nothing_but_time(runs: Any, tmp_path: Path)
 def test_missing_shards_are_named_and_the_rest_is_kept(runs: Any, tmp_path: Path) -> None:
     path, out = runs.manifest(), tmp_path / "out"
     options = GenerateOptions(str(out), actors=1, max_attempts=1)
-    with pytest.raises(ShardError, match=r"of 10 shards are missing.*rare-00000.*last cause: rare-00000") as caught:
+    with pytest.raises(
+        TemporaryError, match=r"of 10 shards are missing.*rare-00000.*worker process has died"
+    ) as caught:
         generate(load_manifest(path), options, Strike(runs, signal.SIGKILL))
     made = set(runs.tars(out))
-    assert made
+    assert len(made) == 9, "only the shard that ran when its actor was killed is missing, not the one that waited"
     assert all(name.removesuffix(".tar") not in str(caught.value) for name in made)
     assert set(verify_run(Store(str(out)))) == {f"rare-{k:06d}" for k in range(10)} - {n[:-4] for n in made}
     generate(load_manifest(path), options, silent)
@@ -126,12 +130,25 @@ def test_weights_that_differ_from_the_first_sessions_are_refused(runs: Any, tmp_
         generate(load_manifest(path), GenerateOptions(str(out), actors=1), silent)
 
 
-def test_resources_that_the_cluster_lacks(runs: Any, tmp_path: Path) -> None:
+def test_resources_that_the_cluster_lacks_are_waited_for(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest, options = load_manifest(runs.manifest()), GenerateOptions(str(tmp_path / "out"))
-    with pytest.raises(DeviceError, match=r"gpus_per_actor: 0\.5 is not at most 0"):
-        generate(manifest, replace(options, gpus_per_actor=0.5), silent)
-    with pytest.raises(DeviceError, match="cpus_per_actor: 3 is not at most 2"):
-        generate(manifest, replace(options, cpus_per_actor=3), silent)
+    for gpus in (1.5, 0.00001):
+        with pytest.raises(DeviceError, match=r"gpus_per_actor: .* is not 0, a fraction below 1 in steps of 0.0001"):
+            generate(manifest, replace(options, gpus_per_actor=gpus), silent)
+    events: list[Event] = []
+    monkeypatch.setattr(staff, "WAITING_S", 0.5)
+    monkeypatch.setattr(staff, "NO_MACHINE_S", 2.0)
+    for lacking in ({"gpus_per_actor": 0.5}, {"cpus_per_actor": 3}):
+        with pytest.raises(
+            TemporaryError, match=r"no actor could run for .* none of the cluster's 1 machines has so much"
+        ):
+            generate(manifest, replace(options, **lacking), silent, [events.append])
+    assert [event.cause for event in events] == [
+        "no machine for an actor that needs 1 CPU and 0.5 GPU: none of the cluster's 1 machines has so much",
+        "no machine for an actor that needs 3 CPUs: none of the cluster's 1 machines has so much",
+    ]
     assert not (tmp_path / "out").exists()
 
 
@@ -143,7 +160,7 @@ def example(tmp_path: Path, module: str) -> Manifest:
         assert text.count(old) == 1
         text = text.replace(old, new)
     (tmp_path / "boundary.toml").write_text(text)
-    return load_manifest(tmp_path / "boundary.toml")
+    return load_manifest(tmp_path / "boundary.toml", allow_plugins=True)
 
 
 def test_the_example_of_a_term_runs_on_actors_that_find_it_on_the_python_path(
@@ -164,5 +181,5 @@ def test_actors_that_cannot_import_a_term_end_the_run_with_the_modules_name(
     (tmp_path / "private_term.py").write_text((EXAMPLES / "boundary_term.py").read_text())
     monkeypatch.syspath_prepend(str(tmp_path))
     options = GenerateOptions(str(tmp_path / "out"), actors=1, max_attempts=1)
-    with pytest.raises(ShardError, match=r"no actor could be started in 1 attempts.*No module named 'private_term'"):
+    with pytest.raises(DeviceError, match=r"actors: 1 were started, and none works.*No module named 'private_term'"):
         generate(example(tmp_path, "private_term"), options, silent)

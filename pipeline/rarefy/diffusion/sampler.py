@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rarefy.diffusion.finite import check_finite, image_sums
 from rarefy.diffusion.prediction import denoiser
 from rarefy.diffusion.schedule import Schedule, schedule_of
 from rarefy.errors import ManifestError, bad
-from rarefy.guidance.base import LATER, Networks, StartTerm, StepState, Term, times
+from rarefy.guidance.base import KINDS, LATER, Networks, StartTerm, StepState, Term, times
 from rarefy.guidance.guide import Guide
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class Chain:
             raise ManifestError(bad("sampler.eta", self.eta, "0, as method 'ancestral' requires"))
         if self.classifier_every < 1:
             raise ManifestError(bad("sampler.classifier_every", self.classifier_every, "at least 1"))
+        for term in self.terms:
+            if not isinstance(term, KINDS):
+                raise ManifestError(bad("guidance", term.name, "a term whose code was imported, so it cannot guide"))
         noisiest = min((term.noisiest() for term in self.terms if isinstance(term, StartTerm)), default=math.inf)
         object.__setattr__(self, "schedule", self.schedule.up_to(noisiest))
 
@@ -91,12 +95,16 @@ class Coefficients:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """State after a reverse step. x: the less noisy image; pred_xstart: this step's prediction of the clean image."""
+    """State after a reverse step. x: the less noisy image; pred_xstart: this step's prediction of the clean image.
+
+    sums: of the network's output and of x, (B,) each, on the device. A sum is finite only if all its values are.
+    """
 
     step: int
     t: int
     x: Tensor
     pred_xstart: Tensor
+    sums: tuple[Tensor, Tensor]
 
 
 class ImageNoise:
@@ -147,7 +155,8 @@ def reverse_chain(
                 prediction = _extrapolated(state, c, pred_xstart, previous)
             x = _ddim_step(state, c, chain.eta, prediction, z)
         previous = pred_xstart
-        yield Sample(step, c.t, x, pred_xstart)
+        # Clipping would turn an infinite eps into a black or white image.
+        yield Sample(step, c.t, x, pred_xstart, (image_sums(output), image_sums(x)))
 
 
 @dataclass(frozen=True)
@@ -177,10 +186,14 @@ def sample(
     """Sample one image per seed with loaded models; yields the state after each step.
 
     y: (B,) int64 class ids on the models' device, for a conditional U-Net and for the guidance; ranks: (B,) in [0, 1),
-    for terms that treat the images of a class differently (see plan.class_rank).
+    for terms that treat the images of a class differently (see plan.class_rank). After the last step it raises
+    NonFiniteError if a value of any step was not finite, even if the image does not show it.
     """
-    noise = image_noise(models, seeds)
-    return reverse_chain(networks_of(models, seeds), chain, noise(-1), y, noise, ranks)
+    noise, sums = image_noise(models, seeds), []
+    for state in reverse_chain(networks_of(models, seeds), chain, noise(-1), y, noise, ranks):
+        sums.append(state.sums)
+        yield state
+    check_finite(sums, y, seeds)
 
 
 def image_noise(models: Models, seeds: Sequence[int]) -> ImageNoise:

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from rarefy.errors import CheckpointError, DeviceError, bad
+from rarefy.errors import CheckpointError, DeviceError, OutputError, bad
 from rarefy.execution import check_execution
+from rarefy.generate.actor import ShardGenerator
 from rarefy.generate.cluster import connected
-from rarefy.generate.fit import Request
-from rarefy.generate.fleet import Fleet
+from rarefy.generate.events import EventSink
+from rarefy.generate.fit import Request, check_gpus
+from rarefy.generate.fleet import Fleet, Limits
 from rarefy.generate.progress import ProgressSink, duration
-from rarefy.manifest import Manifest
-from rarefy.models.run_model import write_run_model
+from rarefy.generate.score import CandidateLimit
+from rarefy.generate.tally import Tally
+from rarefy.generate.worker import RayCluster
+from rarefy.manifest import Manifest, model_file
 from rarefy.models.source import check_trained, on_this_machine
-from rarefy.plan import estimate_bytes, make_plan, shard_names
+from rarefy.plan import estimate_bytes, make_plan
 from rarefy.shards.claim import claim_output
-from rarefy.shards.listing import committed
+from rarefy.shards.listing import committed_numbers
+from rarefy.shards.retry import PATIENCE_S
 from rarefy.shards.store import Store
+
+FAILURES = "logs/failures.json"
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
     """Where to write, and with what resources. None of it changes an image, except by rounding.
 
-    actors: None starts as many as fit; gpus_per_actor: 0 for the CPU, may be a fraction; cpus_per_actor: batches
-    sampled at once on the CPU, None divides all cores; ray_address: None starts an embedded Ray; max_attempts: per
-    shard; compile: auto, off or full (see rarefy.execution).
+    actors: most at once, None as many as fit; gpus_per_actor: 0 for the CPU, may be a fraction; cpus_per_actor: batches
+    sampled at once on the CPU, None divides all cores; ray_address: None starts an embedded Ray; shard_timeout_s: hard
+    limit, None follows the actors' progress; max_attempts: per shard; compile: auto, off or full (see
+    rarefy.execution); storage_patience_s: how long a failing storage call is repeated; max_candidates, keep_exhausted:
+    what slots that run out of candidates may do (see CandidateLimit).
     """
 
     out: str
@@ -37,9 +49,12 @@ class GenerateOptions:
     gpus_per_actor: float = 0.0
     cpus_per_actor: int | None = None
     ray_address: str | None = None
-    shard_timeout_s: float = 6 * 3600.0
+    shard_timeout_s: float | None = None
     max_attempts: int = 3
     compile: str = "auto"
+    storage_patience_s: float = PATIENCE_S
+    max_candidates: int | None = None
+    keep_exhausted: bool = False
 
     def check(self) -> None:
         """Raise DeviceError for values out of range."""
@@ -47,8 +62,11 @@ class GenerateOptions:
             value = getattr(self, name)
             if value is not None and not low <= value < 100_000:
                 raise DeviceError(bad(name, value, f"from {low} to 99999"))
-        if not self.shard_timeout_s > 0:
-            raise DeviceError(bad("shard_timeout_s", self.shard_timeout_s, "above 0"))
+        check_gpus(self.gpus_per_actor)
+        for name in ("shard_timeout_s", "storage_patience_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise DeviceError(bad(name, seconds, "a number of seconds above 0"))
 
 
 @dataclass(frozen=True)
@@ -68,21 +86,27 @@ class GenerateResult:
         return f"made {made} in {duration(self.seconds)}, {self.retries} retries"
 
 
-def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSink) -> GenerateResult:
+def generate(
+    manifest: Manifest, options: GenerateOptions, progress: ProgressSink, listeners: Sequence[EventSink] = ()
+) -> GenerateResult:
     """Generate and commit every shard of the plan that is not committed yet.
 
-    Nothing is written before the models are loaded. Raises ShardError, which names the missing shards, DeviceError,
-    OutputError or CheckpointError. After a KeyboardInterrupt the committed shards stay.
+    Nothing is written before the models are loaded. Raises ShardError or TemporaryError, which name the missing shards,
+    DeviceError, OutputError or CheckpointError. After a KeyboardInterrupt the committed shards stay.
     """
     start = time.monotonic()
     options.check()
-    store = Store(options.out)
-    plan, done = make_plan(manifest), committed(store, shard_names(manifest), manifest.digest)
-    left, retries = plan.num_shards - len(done), 0
+    candidates = CandidateLimit(options.max_candidates, options.keep_exhausted)
+    candidates.check(manifest.accept)
+    store = Store(options.out, options.storage_patience_s)
+    plan = make_plan(manifest)
+    done = {shard for shard in committed_numbers(store, manifest.prefix) if shard < plan.num_shards}
+    left = plan.num_shards - len(done)
     if left:
         check_trained(on_this_machine(manifest.model))
     if store.list():
-        claim_output(store, manifest.text, manifest.digest, write_run_model(manifest.model))
+        claim_output(store, manifest.text, manifest.digest, model_file(manifest))
+    tally = Tally(plan, done)
     if left:
         _check_room(store, manifest)
         _check_weights(manifest, on_this_machine=options.ray_address is None)
@@ -90,11 +114,23 @@ def generate(manifest: Manifest, options: GenerateOptions, progress: ProgressSin
             check_execution(torch.device("cpu"), manifest.precision, options.compile)  # otherwise the actors check
         request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
         with connected(request, options.ray_address) as resources:
-            limits = options.shard_timeout_s, options.max_attempts
-            fleet = Fleet(manifest, store, resources, *limits, options.compile)
-            retries = fleet.finish(done, progress)
-    images = plan.total - sum(marker.rows for marker in done.values())
-    return GenerateResult(plan.num_shards, plan.total, left, images, retries, time.monotonic() - start)
+            place = store.root, resources.device, resources.cpus, options.compile
+            cluster = RayCluster(ShardGenerator, (manifest, *place, candidates, store.patience_s), resources)
+            limits = Limits(options.storage_patience_s, options.shard_timeout_s, options.max_attempts)
+            fleet = Fleet(manifest, store, cluster, resources, limits, listeners)
+            tally = fleet.finish(done, _given_up_earlier(store, plan.num_shards), progress)
+    made = tally.made_shards, tally.made_images
+    return GenerateResult(plan.num_shards, plan.total, *made, tally.retries, time.monotonic() - start)
+
+
+def _given_up_earlier(store: Store, shards: int) -> set[int]:
+    """Shards that earlier sessions gave up, as far as their report can be read. They come last."""
+    try:
+        rows = json.loads(store.read_bytes(FAILURES))
+        numbers = {int(row["shard"].rpartition("-")[2]) for row in rows}
+    except (OutputError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
+    return {number for number in numbers if 0 <= number < shards}
 
 
 def _check_weights(manifest: Manifest, on_this_machine: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from itertools import islice
 
 import torch
 
+from rarefy.cores import usable_cores
 from rarefy.device import has_bfloat16
 from rarefy.diffusion.sampler import Chain, sample
 from rarefy.errors import CheckpointError
@@ -110,7 +110,7 @@ def summarize(manifest: Manifest) -> PlanSummary:
 def _seconds(manifest: Manifest) -> tuple[float | None, str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # As in an actor: on the CPU each batch runs in one thread, and each core runs a batch.
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
+    threads, cores = torch.get_num_threads(), usable_cores() if device.type == "cpu" else 1
     chain = manifest.settings.chain(manifest.preset, manifest.terms)
     batch = min(full_batch(manifest), PROBE_BATCH)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -33,9 +33,8 @@ class What(Enum):
 class Event:
     """One event. Fields that do not apply are None.
 
-    shard: its number; attempt: its text id; number: how many attempts have been charged to the shard so far; actor: the
-    actor's id in this session; node: Ray's node id or the host's name; cause: one line; details: a traceback or the
-    end of the actor's log.
+    shard: its number; attempt: its text id; number: how many attempts have been charged to the shard so far; actor,
+    node: Ray's ids; host, pid: of the actor's process; cause: one line; details: a traceback.
     """
 
     what: What
@@ -44,9 +43,17 @@ class Event:
     number: int | None = None
     actor: str | None = None
     node: str | None = None
+    host: str | None = None
+    pid: int | None = None
     blame: Blame | None = None
     cause: str = ""
     details: str = ""
 
 
 EventSink = Callable[[Event], None]
+
+
+def tell(listeners: Sequence[EventSink], event: Event) -> None:
+    """Tell every listener."""
+    for listener in listeners:
+        listener(event)

@@ -1,262 +1,249 @@
-"""Hands out shards to Ray actors. Only the markers in the output say which shards are done."""
+"""Hands out shards to actors until all are committed. Only the markers in the output say which shards are done."""
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections import Counter, deque
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
+import random
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
-from rarefy.errors import OutputError, RarefyError, ShardError, bad, first_names
-from rarefy.generate.actor import ShardGenerator, Snapshot, add_up
-from rarefy.generate.fit import Resources
+from rarefy.errors import ExhaustedError, OutputError, bad
+from rarefy.generate.actor import Snapshot
+from rarefy.generate.attempts import QUEUED, Attempts, Failure
+from rarefy.generate.blame import describe, full_text, real_cause
+from rarefy.generate.commits import EARLIER, Commits
+from rarefy.generate.events import Blame, EventSink
+from rarefy.generate.fit import Machine, Resources
+from rarefy.generate.head import SILENT_S, HeadWatch, check_head
+from rarefy.generate.limits import Patience
+from rarefy.generate.loop import Loop
+from rarefy.generate.outcome import missing_shards
 from rarefy.generate.progress import ProgressSink, Status
+from rarefy.generate.shard_queue import ShardQueue
+from rarefy.generate.staff import Staff, blame_of
+from rarefy.generate.tally import Tally
+from rarefy.generate.worker import IN_FLIGHT, Cluster, Place, Task, Weights, Worker
 from rarefy.manifest import Manifest
-from rarefy.models.run_model import write_run_model
-from rarefy.plan import make_plan, shard_name, shard_names
-from rarefy.shards.claim import claim_output
-from rarefy.shards.listing import committed
+from rarefy.plan import make_plan
 from rarefy.shards.marker import Marker
-from rarefy.shards.metadata import read_records
 from rarefy.shards.store import Store
 
-TICK_S = 1.0  # between polls of the actors; each poll costs an actor and Ray at least a millisecond
-START_S = 900.0  # minimum time limit for getting a machine and loading the models
-IN_FLIGHT = 2  # shards per actor: one is sampled, the other is being written or waits
-SHOWN = 200  # characters kept of the start and of the end of a message
+TICK_S = 1.0  # between two looks at the actors, and between two calls of the progress sink
+POLL_S = 0.005  # per actor, between two polls of one: of a thousand actors each is asked every 5 seconds
 
 
 @dataclass(frozen=True)
-class _Task:
-    """One attempt at one shard."""
+class Limits:
+    """storage_s: how long storage calls are repeated; shard_s: most time for a shard; max_attempts: per shard."""
 
-    shard: int
-    attempt: str
+    storage_s: float
+    shard_s: float | None = None
+    max_attempts: int = 3
 
 
-@dataclass(eq=False)
-class _Worker:
-    """One actor as the driver sees it. tasks: by Ray reference, oldest first; clock: start time of the oldest."""
-
-    handle: Any
-    loading: Any
-    clock: float
-    ready: bool = False
-    tasks: dict[Any, _Task] = field(default_factory=dict)
-    poll: Any = None
-    snapshot: Snapshot = field(default_factory=Snapshot)
+class HungError(Exception):
+    """An actor made no progress for too long."""
 
 
 class Fleet:
-    """One session's queue, workers and counts. timeout_s, max_attempts: per shard; compile: see rarefy.execution."""
+    """One session's queue, workers and counts. listeners: get every event as it happens."""
 
     def __init__(
-        self, manifest: Manifest, store: Store, resources: Resources, timeout_s: float, max_attempts: int, compile: str
+        self,
+        manifest: Manifest,
+        store: Store,
+        cluster: Cluster,
+        resources: Resources,
+        limits: Limits,
+        listeners: Sequence[EventSink] = (),
     ) -> None:
-        self.manifest, self.store, self.resources = manifest, store, resources
-        self.timeout_s, self.max_attempts, self.compile = timeout_s, max_attempts, compile
-        self.plan = make_plan(manifest)
-        self.queue: deque[int] = deque()
-        self.workers: list[_Worker] = []
-        self.attempts: Counter[int] = Counter()
-        self.given_up: list[int] = []
-        self.resumed = self.committed = 0
-        self.earlier: str | None = None
-        self.weights: tuple[str, str | None] | None = None
-        self.retries = 0
-        self.failed_starts = 0
-        self.last_cause = ""
-        self.gone = Snapshot()
-        self.first_ready: float | None = None
+        self.manifest, self.limits, self.listeners = manifest, limits, listeners
+        self.cluster, self.plan, self.loop = cluster, make_plan(manifest), Loop()
+        self.patience = Patience(limits.storage_s, limits.shard_s)
+        self.staff = Staff(cluster, resources, limits.max_attempts, listeners)
+        self.commits = Commits(manifest, store)
+        self.weights: Weights | None = None
+        self._claiming = False
+        self._heard_s = self._ticked_s = self.loop.now
 
-    def finish(self, done: Mapping[str, Marker], progress: ProgressSink) -> int:
-        """Generate every shard that is not ``done``; returns the number of retries. ShardError names missing shards."""
-        self.queue.extend(k for k, name in enumerate(shard_names(self.manifest)) if name not in done)
-        self.resumed = self.committed = sum(marker.rows for marker in done.values())
-        self.earlier = next(iter(done), None)
+    def finish(self, done: Collection[int], last: Collection[int], progress: ProgressSink) -> Tally:
+        """Make every shard that is not ``done``, those of ``last`` after all others.
+
+        Raises ShardError or TemporaryError, which name the missing shards, or the user's error that ended the run.
+        """
+        self._prepare(done, last)
+        watch = HeadWatch(self.cluster.machines, lambda machines: self.loop.post(partial(self._heard, machines)))
         try:
-            while self.queue or any(worker.tasks for worker in self.workers):
-                self._staff()
-                self._feed()
-                self._collect()
-                self._expire()
-                progress(self._status())
+            while self.attempts.open or self.queue or any(worker.tasks for worker in self.staff.workers):
+                self._turn(progress)
+            progress(self._status())
         finally:
-            for worker in self.workers:
-                ray.kill(worker.handle)
-        if self.given_up:
-            names = [shard_name(self.manifest.prefix, number) for number in sorted(self.given_up)]
-            raise ShardError(
-                f"{len(names)} of {self.plan.num_shards} shards are missing after {self.max_attempts} attempts "
-                f"each: {first_names(names)}; last cause: {self.last_cause}"
-            )
-        return self.retries
+            watch.stop()
+            self.commits.close()
+            for worker in list(self.staff.workers):
+                self.staff.remove(worker)
+        if self.queue.given_up:
+            raise missing_shards(self.manifest.prefix, self.plan.num_shards, self.queue.given_up.values())
+        return self.tally
 
-    def _staff(self) -> None:
-        """Start missing actors, but never more than there are shards left."""
-        left = len(self.queue) + sum(len(worker.tasks) for worker in self.workers)
-        actor: Any = ray.remote(ShardGenerator).options(
-            num_cpus=self.resources.cpus,
-            num_gpus=self.resources.gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=IN_FLIGHT + 1,  # one more for progress()
-        )
-        while len(self.workers) < min(self.resources.actors, left):
-            place = self.resources.device, self.resources.cpus
-            handle = actor.remote(self.manifest, self.store.root, *place, self.compile)
-            self.workers.append(_Worker(handle, handle.load.remote(), time.monotonic()))
+    def _prepare(self, done: Collection[int], last: Collection[int]) -> None:
+        left = (shard for shard in range(self.plan.num_shards) if shard not in done)
+        self.queue = ShardQueue(left, set(last) - set(done), self.limits.max_attempts, random.Random())
+        self.tally = Tally(self.plan, done)
+        self.attempts = Attempts(self.queue, self.tally, self.commits, self.loop, self.listeners)
+        self._earlier = sorted(done)[:EARLIER]
+
+    def _turn(self, progress: ProgressSink) -> None:
+        self._feed()
+        self.loop.turn(self._ticked_s + TICK_S - self.loop.now)
+        if self.loop.now - self._ticked_s >= TICK_S:
+            self._ticked_s = self.loop.now
+            check_head(self.loop.now - self._heard_s)
+            self._poll()
+            self._expire()
+            self._recruit()
+            self.staff.wait(self.loop.now)
+            progress(self._status())
+
+    def _heard(self, machines: Sequence[Machine]) -> None:
+        """The head has answered."""
+        first = not self.staff.nodes.machines
+        self._heard_s = self.loop.now
+        self.staff.nodes.update(machines)
+        if first:
+            self._recruit()
+
+    def _recruit(self) -> None:
+        """Ask for missing actors, unless the head is silent: then Ray's calls may block."""
+        left = len(self.queue) + self.attempts.open + sum(len(worker.tasks) for worker in self.staff.workers)
+        if self.loop.now - self._heard_s < SILENT_S:
+            for worker in self.staff.recruit(left, self.loop.now):
+                self.loop.when_done(worker.handle.locate(), partial(self._located, worker))
+
+    def _located(self, worker: Worker, future: Future[Place]) -> None:
+        if worker.gone:
+            return
+        if (error := future.exception()) is not None:
+            self._failed(worker, error)
+            return
+        worker.located(future.result(), self.loop.now)
+        # Not earlier: when loading fails, the machine must be known.
+        self.loop.when_done(worker.handle.load(), partial(self._loaded, worker))
+
+    def _loaded(self, worker: Worker, future: Future[Weights]) -> None:
+        if worker.gone:
+            return
+        if (error := future.exception()) is not None:
+            self._failed(worker, error)
+            return
+        worker.weights, self.staff.loaded = future.result(), True
+        if not self._claiming:
+            self._claiming = True
+            self.loop.when_done(self.commits.claim(self._earlier), partial(self._claimed, worker.weights))
+        elif self.weights is not None:
+            self._admit(worker)
+
+    def _claimed(self, weights: Weights, future: Future[Weights | None]) -> None:
+        """The output is ours. From now on actors get shards if they have the weights of the run's other shards."""
+        self.weights = future.result() or weights
+        for worker in list(self.staff.workers):
+            if worker.weights is not None:
+                self._admit(worker)
+
+    def _admit(self, worker: Worker) -> None:
+        assert worker.weights is not None and self.weights is not None
+        if worker.weights == self.weights:
+            self.tally.first_ready = self.tally.first_ready or self.loop.now
+            self.staff.works(worker, self.loop.now)
+            return
+        allowed = f"the weights of the run's other shards, {_joined(self.weights)}"
+        error = OutputError(bad("weights", _joined(worker.weights), allowed))
+        if not self.staff.ready:
+            raise error
+        self.staff.failed(worker, error, Blame.NODE, self.loop.now)
 
     def _feed(self) -> None:
         """Give every ready actor one shard, then a second one if enough remain for the other actors.
 
         So near the end no actor queues a shard that an idle one could generate. A single actor always gets its next.
         """
+        waiting, ready = self.queue.due(self.loop.now), self.staff.ready
+        runners = [worker.runner for worker in ready]
         for depth in range(IN_FLIGHT):
-            for worker in self.workers:
-                enough = len(self.queue) > (len(self.workers) - 1 if depth else 0)
-                if worker.ready and len(worker.tasks) == depth and enough:
-                    number = self.queue.popleft()
-                    if not worker.tasks:
-                        worker.clock = time.monotonic()
-                    task = _Task(number, uuid.uuid4().hex)
-                    worker.tasks[worker.handle.generate.remote(task.shard, task.attempt)] = task
+            for worker in ready:
+                if waiting <= (len(ready) - 1 if depth else 0):
+                    return
+                if len(worker.tasks) == depth:
+                    shard = self.queue.pop(worker.runner, runners, self.loop.now)
+                    if shard is not None:
+                        waiting -= 1
+                        self._assign(worker, shard)
 
-    def _collect(self) -> None:
-        """Handle all replies that have arrived, waiting up to TICK_S for the first."""
-        owners = {ref: worker for worker in self.workers for ref in worker.tasks}
-        owners |= {worker.loading: worker for worker in self.workers if not worker.ready}
-        ready, _ = ray.wait(list(owners), timeout=TICK_S)
-        for ref in ready:
-            worker = owners[ref]
-            if worker not in self.workers:
-                continue  # lost while an earlier reply of this round was handled
-            try:
-                self._accept(worker, ref, ray.get(ref))
-            except RayTaskError as error:
-                self._failed(worker, ref, error)
-            except RayError as error:
-                self._lose(worker, f"actor died: {_one_line(error)}")
+    def _assign(self, worker: Worker, shard: int) -> None:
+        task = self.attempts.start(shard)
+        worker.take(task, self.loop.now)
+        self.loop.when_done(worker.handle.generate(task.shard, task.attempt), partial(self._replied, worker, task))
 
-    def _accept(self, worker: _Worker, ref: Any, reply: Any) -> None:
-        if ref is worker.loading:
-            self._check_weights(reply)
-            worker.ready = True
-            self.first_ready = self.first_ready or time.monotonic()
-        else:
-            if not committed(self.store, [reply.name], self.manifest.digest):
-                allowed = "shared by all machines: a marker that an actor wrote cannot be seen by the driver"
-                raise OutputError(bad("out", self.store.root, allowed))
-            worker.tasks.pop(ref)
-            worker.clock = time.monotonic()
-            self.failed_starts = 0
-            self.committed += reply.rows
-
-    def _check_weights(self, weights: tuple[str, str | None]) -> None:
-        """Claim the output when the first actor is ready. All actors and earlier shards must have the same weights."""
-        if self.weights is None:
-            claim_output(self.store, self.manifest.text, self.manifest.digest, write_run_model(self.manifest.model))
-            self.weights = weights
-            if self.earlier is not None:
-                # Damaged shards are reported by seal.
-                with suppress(ShardError):
-                    record = read_records(self.store, self.earlier)[0]
-                    self.weights = record.checkpoint_sha256, record.classifier_sha256
-        if weights != self.weights:
-            raise OutputError(
-                bad("weights", _joined(weights), f"the weights of the run's other shards, {_joined(self.weights)}")
-            )
-
-    def _failed(self, worker: _Worker, ref: Any, error: RayTaskError) -> None:
-        """A call raised. A user's error ends the run; any other error counts as a failed attempt or a failed start."""
-        if isinstance(error.cause, RarefyError):
-            raise error.cause from None
-        cause = f"{type(error.cause).__name__}: {_one_line(error.cause)}"
-        if ref is worker.loading:
-            self._lose(worker, cause)
-        else:
-            task = worker.tasks.pop(ref)
-            worker.clock = time.monotonic()
-            self._retry(task.shard, cause)
-
-    def _lose(self, worker: _Worker, cause: str) -> None:
-        """Remove an actor that died, hung or could not start. Its shards go back to the queue."""
-        ray.kill(worker.handle)
-        self.workers.remove(worker)
-        self.gone = add_up([self.gone, worker.snapshot])
-        if not worker.ready:
-            self.failed_starts += 1
-            if self.failed_starts >= self.max_attempts * self.resources.actors:
-                raise ShardError(f"no actor could be started in {self.failed_starts} attempts; last cause: {cause}")
-        for task in worker.tasks.values():
-            self._retry(task.shard, cause)
-
-    def _retry(self, number: int, cause: str) -> None:
-        name = shard_name(self.manifest.prefix, number)
-        if markers := committed(self.store, [name], self.manifest.digest):
-            self.committed += markers[name].rows  # the actor died after the commit
+    def _replied(self, worker: Worker, task: Task, future: Future[Marker]) -> None:
+        if worker.gone:
             return
-        self.retries += 1
-        self.last_cause = f"{name}: {cause}"
-        self.attempts[number] += 1
-        if self.attempts[number] < self.max_attempts:
-            self.queue.append(number)
+        if (error := future.exception()) is not None:
+            self._failed(worker, error, task)
+            return
+        worker.finished(task, self.loop.now)
+        self.staff.nodes.succeeded(worker.runner.node, worker.asked_s, shard=True)
+        self.attempts.ended(task, worker, None)
+
+    def _failed(self, worker: Worker, error: BaseException, task: Task | None = None) -> None:
+        """A call raised. Whose fault it is decides what happens; a user's error ends the run."""
+        cause = real_cause(error)
+        blame = blame_of(worker, error, self.tally.seen if worker.ready else self.staff.may_load(worker))
+        if blame is Blame.USER:
+            raise cause
+        failure = Failure(blame, describe(cause), full_text(error), final=isinstance(cause, ExhaustedError))
+        if task is not None and blame in (Blame.SHARD, Blame.STORAGE):
+            worker.finished(task, self.loop.now)
+            self.attempts.ended(task, worker, failure)
         else:
-            self.given_up.append(number)
+            self._lose(worker, error, failure, task)
+
+    def _lose(self, worker: Worker, error: BaseException, failure: Failure, task: Task | None) -> None:
+        """End an actor. The shard that it was making, by default the oldest, is charged; the one that waited is not."""
+        running = task or next(iter(worker.tasks), None)
+        for each in worker.tasks:
+            self.attempts.ended(each, worker, failure if each is running else QUEUED)
+        worker.tasks.clear()
+        self.tally.lost(worker)
+        self.staff.failed(worker, error, failure.blame, self.loop.now)
+        self._recruit()
+
+    def _poll(self) -> None:
+        """Ask actors for their counts, without waiting for the answers."""
+        every_s = POLL_S * len(self.staff.workers)
+        for worker in self.staff.workers:
+            if worker.place and not worker.polling and self.loop.now - worker.polled_s >= every_s:
+                worker.polling, worker.polled_s = True, self.loop.now
+                self.loop.when_done(worker.handle.progress(), partial(self._polled, worker))
+
+    def _polled(self, worker: Worker, future: Future[Snapshot]) -> None:
+        worker.polling = False
+        if worker.gone:
+            return
+        if (error := future.exception()) is not None:
+            self._failed(worker, error)
+        elif (interval_s := worker.reported(future.result(), self.loop.now)) is not None:
+            self.patience.advanced(interval_s)
 
     def _expire(self) -> None:
-        for worker in list(self.workers):
-            limit = self.timeout_s if worker.ready else max(self.timeout_s, START_S)
-            if (worker.tasks or not worker.ready) and time.monotonic() - worker.clock > limit:
-                self._lose(worker, f"no reply in {limit:g} s")
+        """End actors that hang."""
+        for worker in list(self.staff.workers):
+            if verdict := self.patience.verdict(worker, self.loop.now):
+                self._lose(worker, HungError(verdict), Failure(Blame.ACTOR, verdict), None)
 
     def _status(self) -> Status:
-        for worker in self.workers:
-            self._poll(worker)
-        total = add_up([self.gone, *(worker.snapshot for worker in self.workers)])
-        # A snapshot may be older than a commit, so only attempts that are still tasks count.
-        in_flight = (w.snapshot.in_flight.get(task.attempt, 0.0) for w in self.workers for task in w.tasks.values())
-        done = self.committed + sum(in_flight)
-        elapsed = time.monotonic() - self.first_ready if self.first_ready else 0.0
-        rate = (done - self.resumed) / elapsed if elapsed else 0.0
-        return Status(
-            done=done,
-            total=self.plan.total,
-            resumed=self.resumed,
-            images_per_second=rate,
-            eta_s=(self.plan.total - done) / rate if rate > 0 else None,
-            actors_alive=sum(worker.ready for worker in self.workers),
-            actors_wanted=self.resources.actors,
-            retries=self.retries,
-            confidence=total.confidence_sum / total.scored if total.scored else None,
-            entropy=total.entropy_sum / total.scored if total.scored else None,
-        )
-
-    def _poll(self, worker: _Worker) -> None:
-        """Ask for the actor's counts without waiting for them. Its death is noticed by its tasks."""
-        if worker.poll is not None:
-            if not ray.wait([worker.poll], timeout=0)[0]:
-                return
-            with suppress(RayError):
-                new: Snapshot = ray.get(worker.poll)
-                # An attempt that has ended is no longer in the actor's counts, but stays here until its reply is read.
-                last = worker.snapshot.in_flight
-                kept = {t.attempt: last[t.attempt] for t in worker.tasks.values() if t.attempt in last}
-                worker.snapshot = replace(new, in_flight={**kept, **new.in_flight})
-        worker.poll = worker.handle.progress.remote() if worker.ready else None
+        return self.tally.status(self.staff.workers, self.staff.wanted, self.loop.now)
 
 
-def _joined(weights: tuple[str, str | None]) -> str:
+def _joined(weights: Weights) -> str:
     return " ".join(sha256 or "without classifier" for sha256 in weights)
-
-
-def _one_line(error: BaseException) -> str:
-    """The start and end of a message, where Ray puts the cause, without the carets of tracebacks."""
-    text = " ".join(word for word in str(error).split() if word.strip("^~"))
-    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}"

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rarefy.errors import ManifestError, bad
 from rarefy.guidance.base import entropy
 from rarefy.manifest import Accept
+
+MOST_CANDIDATES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,11 @@ class Scores:
     entropy: Tensor
     entropy_normalized: Tensor
     margin: Tensor
+
+    def wrong_rows(self) -> list[int]:
+        """The images whose scores are not finite."""
+        wrong = ~torch.stack([self.confidence, self.entropy, self.margin]).isfinite().all(dim=0)
+        return [int(row) for row in wrong.nonzero()]
 
     def of_image(self, row: int) -> ImageScores:
         """The scores of one image of the batch."""
@@ -72,6 +80,38 @@ def score_images(classifier: Callable[[Tensor, Tensor], Tensor], images: Tensor,
         entropy_normalized=(nats / most).cpu(),
         margin=(top.values[:, 0] - top.values[:, 1]).cpu(),
     )
+
+
+@dataclass(frozen=True)
+class CandidateLimit:
+    """What a user allows slots that ran out of the manifest's candidates. It is no part of the manifest.
+
+    max_candidates: draws per slot, more than the manifest's, or None; keep: whether the last draw is then kept, with
+    accepted = false. Slots that accept an earlier candidate keep that, so images already made stay the same.
+    """
+
+    max_candidates: int | None = None
+    keep: bool = False
+
+    def check(self, accept: Accept | None) -> None:
+        """Raise ManifestError if these limits cannot have an effect."""
+        if (self.max_candidates, self.keep) == (None, False):
+            return
+        more = self.max_candidates is not None
+        name, value = ("--max-candidates", self.max_candidates) if more else ("--keep-exhausted", self.keep)
+        if accept is None:
+            raise ManifestError(bad(name, value, "of use here: the manifest has no [accept], so no draw is rejected"))
+        if accept.exhausted == "keep":
+            raise ManifestError(bad(name, value, "of use here: the manifest says accept.exhausted = 'keep'"))
+        if self.max_candidates is not None and not accept.max_candidates < self.max_candidates <= MOST_CANDIDATES:
+            allowed = f"more than accept.max_candidates = {accept.max_candidates} and at most {MOST_CANDIDATES}"
+            raise ManifestError(bad(name, value, allowed))
+
+    def rounds(self, accept: Accept | None) -> tuple[int, bool]:
+        """How many candidates a slot may draw, and whether the last one is kept even if it is rejected."""
+        if accept is None:
+            return 1, False
+        return self.max_candidates or accept.max_candidates, self.keep or accept.exhausted == "keep"
 
 
 def accepted(accept: Accept | None, scores: Scores, row: int, class_id: int) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from rarefy.cores import usable_cores
 from rarefy.images.items import Item
 
 Result = TypeVar("Result")
@@ -25,7 +25,7 @@ def in_order(
 
     Decoders release Python's global lock, so threads decode large images in parallel.
     """
-    threads = min(available_cpus(), MAX_THREADS)
+    threads = min(usable_cores(), MAX_THREADS)
     waiting: deque[Future[list[Result]]] = deque()
     starts, done = iter(range(0, len(items), CHUNK)), 0
     with ThreadPoolExecutor(threads) as pool:
@@ -43,11 +43,6 @@ def in_order(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def available_cpus() -> int:
-    """Number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

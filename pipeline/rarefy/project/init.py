@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rarefy.cores import usable_cores
 from rarefy.errors import DataError, bad
 from rarefy.fields import check_integer
 from rarefy.generate.progress import duration
@@ -198,7 +199,7 @@ def _summary(choices: Choices) -> Iterator[str]:
     yield f"Never trained on: {choices.held_out:,} images ({held_out}); the audit compares with them."
     yield f"Mirroring images in training is {choices.mirror.why}."
     yield f"Hardware: {choices.hardware}; {choices.tier.why}."
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    load, cores = os.getloadavg()[0], usable_cores()
     if load > cores:
         yield f"Other programs keep this machine busy (load {load:.1f}, {cores} cores); without them, it trains faster."
     for part in choices.parts:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rarefy.cores import usable_cores
 from rarefy.errors import DataError, bad
 from rarefy.models.config import NetworkConfig
 
@@ -67,7 +68,7 @@ def find_hardware() -> Hardware:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Hardware(torch.device("cuda", 0), properties.name, properties.total_memory)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Hardware(torch.device("cpu"), f"{cores} CPU cores", memory)
 

@@ -102,8 +102,12 @@ class LocalFiles:
                 shutil.copyfile(source, private)
             else:
                 private.write_bytes(source)
-            sync(private)
-            yield private
+            try:
+                sync(private)
+                yield private
+            except FileNotFoundError as cause:
+                # Another driver's sweep took it for a dead attempt's, because a clock has jumped.
+                raise OSError(errno.ESTALE, "the private file was deleted") from cause
             sync(target.parent)
         finally:
             private.unlink(missing_ok=True)

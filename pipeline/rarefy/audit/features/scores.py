@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from rarefy.audit.features.cache import cached
-from rarefy.audit.features.extractors import DEFAULT_BATCH
+from rarefy.audit.features.extractors import DEFAULT_BATCH, check_finite
 from rarefy.device import find_device
 from rarefy.execution import load_prepared
 from rarefy.generate.score import score_images
@@ -35,7 +35,8 @@ def score_reference(
 ) -> ReferenceScores | None:
     """Score the real images; None without a classifier, or if the weights are not on this machine.
 
-    Raises CheckpointError for weights that are here but are not those of the run.
+    Raises CheckpointError for weights that are here but are not those of the run, DataError for scores that are not
+    finite.
     """
     model = manifest.model
     if manifest.preset.classifier is None or not model.trained:
@@ -54,7 +55,9 @@ def score_reference(
             scores = score_images(classifier, images, labels)
             for name, parts in columns.items():
                 parts.append(getattr(scores, name).numpy())
-        return {name: np.concatenate(parts) for name, parts in columns.items()}
+        found = {name: np.concatenate(parts) for name, parts in columns.items()}
+        check_finite("scores of the reference", np.stack([found["confidence"], found["entropy"]], axis=1), real.keys)
+        return found
 
     arrays = cached(("scores", str(models.classifier_sha256), real.sha256()), compute)
     return ReferenceScores(**{name: arrays[name].astype(kind) for name, kind in COLUMNS.items()})
