@@ -62,8 +62,8 @@ def test_shards_of_each_actor(actors: int, waiting: int, assigned: list[int], tm
     one = FakeRun(tmp_path, cluster).fleet()
     one._prepare(set(range(10 - waiting)), ())
     one._heard(cluster.machines())
-    one.loop.turn(0.1)  # places, weights
-    one.loop.turn(0.1)  # the claim
+    for _ in ("places", "weights", "the claim"):
+        one.loop.turn(0.1)
     one._feed()
     one._feed()  # no shard is finished, so no other is handed out
     assert [len(worker.tasks) for worker in one.staff.workers] == assigned

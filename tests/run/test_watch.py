@@ -80,7 +80,7 @@ def test_many_events_are_counted_instead_of_shown() -> None:
     lines(GIVEN_UP)
     lines.close()
     assert len(shown) == LINES_PER_MINUTE + 2
-    assert shown[-2] == "generate: 5 more events, which logs/ in the output has"
+    assert shown[-2] == "generate: 5 more events; logs/ in the output has the last of them"
     assert "given up" in shown[-1]
 
 
@@ -193,7 +193,7 @@ def test_a_failing_storage_never_ends_a_run(start: Start, store: Store, monkeypa
             watch.listeners[1](GIVEN_UP)
             time.sleep(0.05)
     told = stream.getvalue().splitlines()
-    line = "generate: the run goes on, but its files for rarefy status fail: out: 's3://bucket' is not writable (503)"
+    line = "run: it goes on, but its files for rarefy status fail: out: 's3://bucket' is not writable (503)"
     assert told == [line]
 
 

@@ -78,6 +78,11 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {_shortened(str(error))}"
 
 
+def full_text(error: BaseException) -> str:
+    """All that is known of an error: Ray's traceback or report; "" if the one line has it all."""
+    return "" if isinstance(real_cause(error), RarefyError) else str(error)
+
+
 def _reason(text: str) -> str:
     """The sentence with the reason in Ray's long message about a dead actor."""
     found = re.search(r"because (its .*)", text)

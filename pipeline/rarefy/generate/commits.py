@@ -12,8 +12,7 @@ from typing import TypeVar
 
 from rarefy.errors import ShardError
 from rarefy.generate.worker import Weights
-from rarefy.manifest import Manifest
-from rarefy.models.run_model import write_run_model
+from rarefy.manifest import Manifest, model_file
 from rarefy.plan import shard_name
 from rarefy.shards.claim import claim_output
 from rarefy.shards.marker import Marker, read_committed
@@ -22,7 +21,7 @@ from rarefy.shards.store import Store
 
 THREADS = 16
 LOOKS_S = (0.0, 1.0, 4.0, 10.0, 20.0)  # pauses before looking for a new marker: NFS may hide a new file for a while
-EARLIER = 3  # earlier shards that are asked for their weights; damaged ones are reported by seal
+EARLIER = 3  # at most so many earlier shards are asked for their weights: seal reports damaged ones
 
 Result = TypeVar("Result")
 
@@ -85,8 +84,8 @@ class Commits:
 
     def _claim(self, earlier: Sequence[int]) -> Weights | None:
         manifest = self.manifest
-        claim_output(self.store, manifest.text, manifest.digest, write_run_model(manifest.model))
-        for shard in earlier[:EARLIER]:
+        claim_output(self.store, manifest.text, manifest.digest, model_file(manifest))
+        for shard in earlier:
             with suppress(ShardError):
                 record = read_records(self.store, shard_name(manifest.prefix, shard))[0]
                 return record.checkpoint_sha256, record.classifier_sha256

@@ -11,8 +11,8 @@ from functools import partial
 from rarefy.errors import ExhaustedError, OutputError, bad
 from rarefy.generate.actor import Snapshot
 from rarefy.generate.attempts import QUEUED, Attempts, Failure
-from rarefy.generate.blame import describe, real_cause
-from rarefy.generate.commits import Commits
+from rarefy.generate.blame import describe, full_text, real_cause
+from rarefy.generate.commits import EARLIER, Commits
 from rarefy.generate.events import Blame, EventSink
 from rarefy.generate.fit import Machine, Resources
 from rarefy.generate.head import SILENT_S, HeadWatch, check_head
@@ -58,7 +58,7 @@ class Fleet:
         limits: Limits,
         listeners: Sequence[EventSink] = (),
     ) -> None:
-        self.manifest, self.store, self.limits, self.listeners = manifest, store, limits, listeners
+        self.manifest, self.limits, self.listeners = manifest, limits, listeners
         self.cluster, self.plan, self.loop = cluster, make_plan(manifest), Loop()
         self.patience = Patience(limits.storage_s, limits.shard_s)
         self.staff = Staff(cluster, resources, limits.max_attempts, listeners)
@@ -92,7 +92,7 @@ class Fleet:
         self.queue = ShardQueue(left, set(last) - set(done), self.limits.max_attempts, random.Random())
         self.tally = Tally(self.plan, done)
         self.attempts = Attempts(self.queue, self.tally, self.commits, self.loop, self.listeners)
-        self._earlier = sorted(done)[:3]
+        self._earlier = sorted(done)[:EARLIER]
 
     def _turn(self, progress: ProgressSink) -> None:
         self._feed()
@@ -120,12 +120,16 @@ class Fleet:
         if self.loop.now - self._heard_s < SILENT_S:
             for worker in self.staff.recruit(left, self.loop.now):
                 self.loop.when_done(worker.handle.locate(), partial(self._located, worker))
-                self.loop.when_done(worker.handle.load(), partial(self._loaded, worker))
 
     def _located(self, worker: Worker, future: Future[Place]) -> None:
-        # An actor that dies before this answer also fails to load.
-        if not worker.gone and future.exception() is None:
-            worker.located(future.result(), self.loop.now)
+        if worker.gone:
+            return
+        if (error := future.exception()) is not None:
+            self._failed(worker, error)
+            return
+        worker.located(future.result(), self.loop.now)
+        # Not earlier: when loading fails, the machine must be known.
+        self.loop.when_done(worker.handle.load(), partial(self._loaded, worker))
 
     def _loaded(self, worker: Worker, future: Future[Weights]) -> None:
         if worker.gone:
@@ -197,7 +201,7 @@ class Fleet:
         blame = blame_of(worker, error, self.tally.seen if worker.ready else self.staff.may_load(worker))
         if blame is Blame.USER:
             raise cause
-        failure = Failure(blame, describe(cause), str(error), final=isinstance(cause, ExhaustedError))
+        failure = Failure(blame, describe(cause), full_text(error), final=isinstance(cause, ExhaustedError))
         if task is not None and blame in (Blame.SHARD, Blame.STORAGE):
             worker.finished(task, self.loop.now)
             self.attempts.ended(task, worker, failure)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rarefy.errors import DeviceError, RarefyError, TemporaryError
-from rarefy.generate.blame import Phase, describe, find_blame, real_cause
+from rarefy.generate.blame import Phase, describe, find_blame, full_text, real_cause
 from rarefy.generate.events import Blame, Event, EventSink, What, tell
 from rarefy.generate.fit import Resources
 from rarefy.generate.nodes import Nodes
@@ -91,7 +91,7 @@ class Staff:
         self.remove(worker)
         hopeless = blame is Blame.NODE and not self.loaded
         delay = self.nodes.failed(node, blame, start, hopeless, now)
-        tell(self.listeners, worker.event(What.ACTOR_LOST, blame, describe(cause), str(error)))
+        tell(self.listeners, worker.event(What.ACTOR_LOST, blame, describe(cause), full_text(error)))
         if delay:
             text = f"for {delay:.0f} s, {describe(cause)}"
             tell(self.listeners, replace(worker.event(What.NODE_EXCLUDED, blame, text), node=node or None))
@@ -120,8 +120,8 @@ class Staff:
             raise TemporaryError(f"no actor could run for {NO_MACHINE_S / 3600:.0f} hours: {self._lack(now)}")
         text = f"no machine for an actor that needs {self.resources.text()}: {self._lack(now)}" if waiting else ""
         last, said_s = self._said
-        remind = text and not self.ready and now - said_s > REMIND_S
-        if text != last or remind:
+        news = text != last and (not last or now - said_s > WAITING_S)
+        if news or (text and not self.ready and now - said_s > REMIND_S):
             self._said = text, now
             if text:
                 tell(self.listeners, Event(What.WAITING, cause=text))

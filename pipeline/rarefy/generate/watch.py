@@ -40,7 +40,7 @@ from rarefy.generate.driver_file import (
 from rarefy.generate.event_lines import EventLines, RunNames
 from rarefy.generate.events import Event, EventSink, What
 from rarefy.generate.metrics import RunMetrics
-from rarefy.generate.progress import ProgressLine, Status
+from rarefy.generate.progress import ProgressLine, Status, json_line
 from rarefy.manifest import Manifest
 from rarefy.shards.claim import RUN_FILE
 from rarefy.shards.listing import committed_numbers
@@ -81,6 +81,11 @@ class Watch:
             self._account.status = status
         if metrics := self._connected_metrics():
             metrics.status(status)
+
+    def notice(self, text: str) -> None:
+        """Show a line about the run as a whole."""
+        plain = f"run: {text}"
+        self.line.note(json_line("notice", {"run": self.names.run, "text": text}) if self.line.as_json else plain)
 
     def _account_for(self, event: Event) -> None:
         with self._lock:
@@ -123,7 +128,7 @@ class Watch:
                 self._write(ends)
             except OutputError as error:
                 if not self._told:
-                    self.line.note(f"generate: the run goes on, but its files for rarefy status fail: {error}")
+                    self.notice(f"it goes on, but its files for rarefy status fail: {error}")
                 self._told = True
             if ends:
                 return
