@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ FOLDER = "state/drivers"
 BEAT_S = 30.0  # between two versions of the file
 SILENT_BEATS = 4  # a driver that has missed so many is not live
 FORMAT = 1
+THREADS = 8  # for object stores, where most time is spent waiting
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 
 
@@ -84,7 +86,9 @@ def parse_driver_file(data: bytes) -> DriverFile | None:
 
 def read_driver_files(store: Store) -> list[DriverFile]:
     """All drivers' files that can be read, the longest running first."""
-    files = [_read(store, f"{FOLDER}/{name}") for name in store.list(FOLDER) if name.endswith(".json")]
+    paths = [f"{FOLDER}/{name}" for name in store.list(FOLDER) if name.endswith(".json")]
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = list(pool.map(lambda path: _read(store, path), paths))
     return sorted((file for file in files if file is not None), key=lambda file: file.started_at)
 
 
@@ -93,6 +97,12 @@ def _read(store: Store, rel: str) -> DriverFile | None:
         return parse_driver_file(store.read_bytes(rel))
     except OutputError:
         return None  # it is being replaced
+
+
+def still_missing(files: Iterable[DriverFile], committed: Collection[int]) -> list[GivenUp]:
+    """Shards that some driver has given up and none has committed since, in order."""
+    rows = {row.shard: row for file in files for row in file.given_up}
+    return [row for name, row in sorted(rows.items()) if int(name.rpartition("-")[2]) not in committed]
 
 
 def _finite(value: float) -> bool:
