@@ -16,6 +16,7 @@ FOLDER = "state/drivers"
 BEAT_S = 30.0  # between two versions of the file
 SILENT_BEATS = 4  # a driver that has missed so many is not live
 FORMAT = 1
+LARGEST = 1e15
 THREADS = 8  # for object stores, where most time is spent waiting
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 
@@ -78,10 +79,9 @@ def parse_driver_file(data: bytes) -> DriverFile | None:
         table = json.loads(data)
         given_up = tuple(GivenUp(**row) for row in table.pop("given_up"))
         parsed = DriverFile(**{**table, "causes": tuple(table["causes"])}, given_up=given_up)
-        ages_and_ids = [float(parsed.written_at), float(parsed.started_at), int(parsed.pid)]
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return parsed if _is_valid(parsed) else None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    return parsed if parsed.version == FORMAT and all(map(_finite, ages_and_ids)) else None
 
 
 def read_driver_files(store: Store) -> list[DriverFile]:
@@ -105,5 +105,16 @@ def still_missing(files: Iterable[DriverFile], committed: Collection[int]) -> li
     return [row for name, row in sorted(rows.items()) if int(name.rpartition("-")[2]) not in committed]
 
 
-def _finite(value: float) -> bool:
-    return abs(value) < 1e15
+def _is_valid(file: DriverFile) -> bool:
+    """Whether all values have the types and ranges that readers rely on. Raises what wrong types raise."""
+    status: Mapping[str, Any] = {} if file.status is None else file.status
+    numbers = [file.written_at, file.started_at, file.pid, *file.retries.values()]
+    numbers += [status.get(name) or 0 for name in ("images_per_second", "actors_alive", "actors_wanted")]
+    numbers += [int(row.shard.rpartition("-")[2]) for row in file.given_up]
+    texts = [file.driver, file.host, file.state, file.waiting, file.error, *file.causes, *file.retries]
+    texts += [row.error for row in file.given_up]
+    return (
+        file.version == FORMAT
+        and all(isinstance(text, str) for text in texts)
+        and all(0 <= number < LARGEST and not isinstance(number, bool) for number in numbers)
+    )
