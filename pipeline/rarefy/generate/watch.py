@@ -110,11 +110,11 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._state = FINISHED
+        if isinstance(error, Exception):
+            name = "" if isinstance(error, RarefyError) else f"{type(error).__name__}: "
+            self._state, self._error = FAILED, " ".join(f"{name}{error}".split())
         else:
-            self._state = FAILED if isinstance(error, RarefyError) else INTERRUPTED
-            self._error = " ".join(f"{error}".split()) or type(error).__name__
+            self._state = FINISHED if error is None else INTERRUPTED
         self._ends.set()
         self._wakes.set()
         self._thread.join(END_S)
