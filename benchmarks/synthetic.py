@@ -13,10 +13,9 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -63,6 +62,10 @@ def write_shards(root: Path, manifest: Manifest, shards: Sequence[int], processe
         return
     model = commit_synthetic(store, manifest, shards[0], "synthetic")
     chunks = [shards[start : start + CHUNK] for start in range(1, len(shards), CHUNK)]
+    if processes == 1 or len(chunks) < 2:
+        for chunk in chunks:
+            _write_chunk(root, manifest.text, model, chunk)
+        return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_write_chunk, repeat(root), repeat(manifest.text), repeat(model), chunks))
 
@@ -115,30 +118,30 @@ def _sample(manifest: Manifest, shard: int, slot: Slot) -> Sample:
     seed, size = sample_seed(manifest.seed, slot.class_id, slot.class_index, 0), manifest.preset.image_size
     pixels = np.frombuffer(hashlib.shake_128(seed.to_bytes(8, "big")).digest(size * size), np.uint8)
     png = encode_png(pixels.reshape(1, size, size))
-    values: dict[str, Any] = {
-        "key": sample_key(shard, slot.index),
-        "shard": shard,
-        "index": slot.index,
-        "class_id": slot.class_id,
-        "class_name": manifest.preset.class_name(slot.class_id),
-        "predicted_id": slot.class_id,
-        "confidence": 0.5,
-        "entropy": 1.0,
-        "entropy_normalized": 0.5,
-        "margin": 0.25,
-        "seed": seed,
-        "candidate": 0,
-        "guidance": "",
-        "steps": 2,
-        "checkpoint_sha256": WEIGHTS[0],
-        "classifier_sha256": WEIGHTS[1],
-        "manifest_digest": manifest.digest,
-        "image_sha256": hashlib.sha256(png).hexdigest(),
-        "width": size,
-        "height": size,
-        "accepted": True,
-    }
-    return Sample(SampleRecord(**{field.name: values[field.name] for field in fields(SampleRecord)}), png)
+    record = SampleRecord(
+        key=sample_key(shard, slot.index),
+        shard=shard,
+        index=slot.index,
+        class_id=slot.class_id,
+        class_name=manifest.preset.class_name(slot.class_id),
+        predicted_id=slot.class_id,
+        confidence=0.5,
+        entropy=1.0,
+        entropy_normalized=0.5,
+        margin=0.25,
+        seed=seed,
+        candidate=0,
+        guidance="",
+        steps=2,
+        checkpoint_sha256=WEIGHTS[0],
+        classifier_sha256=WEIGHTS[1],
+        manifest_digest=manifest.digest,
+        image_sha256=hashlib.sha256(png).hexdigest(),
+        width=size,
+        height=size,
+        accepted=True,
+    )
+    return Sample(record, png)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -84,7 +84,7 @@ class Watch:
             metrics.status(status)
 
     def notice(self, text: str) -> None:
-        """Show a line about the run as a whole."""
+        """Show a line about the run as a whole, such as what happened between two stages."""
         plain = f"run: {text}"
         self.line.note(json_line("notice", {"run": self.names.run, "text": text}) if self.line.as_json else plain)
 
