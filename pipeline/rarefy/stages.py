@@ -45,7 +45,8 @@ def run(
 ) -> RunResult:
     """Generate, seal, audit, report.
 
-    Damaged shards are withdrawn and generated again, REPAIRS times at most. notice: is told why, in one line.
+    Damaged shards are withdrawn and generated again, REPAIRS times at most. notice: is told why, in one line;
+    listeners: get the events of generate.
     """
     store = Store(options.out)
     generated, sealed = _make(manifest, options, progress, notice, listeners)
