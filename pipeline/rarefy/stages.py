@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.page.report import write_report
 from rarefy.errors import OutputError, ShardError, bad
 from rarefy.generate.driver import GenerateOptions, GenerateResult, generate
+from rarefy.generate.events import EventSink
 from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
 from rarefy.plan import run_spec
@@ -40,29 +41,35 @@ def run(
     progress: ProgressSink,
     stage: StageProgress,
     notice: Callable[[str], None],
+    listeners: Sequence[EventSink] = (),
 ) -> RunResult:
     """Generate, seal, audit, report.
 
     Damaged shards are withdrawn and generated again, REPAIRS times at most. notice: is told why, in one line.
     """
     store = Store(options.out)
-    generated, sealed = _make(manifest, options, progress, notice)
+    generated, sealed = _make(manifest, options, progress, notice, listeners)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
-    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates), stage)
+    allowed = manifest.preset.allow_plugins
+    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates, allow_plugins=allowed), stage)
     return RunResult(generated, sealed, metrics, write_report(store))
 
 
 def _make(
-    manifest: Manifest, options: GenerateOptions, progress: ProgressSink, notice: Callable[[str], None]
+    manifest: Manifest,
+    options: GenerateOptions,
+    progress: ProgressSink,
+    notice: Callable[[str], None],
+    listeners: Sequence[EventSink],
 ) -> tuple[GenerateResult, Sealed]:
     for repair in range(1, REPAIRS + 1):
-        generated = generate(manifest, options, progress)
+        generated = generate(manifest, options, progress, listeners)
         try:
             return generated, seal_run(Store(options.out), repair=True)
         except ShardError as error:
             notice(f"{error} (repair {repair} of {REPAIRS})")
-    generated = generate(manifest, options, progress)
+    generated = generate(manifest, options, progress, listeners)
     return generated, seal_run(Store(options.out), repair=True)
 
 

@@ -17,7 +17,7 @@ import ray
 from null_actor import NullActor, sick_nodes
 from ray.cluster_utils import Cluster
 
-from rarefy.generate import driver
+from rarefy.generate import driver, staff
 from rarefy.generate.driver import GenerateOptions, generate
 from rarefy.generate.events import Blame, Event, What
 from rarefy.generate.progress import Status
@@ -43,31 +43,48 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
+class Weather:
+    """A progress sink that changes the cluster: two machines when actors wait, then one leaves and a larger one comes.
+
+    Their GPUs are numbers that only Ray counts.
+    """
+
+    def __init__(self, cluster: Cluster, out: Path, events: list[Event]) -> None:
+        self.cluster, self.sick_nodes, self.events = cluster, sick_nodes(str(out)), events
+        self.sick_nodes.mkdir()
+        self.nodes: list[Any] = []
+
+    def __call__(self, status: Status) -> None:
+        if not self.nodes and any(event.what is What.WAITING for event in self.events):
+            self.nodes += [self.add(1), self.add(1)]
+            (self.sick_nodes / self.nodes[1].node_id).touch()
+        elif len(self.nodes) == 2 and status.done >= 10:
+            self.cluster.remove_node(self.nodes[0], allow_graceful=False)
+            self.nodes.append(self.add(2))
+
+    def add(self, gpus: int) -> Any:
+        return self.cluster.add_node(num_cpus=4, num_gpus=gpus, **NODE)
+
+
 @pytest.mark.slow
 def test_machines_that_come_go_or_are_sick_cost_no_shard_an_attempt(
     runs: Any, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "ShardGenerator", NullActor)
-    out = tmp_path / "out"
-    goes, sick = (cluster.add_node(num_cpus=1, **NODE) for _ in range(2))
-    sick_nodes(str(out)).mkdir()
-    (sick_nodes(str(out)) / sick.node_id).touch()
-    events: list[Event] = []
-    come: list[str] = []
-
-    def progress(status: Status) -> None:
-        if status.done >= 10 and not come:
-            cluster.remove_node(goes, allow_graceful=False)
-            come.append(cluster.add_node(num_cpus=2, **NODE).node_id)
-
+    monkeypatch.setattr(staff, "WAITING_S", 1.0)
+    out, events = tmp_path / "out", list[Event]()
+    weather = Weather(cluster, out, events)
     manifest = load_manifest(runs.manifest(classes="total = 100"))
-    result = generate(manifest, GenerateOptions(str(out), cpus_per_actor=1), progress, [events.append])
+    result = generate(manifest, GenerateOptions(str(out), gpus_per_actor=0.6), weather, [events.append])
+    goes, sick, comes = (node.node_id for node in weather.nodes)
     assert (result.made_shards, result.made_images) == (50, 100)
     assert committed_numbers(Store(str(out)), "rare") == set(range(50))
-    assert {event.node for event in events if event.what is What.NODE_EXCLUDED and event.blame is Blame.NODE} == {
-        sick.node_id
-    }
-    assert [event.node for event in events if event.what is What.ACTOR_READY] == [goes.node_id, come[0], come[0]]
+    waits = next(event.cause for event in events if event.what is What.WAITING)
+    assert waits.endswith("1 CPU and 0.6 GPU: none of the cluster's 1 machines has so much")
+    excluded = {event.node for event in events if event.what is What.NODE_EXCLUDED and event.blame is Blame.NODE}
+    assert excluded == {sick}
+    ready = [event.node for event in events if event.what is What.ACTOR_READY]
+    assert ready == [goes, comes, comes], "one actor with 0.6 of a GPU on each GPU"
     assert {event.blame for event in events if event.what is What.RETRY} <= {Blame.SYSTEM}
 
 

@@ -262,7 +262,6 @@ def test_a_crash_never_leaves_an_incomplete_run_sealed(
         if repair:
             run.write_bytes(TAR, b"damaged")
             run.write_bytes("metadata/rare-000002.parquet", b"damaged")
-            run.write_bytes("_SUCCESS", run.read_bytes("_SUCCESS"))
         ended = False
         try:
             seal(Stopping(run.root, changes), spec, card, repair)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 import uuid
 from collections.abc import Callable
@@ -16,14 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rarefy.errors import StorageError
+from rarefy.manifest import parse_manifest
+from rarefy.plan import run_spec
 from rarefy.shards import check
 from rarefy.shards.card import CardInfo
 from rarefy.shards.check import check_shard
 from rarefy.shards.marker import parse_marker
 from rarefy.shards.seal import seal
-from rarefy.shards.spec import RunSpec
+from rarefy.shards.spec import RunSpec, ShardSpec
 from rarefy.shards.store import Store
-from rarefy.shards.verify import verify
+from rarefy.shards.verify import check_shards, verify
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 Image = Callable[..., np.ndarray]
@@ -315,3 +320,59 @@ def test_every_flipped_byte_is_reported(
         bytes_of_file[place] ^= 0x41
         assert check_shard(store, shard, spec.digest).problems, f"byte {place}"
         bytes_of_file[place] ^= 0x41
+
+
+SMALL = """
+name = "small"
+model.preset = "fashion-mnist-28"
+classes.total = 40
+output.shard_size = 2
+accept.max_candidates = 3
+"""
+
+
+def planned_samples(spec: ShardSpec, digest: str, make_sample: Callable[..., Sample]) -> list[Sample]:
+    """Samples that have the plan's keys, classes and seeds."""
+    samples = []
+    for row in spec.rows:
+        sample = make_sample(spec.number, row.index, digest)
+        record = replace(sample.record, class_id=row.class_id, seed=row.seed(0), index=row.index)
+        samples.append(Sample(record, sample.png))
+    return samples
+
+
+def test_several_processes_find_what_one_finds(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
+    spec, store = run_spec(parse_manifest(SMALL, "small.toml")), Store(str(tmp_path))
+    for shard in spec.shards:
+        header = ShardHeader(shard.name, shard.number, SMALL, spec.digest, "attempt")
+        commit_shard(store, header, planned_samples(shard, spec.digest, make_sample), seconds=1.0)
+    store.write_bytes(TAR, b"damaged")
+    store.delete("state/rare-000013.json")
+    one, two = (list(check_shards(store, spec, workers)) for workers in (1, 2))
+    assert one == two
+    assert [checked.name for checked in one] == [shard.name for shard in spec.shards]
+    assert [checked.name for checked in one if checked.problems] == ["rare-000001", "rare-000013"]
+
+
+def test_processes_that_check_shards_do_not_load_torch() -> None:
+    code = "import sys, rarefy.plan, rarefy.shards.verify; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_a_large_file_is_read_in_parts(run: Store, spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(check, "HASH_BYTES", 700)
+    assert verify(run, spec) == {}
+    run.write_bytes(TAR, run.read_bytes(TAR)[:-1] + b"x")
+    assert problems(run, spec).startswith(f"{TAR} has sha256 ")
+
+
+def test_a_store_that_cannot_be_read_says_nothing_about_its_shards(
+    run: Store, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(store: Store, rel: str) -> bytes:
+        raise StorageError(f"out: {rel} is not readable at the moment")
+
+    monkeypatch.setattr(Store, "read_or_none", fail)
+    with pytest.raises(StorageError):
+        verify(run, spec)

@@ -30,5 +30,6 @@ def missing_shards(prefix: str, shards: int, given_up: Collection[Trouble]) -> R
 def nothing_works(prefix: str, in_a_row: int, last: Trouble) -> RarefyError:
     """The error of a run in which no shard could be made, and the first ones had to be given up."""
     name = shard_name(prefix, last.shard)
-    text = f"no shard could be made, and {in_a_row} were given up; the last one: {name}: {last.cause}"
+    cause = last.cause if last.cause.startswith(name) else f"{name}: {last.cause}"
+    text = f"no shard could be made, and {in_a_row} were given up; the last one: {cause}"
     return ShardError(text) if last.blame is Blame.SHARD else TemporaryError(text)

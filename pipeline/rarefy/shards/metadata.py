@@ -23,7 +23,6 @@ DIGEST_KEY = b"rarefy.manifest_digest"
 FORMER_COLUMN = "created_at"
 SCORES = ("predicted_id", "confidence", "entropy", "entropy_normalized", "margin")
 MAX_ROWS = 100_000  # of a shard
-MAX_TABLE_BYTES = 1 << 30  # a row takes a few hundred bytes
 OF_CLASSIFIER = (*SCORES, "classifier_sha256")
 
 
@@ -143,7 +142,8 @@ def parse_table(source: Path | BinaryIO, name: str) -> pa.Table:
     """Like read_table, also for a file in memory. name: what errors call it."""
     try:
         with pq.ParquetFile(source) as file:
-            _check_claims(file.metadata)
+            if file.metadata.num_rows > MAX_ROWS:
+                raise ValueError(f"{file.metadata.num_rows:,} rows, more than the {MAX_ROWS:,} of a shard")
             table = file.read(use_threads=False)  # threads are slower for tables as small as these
         table.validate(full=True)
         columns = [(field.name, field.type) for field in table.schema if field.name != FORMER_COLUMN]
@@ -156,17 +156,6 @@ def parse_table(source: Path | BinaryIO, name: str) -> pa.Table:
     if columns != [(field.name, field.type) for field in SCHEMA]:
         raise ShardError(f"{name}: columns {table.schema.names} are not those of the schema, {SCHEMA.names}")
     return table.select(SCHEMA.names).cast(SCHEMA.with_metadata(table.schema.metadata))
-
-
-def _check_claims(metadata: pq.FileMetaData) -> None:
-    """Raise ValueError before memory is taken for more rows or bytes than a shard can have."""
-    if metadata.num_rows > MAX_ROWS:
-        raise ValueError(f"{metadata.num_rows:,} rows, which is more than {MAX_ROWS:,}")
-    groups = (metadata.row_group(place) for place in range(metadata.num_row_groups))
-    columns = (group.column(place) for group in groups for place in range(metadata.num_columns))
-    size_bytes = sum(column.total_uncompressed_size for column in columns)
-    if size_bytes > MAX_TABLE_BYTES:
-        raise ValueError(f"{size_bytes:,} bytes of rows, which is more than {MAX_TABLE_BYTES:,}")
 
 
 def read_records(store: Store, name: str) -> list[SampleRecord]:

@@ -154,5 +154,5 @@ def _withdraw_shard(store: Store, checked: Checked) -> bool:
     if checked.contradicts_plan and checked.marker is not None:
         store.withdraw(tar_path(checked.name), checked.marker.tar_sha256)
         store.withdraw(parquet_path(checked.name), checked.marker.parquet_sha256)
-    take_back(store, checked.name, checked.judged)
+    take_back(store, checked.name, data)
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class RowSpec:
     key: str
     index: int
     class_id: int
-    seed: Callable[[int], int]
+    seed: Callable[[int], int] = field(compare=False)
 
 
 @dataclass(frozen=True)
