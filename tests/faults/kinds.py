@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from benchmarks.s3 import SPOILS
 from faults.world import Output, Session, World
+from rarefy.shards.marker import parse_marker
 
 PAUSE_S = 2.0
 SPOIL_RATE = 0.2  # of the requests while a storage fault is due
@@ -154,15 +154,12 @@ Damage = Callable[[Output, list[str], random.Random], list[str]]
 """Damages a sealed output at up to two shards, and returns what verify has to name."""
 
 FILES = {"tar": "shards/{}.tar", "Parquet": "metadata/{}.parquet", "marker": "state/{}.json"}
-CHECKED = ("manifest_digest", "name", "parquet_bytes", "parquet_sha256", "rows", "shard", "tar_bytes", "tar_sha256")
-"""Fields of a marker that say something about the shard; others record how it was made."""
 
 
 def flip(output: Output, names: list[str], rng: random.Random, what: str) -> list[str]:
     rel = FILES[what].format(names[0])
     data = bytearray(output.read(rel))
-    low, high = _checked_part(bytes(data), rng) if what == "marker" else (0, len(data))
-    data[rng.randrange(low, high)] ^= 1 << rng.randrange(8)
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     output.write(rel, bytes(data))
     return names[:1]
 
@@ -195,7 +192,7 @@ def copy(output: Output, names: list[str], rng: random.Random) -> list[str]:
 
 
 def swap(output: Output, names: list[str], rng: random.Random) -> list[str]:
-    """Two shards change places. Their markers name the new places, as those of a careless rename tool would."""
+    """Two shards change places, and their markers name the new ones: only the plan knows better."""
     for rel in FILES.values():
         first, second = (output.read(rel.format(name)) for name in names)
         if rel == FILES["marker"]:
@@ -206,15 +203,9 @@ def swap(output: Output, names: list[str], rng: random.Random) -> list[str]:
 
 
 def _renamed(marker: bytes, name: str) -> bytes:
-    table = json.loads(marker)
-    return json.dumps(table | {"name": name, "shard": int(name.rpartition("-")[2])}, indent=1, sort_keys=True).encode()
-
-
-def _checked_part(marker: bytes, rng: random.Random) -> tuple[int, int]:
-    """Where one of the fields that are checked has its value."""
-    start = marker.index(f'"{rng.choice(CHECKED)}": '.encode())
-    low = marker.index(b": ", start) + 2
-    return low, marker.index(b"\n", low) - 1
+    """The marker of another shard that says the same about its files, with the right checksum of itself."""
+    shard = int(name.rpartition("-")[2])
+    return replace(parse_marker(marker, name), name=name, shard=shard).to_json()
 
 
 LISTINGS: dict[str, Damage] = {f"flipped {rel}": partial(flip_listing, rel=rel) for rel in ("index.json", "_SUCCESS")}

@@ -25,7 +25,7 @@ from faults.processes import actors
 REPO = Path(__file__).parents[2]
 BUCKET = "bucket"
 NODES = 2  # each with one CPU, so that each has one actor
-PATIENCE_S = 150.0  # for one session
+PATIENCE_S = 400.0  # for one session, of some seconds where nothing else runs
 MANIFEST = """
 name = "faults"
 [model]
@@ -99,7 +99,8 @@ class Session:
     def wrong(self) -> list[str]:
         """What is wrong with how the driver ended."""
         code, (_, error) = self.process.returncode, self.output()
-        last_words = " ".join(error.split())[-600:]
+        words = " ".join(error.split())
+        last_words = words if len(words) < 1200 else f"{words[:600]} ... {words[-600:]}"
         lines = [f"exit code {code}: {last_words}"] if code not in {0} | self.struck else []
         return lines + ([f"a traceback on stderr: {last_words}"] if "Traceback" in error else [])
 

@@ -89,7 +89,7 @@ def spoil(network: object, arguments: object, output: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered (injected)")
     if take("NaN") is not None:
         output = output.clone()
-        output.view(-1)[0] = float("nan")
+        output[(0,) * output.dim()] = float("nan")
     return output
 
 
