@@ -122,6 +122,18 @@ def test_a_machine_without_the_weights_is_no_users_error_once_another_has_loaded
     assert {event.node for event in run.told(What.ACTOR_LOST)} == {"b"}
 
 
+def test_a_machine_without_the_weights_is_no_users_error_while_another_still_loads_them(tmp_path: Path) -> None:
+    def load(handle: FakeHandle) -> Any:
+        if handle.node == "a":
+            raise CheckpointError("model.checkpoint: 'unet.safetensors' is not a file")
+        threading.Timer(0.05, handle.calls[-1][0].set_result, [WEIGHTS]).start()
+        return None
+
+    run = FakeRun(tmp_path, FakeCluster(["b", "a"], load))
+    assert finish(run).made_shards == 10
+    assert {event.node for event in run.told(What.ACTOR_LOST)} == {"a"}
+
+
 def test_a_single_machine_without_its_device_ends_the_run_at_once(tmp_path: Path) -> None:
     def load(handle: FakeHandle) -> Any:
         raise DeviceError("device: 'cuda' is not available")
