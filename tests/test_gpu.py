@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,9 +19,14 @@ from triton_errors import LARGE, silu_at_its_ends, worst_errors
 
 from goldens import config, files, fill, read, relative_error
 from rarefy.cli import main
-from rarefy.execution import prepare
+from rarefy.diffusion.sampler import Chain, sample
+from rarefy.diffusion.schedule import schedule_of
+from rarefy.errors import NonFiniteError
+from rarefy.execution import load_prepared, prepare
 from rarefy.fast.attention import attend
+from rarefy.guidance.terms import ClassifierGuidance
 from rarefy.models.adm import ADM, Classifier, UNet
+from rarefy.models.folder import find_model
 
 GPU = torch.device("cuda")
 ROOT = Path(__file__).parents[1]
@@ -118,6 +128,46 @@ def test_a_run_on_a_gpu_gives_the_same_images_each_time(precision: str, tmp_path
         assert main(["generate", str(manifest), "--out", str(tmp_path / name), *share]) == 0
     hashes = images(tmp_path / "one")
     assert len(hashes) == 20 and hashes == images(tmp_path / "two")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("compile", ["auto", "off", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_one_wrong_weight_is_found_in_any_layer(precision: str, compile: str, value: float) -> None:
+    model, y, seeds = find_model("fashion-mnist-28"), torch.tensor([3, 7], device=GPU), [11, 22]
+    models = load_prepared(model, None, None, (None, None), GPU, precision, compile, 2)
+    chain = Chain(schedule_of(model, "4"), terms=(ClassifierGuidance(entropy_scaling=True),))
+    assert models.classifier is not None
+    for _ in sample(models, y, seeds, chain):
+        pass
+    for network in (models.unet, models.classifier):
+        names = dict(network.named_parameters())
+        for parameter in [names[name] for name in [*list(names)[::12], list(names)[-2]] if "label" not in name]:
+            place = (0,) * parameter.ndim
+            before = parameter.data[place].clone()
+            parameter.data[place] = value
+            with pytest.raises(NonFiniteError):
+                for _ in sample(models, y, seeds, chain):
+                    pass
+            parameter.data[place] = before
+
+
+@pytest.mark.slow
+def test_a_gpu_by_its_name_without_a_home_or_a_cache(tmp_path: Path) -> None:
+    """CUDA_VISIBLE_DEVICES may have a UUID, and Triton must not need the home folder."""
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"UUID: (GPU-[0-9a-f-]+)", listed)
+    assert found is not None
+    nowhere = {"HOME": "/dev/null/none", "XDG_CACHE_HOME": "/dev/null", "CUDA_VISIBLE_DEVICES": found[1]}
+    command = [sys.executable, "-m", "rarefy", "generate", str(ROOT / "manifests" / "smoke.toml")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out"), "--gpus-per-actor", "0.5", "--actors", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "pipeline"), **nowhere},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(images(tmp_path / "out")) == 20
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rarefy import __version__
 from rarefy.errors import RarefyError, StorageError, TemporaryError
 from rarefy.import_command import add_import
+from rarefy.interrupts import sigterm_interrupts
 
 if TYPE_CHECKING:
     from rarefy.generate.driver import GenerateOptions
@@ -69,18 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     0: success; 1: verify found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the audit is
-    incomplete; 75: a fault that is not the user's, try again; 130: Ctrl-C; 143: SIGTERM during training.
+    incomplete; 75: a fault that is not the user's, try again; 130: Ctrl-C; 143: SIGTERM.
     """
-    try:
-        arguments = make_parser().parse_args(argv)
-        handler: Handler = arguments.handler
-        return handler(arguments)
-    except RarefyError as error:
-        print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return TRY_AGAIN if isinstance(error, TemporaryError | StorageError) else USER_ERROR
-    except KeyboardInterrupt as interrupt:
-        print("rarefy: interrupted; finished work is kept, run the same command to resume", file=sys.stderr)
-        return 128 + next(iter(interrupt.args), signal.SIGINT)  # training also raises it for SIGTERM
+    with sigterm_interrupts() as received:
+        try:
+            arguments = make_parser().parse_args(argv)
+            handler: Handler = arguments.handler
+            return handler(arguments)
+        except RarefyError as error:
+            print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return TRY_AGAIN if isinstance(error, TemporaryError | StorageError) else USER_ERROR
+        except KeyboardInterrupt as interrupt:
+            print("rarefy: interrupted; finished work is kept, run the same command to resume", file=sys.stderr)
+            return 128 + next(iter([*received, *interrupt.args]), signal.SIGINT)
 
 
 def make_parser() -> argparse.ArgumentParser:

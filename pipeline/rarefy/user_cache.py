@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,22 @@ def user_cache() -> Path:
         except RuntimeError:  # a user without a home directory has no cache
             base = Path(os.devnull)
     return base / "rarefy"
+
+
+def private_cache(name: str) -> Path | None:
+    """The cache's folder for code that this process runs, made if necessary; None if it cannot be trusted or written.
+
+    It must belong to the user, must not be a link, and nobody else may read or write it.
+    """
+    folder = user_cache() / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return None
+    own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+    return folder if own and os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def keep(path: Path, write: Callable[[BinaryIO], object]) -> None:

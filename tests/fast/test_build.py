@@ -104,6 +104,16 @@ def test_another_users_folder_is_not_used(
     assert works(sources) and builds(log) == 2
 
 
+def test_another_users_or_an_open_library_is_never_loaded(sources: Path, cache: Path, log: Path) -> None:
+    assert works(sources)
+    (library,) = cache.glob("*.so")
+    library.chmod(0o666)
+    assert works(sources) and builds(log) == 2
+    library.rename(library.with_suffix(".elsewhere"))
+    library.symlink_to(library.with_suffix(".elsewhere"))
+    assert works(sources) and builds(log) == 3
+
+
 def test_a_link_to_a_folder_is_not_used(sources: Path, cache: Path, log: Path) -> None:
     assert works(sources)
     cache.rename(cache.parent / "elsewhere")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rarefy.manifest import Manifest, load_manifest
 from rarefy.models.folder import find_model
 from rarefy.models.load import Models
 from rarefy.plan import sample_seed
+from rarefy.scratch import LOCK, PREFIX
 from rarefy.shards.metadata import SampleRecord, read_records
 from rarefy.shards.reader import read_samples
 from rarefy.shards.store import Store
@@ -134,10 +136,10 @@ def test_exhausted_slots_are_an_error_that_names_class_rate_and_the_way_on(runs:
 
 def test_more_candidates_fill_exhausted_slots_and_change_no_other_image(runs: Any, tmp_path: Path) -> None:
     def generate(accept: str, name: str, limit: CandidateLimit) -> list[SampleRecord]:
-        path = runs.manifest(f"[accept]\n{accept}", classes='counts = { "shirt" = 8 }', steps=4)
+        path = runs.manifest(f"[accept]\n{accept}", classes='counts = { "shirt" = 6 }', steps=2)
         generator = ShardGenerator(load_manifest(path), str(tmp_path / name), "cpu", 1, candidates=limit)
         generator.load()
-        for shard in range(4):
+        for shard in range(3):
             generator.generate(shard, "only")
         return rows(tmp_path / name)
 
@@ -207,7 +209,7 @@ def test_an_image_that_is_not_finite_is_never_written(runs: Any, tmp_path: Path)
 
 
 def test_scores_that_are_not_finite_are_an_error_and_not_a_rejected_draw(runs: Any, tmp_path: Path) -> None:
-    path = runs.manifest("[accept]\nconfidence = { min = 0.5 }\nmax_candidates = 1000", steps=4)
+    path = runs.manifest("[accept]\nconfidence = { min = 0.5 }\nmax_candidates = 2", steps=4)
     generator = ShardGenerator(load_manifest(path), str(tmp_path / "out"), "cpu", 1)
     generator.load()
     assert generator._models.classifier is not None
@@ -228,6 +230,17 @@ def test_a_shard_that_another_attempt_committed_is_not_sampled(runs: Any, tmp_pa
     marker = tmp_path / "out" / "state" / f"{first.name}.json"
     marker.write_text(marker.read_text()[:-30])
     assert generator.generate(3, "third").attempt == "third", "a damaged marker is no commit"
+
+
+def test_loading_removes_what_killed_actors_have_left(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f"{PREFIX}left"
+    left.mkdir()
+    (left / LOCK).touch()
+    ShardGenerator(load_manifest(runs.manifest()), str(tmp_path / "out"), "cpu", 1).load()
+    assert not left.exists()
 
 
 def test_a_wrong_hash_is_refused_before_anything_is_written(runs: Any, tmp_path: Path) -> None:

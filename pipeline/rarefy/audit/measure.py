@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.features.extraction import outputs_of_parts
-from rarefy.audit.features.extractors import Extractor, Features, kept_outputs
+from rarefy.audit.features.extractors import Extractor, Features, check_finite, kept_outputs
 from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference, rows_within
 from rarefy.audit.metrics import copies
@@ -19,7 +19,7 @@ from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
 from rarefy.audit.metrics.neighbors import Bools, Manifold, Neighborhood, build_manifold, find_neighbors
 from rarefy.audit.metrics.tail import Tail, find_tail
-from rarefy.errors import DataError, bad
+from rarefy.errors import DataError
 from rarefy.images import LabelledImages
 
 Progress = Callable[[str, int, int], None]
@@ -140,10 +140,7 @@ def _run_outputs(run: RunData, setting: Setting, progress: Progress) -> Features
         setting.ray_address,
         lambda done, total: progress("features of the run", done, total),
     )
-    wrong = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
-    if len(wrong):
-        key = run.measured.key[wrong[0]]
-        raise DataError(bad(f"features of {key}", f"not finite ({len(wrong)} images)", "finite numbers"))
+    check_finite("features", outputs, run.measured.key.tolist())
     return outputs
 
 
@@ -186,6 +183,7 @@ def _real_side(stage: str, images: LabelledImages, setting: Setting, progress: P
         setting.device,
         lambda done, total: progress(stage, done, total),
     )
+    check_finite("features", outputs, images.keys)
     return _side(outputs, images.images, setting)
 
 

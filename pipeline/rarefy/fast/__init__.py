@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rarefy.device import has_bfloat16
+from rarefy.fast.caches import place_caches
 from rarefy.fast.compiling import compiled
 from rarefy.fast.cpu import native
 from rarefy.fast.cpu.allocator import keep_freed_memory
@@ -39,6 +40,8 @@ def prepare(network: Network, device: torch.device, precision: str, compile: str
         keep_freed_memory()
         if own_kernels:
             native.available()  # builds the kernels if necessary
+    elif device.type == "cuda":
+        place_caches()
     if any(parameter.is_meta for parameter in network.parameters()):
         return network  # to be filled from a file and prepared again
     network.to(device)
@@ -49,6 +52,7 @@ def prepare(network: Network, device: torch.device, precision: str, compile: str
     if reduced and not isinstance(network, ADM):
         network.__dict__["forward"] = under_autocast(network, device)
     if batch and compile == "full":
+        place_caches()
         network.__dict__["forward"] = compiled(network, batch)
     elif batch and own_kernels and isinstance(network, ADM) and device.type == "cuda":
         network.__dict__["forward"] = recorded(network, batch)

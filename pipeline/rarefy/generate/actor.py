@@ -31,6 +31,7 @@ from rarefy.generate.score import (
 from rarefy.manifest import Manifest
 from rarefy.models.load import Models
 from rarefy.plan import Slot, class_rank, make_plan, sample_seed, shard_name
+from rarefy.scratch import sweep
 from rarefy.shards.marker import Marker, read_committed
 from rarefy.shards.metadata import SampleRecord, sample_key
 from rarefy.shards.retry import PATIENCE_S
@@ -111,6 +112,7 @@ class ShardGenerator:
         Raises CheckpointError, DeviceError, ManifestError.
         """
         self._limit.check(self.manifest.accept)
+        sweep()  # what killed actors have left on this machine
         self._models: Models = load_for_run(self.manifest, torch.device(self.device), self.compile)
         self._chain: Chain = self.manifest.settings.chain(self.manifest.preset, self.manifest.terms)
         self._memory = BatchMemory(torch.device(self.device))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import shutil
+import secrets
+import signal
 import sys
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from rarefy.errors import DeviceError, bad
+from rarefy.errors import DeviceError, TemporaryError, bad
 from rarefy.generate.fit import Request, Resources, find_machines, fit_cluster, fit_machine
+from rarefy.interrupts import sigterm_kept
+from rarefy.scratch import scratch_folder, sweep
 
 OBJECT_STORE_BYTES = 256 * 2**20  # images go to files; only small messages pass through the store
 FOLDER_PREFIX = "rarefy-ray-"
+TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+ENDING_S = 5.0  # for killed processes to be gone
 
 
 @contextmanager
@@ -39,15 +43,18 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
         yield fit_cluster(request, find_machines())
     elif address is None:
         resources = fit_machine(request)
-        with _private_folder() as folder:
-            _start(resources, folder)
+        with _private_folder() as folder, _environment(_own_settings(folder)):
             try:
+                _start_or_say_why(resources, folder)
                 yield resources
             finally:
                 ray.shutdown()
+                end_processes(folder)
     else:
+        _forget_token()
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            with sigterm_kept():
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as cause:
             reason = " ".join(str(cause).split())[:200]
             raise DeviceError(bad("ray_address", address, f"a Ray cluster that answers ({reason})")) from cause
@@ -57,21 +64,74 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
             ray.shutdown()
 
 
+def _own_settings(folder: Path) -> dict[str, str | None]:
+    """Environment of an embedded Ray.
+
+    Its token is a file of its own, since Ray's default place is the home folder, which may not exist. Usage reports are
+    off, and a warning about CUDA_VISIBLE_DEVICES in actors without a GPU.
+    """
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    defaults = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    return {
+        TOKEN_PATH: str(token),
+        "RAY_AUTH_TOKEN": None,
+        **{name: os.environ.get(name, value) for name, value in defaults.items()},
+    }
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set (or, for None, unset) environment variables, and put them back afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    _set_environment(values)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def _forget_token() -> None:
+    """Let Ray read its token and settings again: it keeps them for the life of the process.
+
+    The calls are private: versions that lack them have no token authentication by default.
+    """
+    with suppress(AttributeError):
+        own: Any = ray._raylet
+        own.Config.initialize("")
+        own.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _start_or_say_why(resources: Resources, folder: Path) -> None:
+    try:
+        _start(resources, folder)
+    except Exception as cause:  # Ray raises nothing more special, such as when a busy machine makes it too slow
+        reason = " ".join(str(cause).split())[:200]
+        raise TemporaryError(f"Ray did not start on this machine ({reason}); run the same command again") from cause
+
+
 def _start(resources: Resources, folder: Path) -> None:
-    # Turn off usage reports and a warning about CUDA_VISIBLE_DEVICES in actors without a GPU.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _forget_token()
     actors = resources.actors or 1
-    ray.init(
-        "local",
-        num_cpus=actors * resources.cpus,
-        num_gpus=resources.whole_gpus(actors),
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(folder),
-    )
+    with sigterm_kept():  # Ray's own handlers would print a stack trace or exit with another code
+        ray.init(
+            "local",
+            num_cpus=actors * resources.cpus,
+            num_gpus=resources.whole_gpus(actors),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder / "ray"),  # Ray lets everybody write to it
+        )
     _end_idle_servers()
 
 
@@ -89,24 +149,32 @@ def _end_idle_servers() -> None:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A temporary folder for Ray's session. Also removes the folders of runs that were killed.
+    """A temporary folder for Ray's session. Also removes what runs that were killed have left, processes included.
 
-    A live run holds a lock on its folder. It is directly in /tmp because Ray's socket paths are limited to about 100
-    characters.
+    It is directly in /tmp because Ray's socket paths are limited to about 100 characters.
     """
-    _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp"))
-    try:
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    top = Path("/tmp")
+    sweep(FOLDER_PREFIX, top, end_processes)
+    with scratch_folder(FOLDER_PREFIX, top) as folder:
+        yield folder
 
 
-def _sweep() -> None:
-    for lock_path in Path("/tmp").glob(f"{FOLDER_PREFIX}*/lock"):
-        # OSError: another user's folder, locked by a live run, or just removed by another run.
-        with suppress(OSError), lock_path.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock_path.parent, ignore_errors=True)
+def end_processes(folder: Path) -> None:
+    """Kill what is left of an embedded Ray: its agents would run for another minute."""
+    end = time.monotonic() + ENDING_S
+    while (left := _processes(folder)) and time.monotonic() < end:
+        for pid in left:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _processes(folder: Path) -> list[int]:
+    """This user's processes that were started with the folder's token. Systems without /proc show none."""
+    mark, found = f"{TOKEN_PATH}={folder}/token".encode(), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            started_with = (process / "environ").read_bytes().split(b"\0")
+            if mark in started_with and int(process.name) != os.getpid():
+                found.append(int(process.name))
+    return found

@@ -116,8 +116,8 @@ def _copy(name: str, value: Tensor, like: Tensor, path: Path) -> Tensor:
     """The value in ``like``'s type and on the CPU. Raises CheckpointError if it is not finite."""
     layout = torch.channels_last if like.ndim == 4 else torch.contiguous_format
     copy = torch.empty(like.shape, dtype=like.dtype, memory_format=layout).copy_(value)
-    if not copy.isfinite().all():
-        count = int((~copy.isfinite()).sum())
+    # The sum takes a thirtieth of the time; of finite values it may still overflow.
+    if not copy.sum(dtype=torch.float32).isfinite() and (count := int((~copy.isfinite()).sum())):
         raise CheckpointError(
             f"checkpoint: {str(path)!r} has {count:,} values in {name} that are not finite (NaN or infinity); "
             "its training diverged, or it overflowed when it was saved in float16"

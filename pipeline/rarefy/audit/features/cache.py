@@ -41,7 +41,12 @@ def cached(parts: tuple[str, ...], compute: Callable[[], Arrays]) -> Arrays:
 
 
 def keep_arrays(parts: tuple[str, ...], arrays: Arrays) -> None:
-    """Cache arrays under ``parts``, unless the folder cannot be written."""
+    """Cache arrays under ``parts``, unless the folder cannot be written or a value is not finite.
+
+    What a sick device computes must not come back in later audits.
+    """
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        return
     with contextlib.suppress(OSError):
         keep(_entry(parts), lambda file: np.savez(file, allow_pickle=False, **arrays))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rarefy.audit.features.cache import array_digest, cached
 from rarefy.audit.features.fidelity import load_registered, registered_names
 from rarefy.device import find_device
-from rarefy.errors import DataError, ManifestError, bad
+from rarefy.errors import DataError, ManifestError, bad, first_names
 
 Features = NDArray[np.float32]
 Images = NDArray[np.uint8]
@@ -95,6 +95,14 @@ def kept_outputs(images: Images, extractor: Extractor, device: Device = "cpu", s
         cache_key(extractor, images), lambda: {"outputs": extract_outputs(images, extractor, device, step=step)}
     )
     return np.asarray(arrays["outputs"], np.float32)
+
+
+def check_finite(what: str, values: NDArray[np.floating], keys: Sequence[str]) -> None:
+    """Raise DataError, which names the images, if their values (N, ...) are not finite. keys: N, or none."""
+    wrong = [int(row) for row in np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))]
+    if wrong:
+        names = first_names([keys[row] if keys else f"image {row}" for row in wrong])
+        raise DataError(f"{what}: those of {names} are not finite (NaN or infinity); try again on another device")
 
 
 def cache_key(extractor: Extractor, images: Images) -> tuple[str, ...]:

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from rarefy.audit.features.cache import cached
-from rarefy.audit.features.extractors import DEFAULT_BATCH
+from rarefy.audit.features.extractors import DEFAULT_BATCH, check_finite
 from rarefy.device import find_device
-from rarefy.errors import DataError, bad, first_names
 from rarefy.execution import load_prepared
 from rarefy.generate.score import score_images
 from rarefy.images import LabelledImages
@@ -54,12 +53,11 @@ def score_reference(
             images = torch.tensor(real.images[start : start + DEFAULT_BATCH]).to(place)
             labels = torch.tensor(real.labels[start : start + DEFAULT_BATCH]).to(place)
             scores = score_images(classifier, images, labels)
-            if wrong := scores.wrong_rows():
-                names = first_names([str(start + row) for row in wrong])
-                raise DataError(bad("reference: scores of images", names, "finite numbers"))
             for name, parts in columns.items():
                 parts.append(getattr(scores, name).numpy())
-        return {name: np.concatenate(parts) for name, parts in columns.items()}
+        found = {name: np.concatenate(parts) for name, parts in columns.items()}
+        check_finite("scores of the reference", np.stack([found["confidence"], found["entropy"]], axis=1), real.keys)
+        return found
 
     arrays = cached(("scores", str(models.classifier_sha256), real.sha256()), compute)
     return ReferenceScores(**{name: arrays[name].astype(kind) for name, kind in COLUMNS.items()})

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rarefy.cores import usable_cores
 from rarefy.device import find_compiler, processor
-from rarefy.user_cache import keep, user_cache
+from rarefy.user_cache import keep, private_cache
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC")
 THREADS = ("-fopenmp",)  # if the compiler has it; without it kernels run in one thread
@@ -65,15 +65,10 @@ def _digest(compiler: str, flags: tuple[str, ...], sources: Path) -> str:
 @contextlib.contextmanager
 def _locked_cache() -> Iterator[Path | None]:
     """The cache folder, locked so that only one process builds; None if there is no folder that can be trusted."""
-    folder = user_cache() / "cpu"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        trusted = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600) if trusted else None
-    except OSError:
-        lock = None
+    folder, lock = private_cache("cpu"), None
+    if folder is not None:
+        with contextlib.suppress(OSError):  # the disk may be full
+            lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     if lock is None:
         yield None
         return
@@ -86,8 +81,11 @@ def _locked_cache() -> Iterator[Path | None]:
 
 
 def _complete(library: Path) -> bool:
-    """Whether a library has the sha256 stored next to it: loading a truncated one would kill the process."""
+    """Whether a library is the user's and has the sha256 stored next to it: a truncated one would kill the process."""
     try:
+        status = library.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+            return False
         return hashlib.sha256(library.read_bytes()).hexdigest() == library.with_suffix(".sha256").read_text()
     except OSError:
         return False
