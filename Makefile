@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 JOBS ?= 2
+FAULTS ?= 200
+SEED ?= 0
 
-.PHONY: help setup demo smoke test mutants lint format weights bench bench-gpu quality reproduce clean
+.PHONY: help setup demo smoke test mutants faults lint format weights bench bench-gpu quality reproduce clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +32,9 @@ test: setup ## run every test, in two processes (JOBS=... to choose)
 mutants: setup ## test a random sample of mutants of the core (half an hour, resumable; docs/MUTANTS.md)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[mutants]'
 	$(BIN)/python tests/mutants.py
+
+faults: setup ## inject FAULTS=200 faults into real runs and check that no image is lost, doubled or wrong (15 minutes)
+	PYTHONPATH=pipeline:tests:. $(BIN)/python -m faults --faults $(FAULTS) --seed $(SEED) --json out/faults.json
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,10 +1,10 @@
-"""Entry point for ``ray job submit`` and KubeRay: ``rarefy generate`` on the cluster that runs this job."""
+"""Entry point for KubeRay and ``ray job submit``: ``rarefy generate`` on the cluster that runs this job."""
 
 from __future__ import annotations
 
 import sys
 
-from rarefy.cli import main
+from rarefy.job import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(["generate", "--ray-address", "auto", *sys.argv[1:]]))
+    sys.exit(run_job("generate", sys.argv[1:]))

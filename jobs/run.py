@@ -1,10 +1,10 @@
-"""Entry point for ``ray job submit`` and KubeRay: ``rarefy run`` on the cluster that runs this job."""
+"""Entry point for KubeRay and ``ray job submit``: ``rarefy run`` on the cluster that runs this job."""
 
 from __future__ import annotations
 
 import sys
 
-from rarefy.cli import main
+from rarefy.job import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(["run", "--ray-address", "auto", *sys.argv[1:]]))
+    sys.exit(run_job("run", sys.argv[1:]))

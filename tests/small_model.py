@@ -15,11 +15,10 @@ from torch import nn
 
 from rarefy.cli import main
 from rarefy.generate.actor import ShardGenerator
-from rarefy.manifest import Manifest
+from rarefy.manifest import Manifest, model_file
 from rarefy.models.config import NetworkConfig
 from rarefy.models.folder import ModelFolder, write_model_folder
 from rarefy.models.networks import build_classifier, build_unet
-from rarefy.models.run_model import write_run_model
 from rarefy.plan import make_plan
 from rarefy.shards.claim import claim_output
 from rarefy.shards.store import Store
@@ -89,7 +88,7 @@ def make_run(manifest: Manifest, out: Path) -> Store:
     threads = torch.get_num_threads()
     generator, store = ShardGenerator(manifest, str(out), "cpu", 1), Store(str(out))
     generator.load()
-    claim_output(store, manifest.text, manifest.digest, write_run_model(manifest.model))
+    claim_output(store, manifest.text, manifest.digest, model_file(manifest))
     for shard in range(make_plan(manifest).num_shards):
         generator.generate(shard, f"attempt-{shard}")
     torch.set_num_threads(threads)

@@ -13,6 +13,7 @@ PACKAGE = REPO / "pipeline" / "rarefy"
 # Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
 LEVELS = (
     ("cores", "errors", "interrupts", "scratch", "user_cache"),
+    ("plugins",),
     ("device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("fast",),
@@ -21,9 +22,9 @@ LEVELS = (
     ("plan",),
     ("generate", "training"),
     ("audit", "bench"),
-    ("import_command", "project", "stages"),
+    ("import_command", "project", "stages", "status"),
     ("cli",),
-    ("__main__",),
+    ("__main__", "job"),
 )
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from rarefy.cli import main
 from rarefy.diffusion.sampler import Chain, sample
 from rarefy.diffusion.schedule import schedule_of
 from rarefy.errors import NonFiniteError
-from rarefy.execution import load_prepared, prepare
+from rarefy.execution import load_prepared, prepare, repeatable
 from rarefy.fast.attention import attend
 from rarefy.guidance.terms import ClassifierGuidance
 from rarefy.models.adm import ADM, Classifier, UNet
@@ -31,6 +32,13 @@ from rarefy.models.folder import find_model
 GPU = torch.device("cuda")
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_run() -> Iterator[None]:
+    """cuDNN's settings as in a run: by default it rounds float32 convolutions to 10 bits (TF32)."""
+    with repeatable():
+        yield
 
 
 def arrays_of(file: Path) -> tuple[dict[str, object], dict[str, Tensor]]:

@@ -1,11 +1,11 @@
 """An example of a model of your own: two small networks, trained here on scikit-learn's 8 px digits.
 
     python examples/own_model/digits_model.py out/digits/model
-    PYTHONPATH=examples/own_model rarefy run examples/own_model/rare.toml --out out/digits/rare
+    PYTHONPATH=examples/own_model rarefy run examples/own_model/rare.toml --out out/digits/rare --allow-plugins
 
 The script writes a model folder whose config.json names the two classes below by their import paths, so rarefy builds
-them wherever Python can import this file. What a network is called with is in rarefy.models.networks; see also
-docs/IMPORT.md.
+them wherever Python can import this file and --allow-plugins permits it. What a network is called with is in
+rarefy.models.networks; see also docs/IMPORT.md.
 """
 
 from __future__ import annotations

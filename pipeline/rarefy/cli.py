@@ -38,8 +38,9 @@ rarefy init photos/ --out quick --images 20000   a first look at what training g
 rarefy run mine/rare.toml --out s3://bucket/rare --ray-address auto""",
     "plan": "rarefy plan mine/rare.toml\nrarefy plan mine/rare.toml --fill photos/ --to 5000",
     "generate": "rarefy generate mine/rare.toml --out out/rare --actors 2",
-    "seal": "rarefy seal out/rare",
-    "verify": "rarefy verify out/rare",
+    "seal": "rarefy seal out/rare\nrarefy seal out/rare --repair",
+    "verify": "rarefy verify out/rare   exits with 1 if anything is missing or damaged",
+    "status": "rarefy status s3://bucket/rare",
     "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
     "report": "rarefy report out/rare",
     "compare": "rarefy compare out/plain out/rare --page out/compare.html",
@@ -99,7 +100,11 @@ def make_parser() -> argparse.ArgumentParser:
     _add_generate_arguments(command)
     command = _command(commands, "seal", _seal, "verify all shards and write index, card and _SUCCESS")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
-    command = _command(commands, "verify", _verify, "check all hashes; exit with 1 if a shard is missing or damaged")
+    text = "on damage, delete _SUCCESS and the damaged shards' markers, so that generate makes them again"
+    command.add_argument("--repair", action="store_true", help=text)
+    command = _command(commands, "verify", _verify, "compare all files with the plan and their hashes")
+    command.add_argument("out", metavar="OUT", help=OUT_HELP)
+    command = _command(commands, "status", _status, "show a run's progress, drivers and failures, from OUT alone")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     _add_audit(commands)
     command = _command(commands, "report", _report, "write audit/report.html from the audit's results")
@@ -111,6 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_import(commands)
     _add_bench(commands)
     command = _command(commands, "models", _models, "list the models that ship with rarefy, or describe one")
+    _add_plugins(command)
     text = "a name, a model folder, hf://org/name[@revision] or an fsspec URL (default: list those that ship)"
     command.add_argument("model", metavar="MODEL", nargs="?", help=text)
     return parser
@@ -151,6 +157,7 @@ def _add_plan(commands: Any) -> None:
     text = "show what a manifest would produce: classes, shards, size, time"
     command = _command(commands, "plan", _plan, text)
     command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
+    _add_plugins(command)
     text = "count these real images and plan what fills their classes up, instead of the manifest's [classes]"
     command.add_argument("--fill", metavar="DATA", help=text)
     text = "images per class, real and made (default: as many as the largest class has)"
@@ -160,6 +167,7 @@ def _add_plan(commands: Any) -> None:
 def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
     command.add_argument("--out", required=True, help=OUT_HELP)
+    _add_plugins(command)
     group = command.add_argument_group("resources (they change an image by rounding at most)")
     text = "sampling processes: at most N, or max, as many as fit at any time (default)"
     group.add_argument("--actors", type=_most, metavar="N", help=text)
@@ -172,6 +180,8 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     text = "how long a failing storage call is repeated (default 300)"
     group.add_argument("--storage-patience", type=float, default=300.0, metavar="SECONDS", help=text)
     _add_compile(group)
+    text = "print progress and events as JSON lines on stderr, for log collectors"
+    command.add_argument("--log-json", action="store_true", help=text)
     group = command.add_argument_group("slots that [accept] leaves empty (images that are made already stay the same)")
     text = "draw up to N candidates for each slot, more than accept.max_candidates"
     group.add_argument("--max-candidates", type=int, metavar="N", help=text)
@@ -184,6 +194,17 @@ def _most(text: str) -> int | None:
     if not (text == "max" or text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number or max")
     return None if text == "max" else int(text)
+
+
+def _add_plugins(command: argparse.ArgumentParser) -> None:
+    text = "import the code that the manifest or the model names, such as a term of your own; it can do anything"
+    command.add_argument("--allow-plugins", action="store_true", help=f"{text} (also: RAREFY_ALLOW_PLUGINS=1)")
+
+
+def _allow_plugins(arguments: argparse.Namespace) -> bool:
+    from rarefy.plugins import allowed_by_environment
+
+    return allowed_by_environment() or arguments.allow_plugins
 
 
 def _add_compile(group: Any) -> None:
@@ -207,6 +228,7 @@ def _add_audit(commands: Any) -> None:
     command.add_argument("--gates", help="TOML file whose [gates] replace those of the run's manifest")
     command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
     command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda or cuda:N")
+    _add_plugins(command)
 
 
 def _add_train(commands: Any) -> None:
@@ -222,6 +244,7 @@ def _add_train(commands: Any) -> None:
     text = "for a recipe with a preset, classifier only: weight of the entropy constraint, e.g. 0.1"
     command.add_argument("--ect", type=float, help=text)
     _add_compile(command)
+    _add_plugins(command)
 
 
 def _add_bench(commands: Any) -> None:
@@ -236,6 +259,7 @@ def _add_bench(commands: Any) -> None:
     command.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1, as in an actor)")
     command.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     _add_compile(command)
+    _add_plugins(command)
 
 
 def _options(arguments: argparse.Namespace) -> GenerateOptions:
@@ -257,13 +281,15 @@ def _options(arguments: argparse.Namespace) -> GenerateOptions:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rarefy.generate.progress import ProgressLine, stage_line
+    from rarefy.generate.progress import stage_json, stage_line
+    from rarefy.generate.watch import watched
     from rarefy.manifest import load_manifest
     from rarefy.stages import run
 
-    manifest = load_manifest(arguments.manifest)
-    with ProgressLine() as progress:
-        result = run(manifest, _options(arguments), progress, stage_line)
+    manifest, options = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments)), _options(arguments)
+    with watched(manifest, options, arguments.log_json) as watch:
+        stage = stage_json if arguments.log_json else stage_line
+        result = run(manifest, options, watch.progress, stage, watch.notice, watch.listeners)
     page = f"{arguments.out.rstrip('/')}/{result.report}"
     text = f"{result.generated.text()}\nsealed {result.sealed.samples:,} images\nreport: {page}"
     _print(arguments, dataclasses.asdict(result), "\n".join([text, *_audit_lines(result.metrics)]))
@@ -289,18 +315,19 @@ def _plan(arguments: argparse.Namespace) -> int:
     from rarefy.generate.estimate import summarize
     from rarefy.manifest import load_manifest
 
-    summary = summarize(load_manifest(arguments.manifest, given_fill(arguments.fill, arguments.to)))
+    fill = given_fill(arguments.fill, arguments.to)
+    summary = summarize(load_manifest(arguments.manifest, fill, _allow_plugins(arguments)))
     return _print(arguments, dataclasses.asdict(summary), summary.text())
 
 
 def _generate(arguments: argparse.Namespace) -> int:
     from rarefy.generate.driver import generate
-    from rarefy.generate.progress import ProgressLine
+    from rarefy.generate.watch import watched
     from rarefy.manifest import load_manifest
 
-    manifest = load_manifest(arguments.manifest)
-    with ProgressLine() as progress:
-        result = generate(manifest, _options(arguments), progress)
+    manifest, options = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments)), _options(arguments)
+    with watched(manifest, options, arguments.log_json) as watch:
+        result = generate(manifest, options, watch.progress, watch.listeners)
     return _print(arguments, dataclasses.asdict(result), result.text())
 
 
@@ -308,7 +335,7 @@ def _seal(arguments: argparse.Namespace) -> int:
     from rarefy.shards.store import Store
     from rarefy.stages import seal_run
 
-    sealed = seal_run(Store(arguments.out))
+    sealed = seal_run(Store(arguments.out), arguments.repair)
     text = f"sealed: {sealed.samples:,} images in {sealed.shards:,} shards, {sealed.size_bytes / 1e6:,.1f} MB"
     return _print(arguments, dataclasses.asdict(sealed), text)
 
@@ -321,6 +348,14 @@ def _verify(arguments: argparse.Namespace) -> int:
     lines = [f"{name}: {line}" for name, lines in problems.items() for line in lines]
     _print(arguments, {"problems": problems}, "\n".join(lines) or "all shards are complete and undamaged")
     return PROBLEMS if problems else OK
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from rarefy.shards.store import Store
+    from rarefy.status import read_status
+
+    status = read_status(Store(arguments.out))
+    return _print(arguments, dataclasses.asdict(status), status.text())
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -339,6 +374,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         ray_address=arguments.ray_address,
         gates=load_gates(arguments.gates) if arguments.gates else None,
         model=arguments.model,
+        allow_plugins=_allow_plugins(arguments),
     )
     result = run_audit(Store(arguments.out), options, stage_line)
     lines = [f"{name}: {_figure(entry['value'])} (real images: {_figure(entry['floor'])})"
@@ -389,7 +425,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from rarefy.training.run import TrainOptions, run_training
 
     part, recipe = _part_and_recipe(arguments.recipe)
-    options = TrainOptions(arguments.device, arguments.threads, arguments.compile, arguments.tensorboard)
+    how = arguments.device, arguments.threads, arguments.compile, arguments.tensorboard
+    options = TrainOptions(*how, allow_plugins=_allow_plugins(arguments))
     if not names_preset(Path(recipe)):
         for name in ("out", "ect"):
             if (value := getattr(arguments, name)) is not None:
@@ -427,7 +464,7 @@ def _part_and_recipe(words: Sequence[str]) -> tuple[str | None, str]:
 def _bench(arguments: argparse.Namespace) -> int:
     from rarefy.bench.bench import AUTO, Bench, BenchOptions, bench_manifest, table
 
-    manifest = bench_manifest(arguments.manifest, arguments.preset, arguments.precision)
+    manifest = bench_manifest(arguments.manifest, arguments.preset, arguments.precision, _allow_plugins(arguments))
     options = BenchOptions(
         batch=arguments.batch or (None if arguments.manifest else AUTO),
         growth=arguments.growth,
@@ -446,7 +483,7 @@ def _models(arguments: argparse.Namespace) -> int:
     if arguments.model is not None:
         from rarefy.models.describe import describe
 
-        description = describe(arguments.model)
+        description = describe(arguments.model, _allow_plugins(arguments))
         return _print(arguments, dataclasses.asdict(description), description.text())
     shown = ["name", "image_size", "channels", "num_classes", "classifier_classes", "schedule", "diffusion_steps"]
     shown += ["recommended_scale", "embedded", "description"]

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rarefy.fields import Table
-from rarefy.guidance.base import import_path
+from rarefy.guidance.base import Term, import_path
+from rarefy.guidance.opaque import OpaqueTerm
 from rarefy.models.folder import sampling_config
 from rarefy.models.source import ModelSpec
 
@@ -27,6 +28,17 @@ def digest_of(fields: Mapping[str, Any], written: Table) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def opaque(term: Term) -> OpaqueTerm | None:
+    """What a reader without a plug-in's code needs to know of its term; None for a built-in term."""
+    if isinstance(term, OpaqueTerm):
+        return term
+    path, values = _class_name(type(term)), _plain(term)
+    if ":" not in path:
+        return None
+    assert isinstance(values, dict)
+    return OpaqueTerm(path=path, shown=term.name, values={key: value for key, value in values.items() if key})
+
+
 def _model(model: ModelSpec, written: Table) -> list[object]:
     if model.source is not None:
         return [sampling_config(model.folder), model.checkpoint_sha256, model.classifier_sha256]
@@ -39,6 +51,8 @@ def _model(model: ModelSpec, written: Table) -> list[object]:
 
 def _plain(value: object) -> object:
     """The value as JSON types. A dataclass includes its class name, so that two kinds of term never look alike."""
+    if isinstance(value, OpaqueTerm):
+        return {"": value.path, **value.values}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         omitted = {f.name for f in dataclasses.fields(value) if f.metadata.get("later") and fields[f.name] is None}

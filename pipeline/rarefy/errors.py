@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 NAMES_SHOWN = 8
+VALUE_SHOWN = 500  # characters
 
 
 class RarefyError(ValueError):
@@ -52,8 +53,16 @@ class TemporaryError(RarefyError):
 
 
 def bad(field: str, value: object, allowed: str) -> str:
-    """The standard one-line message: field, value and what is allowed."""
-    return f"{field}: {value!r} is not {allowed}"
+    """The standard one-line message: field, value and what is allowed. A long value is cut off."""
+    return f"{field}: {_shown(value)} is not {allowed}"
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints, or tables nested too deeply
+        text = f"a value of type {type(value).__name__} that is too large to show"
+    return text if len(text) <= VALUE_SHOWN else f"{text[:VALUE_SHOWN]} ..."
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import difflib
 import re
+import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from rarefy.errors import ManifestError, bad
 
 Table = Mapping[str, object]
+_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+_LONG_KEY = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*\.[ \t]*{_PART}){{64}}")
+
+
+def parse_toml(text: str) -> dict[str, object]:
+    """The tables of a TOML text. Raises ManifestError, also for nesting and numbers that are too large to read."""
+    if _LONG_KEY.search(text):  # the parser's time grows with the square of their length
+        raise ManifestError("not TOML: a key has more than 64 parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ManifestError("not TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of more digits than Python converts
+        raise ManifestError(f"not TOML: {error}") from None
 
 
 def known_keys(table: Table, field: str, allowed: Collection[str], file: str = "the manifest") -> None:
@@ -86,7 +101,15 @@ def get_path(table: Table, field: str, folder: Path) -> str | None:
     if not table.get(_leaf(field)):
         return None
     value = get_text(table, field)
-    return str((folder / Path(value).expanduser()).absolute())
+    return str(find_path(value, field, folder))
+
+
+def find_path(written: str, field: str, folder: Path) -> Path:
+    """A local path as a person writes it, made absolute. folder: where relative paths start. Raises ManifestError."""
+    try:
+        return (folder / Path(written).expanduser()).absolute()
+    except RuntimeError:
+        raise ManifestError(bad(field, written, "a path: there is no such user here")) from None
 
 
 def get_sha256(table: Table, field: str) -> str | None:

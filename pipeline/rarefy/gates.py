@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rarefy.errors import ManifestError, bad
-from rarefy.fields import Table, get_number, get_table, known_keys
+from rarefy.fields import Table, get_number, get_table, known_keys, parse_toml
 
 METRICS = (
     "fid", "kid", "inception_score", "precision", "recall", "tail_recall", "density", "coverage", "tail_coverage",
@@ -81,8 +80,8 @@ def parse_gates(table: Table) -> tuple[Gate, ...]:
 def load_gates(path: str) -> tuple[Gate, ...]:
     """The ``[gates]`` of a TOML file, which may be a whole manifest. Raises ManifestError."""
     try:
-        root = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        root = parse_toml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ManifestError is a ValueError
         raise ManifestError(bad("gates", path, f"a readable TOML file ({' '.join(str(error).split())})")) from None
     return parse_gates(get_table(root, "gates"))
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rarefy.diffusion.sampler import SamplerSettings
 from rarefy.diffusion.schedule import RESPACINGS
-from rarefy.digest import digest_of
+from rarefy.digest import digest_of, opaque
 from rarefy.errors import ManifestError, bad
 from rarefy.fields import (
     Table,
@@ -24,13 +23,15 @@ from rarefy.fields import (
     get_table,
     get_text,
     known_keys,
+    parse_toml,
 )
 from rarefy.fill import COUNTED_BY, Fill, Filled, count_real, missing, resolve_fill
 from rarefy.gates import Gate, check_measurable, parse_gates
 from rarefy.guidance.base import Term
+from rarefy.guidance.opaque import OpaqueTerm, parse_unread
 from rarefy.guidance.registry import parse_term
-from rarefy.models.folder import CONFIG, ModelFolder
-from rarefy.models.run_model import read_run_model
+from rarefy.models.folder import CONFIG, ModelFolder, allow_kinds
+from rarefy.models.run_model import RunModel, read_run_model, write_run_model
 from rarefy.models.source import ModelSpec, read_model_table
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE, RUN_FILE
 
@@ -98,39 +99,80 @@ class Manifest:
         return sum(self.counts.values())
 
 
-def load_manifest(path: str | Path, fill: Fill | None = None) -> Manifest:
+def load_manifest(path: str | Path, fill: Fill | None = None, allow_plugins: bool = False) -> Manifest:
     """Read and validate a manifest file. fill: replaces its [classes], for a plan.
 
-    A run's own copy, OUT/manifest.toml, gets its model from the ``model.json`` next to it. Raises ManifestError
-    (unreadable, not TOML, unknown key, bad value), and DataError for images that fill cannot count.
+    allow_plugins: whether to import the code that the manifest or its model names by an import path; without it only
+    what an installed package lists is imported. A run's own copy, OUT/manifest.toml, gets its model from the
+    ``model.json`` next to it. Raises ManifestError (unreadable, not TOML, unknown key, bad value, a plug-in that is not
+    allowed), and DataError for images that fill cannot count.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null byte
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
     folder = Path(path).parent
     stored, claimed = folder / MODEL_FILE, folder / RUN_FILE
     of_run = Path(path).name == MANIFEST_FILE and stored.is_file() and claimed.is_file()
-    model = read_run_model(stored.read_bytes(), str(stored)) if of_run else None
-    return parse_manifest(text, str(path), model, fill)
+    model = read_run_model(stored.read_bytes(), str(stored)).model if of_run else None
+    return parse_manifest(text, str(path), model, fill, allow_plugins)
 
 
-def parse_manifest(text: str, source: str, model: ModelSpec | None = None, fill: Fill | None = None) -> Manifest:
+def parse_manifest(
+    text: str, source: str, model: ModelSpec | None = None, fill: Fill | None = None, allow_plugins: bool = False
+) -> Manifest:
     """Validate manifest text. source: its path, for error messages; relative paths in it start at its folder.
 
     model: of a run that has begun, from its ``model.json``; it replaces the folder at ``model.path``; fill: replaces
-    [classes].
+    [classes]; allow_plugins: see ``load_manifest``.
     """
+    root = _read_toml(text, source)
+    found = read_model_table(get_table(root, "model"), Path(source).parent, model)
+    found = dataclasses.replace(found, folder=allow_kinds(found.folder, allow_plugins))
+    classes = _classes(text, get_table(root, "classes"), found.folder, Path(source).parent, fill)
+    terms = [parse_term(table, field, allow_plugins) for field, table in _term_tables(root)]
+    return _build(root, found, classes, tuple(terms))
+
+
+def parse_unread_manifest(text: str, source: str, run: RunModel) -> Manifest:
+    """Validate the manifest of a run that is only read, without importing any code that the run names.
+
+    run: what its ``model.json`` says. Terms of plug-ins become OpaqueTerm, and networks of your own are not built. The
+    digest is the same. Raises ManifestError.
+    """
+    root = _read_toml(text, source)
+    table, classes, kept = get_table(root, "model"), get_table(root, "classes"), list(run.plugins)
+    if "path" in table and run.model is None:
+        raise ManifestError(f"{source}: model.path: this run's {MODEL_FILE} does not describe the model")
+    if "fill" in classes:
+        raise ManifestError(bad(f"{source}: classes", "fill", "a key of a run's own copy, which has counts instead"))
+    model, terms = read_model_table(table, Path(source).parent, run.model), []
+    for field, each in _term_tables(root):
+        terms.append(parse_unread(each, field, kept))
+        if isinstance(terms[-1], OpaqueTerm):
+            kept.pop(0)
+    return _build(root, model, Filled(classes, {}, text), tuple(terms))
+
+
+def model_file(manifest: Manifest) -> bytes | None:
+    """Content of the run's ``model.json``; None if the manifest says it all."""
+    return write_run_model(manifest.model, [kept for term in manifest.terms if (kept := opaque(term)) is not None])
+
+
+def _read_toml(text: str, source: str) -> Table:
     try:
-        root = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ManifestError(f"{source}: not TOML: {error}") from None
+        root = parse_toml(text)
+    except ManifestError as error:
+        raise ManifestError(f"{source}: {error}") from None
     known_keys(root, "", ("name", "seed", "model", "sampler", "guidance", "classes", "accept", "output", "gates"))
-    model = read_model_table(get_table(root, "model"), Path(source).parent, model)
+    return root
+
+
+def _build(root: Table, model: ModelSpec, classes: Filled, terms: tuple[Term, ...]) -> Manifest:
+    """The manifest of the file's tables, its model, its [classes] and its terms."""
     preset = model.folder
     _check_schedule(model)
-    classes = _classes(text, get_table(root, "classes"), preset, Path(source).parent, fill)
     sampler, output = get_table(root, "sampler"), get_table(root, "output")
     known_keys(sampler, "sampler", ("method", "steps", "eta", "classifier_every", "start", "precision", "batch"))
     known_keys(output, "output", ("shard_size", "prefix"))
@@ -141,7 +183,7 @@ def parse_manifest(text: str, source: str, model: ModelSpec | None = None, fill:
         settings=_settings(sampler, preset),
         precision=get_choice(sampler, "sampler.precision", ("exact", "fast"), "exact"),
         batch=get_integer(sampler, "sampler.batch", 1, 65_536, 64),
-        terms=_terms(root.get("guidance", [])),
+        terms=terms,
         counts=_counts(classes.classes, preset),
         accept=_accept(get_table(root, "accept")) if "accept" in root else None,
         shard_size=get_integer(output, "output.shard_size", 1, MAX_SHARD_SIZE, 500),
@@ -198,10 +240,12 @@ def _settings(table: Table, preset: ModelFolder) -> SamplerSettings:
     return settings
 
 
-def _terms(tables: object) -> tuple[Term, ...]:
+def _term_tables(root: Table) -> list[tuple[str, Table]]:
+    """The [[guidance]] tables with their names for error messages."""
+    tables = root.get("guidance", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ManifestError(bad("guidance", tables, "a list of tables: write [[guidance]] before each term"))
-    return tuple(parse_term(table, f"guidance[{index}]") for index, table in enumerate(tables))
+    return [(f"guidance[{index}]", table) for index, table in enumerate(tables)]
 
 
 def _classes(text: str, table: Table, preset: ModelFolder, folder: Path, fill: Fill | None) -> Filled:

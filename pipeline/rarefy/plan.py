@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, overload
 
-from rarefy.manifest import Manifest
+from rarefy.shards.metadata import sample_key
+from rarefy.shards.spec import RowSpec, RunSpec, ShardSpec
+
+if TYPE_CHECKING:
+    # Importing it at run time would load torch into every process that only checks shards.
+    from rarefy.manifest import Manifest
 
 _ONE_BITS = 128  # positions in (0, 1) are integer multiples of 2^-128: their order is exact for counts below 2^63
 
@@ -50,28 +57,33 @@ class Plan:
         """The slots of shard ``k``, at most shard_size. Raises IndexError outside the plan."""
         if not 0 <= k < self.num_shards:
             raise IndexError(f"shard {k} of {self.num_shards}")
-        start, stop = k * self.shard_size, min((k + 1) * self.shard_size, self.total)
-        low, high = self._cut(start), self._cut(stop - 1) + 1
-        slots = sorted(
-            (_position(j, n), class_id, j)
-            for class_id, n in self.counts.items()
-            for j in range(_before(low, n), _before(high, n))
-        )
-        first = start - self._rank(low)
-        slots = slots[first : first + stop - start]
-        return ShardPlan(k, tuple(Slot(i, class_id, j) for i, (_, class_id, j) in enumerate(slots)))
+        return next(self.shards(k, k + 1))
 
-    def _rank(self, position: int) -> int:
-        """Number of samples before a position."""
-        return sum(_before(position, n) for n in self.counts.values())
+    def shards(self, first: int, stop: int) -> Iterator[ShardPlan]:
+        """Shards ``first`` to ``stop - 1``, which are planned together: faster than one by one, in more memory."""
+        start = first * self.shard_size
+        order = self._order(start, min(stop * self.shard_size, self.total))
+        for k in range(first, stop):
+            place = k * self.shard_size - start
+            slots = order[place : place + self.shard_size]
+            yield ShardPlan(k, tuple(Slot(i, class_id, j) for i, (class_id, j) in enumerate(slots)))
 
-    def _cut(self, rank: int) -> int:
-        """The position of sample ``rank``: the last one with at most ``rank`` samples before it."""
-        low, high = 0, 1 << _ONE_BITS
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._rank(middle) <= rank else (low, middle)
-        return low
+    def _order(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """(class id, class index) of samples ``start`` to ``stop - 1`` of the run.
+
+        Before a position p in (0, 1) there are n p samples of a class, rounded: p * total samples of the run, give or
+        take half of the number of classes. So samples start to stop - 1 lie between the two positions below.
+        """
+        one, spare = 1 << _ONE_BITS, len(self.counts)
+        low = max(start - spare, 0) * one // self.total
+        high = min(-(-(stop + spare) * one // self.total), one)
+        first, classes = 0, []
+        for class_id, n in self.counts.items():
+            begin, end = _before(low, n), _before(high, n)
+            first += begin
+            classes += [(_position(j, n), class_id, j) for j in range(begin, end)]
+        classes.sort()
+        return [(class_id, j) for _, class_id, j in classes[start - first : stop - first]]
 
 
 def make_plan(manifest: Manifest) -> Plan:
@@ -87,6 +99,53 @@ def shard_name(prefix: str, shard: int) -> str:
 def shard_names(manifest: Manifest) -> Iterator[str]:
     """Every shard's name, in order."""
     return (shard_name(manifest.prefix, k) for k in range(make_plan(manifest).num_shards))
+
+
+class ShardSpecs(Sequence[ShardSpec]):
+    """What the plan says about every shard of a manifest, computed when asked for. Small to pickle."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.plan, self.prefix, self.seed = make_plan(manifest), manifest.prefix, manifest.seed
+        self.max_candidates = manifest.accept.max_candidates if manifest.accept else 1
+
+    def __len__(self) -> int:
+        return self.plan.num_shards
+
+    @overload
+    def __getitem__(self, place: int) -> ShardSpec: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[ShardSpec]: ...
+
+    def __getitem__(self, place: int | slice) -> ShardSpec | list[ShardSpec]:
+        if isinstance(place, int):
+            return self._spec(self.plan.shard(range(len(self))[place]))
+        numbers = range(len(self))[place]
+        if numbers.step != 1:
+            return [self[number] for number in numbers]
+        return [self._spec(shard) for shard in self.plan.shards(numbers.start, numbers.stop)]
+
+    def _spec(self, shard: ShardPlan) -> ShardSpec:
+        rows = tuple(
+            RowSpec(
+                key=sample_key(shard.shard, slot.index),
+                index=slot.index,
+                class_id=slot.class_id,
+                seed=partial(sample_seed, self.seed, slot.class_id, slot.class_index),
+            )
+            for slot in shard.slots
+        )
+        return ShardSpec(shard_name(self.prefix, shard.shard), shard.shard, rows, self.max_candidates)
+
+
+def shard_spec(manifest: Manifest, k: int) -> ShardSpec:
+    """What the plan says about shard ``k``. Raises IndexError outside the plan."""
+    return ShardSpecs(manifest)[k]
+
+
+def run_spec(manifest: Manifest) -> RunSpec:
+    """What the run of a manifest must contain."""
+    return RunSpec(manifest.name, manifest.text, manifest.digest, ShardSpecs(manifest), manifest.counts)
 
 
 def sample_seed(seed: int, class_id: int, class_index: int, candidate: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,17 @@ from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.page.report import write_report
 from rarefy.errors import OutputError, ShardError, bad
 from rarefy.generate.driver import GenerateOptions, GenerateResult, generate
+from rarefy.generate.events import EventSink
 from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
-from rarefy.plan import shard_name, shard_names
+from rarefy.plan import run_spec
 from rarefy.shards.card import CardInfo
 from rarefy.shards.claim import MANIFEST_FILE, claim_output
-from rarefy.shards.index import Sealed, seal
-from rarefy.shards.metadata import read_records
+from rarefy.shards.seal import Sealed, seal
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify
 
+REPAIRS = 2  # of one session; damage that comes back is not the shards'
 StageProgress = Callable[[str, int, int], None]
 
 
@@ -34,32 +35,56 @@ class RunResult:
     report: str
 
 
-def run(manifest: Manifest, options: GenerateOptions, progress: ProgressSink, stage: StageProgress) -> RunResult:
-    """Generate, seal, audit, report. If seal reports missing or damaged shards, they are generated again, once."""
+def run(
+    manifest: Manifest,
+    options: GenerateOptions,
+    progress: ProgressSink,
+    stage: StageProgress,
+    notice: Callable[[str], None],
+    listeners: Sequence[EventSink] = (),
+) -> RunResult:
+    """Generate, seal, audit, report.
+
+    Damaged shards are withdrawn and generated again, REPAIRS times at most. notice: is told why, in one line.
+    """
     store = Store(options.out)
-    generated = generate(manifest, options, progress)
-    try:
-        sealed = seal_run(store)
-    except ShardError:
-        generated = generate(manifest, options, progress)
-        sealed = seal_run(store)
+    generated, sealed = _make(manifest, options, progress, notice, listeners)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
-    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates), stage)
+    allowed = manifest.preset.allow_plugins
+    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates, allow_plugins=allowed), stage)
     return RunResult(generated, sealed, metrics, write_report(store))
 
 
-def seal_run(store: Store) -> Sealed:
-    """Verify and seal the run in ``store``. Raises ShardError naming missing or damaged shards."""
+def _make(
+    manifest: Manifest,
+    options: GenerateOptions,
+    progress: ProgressSink,
+    notice: Callable[[str], None],
+    listeners: Sequence[EventSink],
+) -> tuple[GenerateResult, Sealed]:
+    for repair in range(1, REPAIRS + 1):
+        generated = generate(manifest, options, progress, listeners)
+        try:
+            return generated, seal_run(Store(options.out), repair=True)
+        except ShardError as error:
+            notice(f"{error} (repair {repair} of {REPAIRS})")
+    generated = generate(manifest, options, progress, listeners)
+    return generated, seal_run(Store(options.out), repair=True)
+
+
+def seal_run(store: Store, repair: bool = False) -> Sealed:
+    """Check and seal the run in ``store``. Raises ShardError naming missing or damaged shards.
+
+    repair: withdraw damaged shards, so that generate makes them again (see ``rarefy.shards.seal.seal``).
+    """
     manifest = _own_manifest(store)
-    names = list(shard_names(manifest))
-    return seal(store, manifest.text, manifest.digest, names, manifest.counts, _card(store, manifest))
+    return seal(store, run_spec(manifest), _card(manifest), repair)
 
 
 def verify_run(store: Store) -> dict[str, list[str]]:
-    """Problems by shard name; empty if every shard of the plan is present and undamaged."""
-    manifest = _own_manifest(store)
-    return verify(store, list(shard_names(manifest)), manifest.digest)
+    """Problems by shard name or file; empty if all that the plan says is present and undamaged."""
+    return verify(store, run_spec(_own_manifest(store)))
 
 
 def _own_manifest(store: Store) -> Manifest:
@@ -70,12 +95,7 @@ def _own_manifest(store: Store) -> Manifest:
     return manifest
 
 
-def _card(store: Store, manifest: Manifest) -> CardInfo:
-    try:
-        record = read_records(store, shard_name(manifest.prefix, 0))[0]
-        weights: tuple[str, str | None] = record.checkpoint_sha256, record.classifier_sha256
-    except (ShardError, OutputError):
-        weights = "unknown", "unknown"  # seal will refuse this run: its first shard is missing or damaged
+def _card(manifest: Manifest) -> CardInfo:
     settings, preset = manifest.settings, manifest.preset
     eta = "" if settings.method == "ancestral" else f", eta {settings.eta:g}"
     start = "" if settings.start is None else f", from step {settings.start}"
@@ -89,6 +109,4 @@ def _card(store: Store, manifest: Manifest) -> CardInfo:
         guidance=tuple(term.name for term in manifest.terms),
         sampler=f"{settings.method}, steps {settings.steps}{start}{eta}{every}, {manifest.precision}, "
         f"batch {manifest.batch}",
-        checkpoint_sha256=weights[0],
-        classifier_sha256=weights[1],
     )

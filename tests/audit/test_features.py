@@ -1,5 +1,6 @@
 """The folded extractor against the plain network, the door to torch-fidelity, and the cache."""
 
+import hashlib
 import subprocess
 import sys
 import urllib.error
@@ -207,7 +208,7 @@ class Held(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-def test_clip_by_path_takes_the_published_form(tmp_path: Path) -> None:
+def test_clip_by_path_takes_the_published_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # CLIP is published as TorchScript in half precision; a network of one small layer stands in.
     module = load_module("feature_extractor_clip")
     torch.manual_seed(0)
@@ -223,6 +224,10 @@ def test_clip_by_path_takes_the_published_form(tmp_path: Path) -> None:
         inner.register_buffer(last, torch.randn(value.shape).half())
     path = tmp_path / "clip.pt"
     torch.jit.script(root).save(str(path))
+    with pytest.raises(CheckpointError, match="is not the published weights of clip-vit-b-32"):
+        load_extractor("clip-vit-b-32", str(path))
+    published = {**module.MODEL_METADATA["clip-vit-b-32"], "hash": hashlib.sha256(path.read_bytes()).hexdigest()}
+    monkeypatch.setitem(module.MODEL_METADATA, "clip-vit-b-32", published)
     extractor = load_extractor("clip-vit-b-32", str(path))
     assert (extractor.layer, extractor.dim, extractor.logits) == ("clip", 8, 0)
     found = extract_outputs(images(3, 1, 28), extractor)

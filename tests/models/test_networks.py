@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_model import refused
 
 from rarefy.cli import main
 from rarefy.diffusion.sampler import SamplerSettings, networks_of, sample
@@ -74,9 +75,9 @@ def models_of(module: str, folder: Path, kind: str = "build") -> Models:
     torch.manual_seed(0)
     files = {}
     for role, spec in (("unet", unet), ("classifier", head)):
-        save_file(build_network(spec, role).state_dict(), folder / f"{role}.safetensors")
+        save_file(build_network(spec, role, allow_plugins=True).state_dict(), folder / f"{role}.safetensors")
         files[role] = f"{role}.safetensors"
-    model = ModelFolder("own", "", unet, head, "cosine", 1.0, 20, path=folder, files=files)
+    model = ModelFolder("own", "", unet, head, "cosine", 1.0, 20, path=folder, files=files, allow_plugins=True)
     return load_models(model, None, None, (None, None), torch.device("cpu"))
 
 
@@ -120,7 +121,7 @@ REFUSED = [
 def test_kinds_that_build_no_network_are_refused(kind: str, options: dict[str, Any], message: str, module: str) -> None:
     spec = OtherNetwork(kind.format(module), 4, 1, 1, None, options)
     with pytest.raises(ManifestError, match=message) as raised:
-        build_network(spec, "unet")
+        build_network(spec, "unet", allow_plugins=True)
     assert "\n" not in str(raised.value)
     loaded = sys.modules.get(module)
     assert loaded is None or loaded.ran == []
@@ -138,7 +139,7 @@ def test_only_adm_is_trained(build: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """examples/own_model with a few training steps and six images; its actor imports the module as well."""
     monkeypatch.syspath_prepend(EXAMPLE)
     monkeypatch.setenv("PYTHONPATH", f"{EXAMPLE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
@@ -154,7 +155,9 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         text = text.replace(old, new)
     (tmp_path / "rare.toml").write_text(text)
     out = tmp_path / "out"
-    assert main(["generate", str(tmp_path / "rare.toml"), "--out", str(out), "--actors", "1"]) == 0
+    command = ["generate", str(tmp_path / "rare.toml"), "--out", str(out), "--actors", "1"]
+    assert "unet.kind: 'digits_model:DigitUNet' is not imported without --allow-plugins" in refused(command, capsys)
+    assert main([*command, "--allow-plugins"]) == 0
     records = read_records(Store(str(out)), "digits-000000")
     assert [record.class_name for record in records] == ["zero", "one", "two", "three", "four", "five"]
     assert all(0 < record.confidence < 1 for record in records)

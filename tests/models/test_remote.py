@@ -116,7 +116,9 @@ def test_a_model_of_the_hub_is_downloaded_once_and_its_commit_recorded(hub: type
     stored = write_run_model(manifest.model)
     assert stored is not None
     seen = len(hub.requests)
-    again = on_this_machine(read_run_model(stored, "model.json"))
+    kept = read_run_model(stored, "model.json").model
+    assert kept is not None
+    again = on_this_machine(kept)
     assert again.folder.path == manifest.preset.path
     assert len(hub.requests) == seen, "the commit is known and complete: nothing is asked of the Hub"
 

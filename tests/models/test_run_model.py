@@ -11,8 +11,9 @@ import pytest
 from small_model import MODEL, WITHOUT_CLASSIFIER, write_model
 
 from rarefy.errors import ManifestError
+from rarefy.guidance.opaque import OpaqueTerm
 from rarefy.models.folder import library
-from rarefy.models.run_model import read_run_model, write_run_model
+from rarefy.models.run_model import RunModel, read_run_model, write_run_model
 from rarefy.models.source import ModelSpec, find_source
 
 
@@ -21,8 +22,9 @@ def test_what_is_written_is_read(model: Any, tmp_path: Path) -> None:
     spec = find_source("mine", write_model(tmp_path / "mine", model).parent)
     stored = write_run_model(spec)
     assert stored is not None
-    assert read_run_model(stored, "model.json") == spec
-    assert write_run_model(read_run_model(stored, "model.json")) == stored
+    read = read_run_model(stored, "model.json")
+    assert read == RunModel(spec) and read.model is not None
+    assert write_run_model(read.model, read.plugins) == stored
 
 
 def test_the_real_images_are_hashed_by_name_and_content(tmp_path: Path) -> None:
@@ -40,6 +42,16 @@ def test_a_model_that_ships_needs_none() -> None:
     assert write_run_model(ModelSpec(library()["fashion-mnist-28"])) is None
 
 
+def test_plug_ins_are_kept_with_and_without_a_model(tmp_path: Path) -> None:
+    term = OpaqueTerm(path="a.b:C", shown="c", values={"scale": 1.0, "window": None})
+    for spec in (ModelSpec(library()["fashion-mnist-28"]), find_source("mine", write_model(tmp_path / "mine").parent)):
+        stored = write_run_model(spec, [term])
+        assert stored is not None
+        read = read_run_model(stored, "model.json")
+        assert read == RunModel(None if spec.source is None else spec, (term,))
+        assert read.plugins[0].name == "c"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
@@ -49,6 +61,8 @@ def test_a_model_that_ships_needs_none() -> None:
         ("sha256", {"unet": "abc", "classifier": None, "reference": None}, "sha256.unet: 'abc'"),
         ("config", {}, "config: format: None"),
         ("more", 1, "'more'"),
+        ("plugins", {}, "plugins: {} is not a list"),
+        ("plugins", [{"class": "a:B", "name": 1, "values": {}}], "plugins[0]: {'class': 'a:B', 'name': 1"),
     ],
 )
 def test_damage_is_one_line_with_the_place_and_the_key(key: str, value: object, named: str, tmp_path: Path) -> None:

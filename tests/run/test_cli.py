@@ -204,7 +204,10 @@ def test_verify_and_seal_find_damage(finished: Path, capsys: pytest.CaptureFixtu
     tar.write_bytes(data)
     assert main(["verify", str(finished), "--json"]) == 1
     assert list(json.loads(capsys.readouterr().out)["problems"]) == ["rare-000002"]
-    assert "rare-000002" in refused(["seal", str(finished)], capsys)
+    message = refused(["seal", str(finished)], capsys)
+    assert "rare-000002" in message and "nothing was changed, _SUCCESS included; seal --repair withdraws" in message
+    assert (finished / "_SUCCESS").exists() and (finished / "state" / "rare-000002.json").exists()
+    assert "_SUCCESS deleted; 1 markers" in refused(["seal", str(finished), "--repair"], capsys)
     assert not (finished / "_SUCCESS").exists()
     assert not (finished / "state" / "rare-000002.json").exists()
 

@@ -160,7 +160,7 @@ def example(tmp_path: Path, module: str) -> Manifest:
         assert text.count(old) == 1
         text = text.replace(old, new)
     (tmp_path / "boundary.toml").write_text(text)
-    return load_manifest(tmp_path / "boundary.toml")
+    return load_manifest(tmp_path / "boundary.toml", allow_plugins=True)
 
 
 def test_the_example_of_a_term_runs_on_actors_that_find_it_on_the_python_path(

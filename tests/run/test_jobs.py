@@ -1,52 +1,264 @@
-"""Job files name existing commands, manifests and versions."""
+"""Jobs: what they name exists, a user's error is told before anything starts, and exit codes reach the caller."""
 
 from __future__ import annotations
 
-import shlex
+import os
+import secrets
+import shutil
+import signal
 import subprocess
 import sys
-from importlib.metadata import version
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
+from ray.job_submission import JobStatus
 
-from rarefy.cli import make_parser
-from rarefy.manifest import load_manifest
+from jobs import submit
+from rarefy import job
+from rarefy.errors import ManifestError, OutputError
 
 REPO = Path(__file__).parents[2]
-
-
-def test_the_rayjob_names_existing_files_and_flags() -> None:
-    job = yaml.safe_load((REPO / "jobs" / "rayjob.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    spec = job["spec"]
-    python, script, *arguments = shlex.split(spec["entrypoint"])
-    assert python == "python"
-    assert (REPO / script).is_file()
-    parsed = make_parser().parse_args([Path(script).stem, *arguments])
-    assert load_manifest(REPO / parsed.manifest).total > 0
-    assert parsed.out.startswith("s3://")
-    assert spec["rayClusterSpec"]["rayVersion"] == version("ray")
-    assert spec["shutdownAfterJobFinishes"] is True
-    head = spec["rayClusterSpec"]["headGroupSpec"]
-    assert head["rayStartParams"]["num-cpus"] == "0"
-    worker = spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
-    assert float(worker["resources"]["limits"]["nvidia.com/gpu"]) >= parsed.gpus_per_actor
+MANIFEST = """
+name = "tiny"
+[model]
+preset = "fashion-mnist-28"
+[sampler]
+steps = {steps}
+batch = 2
+[classes]
+per_class = 2
+[output]
+shard_size = 2
+"""
 
 
 @pytest.mark.parametrize("name", ["generate", "run"])
 def test_entry_points_report_a_users_error_in_one_line(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(REPO / "jobs" / f"{name}.py"), "none.toml", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        command, cwd=REPO, env={"PYTHONPATH": str(REPO / "pipeline")}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("rarefy: error: manifest: 'none.toml'")
-    assert done.stderr.count("\n") == 1
+    for manifest, out, start in (
+        ("none.toml", str(tmp_path / "out"), "rarefy: error: manifest: 'none.toml'"),
+        ("none.toml", "out/rare", "rarefy: error: out: 'out/rare' is not a URL"),
+    ):
+        command = [sys.executable, str(REPO / "jobs" / f"{name}.py"), manifest, "--out", out]
+        environment = {"PYTHONPATH": str(REPO / "pipeline")}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(start)
+        assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
-def test_submit_prints_its_usage() -> None:
-    done = subprocess.run([REPO / "jobs" / "submit.sh"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "usage" in done.stderr
+def test_only_temporary_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for codes, result in (([2], 2), ([75, 75, 3], 3), ([75, 0], 0), ([130], 130), ([75] * job.TRIES, 75)):
+        left, waits = list(codes), list[float]()
+        monkeypatch.setattr(job, "main", lambda words, left=left: left.pop(0))
+        assert job.run_job("run", ["m.toml", "--out", "s3://bucket/run"], waits.append) == result
+        assert not left
+        assert len(waits) == len(codes) - 1
+        assert all(wait <= job.LONGEST_WAIT_S for wait in waits)
+    assert waits[3] > 4 * waits[0]
+    assert f"attempt 2 of {job.TRIES} in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["out", "./out", "../out", "s3:/bucket"])
+def test_a_relative_output_is_refused(out: str) -> None:
+    with pytest.raises(OutputError, match="out: "):
+        job.check_out(out)
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        ('[model]\npath = "model"', "model.path: 'model'"),
+        ('[model]\nname = "x"\nclassifier = "../c.safetensors"', "model.classifier: '../c.safetensors'"),
+        ('[model]\nname = "x"\n[classes]\nfill = "photos"', "classes.fill: 'photos'"),
+        ("[model", "manifest: "),
+    ],
+)
+def test_paths_that_a_job_would_not_find_are_refused(tmp_path: Path, table: str, named: str) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text(table)
+    with pytest.raises(ManifestError, match=named):
+        submit.check_manifest(path)
+
+
+def test_paths_that_all_machines_share_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text('[model]\npath = "s3://bucket/model"\n[classes]\nfill = "/shared/photos"')
+    submit.check_manifest(path)
+
+
+@dataclass
+class Client:
+    """A stand-in for Ray's client. texts: a job's output in pieces; breaks: how many connections end early."""
+
+    status: JobStatus = JobStatus.SUCCEEDED
+    driver_exit_code: int | None = 0
+    message: str = "lost\nits node"
+    texts: tuple[str, ...] = ("one\ntw", "o\n", "three\n")
+    breaks: int = 0
+    submitted: dict[str, Any] = field(default_factory=dict)
+    folder: dict[str, str] = field(default_factory=dict)
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        for number, text in enumerate(self.texts):
+            if self.breaks > 0 and number == self.breaks:
+                self.breaks -= 1
+                raise RuntimeError("closed unexpectedly")
+            yield text
+
+    def get_job_status(self, job_id: str) -> JobStatus:
+        return self.status
+
+    def get_job_info(self, job_id: str) -> Client:
+        return self
+
+    def submit_job(self, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+        self.submitted = {"entrypoint": entrypoint}
+        folder = Path(runtime_env["working_dir"])
+        self.folder = {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*") if f.is_file()}
+        return "raysubmit_1"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "result"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", 75, 75), ("FAILED", None, 1), ("STOPPED", None, 143)],
+)
+def test_follow_returns_the_exit_code_of_the_job(status: str, code: int | None, result: int, capsys: Any) -> None:
+    assert submit.follow(Client(JobStatus(status), code), "raysubmit_1") == result  # type: ignore[arg-type]
+    shown = capsys.readouterr()
+    assert shown.out == "one\ntwo\nthree\n"
+    assert ("lost its node" in shown.err) == (code is None and status == "FAILED")
+
+
+def test_output_is_printed_once_although_the_connection_breaks(capsys: Any) -> None:
+    assert submit.follow(Client(breaks=2), "raysubmit_1") == 0  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+
+
+def test_manifest_and_modules_travel_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "terms"
+    package.mkdir()
+    (package / "__init__.py").write_text("A = 1\n")
+    (tmp_path / "nets.py").write_text("B = 2\n")
+    (tmp_path / "m.toml").write_text(MANIFEST.format(steps=4))
+    client = Client()
+    monkeypatch.setattr(submit, "_client", lambda address: client)
+    monkeypatch.chdir(tmp_path)
+    words = ["--no-wait", "--with", "terms", "--with", "nets.py", "run", "./m.toml", "--out", "s3://b/run", "--json"]
+    assert submit.main(words) == 0
+    assert client.submitted["entrypoint"] == "python -m rarefy.job run m.toml --out s3://b/run --json"
+    assert sorted(client.folder) == ["m.toml", "nets.py", "terms/__init__.py"]
+    assert client.folder["m.toml"] == MANIFEST.format(steps=4)
+
+
+def test_a_users_error_is_told_before_a_job_is_submitted(tmp_path: Path, capsys: Any) -> None:
+    manifest = tmp_path / "m.toml"
+    manifest.write_text(MANIFEST.format(steps=4))
+    for words, start in (
+        (["run", str(manifest), "--out", "rel"], "submit: error: out: 'rel' is not"),
+        (["run", str(tmp_path / "none.toml"), "--out", "/o"], "submit: error: manifest: "),
+        (["generate", str(manifest), "--out", "/o", "--actor", "x"], "submit: error: "),
+        (["--adress", "x", "run", str(manifest), "--out", "/o"], "submit: error: "),
+        (["stop"], "submit: error: job: ''"),
+        (["--address", "http://127.0.0.1:9", "stop", "x"], "submit: error: address: 'http://127.0.0.1:9'"),
+    ):
+        assert submit.main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(start), error
+        assert error.count("\n") == 1
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment that reaches a head with dashboard and token authentication, which ends after the test."""
+    folder = Path("/tmp") / f"rfh-{secrets.token_hex(4)}"  # Ray's socket paths must be short
+    port = 20_000 + secrets.randbelow(8_000)  # below Linux's ephemeral ports, above those of Ray's workers
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(REPO / "pipeline"),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+        "RAY_JOB_STOP_WAIT_TIME_S": "10",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    command = ["ray", "start", "--head", "--block", "--port=0", f"--dashboard-port={port}", "--num-cpus=2"]
+    command += ["--include-dashboard=true", "--dashboard-agent-listen-port=0", f"--temp-dir={folder}"]
+    command += ["--object-store-memory=100000000", "--disable-usage-stats"]
+    log = (tmp_path / "head.log").open("w")
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for_dashboard(port, tmp_path / "head.log")
+        yield environment
+    finally:
+        below = _below(server.pid)
+        server.terminate()
+        for pid in [*below, server.pid]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        server.wait(30)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_dashboard(port: int, log: Path) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=5)
+        except urllib.error.HTTPError as error:
+            assert error.code == 401  # without the token
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(log.read_text()[-2000:])
+
+
+def _below(pid: int) -> list[int]:
+    """All descendants of a process."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = dict(tuple(map(int, line.split())) for line in listed.splitlines())
+    found, layer = list[int](), [pid]
+    while layer:
+        layer = [child for child, parent in parents.items() if parent in layer]
+        found += layer
+    return found
+
+
+@pytest.mark.slow
+def test_jobs_on_a_real_head(head: dict[str, str], tmp_path: Path) -> None:
+    """One is followed to its success, another is stopped; both with the exit codes that a caller needs."""
+    script, out = str(REPO / "jobs" / "submit.sh"), tmp_path / "out"
+    for name, steps in (("short", 2), ("long", 1000)):
+        (tmp_path / f"{name}.toml").write_text(MANIFEST.format(steps=steps))
+
+    def command(*words: str) -> list[str]:
+        return [script, *words]
+
+    flags = ["--actors", "1", "--cpus-per-actor", "1"]
+    options: dict[str, Any] = {"env": head, "cwd": tmp_path, "text": True}
+    long = subprocess.run(
+        command("--no-wait", "generate", "long.toml", "--out", str(tmp_path / "never"), *flags),
+        capture_output=True, check=True, **options,
+    ).stdout.strip()  # fmt: skip
+    done = subprocess.run(command("stop", long), capture_output=True, check=False, **options)
+    assert done.returncode == 0, done.stderr
+    assert "stopped" in done.stderr
+    done = subprocess.run(command("follow", long), capture_output=True, check=False, **options)
+    assert done.returncode == 143, done.stderr
+    short = command("generate", "short.toml", "--out", str(out), *flags)
+    done = subprocess.run(short, capture_output=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "made 20 of 20 images" in done.stdout
+    assert len(list((out / "shards").glob("*.tar"))) == 10
+    assert not (tmp_path / "never" / "_SUCCESS").exists()

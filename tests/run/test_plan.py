@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rarefy.manifest import parse_manifest
-from rarefy.plan import Plan, ShardPlan, Slot, class_rank, estimate_bytes, make_plan, sample_seed, shard_names
+from rarefy.plan import (
+    Plan,
+    ShardPlan,
+    ShardSpecs,
+    Slot,
+    class_rank,
+    estimate_bytes,
+    make_plan,
+    sample_seed,
+    shard_names,
+    shard_spec,
+)
 
 
 def brute_force(counts: dict[int, int]) -> list[tuple[int, int]]:
@@ -57,6 +68,34 @@ def test_shards_of_a_billion_samples_are_computed_alone() -> None:
     place = [Fraction(2 * s.class_index + 1, 2 * counts[s.class_id]) for s in (*middle.slots, *after.slots)]
     assert place == sorted(place)
     assert len(place) == 2000
+
+
+def test_shards_planned_together_are_those_planned_alone() -> None:
+    plan = Plan({c: 10**5 + 7 * c for c in range(30)}, 7)
+    for first in (0, 1, 250_000, plan.num_shards - 20):
+        assert list(plan.shards(first, first + 20)) == [plan.shard(k) for k in range(first, first + 20)]
+
+
+def test_what_a_shard_must_contain() -> None:
+    text = 'name = "a"\nseed = 5\nmodel.preset = "fashion-mnist-28"\nclasses.per_class = 2\noutput.shard_size = 8'
+    manifest = parse_manifest(f"{text}\naccept.max_candidates = 4", "a.toml")
+    specs = ShardSpecs(manifest)
+    assert (len(specs), specs[:], specs[1:][0], specs[::2][1]) == (
+        3,
+        [specs[0], specs[1], specs[2]],
+        specs[1],
+        specs[2],
+    )
+    assert specs[-1] == specs[2] == shard_spec(manifest, 2)
+    spec = specs[2]
+    assert (spec.name, spec.number, spec.max_candidates) == ("rare-000002", 2, 4)
+    slots = make_plan(manifest).shard(2).slots
+    assert [row.class_id for row in spec.rows] == [slot.class_id for slot in slots]
+    assert [(row.key, row.index) for row in spec.rows] == [(f"00000200{i:03d}", i) for i in range(4)]
+    expected = [sample_seed(5, slot.class_id, slot.class_index, 3) for slot in slots]
+    assert [row.seed(3) for row in spec.rows] == expected
+    with pytest.raises(IndexError):
+        shard_spec(manifest, 3)
 
 
 def test_seeds_depend_on_every_argument_and_fit_a_generator() -> None:

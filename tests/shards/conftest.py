@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 from rarefy.shards.card import CardInfo
 from rarefy.shards.claim import claim_output
 from rarefy.shards.metadata import SampleRecord, sample_key
+from rarefy.shards.spec import RowSpec, RunSpec, ShardSpec
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
@@ -21,6 +26,7 @@ DIGEST = "d" * 64
 NAMES = ["rare-000000", "rare-000001", "rare-000002"]
 COUNTS = {0: 9, 1: 9}
 PER_SHARD = 6
+CARD_NAME = 'odd: "name" # 1'
 
 
 def shard_image(shard: int, index: int, channels: int = 3) -> np.ndarray:
@@ -41,7 +47,7 @@ def shard_sample(shard: int, index: int, digest: str = DIGEST, channels: int = 3
         entropy=0.5,
         entropy_normalized=0.25,
         margin=0.125,
-        seed=2**63 - 1 - index,
+        seed=shard_seed(index, 0),
         candidate=0,
         guidance="classifier+low-confidence",
         steps=250,
@@ -80,6 +86,37 @@ def make_header() -> Callable[[int], ShardHeader]:
     return lambda shard: ShardHeader(NAMES[shard], shard, TEXT, DIGEST, f"attempt-{uuid.uuid4().hex}")
 
 
+@pytest.fixture
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an S3 server without credentials and buckets (moto, over HTTP)."""
+    instance = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    instance.start()
+    _, port = instance.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/nonexistent",
+        "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    yield settings["AWS_ENDPOINT_URL"]
+    S3FileSystem.clear_instance_cache()
+    instance.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a new bucket that can be written."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    name = f"bucket-{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
 @pytest.fixture(params=["local", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     root = str(tmp_path / "out") if request.param == "local" else f"memory://rarefy-{uuid.uuid4().hex}"
@@ -102,15 +139,31 @@ def plan() -> tuple[str, str, list[str], dict[int, int]]:
 
 
 @pytest.fixture
+def spec() -> RunSpec:
+    """What the plan says about the run."""
+    return RunSpec(CARD_NAME, TEXT, DIGEST, [shard_spec(shard) for shard in range(len(NAMES))], COUNTS)
+
+
+def shard_spec(shard: int) -> ShardSpec:
+    rows = (
+        RowSpec(sample_key(shard, index), index, index % 2, functools.partial(shard_seed, index))
+        for index in range(PER_SHARD)
+    )
+    return ShardSpec(NAMES[shard], shard, tuple(rows))
+
+
+def shard_seed(index: int, candidate: int) -> int:
+    return 2**63 - 1 - index - 1000 * candidate
+
+
+@pytest.fixture
 def card() -> CardInfo:
     return CardInfo(
-        name='odd: "name" # 1',
+        name=CARD_NAME,
         preset="fashion-mnist-28",
         image_size=4,
         channels=3,
         class_names=("t-shirt/top", "ankle boot"),
         guidance=("classifier", "low-confidence"),
         sampler="ancestral, 250 steps",
-        checkpoint_sha256="a" * 64,
-        classifier_sha256="b" * 64,
     )

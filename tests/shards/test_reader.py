@@ -11,13 +11,13 @@ import webdataset
 
 from rarefy.errors import ShardError
 from rarefy.shards.card import CardInfo
-from rarefy.shards.index import seal
 from rarefy.shards.metadata import read_records
 from rarefy.shards.reader import read_samples
+from rarefy.shards.seal import seal
+from rarefy.shards.spec import RunSpec
 from rarefy.shards.store import Store
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard
 
-Plan = tuple[str, str, list[str], dict[int, int]]
 Image = Callable[..., np.ndarray]
 Samples = Callable[[int], list[Sample]]
 TAR = "shards/rare-000001.tar"
@@ -42,10 +42,10 @@ def test_grey_images_keep_one_channel(
 
 
 def test_webdataset_reads_the_sealed_data_set(
-    run: Store, plan: Plan, card: CardInfo, make_image: Image, tmp_path: Path
+    run: Store, spec: RunSpec, card: CardInfo, make_image: Image, tmp_path: Path
 ) -> None:
-    seal(run, *plan, card)
-    for name in plan[2]:
+    seal(run, spec, card)
+    for name in (shard.name for shard in spec.shards):
         (tmp_path / f"{name}.tar").write_bytes(run.read_bytes(f"shards/{name}.tar"))
     pattern = str(tmp_path / "rare-{000000..000002}.tar")
     dataset = (

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from rarefy.errors import OutputError
 from rarefy.shards.store import Store
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def test_round_trip(store: Store) -> None:
@@ -59,6 +65,85 @@ def test_sweep_takes_old_private_files_only(tmp_path: Path) -> None:
         os.utime(path, (path.stat().st_mtime - 3601,) * 2)
     assert store.sweep("") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".nfs000.tmp", "rare-000000.tar", "x.tmp"]
+
+
+def test_sweep_goes_by_the_clock_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's clock is two hours ahead of the file server's; an upload of another driver is under way."""
+    store = Store(str(tmp_path))
+    (tmp_path / f".rare-000000.tar.{'0' * 32}.tmp").write_bytes(b"half")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    assert store.sweep("") == 0
+
+
+def test_a_file_swept_under_a_writer_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store's clock has jumped ahead, so that another driver takes the private file for a dead attempt's."""
+    store, link, swept = Store(str(tmp_path)), os.link, []
+
+    def link_after_sweep(source: Path, target: Path) -> None:
+        if not swept:
+            swept.append(source)
+            source.unlink()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_after_sweep)
+    assert store.create("x", b"1") and store.read_bytes("x") == b"1"
+
+
+def test_create_writes_only_what_is_absent(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"file")
+    assert store.create("a/x", b"one") and not store.create("a/x", b"two") and not store.create("a/x", b"one")
+    assert store.create_file("a/y", tmp_path / "source") and not store.create_file("a/x", tmp_path / "source")
+    assert (store.read_bytes("a/x"), store.read_bytes("a/y")) == (b"one", b"file")
+    assert store.list("a") == ["x", "y"] and set(store.files("a")) == {"x", "y"}
+    assert (tmp_path / "source").exists()
+
+
+def test_create_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_links)
+    store = Store(str(tmp_path))
+    assert store.create("a/x", b"one") and not store.create("a/x", b"two")
+    assert store.read_bytes("a/x") == b"one"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
+
+
+def test_create_in_place_of_a_directory(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis").touch()
+    assert store.read_or_none("empty") is None
+    assert store.create("empty", b"1") and store.read_bytes("empty") == b"1"
+    with pytest.raises(OutputError, match=r"full' is not writable \(Directory not empty\)$"):
+        store.create("full", b"1")
+    assert (tmp_path / "full" / "thesis").exists()
+
+
+def test_withdraw_takes_only_what_was_seen(store: Store) -> None:
+    store.write_bytes("a/x", b"one")
+    assert not store.withdraw("a/x", sha256(b"two"))
+    assert store.read_bytes("a/x") == b"one"
+    assert store.withdraw("a/x", sha256(b"one")) and not store.exists("a/x")
+    assert store.withdraw("a/x", sha256(b"one")), "it is gone already"
+    assert store.list("a") == []
+
+
+def test_withdraw_puts_back_what_came_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, rename = Store(str(tmp_path)), Path.rename
+    store.write_bytes("x", b"damaged")
+
+    def rename_late(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        store.write_bytes("x", b"repaired by another attempt")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_late)
+    assert not store.withdraw("x", sha256(b"damaged"))
+    assert store.read_bytes("x") == b"repaired by another attempt"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("root", ["/proc/rarefy", "/dev/null/out", "nosuchprotocol://bucket/x"])

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from rarefy.errors import ShardError
+from rarefy.shards.check import check_shard
 from rarefy.shards.claim import claim_output
 from rarefy.shards.listing import committed, committed_numbers
 from rarefy.shards.marker import parse_marker, read_marker
@@ -33,8 +34,8 @@ from rarefy.shards.metadata import (
     to_records,
     write_table,
 )
+from rarefy.shards.spec import RunSpec
 from rarefy.shards.store import Store
-from rarefy.shards.verify import verify_shard
 from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 
 Plan = tuple[str, str, list[str], dict[int, int]]
@@ -127,20 +128,24 @@ def test_marker_describes_the_files(run: Store, plan: Plan) -> None:
         parse_marker(b'{"name": "rare"}', "x")
 
 
-def test_the_first_commit_wins(run: Store, plan: Plan, make_header: Header, make_sample: Callable[..., Sample]) -> None:
+def test_the_first_commit_wins(
+    run: Store, plan: Plan, spec: RunSpec, make_header: Header, make_sample: Callable[..., Sample]
+) -> None:
     before = run.read_bytes("shards/rare-000000.tar")
     # A late attempt on another device has other pixels for the same keys, but a sealed shard must not change.
     late = [make_sample(0, index, channels=1) for index in range(6)]
     marker = commit_shard(run, make_header(0), late, seconds=1.0)
     assert marker == read_marker(run, "rare-000000")
     assert run.read_bytes("shards/rare-000000.tar") == before
-    assert verify_shard(run, "rare-000000", plan[1]) == []
+    assert check_shard(run, spec.shards[0], spec.digest).problems == ()
 
 
-def test_a_lost_tar_is_committed_again(run: Store, plan: Plan, make_header: Header, make_samples: Samples) -> None:
+def test_a_lost_tar_is_committed_again(
+    run: Store, plan: Plan, spec: RunSpec, make_header: Header, make_samples: Samples
+) -> None:
     run.delete("shards/rare-000000.tar")
     commit_shard(run, make_header(0), make_samples(0), seconds=1.0)
-    assert verify_shard(run, "rare-000000", plan[1]) == []
+    assert check_shard(run, spec.shards[0], spec.digest).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -188,21 +193,26 @@ writer.commit_shard(store.Store(sys.argv[1]), header, conftest.shard_samples(0),
     ("named", "present"), [(0, []), (1, ["shards/rare-000000.tar"]), (2, ["metadata/rare-000000.parquet"])]
 )
 def test_killed_attempt_commits_nothing_and_is_repeated(
-    named: int, present: list[str], tmp_path: Path, plan: Plan, make_header: Header, make_samples: Samples
+    named: int,
+    present: list[str],
+    tmp_path: Path,
+    spec: RunSpec,
+    make_header: Header,
+    make_samples: Samples,
 ) -> None:
     """named: how many of tar, Parquet file and marker had their names when the attempt was killed."""
-    text, digest, names, _ = plan
+    digest = spec.digest
     store = Store(str(tmp_path / "out"))
-    claim_output(store, text, digest)
+    claim_output(store, spec.text, digest)
     here = Path(__file__).parent
     command = [sys.executable, "-c", DIE, store.root, str(named), str(here)]
     assert subprocess.run(command, check=False, cwd=here.parents[1]).returncode == -signal.SIGKILL
     assert all(store.exists(rel) for rel in present)
     assert store.exists("shards/rare-000000.tar") == (named > 0)
     assert committed_numbers(store, "rare") == set()
-    assert verify_shard(store, names[0], digest) == ["not committed (no marker)"]
+    assert check_shard(store, spec.shards[0], digest).problems == ("not committed (no marker)",)
     commit_shard(store, make_header(0), make_samples(0), seconds=1.0)
-    assert verify_shard(store, names[0], digest) == []
+    assert check_shard(store, spec.shards[0], digest).problems == ()
     assert len(list((tmp_path / "out").rglob(".*.tmp"))) == 1
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
 from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
-from rarefy.audit.inputs.model import find_run_model
+from rarefy.audit.inputs.model import allow_networks, find_run_model
 from rarefy.audit.inputs.reference import load_reference
 from rarefy.audit.measure import Progress, Setting, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
@@ -31,7 +31,8 @@ class AuditOptions:
     reference: a folder of real images (default: the model's own). limit: the maximum number of images measured; the
     embedded models hold out 10,000, and a larger set would have no real baseline of its size. tail: ``avgknn``,
     ``confidence`` or the path of a list of real images. ray_address: a cluster for the features. gates: used instead
-    of the manifest's. model: where the run's model folder is now, if it has moved.
+    of the manifest's. model: where the run's model folder is now, if it has moved. allow_plugins: import networks of
+    your own that the run's model names; without it, the real images are not scored by them.
     """
 
     extractor: str = DEFAULT_EXTRACTOR
@@ -44,6 +45,7 @@ class AuditOptions:
     ray_address: str | None = None
     gates: tuple[Gate, ...] | None = None
     model: str | None = None
+    allow_plugins: bool = False
 
 
 def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     if not run.scored:
         _check_without_classifier(gates, options.tail)
     needed = options.reference is None and "reference" in run.manifest.preset.files
-    model = find_run_model(run.manifest.model, options.model, needed)
+    model = allow_networks(find_run_model(run.manifest.model, options.model, needed), options.allow_plugins)
     run = replace(run, manifest=replace(run.manifest, model=model))
     reference = load_reference(run.manifest.preset, options.reference)
     scores, measured = None, None

@@ -82,13 +82,18 @@ class BenchResult:
     machine: dict[str, object]
 
 
-def bench_manifest(path: str | None, preset: str | None, precision: str | None) -> Manifest:
-    """The manifest at that path, or 250 ancestral steps of a preset with classifier guidance. Raises ManifestError."""
+def bench_manifest(
+    path: str | None, preset: str | None, precision: str | None, allow_plugins: bool = False
+) -> Manifest:
+    """The manifest at that path, or 250 ancestral steps of a preset with classifier guidance. Raises ManifestError.
+
+    allow_plugins: see ``load_manifest``.
+    """
     if path is not None and preset is not None:
         raise ManifestError(bad("preset", preset, "allowed with a manifest, which names its own model"))
     model = find_model(preset or "fashion-mnist-28")
     text = _MANIFEST.format(name=model.name, scale=model.recommended_scale)
-    manifest = load_manifest(path) if path is not None else parse_manifest(text, "bench")
+    manifest = parse_manifest(text, "bench") if path is None else load_manifest(path, allow_plugins=allow_plugins)
     return replace(manifest, precision=precision or manifest.precision)
 
 

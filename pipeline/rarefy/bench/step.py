@@ -51,11 +51,12 @@ def load(preset: ModelFolder, spec: ModelSpec | None, execution: Execution, batc
     if spec and spec.trained:
         hashes = spec.checkpoint_sha256, spec.classifier_sha256
         return load_prepared(preset, spec.checkpoint, spec.classifier, hashes, device, *how)
-    unet = build_network(preset.unet, "unet")
+    unet = build_network(preset.unet, "unet", preset.allow_plugins)
     if preset.classifier is None:
         models = Models(preset, unet, None, "random", None)
     else:
-        models = Models(preset, unet, build_network(preset.classifier, "classifier"), "random", "random")
+        classifier = build_network(preset.classifier, "classifier", preset.allow_plugins)
+        models = Models(preset, unet, classifier, "random", "random")
     for network in _networks(models).values():
         prepare(network.eval().requires_grad_(False), device, *how)
     return models

@@ -19,7 +19,7 @@ from rarefy.diffusion.finite import check_finite, image_sums
 from rarefy.diffusion.prediction import denoiser
 from rarefy.diffusion.schedule import Schedule, schedule_of
 from rarefy.errors import ManifestError, bad
-from rarefy.guidance.base import LATER, Networks, StartTerm, StepState, Term, times
+from rarefy.guidance.base import KINDS, LATER, Networks, StartTerm, StepState, Term, times
 from rarefy.guidance.guide import Guide
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class Chain:
             raise ManifestError(bad("sampler.eta", self.eta, "0, as method 'ancestral' requires"))
         if self.classifier_every < 1:
             raise ManifestError(bad("sampler.classifier_every", self.classifier_every, "at least 1"))
+        for term in self.terms:
+            if not isinstance(term, KINDS):
+                raise ManifestError(bad("guidance", term.name, "a term whose code was imported, so it cannot guide"))
         noisiest = min((term.noisiest() for term in self.terms if isinstance(term, StartTerm)), default=math.inf)
         object.__setattr__(self, "schedule", self.schedule.up_to(noisiest))
 

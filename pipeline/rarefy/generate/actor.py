@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png
 class Snapshot:
     """An actor's work so far. in_flight: images per running attempt, in fractions; scored: number of draws.
 
+    accepted: those among them that passed [accept]; steps, step_seconds: sampler steps of a batch, and their time;
     advances: rises with each step of a batch, each encoded image and each commit, so an actor hangs if it stands still.
     """
 
@@ -51,12 +52,15 @@ class Snapshot:
     confidence_sum: float = 0.0
     entropy_sum: float = 0.0
     advances: int = 0
+    accepted: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
 
 
 def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
     """Sums over all draws; nothing in flight."""
-    columns = zip(*((s.scored, s.confidence_sum, s.entropy_sum, s.advances) for s in snapshots), strict=True)
-    return Snapshot({}, *(sum(column) for column in columns))
+    names, listed = [f.name for f in fields(Snapshot) if f.name != "in_flight"], list(snapshots)
+    return Snapshot({}, *(sum(getattr(snapshot, name) for snapshot in listed) for name in names))
 
 
 @dataclass(frozen=True)
@@ -178,9 +182,11 @@ class ShardGenerator:
         ranks = torch.tensor([class_rank(slot.class_index) for slot in slots], device=self.device)
         self._count(tally, 0.0)
         with self._memory.batch(len(slots)), repeatable(self.manifest.precision):
+            began = time.monotonic()
             for state in sample(self._models, y, seeds, self._chain, ranks):
                 x = state.x
                 self._count(tally, len(slots) / len(self._chain.schedule))
+            step_seconds = time.monotonic() - began
             images = to_uint8(x)
             classifier = self._models.classifier
             scores = None if classifier is None else score_images(classifier, images, y)
@@ -195,6 +201,8 @@ class ShardGenerator:
                 own = None if scores is None else scores.of_image(row)
                 draws.append(_Draw(slot, candidate, own, passed, png))
         self._count(tally, float(len(draws) - len(slots)))
+        passes = sum(draw.accepted for draw in draws)
+        self._add_counts(Snapshot(accepted=passes, steps=len(self._chain.schedule), step_seconds=step_seconds))
         return draws
 
     def _sample(self, shard: int, draw: _Draw) -> Sample:
@@ -244,7 +252,11 @@ class ShardGenerator:
                 f"an image of class {class_id} with seed {seed} has scores that are not finite (NaN or infinity) after "
                 "the last step"
             )
-        new = Snapshot({}, len(scores.confidence), float(scores.confidence.sum()), float(scores.entropy.sum()))
+        self._add_counts(
+            Snapshot({}, len(scores.confidence), float(scores.confidence.sum()), float(scores.entropy.sum()))
+        )
+
+    def _add_counts(self, new: Snapshot) -> None:
         with self._counting:
             self._totals = add_up([self._totals, new])
 

@@ -12,8 +12,7 @@ from typing import TypeVar
 
 from rarefy.errors import ShardError
 from rarefy.generate.worker import Weights
-from rarefy.manifest import Manifest
-from rarefy.models.run_model import write_run_model
+from rarefy.manifest import Manifest, model_file
 from rarefy.plan import shard_name
 from rarefy.shards.claim import claim_output
 from rarefy.shards.marker import Marker, read_committed
@@ -85,7 +84,7 @@ class Commits:
 
     def _claim(self, earlier: Sequence[int]) -> Weights | None:
         manifest = self.manifest
-        claim_output(self.store, manifest.text, manifest.digest, write_run_model(manifest.model))
+        claim_output(self.store, manifest.text, manifest.digest, model_file(manifest))
         for shard in earlier:
             with suppress(ShardError):
                 record = read_records(self.store, shard_name(manifest.prefix, shard))[0]

@@ -22,8 +22,7 @@ from rarefy.generate.progress import ProgressSink, duration
 from rarefy.generate.score import CandidateLimit
 from rarefy.generate.tally import Tally
 from rarefy.generate.worker import RayCluster
-from rarefy.manifest import Manifest
-from rarefy.models.run_model import write_run_model
+from rarefy.manifest import Manifest, model_file
 from rarefy.models.source import check_trained, on_this_machine
 from rarefy.plan import estimate_bytes, make_plan
 from rarefy.shards.claim import claim_output
@@ -106,7 +105,7 @@ def generate(
     if left:
         check_trained(on_this_machine(manifest.model))
     if store.list():
-        claim_output(store, manifest.text, manifest.digest, write_run_model(manifest.model))
+        claim_output(store, manifest.text, manifest.digest, model_file(manifest))
     tally = Tally(plan, done)
     if left:
         _check_room(store, manifest)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import NoReturn, Self, TextIO
+from typing import Any, NoReturn, Self, TextIO
 
 from tqdm import tqdm
 
@@ -18,7 +21,8 @@ class Status:
     """A run at one moment. done: images, committed or in progress; resumed: those that were committed at the start.
 
     images_per_second: since the first actor was ready; eta_s: None until known; confidence and entropy (in nats): means
-    over all images drawn in this session, None before the first.
+    over all images drawn in this session, None before the first; acceptance: fraction of drawn images that passed
+    [accept]; step_seconds: mean time of one sampler step of one batch.
     """
 
     done: float
@@ -31,6 +35,8 @@ class Status:
     retries: int
     confidence: float | None
     entropy: float | None
+    acceptance: float | None = None
+    step_seconds: float | None = None
 
     def text(self) -> str:
         """The status in one line."""
@@ -39,7 +45,7 @@ class Status:
             f"{self.done:.0f}/{self.total} images",
             f"{self.images_per_second:.2f} images/s",
             f"ETA {eta}",
-            f"actors {self.actors_alive}/{self.actors_wanted}",
+            f"actors {self.actors_alive}/{max(self.actors_wanted, self.actors_alive)}",
             f"retries {self.retries}",
         ]
         if self.confidence is not None and self.entropy is not None:
@@ -52,22 +58,34 @@ ProgressSink = Callable[[Status], None]
 
 
 class ProgressLine:
-    """Shows each status on ``stream``; use as a context manager so that the live line is closed."""
+    """Shows each status on ``stream``; use as a context manager so that the live line is closed.
 
-    def __init__(self, stream: TextIO | None = None, every_s: float = 10.0) -> None:
+    every_s: between two plain lines; as_json: lines are JSON, for log collectors.
+    """
+
+    def __init__(self, stream: TextIO | None = None, every_s: float = 10.0, as_json: bool = False) -> None:
         self.stream = stream or sys.stderr
-        self.every_s = every_s
+        self.every_s, self.as_json = every_s, as_json
         # Terminals in some containers report no width, which leaves no room for a bar.
-        self._live = self.stream.isatty() and os.get_terminal_size(self.stream.fileno()).columns > 0
-        self._last = time.monotonic()
+        self._live = not as_json and self.stream.isatty() and os.get_terminal_size(self.stream.fileno()).columns > 0
+        self._last, self._ended = time.monotonic(), False
         self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, status: Status) -> None:
         if self._live:
             self._show(status)
-        elif time.monotonic() - self._last >= self.every_s or status.done >= status.total:
-            self._last = time.monotonic()
-            print(f"generate: {status.text()}", file=self.stream, flush=True)
+            return
+        ends = status.done >= status.total and not self._ended
+        if ends or time.monotonic() - self._last >= self.every_s:
+            self._last, self._ended = time.monotonic(), status.done >= status.total
+            print(self._line(status), file=self.stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line of its own, above the live line if there is one."""
+        if self._bar is None:
+            print(text, file=self.stream, flush=True)
+        else:
+            tqdm.write(text, file=self.stream)
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +95,11 @@ class ProgressLine:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _line(self, status: Status) -> str:
+        if not self.as_json:
+            return f"generate: {status.text()}"
+        return json_line("progress", dataclasses.asdict(status))
 
     def _show(self, status: Status) -> None:
         if self._bar is None:
@@ -88,9 +111,24 @@ class ProgressLine:
 
 def stage_line(stage: str, done: int, total: int, command: str = "audit") -> None:
     """Print a line at the start of a stage of a command, after each tenth of it and at its end."""
-    tenth = max(1, total // 10)
-    if done % tenth == 0 or done == total:
+    if _worth_a_line(done, total):
         print(f"{command}: {stage} {done}/{total}", file=sys.stderr, flush=True)
+
+
+def stage_json(stage: str, done: int, total: int) -> None:
+    """The same as a line of JSON."""
+    if _worth_a_line(done, total):
+        print(json_line("stage", {"stage": stage, "done": done, "total": total}), file=sys.stderr, flush=True)
+
+
+def json_line(event: str, fields: Mapping[str, Any]) -> str:
+    """One line of a structured log: time, event and its fields."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "event": event, **fields})
+
+
+def _worth_a_line(done: int, total: int) -> bool:
+    return done % max(1, total // 10) == 0 or done == total
 
 
 def duration(seconds: float) -> str:

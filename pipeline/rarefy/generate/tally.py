@@ -70,4 +70,6 @@ class Tally:
             retries=self.retries,
             confidence=total.confidence_sum / total.scored if total.scored else None,
             entropy=total.entropy_sum / total.scored if total.scored else None,
+            acceptance=total.accepted / total.scored if total.scored else None,
+            step_seconds=total.step_seconds / total.steps if total.steps else None,
         )

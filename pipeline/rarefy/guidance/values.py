@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
+import sys
 from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
@@ -86,7 +86,9 @@ def _ramp(value: object, field: str) -> Ramp:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number that a float can hold."""
+    most = sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most
 
 
 _READERS: dict[object, Callable[[object, str], object]] = {

@@ -49,6 +49,9 @@ def cached_images(stamp: str, shape: tuple[int, int, int, int], rows: Callable[[
             if not folder.is_dir():
                 _write(folder, shape, rows())
         return _read(folder)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"data: the cache of decoded images {str(folder)!r} is damaged ({reason}); delete it") from None
     except OSError as error:
         size = int(np.prod(shape)) / 1e9
         raise DataError(
@@ -59,7 +62,7 @@ def cached_images(stamp: str, shape: tuple[int, int, int, int], rows: Callable[[
 
 def _read(folder: Path) -> Decoded:
     # Copy-on-write: torch warns of arrays that cannot be written.
-    images = np.load(folder / "images.npy", mmap_mode="c")
+    images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
     broken = json.loads((folder / "broken.json").read_text())
     return Decoded(np.asarray(images), {int(row): cause for row, cause in broken.items()})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import struct
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,10 @@ from rarefy.errors import CheckpointError, bad
 from rarefy.models.unwrap import Found, closest, find_weights, is_counter, looks_like, some
 
 Network = TypeVar("Network", bound=nn.Module)
+# What torch and safetensors raise for files that are damaged or something else. torch unpickles nothing but tensors.
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+              AssertionError, MemoryError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError,
+              safetensors.SafetensorError)  # fmt: skip
 _GROUP_VALUES = 2**24  # 64 MiB of float32
 
 
@@ -139,17 +144,23 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    except UNREADABLE as error:
         if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise CheckpointError(
                 f"checkpoint: {str(path)!r} is not safe to read: it contains a Python object, {found[1]}, that could "
                 "run code; load it where you trust it and save its state_dict alone with torch.save"
             ) from error
-        reason = str(error).splitlines()[0][:200]
-        raise CheckpointError(f"checkpoint: {str(path)!r} is not a readable checkpoint ({reason})") from error
+        raise CheckpointError(
+            f"checkpoint: {str(path)!r} is not a readable checkpoint ({first_line(error)})"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(bad("checkpoint", str(path), "a state dict: a mapping of names to tensors"))
     return content
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's message; its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def check_entries(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, hint: str = "") -> None:

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from rarefy.errors import bad
+
 GROUPS = 32  # of the group normalisation
+# Beyond every network there is. Without bounds, building the network that a file describes could take forever.
+MOST = {"image_size": 2**16, "model_channels": 2**14, "num_res_blocks": 64, "num_classes": 2**20, "out_channels": 2**20}
+MOST_LEVELS, LARGEST_FACTOR = 16, 1024
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 
@@ -39,6 +44,16 @@ class NetworkConfig:
     pool: str = "attention"
 
     def __post_init__(self) -> None:
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ValueError(bad(name, value, f"at most {most}"))
+        for name in ("channel_mult", "attention_resolutions"):
+            values = getattr(self, name)
+            if len(values) > MOST_LEVELS or max(values, default=0) > LARGEST_FACTOR:
+                raise ValueError(
+                    bad(name, list(values), f"a list of up to {MOST_LEVELS} factors up to {LARGEST_FACTOR}")
+                )
         factor = 2 ** (len(self.channel_mult) - 1)
         if self.image_size % factor:
             raise ValueError(

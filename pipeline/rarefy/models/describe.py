@@ -8,26 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from rarefy.errors import ManifestError, bad
 from rarefy.models.config import NetworkConfig, NetworkSpec
-from rarefy.models.folder import ModelFolder, library
+from rarefy.models.folder import OWN_CODE, ModelFolder, library
 from rarefy.models.networks import build_network
 from rarefy.models.remote import is_remote
 from rarefy.models.source import local_folder, local_path, tree_sha256
+from rarefy.plugins import FLAG, may_import
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+DEEPEST = 50  # levels of provenance.json
 LINE = 110  # characters of the class names that are shown
 
 
 @dataclass(frozen=True)
 class DescribedNetwork:
-    """parameters: their number; config: the network's table in ``config.json``."""
+    """parameters: their number, None if counting them needs a plug-in that is not allowed; summary: its shape."""
 
     role: str
     kind: str
-    parameters: int
+    parameters: int | None
     summary: str
 
 
@@ -69,7 +70,7 @@ class ModelDescription:
         rows += [("classes", _classes_text(self.classes)), ("noise", self.schedule)]
         if not self.conditional:
             rows.append(("", "unconditional: the class acts through guidance only"))
-        rows += [(each.role, f"{each.parameters:,} parameters, {each.summary}") for each in self.networks]
+        rows += [(each.role, f"{_parameters_text(each)}, {each.summary}") for each in self.networks]
         if "classifier" not in (each.role for each in self.networks):
             rows.append(("classifier", "none: no scores, and no guidance that needs one"))
         rows += [(f"file {each.role}", _file_text(each)) for each in self.files]
@@ -81,8 +82,11 @@ class ModelDescription:
         return "\n".join([f"{self.name}: {self.description}", *(f"  {label:<{width}}{text}" for label, text in rows)])
 
 
-def describe(name_or_place: str) -> ModelDescription:
-    """Describe a model that ships, or the model folder at a path or URL. Raises ManifestError."""
+def describe(name_or_place: str, allow_plugins: bool = False) -> ModelDescription:
+    """Describe a model that ships, or the model folder at a path or URL. Raises ManifestError.
+
+    allow_plugins: import networks whose kind is an import path, to count their parameters.
+    """
     folder, place = _find(name_or_place)
     scale = f", recommended guidance scale {folder.recommended_scale:g}" if folder.classifier else ""
     betas = f", betas from {folder.beta_range[0]:g} to {folder.beta_range[1]:g}" if folder.beta_range else ""
@@ -96,7 +100,7 @@ def describe(name_or_place: str) -> ModelDescription:
         conditional=folder.num_classes is not None,
         schedule=f"{folder.schedule}, {folder.diffusion_steps} steps{betas}, predicts {folder.prediction}{scale}",
         recommended_scale=folder.recommended_scale,
-        networks=_networks(folder),
+        networks=_networks(folder, allow_plugins),
         files=[_file(folder, role) for role in folder.files],
         unused=_unused(folder),
         provenance=_provenance(folder),
@@ -115,17 +119,26 @@ def _find(name_or_place: str) -> tuple[ModelFolder, str]:
     return local_folder(path)
 
 
-def _networks(folder: ModelFolder) -> list[DescribedNetwork]:
-    with torch.device("meta"):
-        built: dict[str, nn.Module] = {"unet": build_network(folder.unet, "unet")}
-        if folder.classifier is not None:
-            built["classifier"] = build_network(folder.classifier, "classifier")
-    specs = {"unet": folder.unet, "classifier": folder.classifier}
+def _networks(folder: ModelFolder, allow_plugins: bool) -> list[DescribedNetwork]:
+    specs: dict[str, NetworkSpec] = {role: getattr(folder, role) for role in folder.networks}
     return [
-        DescribedNetwork(role, spec.kind, sum(value.numel() for value in built[role].parameters()), _summary(spec))
+        DescribedNetwork(role, spec.kind, _count_parameters(spec, role, allow_plugins), _summary(spec))
         for role, spec in specs.items()
-        if spec is not None
     ]
+
+
+def _count_parameters(spec: NetworkSpec, role: str, allow_plugins: bool) -> int | None:
+    if OWN_CODE in spec.kind and not may_import(spec.kind, allow_plugins):
+        return None
+    with torch.device("meta"):
+        network = build_network(spec, role, allow_plugins)
+    return sum(value.numel() for value in network.parameters())
+
+
+def _parameters_text(network: DescribedNetwork) -> str:
+    if network.parameters is None:
+        return f"parameters not counted (that imports its code, see {FLAG})"
+    return f"{network.parameters:,} parameters"
 
 
 def _summary(spec: NetworkSpec) -> str:
@@ -157,9 +170,17 @@ def _provenance(folder: ModelFolder) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    if _is_deeper(content, DEEPEST):
+        raise ManifestError(f"{path}: cannot be read (nested more than {DEEPEST} levels deep)")
     return content if isinstance(content, dict) else {"": content}
+
+
+def _is_deeper(content: object, levels: int) -> bool:
+    """Whether a JSON value is nested more than ``levels`` levels deep."""
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
 def _classes_text(names: list[str]) -> str:

@@ -31,12 +31,14 @@ from rarefy.models.config_file import (
     read_object,
     read_text,
 )
+from rarefy.plugins import check_plugin
 
 FORMAT = "rarefy-model-v1"
 LIBRARY = Path(__file__).parent / "library"
 CONFIG = "config.json"
 WEIGHTS = ("unet", "classifier")
 ONLY_CLASS = "all"
+OWN_CODE = ":"  # in the kind of a network: it is an import path
 _KEYS = ("format", "name", "description", "image_size", "channels", "class_names", "schedule", "recommended_scale",
          "unet", "classifier")  # fmt: skip
 
@@ -49,7 +51,8 @@ class ModelFolder:
     are not the usual ones; prediction: what the U-Net predicts, ``eps``, ``v`` or ``sample``; recommended_scale: the
     published scale of classifier guidance; class_names, wordnet_ids: one per class, or none; path: the folder; files:
     names of the folder's files by role: ``unet``, ``classifier``, ``judge`` (a classifier of clean images),
-    ``reference`` and ``held_out`` (real images for the audit).
+    ``reference`` and ``held_out`` (real images for the audit). allow_plugins: whether a network whose kind is an import
+    path may be imported (see ``allow_kinds``); the file cannot say so.
     """
 
     name: str
@@ -65,6 +68,7 @@ class ModelFolder:
     beta_range: tuple[float, float] | None = None
     path: Path = LIBRARY
     files: Mapping[str, str] = field(default_factory=dict)
+    allow_plugins: bool = field(default=False, compare=False)
 
     @property
     def embedded(self) -> bool:
@@ -175,6 +179,18 @@ def _parse(config: Json, path: Path) -> ModelFolder:
         path=path,
         files=read_files(config.get("files", {}), "files", depth=1 if path.parent == LIBRARY else 0),
     )
+
+
+def allow_kinds(folder: ModelFolder, allow_plugins: bool) -> ModelFolder:
+    """The folder with permission to import the kinds of its networks. Imports nothing.
+
+    Raises ManifestError for a kind that is a plug-in, if plug-ins are not allowed.
+    """
+    for role in folder.networks:
+        network: NetworkSpec = getattr(folder, role)
+        if OWN_CODE in network.kind:
+            check_plugin(network.kind, f"{folder.path / CONFIG}: {role}.kind", network.kind, allow_plugins)
+    return dataclasses.replace(folder, allow_plugins=True)
 
 
 def write_model_folder(folder: ModelFolder, path: Path) -> None:

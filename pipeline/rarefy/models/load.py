@@ -11,6 +11,7 @@ from torch import nn
 
 from rarefy.errors import CheckpointError, bad
 from rarefy.models.checkpoint import load_network
+from rarefy.models.config import NetworkSpec
 from rarefy.models.folder import ModelFolder
 from rarefy.models.networks import build_network
 
@@ -41,14 +42,19 @@ def load_models(
 ) -> Models:
     """Load a model's networks. Paths may be None if the weights are in the model's folder.
 
-    prepare: called with each network before its parameters are read; it may change their types. Raises CheckpointError.
+    prepare: called with each network before its parameters are read; it may change their types. Raises CheckpointError,
+    and ManifestError for a network of your own that ``preset.allow_plugins`` does not allow.
     """
+
+    def build(spec: NetworkSpec, role: str) -> Callable[[], nn.Module]:
+        return lambda: build_network(spec, role, preset.allow_plugins)
+
     unet_path = _path(preset, "unet", checkpoint, "checkpoint")
-    unet, unet_sha = load_network(lambda: build_network(preset.unet, "unet"), unet_path, sha256s[0], prepare)
+    unet, unet_sha = load_network(build(preset.unet, "unet"), unet_path, sha256s[0], prepare)
     guide, guide_sha = None, None
     if (spec := preset.classifier) is not None:
         guide_path = _path(preset, "classifier", classifier, "classifier")
-        guide, guide_sha = load_network(lambda: build_network(spec, "classifier"), guide_path, sha256s[1], prepare)
+        guide, guide_sha = load_network(build(spec, "classifier"), guide_path, sha256s[1], prepare)
     return Models(
         preset=preset,
         unet=unet.to(device),

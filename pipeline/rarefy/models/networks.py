@@ -31,14 +31,18 @@ from rarefy.models.config import NetworkConfig, NetworkSpec
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-def build_network(spec: NetworkSpec, role: str) -> nn.Module:
-    """A network with random weights. role: ``unet`` or ``classifier``. Raises ManifestError for an unknown kind."""
+def build_network(spec: NetworkSpec, role: str, allow_plugins: bool = False) -> nn.Module:
+    """A network with random weights. role: ``unet`` or ``classifier``.
+
+    allow_plugins: whether a kind that is an import path may be imported. Raises ManifestError for an unknown kind, and
+    for one that is not allowed.
+    """
     if isinstance(spec, NetworkConfig):
         return UNet(spec) if role == "unet" else Classifier(spec)
     if spec.kind == "diffusers" and role == "unet":
         return build_diffusers(spec)
     if IMPORT_PATH.fullmatch(spec.kind):
-        return build_own(spec, role)
+        return build_own(spec, role, allow_plugins)
     kinds = [NetworkConfig.kind, *(["diffusers"] if role == "unet" else []), "an import path 'package.module:build'"]
     raise ManifestError(bad(f"{role}.kind", spec.kind, " or ".join(kinds)))
 

@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rarefy.errors import CheckpointError, ManifestError, bad
-from rarefy.fields import Table, get_path, get_sha256, get_text, known_keys
+from rarefy.fields import Table, find_path, get_path, get_sha256, get_text, known_keys
 from rarefy.models.checkpoint import file_sha256
 from rarefy.models.config import NetworkConfig
-from rarefy.models.folder import CONFIG, WEIGHTS, ModelFolder, find_model, read_model_folder
+from rarefy.models.folder import CONFIG, OWN_CODE, WEIGHTS, ModelFolder, find_model, read_model_folder
 from rarefy.models.remote import download, is_remote
 
 WAYS = ("path", "name", "preset")
 FILE_KEYS = ("checkpoint", "checkpoint_sha256", "classifier", "classifier_sha256")
-OWN_CODE = ":"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def find_source(written: str, base: Path) -> ModelSpec:
 
 def local_path(written: str, base: Path) -> str:
     """A path as written in a manifest, made absolute."""
-    return str((base / Path(written.removeprefix("file://")).expanduser()).absolute())
+    return str(find_path(written.removeprefix("file://"), "model", base))
 
 
 def local_folder(source: str) -> tuple[ModelFolder, str]:

@@ -41,7 +41,8 @@ def measure_quality(model: ModelFolder, images: RealImages, device: torch.device
         say(f"quality is not measured: {len(images.held_out):,} held-out images are too few")
         return
     say("measuring the images of the model")
-    unet = prepare(load_network(lambda: build_network(model.unet, "unet"), model.file("unet"))[0], device)
+    network, _ = load_network(lambda: build_network(model.unet, "unet", model.allow_plugins), model.file("unet"))
+    unet = prepare(network, device)
     seconds = sum(entry["seconds"] for entry in record.values() if isinstance(entry, dict) and "seconds" in entry)
     measured, sampler = audit(unet, SHARE * seconds), sampler_of(model)
     record["quality"] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from rarefy.errors import ManifestError, bad
+from rarefy.models.folder import allow_kinds
 from rarefy.project.quality import measure_quality, small_audit
 from rarefy.training.card import write_card
 from rarefy.training.data import place
@@ -24,6 +26,8 @@ def train_project(path: Path, part: str | None, options: TrainOptions) -> dict[s
     an empty dict. Raises ManifestError, DataError, DeviceError, OutputError or DivergedError.
     """
     project = load_project(path)
+    if project.base is not None:
+        project = dataclasses.replace(project, base=allow_kinds(project.base, options.allow_plugins))
     parts = _chosen(project, part)
     with processes(options) as device:
         images = project_images(project)

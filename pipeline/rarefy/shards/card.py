@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rarefy.shards.metadata import SCHEMA
@@ -16,7 +16,7 @@ SIZE_CATEGORIES = (
 
 @dataclass(frozen=True)
 class CardInfo:
-    """Content of the card. guidance: term names; sampler: one line; classifier_sha256: None without a classifier."""
+    """What the card says about the run. guidance: term names; sampler: one line."""
 
     name: str
     preset: str
@@ -25,26 +25,52 @@ class CardInfo:
     class_names: tuple[str, ...]
     guidance: tuple[str, ...]
     sampler: str
-    checkpoint_sha256: str
-    classifier_sha256: str | None
 
 
-def render_card(info: CardInfo, counts: Mapping[int, int], names: Sequence[str], digest: str) -> str:
-    """README.md of a sealed data set. counts: samples by class id; names: of the shards."""
-    total = sum(counts.values())
-    sections = (_front_matter(info, total), _summary(info, total, len(names)), _usage(names))
+@dataclass(frozen=True)
+class Contents:
+    """What the card says about the shards.
+
+    counts: samples by class id; shards: the first one's name and the last one's; weights: SHA-256 of the diffusion
+    model's and the classifier's (None without one); beyond_limit, not_accepted: samples that took more candidates than
+    the manifest allows, and those that its [accept] did not accept.
+    """
+
+    counts: Mapping[int, int]
+    shards: tuple[str, str]
+    num_shards: int
+    weights: tuple[str, str | None]
+    beyond_limit: int = 0
+    not_accepted: int = 0
+
+
+def render_card(info: CardInfo, contents: Contents, digest: str) -> str:
+    """README.md of a sealed data set."""
+    total = sum(contents.counts.values())
+    sections = (_front_matter(info, total), _summary(info, total, contents.num_shards), _usage(*contents.shards))
+    checkpoint, classifier = contents.weights
     provenance = (
         f"## Provenance\n\nEvery image can be generated again from `manifest.toml` and its key.\n\n"
-        f"- manifest digest `{digest}`\n- diffusion weights sha256 `{info.checkpoint_sha256}`\n"
-        f"- {_classifier(info)}\n"
+        f"- manifest digest `{digest}`\n- diffusion weights sha256 `{checkpoint}`\n"
+        f"- {_classifier(classifier)}\n{_exceptions(contents)}"
     )
-    return "\n".join((*sections, _columns(), _classes(info, counts), provenance))
+    return "\n".join((*sections, _columns(), _classes(info, contents.counts), provenance))
 
 
-def _classifier(info: CardInfo) -> str:
-    if info.classifier_sha256 is None:
+def _classifier(sha256: str | None) -> str:
+    if sha256 is None:
         return "no classifier: the samples have no predicted class, confidence or entropy"
-    return f"classifier weights sha256 `{info.classifier_sha256}`"
+    return f"classifier weights sha256 `{sha256}`"
+
+
+def _exceptions(contents: Contents) -> str:
+    """Lines about images that do not meet the manifest's [accept]; empty if there are none."""
+    lines = ""
+    if contents.beyond_limit:
+        lines += f"- {contents.beyond_limit:,} images took more candidates than the manifest's `max_candidates`\n"
+    if contents.not_accepted:
+        lines += f"- {contents.not_accepted:,} images were kept although no candidate passed `[accept]`\n"
+    return lines
 
 
 def _front_matter(info: CardInfo, total: int) -> str:
@@ -86,9 +112,9 @@ drawn from a diffusion model by rarefy.
 """
 
 
-def _usage(names: Sequence[str]) -> str:
-    prefix, _, first = names[0].rpartition("-")
-    pattern = f"shards/{prefix}-{{{first}..{names[-1].rpartition('-')[2]}}}.tar"
+def _usage(first: str, last: str) -> str:
+    prefix, _, number = first.rpartition("-")
+    pattern = f"shards/{prefix}-{{{number}..{last.rpartition('-')[2]}}}.tar"
     return f"""## Use
 
 ```python

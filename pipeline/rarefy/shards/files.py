@@ -40,8 +40,11 @@ class Files(Protocol):
     def put(self, path: str, source: Source) -> None:
         """Write the file, replacing an earlier one."""
 
-    def create(self, path: str, source: Source) -> bool:
-        """Write the file unless there is one of that name; returns whether it was written."""
+    def create(self, path: str, source: Source, token: str) -> bool:
+        """Write the file unless there is one of that name; returns whether it was written.
+
+        token: the same when a call is repeated, unique otherwise. It tells a file that an earlier try has written.
+        """
         ...
 
     def delete(self, path: str) -> None:

@@ -1,32 +1,112 @@
-"""From committed shards to a data set: verify and seal."""
+"""The files that describe a sealed data set: ``index.json``, ``metadata/_index.json`` and ``_SUCCESS``.
+
+They are written, and compared with what is there, one shard at a time: a run may have a million shards.
+"""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping
+from typing import BinaryIO, Protocol
 
-from rarefy.errors import OutputError, ShardError, bad, first_names
-from rarefy.shards.card import CardInfo, render_card
-from rarefy.shards.claim import RUN_FILE, claim_output
-from rarefy.shards.listing import committed
-from rarefy.shards.marker import Marker, marker_path
+from rarefy.errors import OutputError
+from rarefy.shards.marker import Marker
 from rarefy.shards.metadata import SCHEMA, parquet_path, tar_path
+from rarefy.shards.reader import json_object
+from rarefy.shards.spec import RunSpec
 from rarefy.shards.store import Store
-from rarefy.shards.verify import NOT_COMMITTED, verify
 
 SUCCESS = "_SUCCESS"
+INDEX = "index.json"
+LISTING = "metadata/_index.json"
+COLUMNS_BYTES = 1 << 16  # the columns in the listing take about 4 kB
+AFTER_COLUMNS = ',\n "total": '
 
 
-@dataclass(frozen=True)
-class Sealed:
-    """shards, samples: their numbers; size_bytes: of all tars; counts: samples by class id."""
+class Sink(Protocol):
+    """Where bytes are written to, such as a file."""
 
-    shards: int
-    samples: int
-    size_bytes: int
-    counts: Mapping[int, int]
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Comparison:
+    """A sink that compares what is written to it with an open file. same: whether all of it was equal so far.
+
+    of_listing: skip the columns, which differ between versions of rarefy.
+    """
+
+    def __init__(self, stream: BinaryIO, of_listing: bool = False) -> None:
+        self.stream, self.same, self._skip = stream, True, of_listing
+        if of_listing:
+            columns, separator, _ = stream.read(COLUMNS_BYTES).partition(AFTER_COLUMNS.encode())
+            self.same = bool(separator) and is_object(columns + b"}")
+            stream.seek(len(columns))
+
+    def write(self, data: bytes, /) -> None:
+        if self._skip:
+            self._skip = False
+        else:
+            self.same = self.same and self.stream.read(len(data)) == data
+
+    def at_end(self) -> bool:
+        """Whether everything was equal and the file has nothing more."""
+        return self.same and not self.stream.read(1)
+
+
+class DataSetFiles:
+    """Writes the index for readers by wids and the listing of the metadata. index, listing: where to."""
+
+    def __init__(self, run: RunSpec, index: Sink, listing: Sink) -> None:
+        self.index, self.listing = _JsonList(index), _JsonList(listing)
+        self.index.begin({"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": run.name}, "shardlist")
+        counts = {str(class_id): n for class_id, n in sorted(run.counts.items())}
+        self.listing.begin({"columns": _columns(), "total": sum(run.counts.values()), "counts": counts}, "shards")
+
+    def add(self, marker: Marker) -> None:
+        """Write one shard. Shards are given in the plan's order."""
+        name = marker.name
+        self.index.add(
+            {
+                "url": tar_path(name),
+                "md5sum": marker.tar_md5,
+                "nsamples": marker.rows,
+                "filesize": marker.tar_bytes,
+            }
+        )
+        self.listing.add(
+            {
+                "name": name,
+                "parquet": parquet_path(name),
+                "tar": tar_path(name),
+                "rows": marker.rows,
+                "counts": marker.counts,
+            }
+        )
+
+    def end(self) -> None:
+        self.index.end()
+        self.listing.end()
+
+
+class _JsonList:
+    """Writes a JSON object whose last value is a list, with the bytes of ``json.dumps(..., indent=1)``."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink, self.separator = sink, "\n"
+
+    def begin(self, head: Mapping[str, object], name: str) -> None:
+        text = json.dumps({**head, name: []}, indent=1)
+        before, separator, after = text.removesuffix("]\n}").partition(AFTER_COLUMNS)
+        self.sink.write(before.encode())
+        self.sink.write((separator + after).encode())
+
+    def add(self, item: Mapping[str, object]) -> None:
+        self.sink.write((self.separator + textwrap.indent(json.dumps(item, indent=1), "  ")).encode())
+        self.separator = ",\n"
+
+    def end(self) -> None:
+        self.sink.write(b"\n ]\n}\n")
 
 
 def is_sealed(store: Store) -> bool:
@@ -34,90 +114,32 @@ def is_sealed(store: Store) -> bool:
     return store.exists(SUCCESS)
 
 
-def seal(
-    store: Store, manifest_text: str, digest: str, names: Sequence[str], counts: Mapping[int, int], card: CardInfo
-) -> Sealed:
-    """Verify every shard and write index, listing, card and, last, ``_SUCCESS``.
+def success_table(run: RunSpec) -> dict[str, object]:
+    """The content of ``_SUCCESS``."""
+    return {"manifest_digest": run.digest, "shards": len(run.shards), "samples": sum(run.counts.values())}
 
-    names: all shards of the plan; counts: the plan's samples by class id. The marker of a damaged shard is deleted, so
-    that the next generate replaces the shard. Raises ShardError, which names missing or damaged shards or wrong counts.
-    """
-    if not store.exists(RUN_FILE):
-        raise OutputError(bad("out", store.root, "a rarefy run"))
-    claim_output(store, manifest_text, digest)
+
+def check_success(store: Store, run: RunSpec) -> str:
+    """What is wrong with ``_SUCCESS``; empty if nothing is."""
     try:
-        markers = _whole_shards(store, digest, names)
-        made = _checked_counts(markers.values(), counts)
-    except ShardError:
-        store.delete(SUCCESS)
-        raise
-    _write_json(store, "index.json", _wids_index(card.name, markers))
-    _write_json(store, "metadata/_index.json", _metadata_listing(markers, made))
-    store.write_bytes("README.md", render_card(card, made, names, digest).encode())
-    for folder in ("", "state", "shards", "metadata"):
-        store.sweep(folder)
-    sealed = Sealed(len(markers), sum(made.values()), sum(marker.tar_bytes for marker in markers.values()), made)
-    _write_json(store, SUCCESS, {"manifest_digest": digest, "shards": sealed.shards, "samples": sealed.samples})
-    return sealed
+        same = json_object(store.read_bytes(SUCCESS)) == success_table(run)
+    except (ValueError, OutputError) as error:
+        return f"cannot be read ({error})"
+    return "" if same else "is not the one of this run"
 
 
-def _whole_shards(store: Store, digest: str, names: Sequence[str]) -> dict[str, Marker]:
-    if problems := verify(store, names, digest):
-        raise ShardError(_take_back(store, problems))
-    planned = {f"{name}.tar" for name in names}
-    if strangers := [name for name in store.list("shards") if name not in planned]:
-        raise ShardError(f"shards: {first_names(strangers)}: not part of this plan; move it elsewhere")
-    return committed(store, names, digest)
+def is_object(data: bytes) -> bool:
+    """Whether the bytes are a JSON object."""
+    try:
+        json_object(data)
+    except ValueError:
+        return False
+    return True
 
 
-def _take_back(store: Store, problems: Mapping[str, Sequence[str]]) -> str:
-    """Delete the markers of damaged shards and return the message that names missing and damaged shards."""
-    missing = [name for name, lines in problems.items() if NOT_COMMITTED in lines]
-    damaged = [f"{name} ({lines[0]})" for name, lines in problems.items() if NOT_COMMITTED not in lines]
-    for name in problems:
-        store.delete(marker_path(name))
-    parts = [f"{len(missing)} missing: {first_names(missing)}"] if missing else []
-    if damaged:
-        parts.append(f"{len(damaged)} damaged, markers deleted: {first_names(damaged)}")
-    return f"shards: {'; '.join(parts)}; run generate again"
-
-
-def _checked_counts(markers: Iterable[Marker], planned: Mapping[int, int]) -> dict[int, int]:
-    total: Counter[int] = Counter()
-    for marker in markers:
-        total.update({int(class_id): number for class_id, number in marker.counts.items()})
-    if total != Counter(planned):
-        raise ShardError(f"counts: {dict(total)} images by class is not {dict(planned)}, as planned")
-    return dict(sorted(total.items()))
-
-
-def _wids_index(name: str, markers: Mapping[str, Marker]) -> dict[str, object]:
-    shards = [
-        {"url": tar_path(name), "md5sum": marker.tar_md5, "nsamples": marker.rows, "filesize": marker.tar_bytes}
-        for name, marker in markers.items()
-    ]
-    return {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": shards}
-
-
-def _metadata_listing(markers: Mapping[str, Marker], counts: Mapping[int, int]) -> dict[str, object]:
-    columns = [{"name": field.name, "type": str(field.type), **_text(field.metadata)} for field in SCHEMA]
-    shards = [
-        {
-            "name": name,
-            "parquet": parquet_path(name),
-            "tar": tar_path(name),
-            "rows": marker.rows,
-            "counts": marker.counts,
-        }
-        for name, marker in markers.items()
-    ]
-    total = sum(counts.values())
-    return {"columns": columns, "total": total, "counts": {str(key): n for key, n in counts.items()}, "shards": shards}
+def _columns() -> list[dict[str, str]]:
+    return [{"name": field.name, "type": str(field.type), **_text(field.metadata)} for field in SCHEMA]
 
 
 def _text(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in metadata.items()}
-
-
-def _write_json(store: Store, rel: str, table: Mapping[str, object]) -> None:
-    store.write_bytes(rel, json.dumps(table, indent=1).encode() + b"\n")

@@ -50,7 +50,7 @@ class LocalFiles:
         with self._written(Path(path), source) as private:
             private.replace(path)
 
-    def create(self, path: str, source: Source) -> bool:
+    def create(self, path: str, source: Source, token: str) -> bool:
         """An empty directory of that name is removed first: nothing is lost with it."""
         target = Path(path)
         if target.is_dir():
@@ -102,8 +102,12 @@ class LocalFiles:
                 shutil.copyfile(source, private)
             else:
                 private.write_bytes(source)
-            sync(private)
-            yield private
+            try:
+                sync(private)
+                yield private
+            except FileNotFoundError as cause:
+                # Another driver's sweep took it for a dead attempt's, because a clock has jumped.
+                raise OSError(errno.ESTALE, "the private file was deleted") from cause
             sync(target.parent)
         finally:
             private.unlink(missing_ok=True)

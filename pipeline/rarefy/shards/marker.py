@@ -66,8 +66,8 @@ def parse_marker(data: bytes, source: str) -> Marker:
     checksum = table.pop(CHECKSUM, None)
     if wrong := [name for name, value in table.items() if not _valid(name, value)]:
         raise ShardError(f"{source}: not a commit marker: {wrong[0]} is {reprlib.repr(table[wrong[0]])}")
-    # Markers of earlier versions have neither.
-    if (checksum is None) != ("created_at" not in table) or checksum not in (None, _checksum(table)):
+    # Markers of earlier versions have neither checksum nor time.
+    if checksum != _checksum(table) and not (checksum is None and "created_at" not in table):
         raise ShardError(f"{source}: not a commit marker: it does not have the checksum that it names")
     marker = Marker(**table)
     if sum(marker.counts.values()) != marker.rows or not marker.name.endswith(f"-{marker.shard:06d}"):

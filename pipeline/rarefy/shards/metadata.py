@@ -22,6 +22,7 @@ DIGEST_KEY = b"rarefy.manifest_digest"
 # Only earlier versions wrote this column. It made the files of two attempts differ.
 FORMER_COLUMN = "created_at"
 SCORES = ("predicted_id", "confidence", "entropy", "entropy_normalized", "margin")
+MAX_ROWS = 100_000  # of a shard
 OF_CLASSIFIER = (*SCORES, "classifier_sha256")
 
 
@@ -140,12 +141,17 @@ def read_table(path: Path) -> pa.Table:
 def parse_table(source: Path | BinaryIO, name: str) -> pa.Table:
     """Like read_table, also for a file in memory. name: what errors call it."""
     try:
-        table = pq.read_table(source, partitioning=None)
+        with pq.ParquetFile(source) as file:
+            if file.metadata.num_rows > MAX_ROWS:
+                raise ValueError(f"{file.metadata.num_rows:,} rows, more than the {MAX_ROWS:,} of a shard")
+            table = file.read(use_threads=False)  # threads are slower for tables as small as these
         table.validate(full=True)
         columns = [(field.name, field.type) for field in table.schema if field.name != FORMER_COLUMN]
     # pyarrow raises ValueError for text that is not UTF-8, and TypeError or KeyError for some damaged footers.
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as cause:
         raise ShardError(f"{name}: not a readable Parquet file ({' '.join(str(cause).split())})") from cause
+    if table.schema.equals(SCHEMA):
+        return table
     # Files of earlier versions differ in which columns may be null.
     if columns != [(field.name, field.type) for field in SCHEMA]:
         raise ShardError(f"{name}: columns {table.schema.names} are not those of the schema, {SCHEMA.names}")

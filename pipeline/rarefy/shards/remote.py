@@ -13,6 +13,7 @@ from rarefy.shards.files import Entry, Source
 from rarefy.shards.retry import driver_errors, http_status
 
 S3, GCS, MEMORY = "s3", "gs", "memory"
+TOKEN = "rarefy-token"  # user-defined metadata of objects
 PRECONDITION_FAILED, NOT_IMPLEMENTED = 412, 501
 _memory_lock = threading.Lock()  # fsspec's memory file system is shared by all stores of the process
 
@@ -62,20 +63,19 @@ class RemoteFiles:
     def put(self, path: str, source: Source) -> None:
         self._send(path, source)
 
-    def create(self, path: str, source: Source) -> bool:
+    def create(self, path: str, source: Source, token: str) -> bool:
         if self.kind == MEMORY:
             with _memory_lock:
                 return self._look_and_send(path, source)
         if not self.atomic:
             return self._look_and_send(path, source)
+        options: dict[str, Any] = {"Metadata": {TOKEN: token}} if self.kind == S3 else {}
         try:
-            self._send(path, source, mode="create")
-        except FileExistsError:
-            return False
+            self._send(path, source, mode="create", **options)
         except driver_errors() as cause:
-            if http_status(cause) != PRECONDITION_FAILED:
+            if not (isinstance(cause, FileExistsError) or http_status(cause) == PRECONDITION_FAILED):
                 raise
-            return False
+            return self.kind == S3 and self._has_token(path, token)
         return True
 
     def delete(self, path: str) -> None:
@@ -92,11 +92,18 @@ class RemoteFiles:
         time: datetime = self.fs.modified(path)
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
-    def _send(self, path: str, source: Source, **options: str) -> None:
+    def _send(self, path: str, source: Source, **options: Any) -> None:
         if isinstance(source, Path):
             self.fs.put_file(str(source), path, **options)
         else:
             self.fs.pipe_file(path, source, **options)
+
+    def _has_token(self, path: str, token: str) -> bool:
+        """Whether an object was written by the call with this token: libraries may repeat a request silently."""
+        bucket, key, _ = self.fs.split_path(path)
+        with suppress(FileNotFoundError):
+            return bool(self.fs.call_s3("head_object", Bucket=bucket, Key=key)["Metadata"].get(TOKEN) == token)
+        return False
 
     def _look_and_send(self, path: str, source: Source) -> bool:
         if self.exists(path):

@@ -91,13 +91,23 @@ def repeat(action: Callable[[], T], patience_s: float, again: Callable[[BaseExce
     The delays are random, so that many machines do not come back at once; their upper limits grow exponentially.
     Raises the last error.
     """
+    try:
+        return action()  # nearly always enough, and several times faster than tenacity's bookkeeping
+    except Exception as error:
+        failed = [error]
+
+    def attempt() -> T:
+        if failed:
+            raise failed.pop()
+        return action()
+
     retrying = Retrying(
         stop=stop_before_delay(patience_s),
         wait=wait_random_exponential(multiplier=FIRST_DELAY_S, max=LONGEST_DELAY_S),
         retry=retry_if_exception(again),
         reraise=True,
     )
-    return retrying(action)
+    return retrying(attempt)
 
 
 def error_code(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +49,7 @@ class Store:
         self.root = self.path if self.is_local else str(fs.unstrip_protocol(self.path))
         self._url = self.path if self.is_local else root
         self._files: Files = LocalFiles() if self.is_local else RemoteFiles(fs)
+        self._fresh = False  # whether the credentials were read for this store; fsspec keeps drivers from earlier ones
         self._worked: set[str] = set()
 
     def __reduce__(self) -> tuple[type[Store], tuple[str, float]]:
@@ -184,12 +186,12 @@ class Store:
         return self._call(rel, READABLE, ask)
 
     def _create(self, rel: str, source: Source) -> bool:
-        answer_lost = False
+        answer_lost, token = False, uuid.uuid4().hex
 
         def attempt() -> bool:
             nonlocal answer_lost
             try:
-                created = self._files.create(self._full(rel), source)
+                created = self._files.create(self._full(rel), source, token)
             except driver_errors():
                 answer_lost = True
                 raise
@@ -257,7 +259,7 @@ class Store:
         if outlook(error, self.is_local) is Outlook.REFUSED:
             # A new instance of the driver reads the credentials anew.
             fs, _ = fsspec.core.url_to_fs(self._url, use_listings_cache=False, skip_instance_cache=True)
-            self._files = RemoteFiles(fs)
+            self._files, self._fresh = RemoteFiles(fs), True
         return True
 
     def _is_transient(self, error: BaseException, allowed: str) -> bool:
@@ -265,7 +267,7 @@ class Store:
             return False
         kind = outlook(error, self.is_local)
         # Credentials that worked before have expired; others never had the permission.
-        return kind is Outlook.TRANSIENT or (kind is Outlook.REFUSED and allowed in self._worked)
+        return kind is Outlook.TRANSIENT or (kind is Outlook.REFUSED and (allowed in self._worked or not self._fresh))
 
 
 def _join(folder: str, name: str) -> str:

@@ -1,121 +1,166 @@
-"""Checks committed shards against their markers."""
+"""Checks a whole run, many shards at once and none of them kept in memory."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import io
+import os
+import re
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from multiprocessing import get_context, parent_process
+from typing import BinaryIO
 
-import pyarrow as pa
-
-from rarefy.errors import ShardError
-from rarefy.shards.marker import FileHash, Marker, hash_file, read_marker
-from rarefy.shards.metadata import DIGEST_KEY, SampleRecord, parquet_path, read_table, tar_path, to_records
-from rarefy.shards.reader import iter_tar
+from rarefy.errors import OutputError, StorageError, bad
+from rarefy.shards.check import Checked, check_shard
+from rarefy.shards.index import INDEX, LISTING, SUCCESS, Comparison, DataSetFiles, check_success, is_sealed
+from rarefy.shards.spec import RunSpec, ShardSpec
 from rarefy.shards.store import Store
 
-NOT_COMMITTED = "not committed (no marker)"
-THREADS = 4  # for object stores, where most time is spent waiting
-BATCH = 256
+CARD = "README.md"
+STRANGE = "not part of this plan; move it elsewhere"
+THREADS = 8  # for object stores, where most time is spent waiting
+SAMPLES_AT_ONCE = 512  # that one task of a process or thread checks, about a second's work
+FEW_SAMPLES = 4096  # checked sooner by this process than others start
+AHEAD = 2  # tasks waiting for each process or thread
 
 
-def verify(store: Store, names: Sequence[str], digest: str) -> dict[str, list[str]]:
-    """Problems by shard name, in the order of ``names``; empty if every shard is intact."""
-    problems: dict[str, list[str]] = {}
-    # Local files: the work holds Python's global lock, so four threads took up to twice as long as one.
-    with ThreadPoolExecutor(1 if store.is_local else THREADS) as pool:
-        for start in range(0, len(names), BATCH):
-            batch = names[start : start + BATCH]
-            results = pool.map(lambda name: verify_shard(store, name, digest), batch)
-            problems |= {name: lines for name, lines in zip(batch, results, strict=True) if lines}
-    return problems
+def verify(store: Store, run: RunSpec) -> dict[str, list[str]]:
+    """Problems by shard name or by file; empty if everything that the plan and ``_SUCCESS`` promise is there and whole.
 
-
-def verify_shard(store: Store, name: str, digest: str) -> list[str]:
-    """Compare the tar, the Parquet file and the marker with each other. Returns one line per problem.
-
-    Raises OutputError if the store cannot be read at the moment, which says nothing about the shard.
+    Called from a script, this needs the usual ``if __name__ == "__main__":``, because large local runs are checked by
+    several processes.
     """
+    problems: dict[str, list[str]] = {}
+    with ExitStack() as stack:
+        sealed = _SealedFiles(store, run, stack) if is_sealed(store) else None
+        for checked in check_shards(store, run):
+            if checked.problems:
+                problems[checked.name] = list(checked.problems)
+            if sealed:
+                sealed.add(checked)
+        problems |= {rel: [STRANGE] for rel in strangers(store, run)}
+        return problems | (sealed.problems() if sealed else {})
+
+
+def check_shards(store: Store, run: RunSpec, workers: int | None = None) -> Iterator[Checked]:
+    """The results for all planned shards, in order.
+
+    workers: processes for a local store, threads for an object store; None chooses. Raises OutputError if the store
+    cannot be read at the moment.
+    """
+    samples = sum(run.counts.values())
+    if workers is None:
+        many = usable_cores() if samples > FEW_SAMPLES else 1
+        workers = many if store.is_local else THREADS
+    each = max(1, min(SAMPLES_AT_ONCE * len(run.shards) // samples, len(run.shards) // (AHEAD * workers)))
+    ranges = [range(first, first + each) for first in range(0, len(run.shards), each)]
+    if workers == 1:
+        for part in ranges:
+            yield from _check_range(store, run.shards, run.digest, part)
+        return
+    pool = _processes(workers) if store.is_local else ThreadPoolExecutor(workers)
     try:
-        marker = read_marker(store, name)
-    except ShardError as error:
-        return [str(error)]
-    if marker is None:
-        return [NOT_COMMITTED]
-    if marker.manifest_digest != digest:
-        return [f"its marker is for manifest {marker.manifest_digest}, not {digest}"]
-    if missing := [rel for rel in (tar_path(name), parquet_path(name)) if not store.exists(rel)]:
-        return [f"{rel} is missing" for rel in missing]
-    with store.local_copy(tar_path(name)) as tar, store.local_copy(parquet_path(name)) as parquet:
-        return _check_files(tar, parquet, marker)
+        yield from _in_order(pool, workers * AHEAD, store, run, ranges)
+    except BrokenProcessPool as cause:
+        allowed = "checked: a process that checked shards was killed, perhaps because the memory was full"
+        raise OutputError(bad("out", store.root, allowed)) from cause
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _check_files(tar: Path, parquet: Path, marker: Marker) -> list[str]:
-    problems = _compare_hash("tar", hash_file(tar), FileHash(marker.tar_sha256, marker.tar_md5, marker.tar_bytes))
-    actual = hash_file(parquet)
-    problems += _compare_hash("Parquet", actual, FileHash(marker.parquet_sha256, actual.md5, marker.parquet_bytes))
+def strangers(store: Store, run: RunSpec) -> Iterator[str]:
+    """Files that look like shards, rows or markers of this run but are not in its plan."""
+    prefix = re.escape(run.shards[0].name.rpartition("-")[0])
+    for folder, ending, every in (("shards", "tar", True), ("metadata", "parquet", True), ("state", "json", False)):
+        for name in store.list(folder):
+            number = re.fullmatch(rf"{prefix}-(\d+)\.{ending}", name)
+            planned = number is not None and len(number[1]) == 6 and int(number[1]) < len(run.shards)
+            # state/ also has the driver's own files.
+            if not planned and (every or number) and f"{folder}/{name}" != LISTING:
+                yield f"{folder}/{name}"
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _SealedFiles:
+    """The files that ``seal`` wrote, compared with the markers while these are read."""
+
+    def __init__(self, store: Store, run: RunSpec, stack: ExitStack) -> None:
+        self.store, self.run = store, run
+        streams = {rel: _open(store, rel, stack) for rel in (INDEX, LISTING)}
+        self.missing = [rel for rel, stream in streams.items() if stream is None]
+        self.files = {rel: Comparison(stream, rel == LISTING) for rel, stream in streams.items() if stream}
+        sinks = [self.files.get(rel) or Comparison(io.BytesIO()) for rel in (INDEX, LISTING)]
+        self.writer = DataSetFiles(run, *sinks)
+        self.complete = True
+
+    def add(self, checked: Checked) -> None:
+        if checked.marker is None:
+            self.complete = False
+        else:
+            self.writer.add(checked.marker)
+
+    def problems(self) -> dict[str, list[str]]:
+        """Problems by file. Without every marker, the contents of the index cannot be judged."""
+        self.writer.end()
+        advice = "; seal writes it again"
+        found = {rel: [f"missing or unreadable, although the run is sealed{advice}"] for rel in self.missing}
+        if self.complete:
+            wrong = [rel for rel, file in self.files.items() if not file.at_end()]
+            found |= {rel: [f"does not describe these shards{advice}"] for rel in wrong}
+        if not self.store.exists(CARD):
+            found[CARD] = [f"missing, although the run is sealed{advice}"]
+        if problem := check_success(self.store, self.run):
+            found[SUCCESS] = [problem + advice]
+        return found
+
+
+def _open(store: Store, rel: str, stack: ExitStack) -> BinaryIO | None:
+    """The file, open until the stack is closed; None if it is missing or unreadable."""
     try:
-        table = read_table(parquet)
-    except ShardError as error:
-        return [*problems, str(error)]
-    return problems + _check_rows(table, marker) + _check_samples(tar, to_records(table), marker.name)
+        path = stack.enter_context(store.local_copy(rel))
+        return stack.enter_context(path.open("rb"))
+    except StorageError:
+        raise  # it says nothing about the file
+    except (OSError, OutputError):
+        return None
 
 
-def _compare_hash(what: str, actual: FileHash, expected: FileHash) -> list[str]:
-    if actual == expected:
-        return []
-    if actual.size_bytes != expected.size_bytes:
-        return [f"{what} has {actual.size_bytes} bytes, its marker says {expected.size_bytes}"]
-    return [f"{what} has sha256 {actual.sha256}, its marker says {expected.sha256}"]
+def _processes(workers: int) -> Executor:
+    """Processes that are started anew, because a fork would copy locks that other threads hold."""
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_prepare_process)
 
 
-def _check_rows(table: pa.Table, marker: Marker) -> list[str]:
-    problems = []
-    if table.num_rows != marker.rows:
-        problems.append(f"Parquet has {table.num_rows} rows, its marker says {marker.rows}")
-    counts = Counter(str(class_id) for class_id in table.column("class_id").to_pylist())
-    if counts != Counter(marker.counts):
-        problems.append(f"Parquet has the class counts {dict(counts)}, its marker says {dict(marker.counts)}")
-    written = (table.schema.metadata or {}).get(DIGEST_KEY, b"").decode()
-    if written != marker.manifest_digest:
-        problems.append(f"Parquet is for manifest {written!r}, its marker says {marker.manifest_digest!r}")
-    return problems
+def _prepare_process() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _check_samples(tar: Path, records: Sequence[SampleRecord], name: str) -> list[str]:
-    problems, rows = [], {record.key: record for record in records}
-    try:
-        for key, fields in iter_tar(tar, name):
-            record = rows.pop(key, None)
-            if record is None:
-                problems.append(f"sample {key} is in the tar but has no row (or is there twice)")
-            else:
-                problems += [f"sample {key}: {problem}" for problem in _compare_sample(fields, record)]
-    except ShardError as error:
-        return [*problems, str(error)]
-    return problems + [f"sample {key} has a row but is not in the tar" for key in rows]
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
-def _compare_sample(fields: dict[str, bytes], record: SampleRecord) -> list[str]:
-    problems = []
-    if hashlib.sha256(fields["png"]).hexdigest() != record.image_sha256:
-        problems.append("its image does not have the sha256 that its row says")
-    if fields["cls"] != str(record.class_id).encode():
-        problems.append(f"its .cls is {fields['cls']!r}, its row says class {record.class_id}")
-    if fields["json"] != (expected := record.stable_json()):
-        problems.append(f"its .json and its row differ in {_differing(fields['json'], expected)}")
-    return problems
+def _in_order(pool: Executor, ahead: int, store: Store, run: RunSpec, ranges: Sequence[range]) -> Iterator[Checked]:
+    waiting: deque[Future[list[Checked]]] = deque()
+    for part in ranges:
+        waiting.append(pool.submit(_check_range, store, run.shards, run.digest, part))
+        if len(waiting) > ahead:
+            yield from waiting.popleft().result()
+    while waiting:
+        yield from waiting.popleft().result()
 
 
-def _differing(actual: bytes, expected: bytes) -> str:
-    try:
-        in_tar = json.loads(actual)
-    except ValueError:
-        return "format (the .json cannot be parsed)"
-    row = json.loads(expected)
-    if not isinstance(in_tar, dict):
-        return "format (the .json is not an object)"
-    return ", ".join(name for name in sorted(set(row) | set(in_tar)) if row.get(name) != in_tar.get(name)) or "format"
+def _check_range(store: Store, shards: Sequence[ShardSpec], digest: str, part: range) -> list[Checked]:
+    return [check_shard(store, spec, digest) for spec in shards[part.start : part.stop]]

@@ -115,26 +115,25 @@ def _winner(store: Store, header: ShardHeader) -> Marker | None:
 
     Any other marker of that name is taken back.
     """
-    data = store.read_or_none(marker_path(header.name))
-    if data is None:
-        return None
-    marker = parse_committed(data, header.name, header.manifest_digest)
-    if marker is not None and all(store.size_or_none(rel) == size for rel, size in _sizes(marker).items()):
-        return marker
-    take_back(store, header.name)
+    rel = marker_path(header.name)
+    while (data := store.read_or_none(rel)) is not None:
+        marker = parse_committed(data, header.name, header.manifest_digest)
+        whole = marker is not None and _has_sizes(store, marker)
+        if store.read_or_none(rel) != data:
+            continue  # another attempt took it back meanwhile, so the sizes may be those of its own files
+        if whole:
+            return marker
+        take_back(store, header.name, data)
     return None
 
 
-def take_back(store: Store, name: str) -> None:
+def take_back(store: Store, name: str, data: bytes) -> None:
     """Withdraw a shard's marker, and first those of its files that are not the ones the marker names.
 
-    In this order no attempt can mistake a damaged file for one that only lacks its marker. What another attempt has put
-    there meanwhile stays.
+    data: the marker's content when the shard was found to be damaged. In this order no attempt can mistake a damaged
+    file for one that only lacks its marker. What another attempt has put there meanwhile stays.
     """
     rel = marker_path(name)
-    data = store.read_or_none(rel)
-    if data is None:
-        return
     hashes = _hashes_in(data, name)
     found = {file: _sha256(store, file) for file in hashes}
     # Files of another attempt are put in place only after this marker was withdrawn, so these are not among them.
@@ -187,7 +186,7 @@ def _confirm(store: Store, marker: Marker, data: bytes) -> None:
     An object store that creates atomically keeps whole files as they are, so that comparing sizes is enough there.
     """
     if store.creates_atomically and not store.is_local:
-        kept = all(store.size_or_none(rel) == size for rel, size in _sizes(marker).items())
+        kept = _has_sizes(store, marker)
     else:
         hashes = _hashes(marker) | {marker_path(marker.name): hash_bytes(data).sha256}
         kept = all(_sha256(store, rel) == sha256 for rel, sha256 in hashes.items())
@@ -196,8 +195,9 @@ def _confirm(store: Store, marker: Marker, data: bytes) -> None:
         raise _crowded(store, marker_path(marker.name))
 
 
-def _sizes(marker: Marker) -> dict[str, int]:
-    return {tar_path(marker.name): marker.tar_bytes, parquet_path(marker.name): marker.parquet_bytes}
+def _has_sizes(store: Store, marker: Marker) -> bool:
+    sizes = {tar_path(marker.name): marker.tar_bytes, parquet_path(marker.name): marker.parquet_bytes}
+    return all(store.size_or_none(rel) == size for rel, size in sizes.items())
 
 
 def _hashes(marker: Marker) -> dict[str, str]:

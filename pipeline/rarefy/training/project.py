@@ -10,6 +10,7 @@ from rarefy.diffusion.schedule import SCHEDULES
 from rarefy.errors import ManifestError, bad
 from rarefy.fields import (
     Table,
+    find_path,
     get_choice,
     get_integer,
     get_number,
@@ -127,7 +128,7 @@ def load_project(path: Path) -> Project:
     """Read and check a ``train.toml``; relative paths in it start at its folder. Raises ManifestError."""
     table = read_toml(path)
     known_keys(table, "", (*DATA_KEYS, *MODEL_KEYS, *NETWORK_KEYS), path.name)
-    folder = path.parent.absolute() / Path(get_text(table, "model")).expanduser()
+    folder = find_path(get_text(table, "model"), "model", path.parent)
     base = _base(table, folder)
     size = get_integer(table, "image_size", 4, MAX_SIDE) if base is None else base.image_size
     if not (parts := [part for part in PARTS if part in table]):

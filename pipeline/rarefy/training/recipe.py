@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rarefy.errors import ManifestError, bad
-from rarefy.fields import Table, get_number, get_path, get_table, get_text
+from rarefy.fields import Table, find_path, get_number, get_path, get_table, get_text, parse_toml
 from rarefy.models.config import NetworkSpec
 from rarefy.models.folder import ModelFolder, find_model
 from rarefy.training.settings import LENGTH, SAME_WEIGHTS, TrainSettings, get_flag, read_settings, settings_values
@@ -102,16 +101,16 @@ def names_preset(path: Path) -> bool:
 
 def data_folder(table: Table, path: Path) -> Path:
     """The folder of images that a recipe at ``path`` names."""
-    return path.parent.absolute() / Path(get_text(table, "data")).expanduser()
+    return find_path(get_text(table, "data"), "data", path.parent)
 
 
 def read_toml(path: Path) -> dict[str, object]:
     """The tables of a recipe file. Raises ManifestError if it cannot be read or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ManifestError(f"recipe: {str(path)!r} is not TOML ({error})") from error
-    except (OSError, UnicodeDecodeError) as error:
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except ManifestError as error:
+        raise ManifestError(f"recipe: {str(path)!r} is {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise ManifestError(f"recipe: {str(path)!r} cannot be read ({reason})") from error
 

@@ -48,12 +48,14 @@ class TrainOptions:
     """How training runs, which changes the weights by rounding at most.
 
     device: auto, cpu, cuda or cuda:N; threads: of the CPU; compile: auto, off or full; tensorboard: write its files.
+    allow_plugins: import a diffusion network of your own, for which a classifier is trained, to measure its quality.
     """
 
     device: str = "auto"
     threads: int | None = None
     compile: str = "auto"
     tensorboard: bool = False
+    allow_plugins: bool = False
 
 
 def run_training(

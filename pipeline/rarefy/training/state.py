@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from rarefy.errors import CheckpointError
 from rarefy.execution import prepare
 from rarefy.models.adm import ADM
 from rarefy.models.blocks import AttentionBlock, ResBlock
+from rarefy.models.checkpoint import UNREADABLE, first_line
 from rarefy.training.settings import TrainSettings
 
 
@@ -64,13 +66,19 @@ class TrainState:
         temporary.replace(path)
 
     def load(self, path: Path) -> None:
-        """Read what :meth:`save` wrote."""
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(saved["model"])
-        for name, value in saved["ema"].items():
-            self.ema[name].copy_(value)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.seconds = saved["step"], saved["seconds"]
+        """Read what :meth:`save` wrote, never executing anything in it. Raises CheckpointError for another file."""
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            for name, value in saved["ema"].items():
+                self.ema[name].copy_(value)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.seconds = int(saved["step"]), float(saved["seconds"])
+        except torch.OutOfMemoryError:  # of a GPU: not the file's fault
+            raise
+        except UNREADABLE as error:
+            wrong = f"{str(path)!r} is not the checkpoint of this training ({first_line(error)})"
+            raise CheckpointError(f"training: {wrong}; move it away to begin again") from error
 
 
 def start(

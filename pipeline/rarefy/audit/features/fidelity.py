@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +13,13 @@ from types import ModuleType
 import torch
 
 from rarefy.errors import CheckpointError, bad
+from rarefy.models.checkpoint import UNREADABLE, file_sha256, first_line
 from rarefy.torchvision_operators import import_module
 
 LOGITS_LAYER = "logits_unbiased"
 HUB = "dinov2-"  # torch.hub provides both code and weights
-TORCHSCRIPT = "clip-"  # published as TorchScript, which torch.load with weights_only refuses
+TORCHSCRIPT = "clip-"  # published as TorchScript, which is a program
+FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 def load_module(name: str) -> ModuleType:
@@ -47,22 +51,54 @@ def load_registered(name: str, weights: str | None) -> Registered:
     layer = kind.get_default_feature_layer_for_metric("fid")
     layers = [layer, LOGITS_LAYER] if LOGITS_LAYER in kind.get_provided_features_list() else [layer]
     try:
+        if name.startswith(TORCHSCRIPT):
+            _check_published(name, weights)
         if weights is None:
-            network = kind(name, layers)
+            with _tensors_only(name):
+                network = kind(name, layers)
             return Registered(network, layer, _state_sha256(network))
-        data = Path(weights).read_bytes()
-        if not name.startswith(TORCHSCRIPT):
-            # torch-fidelity unpickles the file without restrictions; this check admits tensors only.
-            torch.load(weights, map_location="cpu", weights_only=True)
-        network = kind(name, layers, feature_extractor_weights_path=weights)
-        return Registered(network, layer, hashlib.sha256(data).hexdigest())
+        sha256 = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+        with _tensors_only(name):
+            return Registered(kind(name, layers, feature_extractor_weights_path=weights), layer, sha256)
     except NotImplementedError:
         raise CheckpointError(bad("extractor weights", weights, f"accepted: {name} can only be downloaded")) from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except CheckpointError:
+        raise
+    except UNREADABLE as error:
         hint = "put torch.hub's copy into its cache" if name.startswith(HUB) else "give a path"
         wrong = f"{weights} is not a weights file of {name}" if weights else f"{name} cannot be downloaded, {hint}"
-        raise CheckpointError(f"extractor weights: {wrong} ({cause})") from error
+        raise CheckpointError(f"extractor weights: {wrong} ({first_line(error)})") from error
+
+
+def _check_published(name: str, weights: str | None) -> None:
+    """Raise CheckpointError if the weights of a TorchScript network are here and are not the published file.
+
+    A file that is not here yet is downloaded by torch-fidelity, which checks its hash then.
+    """
+    published: str = load_module("feature_extractor_clip").MODEL_METADATA[name]["hash"]
+    path = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / f"{name}-{published}.pt"
+    if (weights or path.exists()) and (found := file_sha256(path)) != published:
+        allowed = f"the published weights of {name}, whose sha256 is {published}: it has {found}"
+        raise CheckpointError(bad("extractor weights", str(path), allowed))
+
+
+@contextmanager
+def _tensors_only(name: str) -> Iterator[None]:
+    """Within this context ``torch.load`` unpickles tensors and plain containers alone, whoever calls it.
+
+    torch-fidelity would unpickle weights files, and those that it downloaded before, without restrictions. The variable
+    overrules that. TorchScript files are left out: they are programs, and ``_check_published`` has seen them.
+    """
+    if name.startswith(TORCHSCRIPT):
+        yield
+        return
+    before = {variable: os.environ.pop(variable, None) for variable in (FORCE, FORCE_NOT)}
+    os.environ[FORCE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FORCE]
+        os.environ.update({variable: value for variable, value in before.items() if value is not None})
 
 
 def _state_sha256(network: torch.nn.Module) -> str:

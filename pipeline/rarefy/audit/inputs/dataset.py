@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rarefy.errors import OutputError, ShardError
-from rarefy.manifest import Manifest, parse_manifest
-from rarefy.models.run_model import read_run_model
+from rarefy.errors import ManifestError, OutputError, ShardError, bad
+from rarefy.manifest import Manifest, parse_unread_manifest
+from rarefy.models.run_model import RunModel, read_run_model
 from rarefy.plan import make_plan, shard_names
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE
 from rarefy.shards.index import is_sealed
@@ -99,12 +99,16 @@ class _Shard:
 
 
 def read_manifest(store: Store) -> Manifest:
-    """The run's own manifest. Raises OutputError if there is no run."""
-    text = store.read_bytes(MANIFEST_FILE).decode()
-    model = None
+    """The run's own manifest, read without importing code that it names. Raises OutputError if there is no run."""
+    source = f"{store.root}/{MANIFEST_FILE}"
+    try:
+        text = store.read_bytes(MANIFEST_FILE).decode()
+    except UnicodeDecodeError:
+        raise ManifestError(bad("manifest", source, "a readable TOML file: not UTF-8")) from None
+    run = RunModel(None)
     if store.exists(MODEL_FILE):
-        model = read_run_model(store.read_bytes(MODEL_FILE), f"{store.root}/{MODEL_FILE}")
-    return parse_manifest(text, f"{store.root}/{MANIFEST_FILE}", model)
+        run = read_run_model(store.read_bytes(MODEL_FILE), f"{store.root}/{MODEL_FILE}")
+    return parse_unread_manifest(text, source, run)
 
 
 def read_run(store: Store, limit: int) -> RunData:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from rarefy.errors import CheckpointError, ManifestError, bad
-from rarefy.models.folder import sampling_config
+from rarefy.models.folder import WEIGHTS, allow_kinds, sampling_config
 from rarefy.models.source import ModelSpec, find_source, on_this_machine, tree_sha256
 
 
@@ -33,6 +34,20 @@ def find_run_model(spec: ModelSpec, moved_to: str | None, needed: bool) -> Model
         missing = f"{there.folder.file('reference')} is missing; give --reference with other real images"
         raise ManifestError(f"the run's model has no real images: {missing}")
     return there
+
+
+def allow_networks(spec: ModelSpec, allow_plugins: bool) -> ModelSpec:
+    """The model with permission to import its networks, if they are plug-ins.
+
+    Without ``allow_plugins`` a model that needs some loses its weights, one line says so, and the audit goes on without
+    the classifier.
+    """
+    try:
+        return replace(spec, folder=allow_kinds(spec.folder, allow_plugins))
+    except ManifestError as error:
+        print(f"rarefy: {error}; the audit goes on without scores of the real images", file=sys.stderr, flush=True)
+    files = {role: name for role, name in spec.folder.files.items() if role not in WEIGHTS}
+    return replace(spec, folder=replace(spec.folder, files=files))
 
 
 def _check_same(spec: ModelSpec, there: ModelSpec, needed: bool) -> None:

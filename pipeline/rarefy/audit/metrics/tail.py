@@ -46,7 +46,8 @@ def find_tail(
         return Tail(rule, tail_members(real))
     if rule == "confidence":
         if confidence is None:
-            raise ManifestError(bad("tail", rule, "possible here: the classifier's weights are not available"))
+            allowed = "possible here: the classifier's weights are not there, or its code may not be imported"
+            raise ManifestError(bad("tail", rule, allowed))
         return Tail(rule, np.asarray(confidence <= np.quantile(confidence, TAIL_SHARE)))
     listed = _read_list(Path(rule))
     unknown = sorted(listed - {*keys, *held_out_keys})

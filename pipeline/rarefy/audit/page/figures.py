@@ -103,7 +103,9 @@ def notes(result: AuditResult) -> list[str]:
     if run.classifier_sha256 is None:
         lines.append("The model has no classifier, so there is no confidence, entropy or on-class rate.")
     elif run.reference and result.metrics["on_class_rate"].floor is None:
-        lines.append("The classifier's weights were not there for the audit: its scores have no real baseline.")
+        lines.append(
+            "The audit could not use the classifier, whose weights or code it lacked: its scores have no real baseline."
+        )
     if run.precision == "fast":
         lines.append(_fast_words(run.fast_errors))
     if recall and recall.generated_count < SMALL_SET:

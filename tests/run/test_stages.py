@@ -1,0 +1,73 @@
+"""``rarefy run`` mends what is damaged, a bounded number of times. Shards are synthetic; the audit is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.synthetic import commit_synthetic, synthetic_manifest, write_shards
+from rarefy import stages
+from rarefy.errors import ShardError
+from rarefy.generate.driver import GenerateOptions, GenerateResult
+from rarefy.manifest import Manifest
+from rarefy.shards.index import is_sealed
+from rarefy.shards.store import Store
+from rarefy.stages import REPAIRS, run, verify_run
+
+TAR = "shards/rare-000002.tar"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    write_shards(tmp_path, synthetic_manifest(4), range(4), processes=1)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def without_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "run_audit", lambda *arguments: {})
+    monkeypatch.setattr(stages, "write_report", lambda store: "report")
+
+
+def generator(monkeypatch: pytest.MonkeyPatch, spoil: bool = False) -> list[int]:
+    """Stands in for generate. Returns a list that gets the number of shards that each call makes."""
+    made: list[int] = []
+
+    def generate(manifest: Manifest, options: GenerateOptions, *rest: Any) -> GenerateResult:
+        store = Store(options.out)
+        left = [shard for shard in range(4) if not store.exists(f"state/rare-{shard:06d}.json")]
+        for shard in left:
+            commit_synthetic(store, manifest, shard, f"again-{len(made)}")
+        if spoil:
+            store.write_bytes(TAR, b"spoilt")
+        made.append(len(left))
+        return GenerateResult(4, 4, len(left), len(left), 0, 1.0)
+
+    monkeypatch.setattr(stages, "generate", generate)
+    return made
+
+
+def quiet(*arguments: object) -> None:
+    """Progress that nobody reads."""
+
+
+def test_run_makes_damaged_and_missing_shards_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, notices, store = generator(monkeypatch), list[str](), Store(str(out))
+    whole = store.read_bytes(TAR)
+    store.write_bytes(TAR, b"damaged")
+    result = run(synthetic_manifest(4), GenerateOptions(str(out)), quiet, quiet, notices.append)
+    assert made == [0, 1] and result.sealed.samples == 4
+    (notice,) = notices
+    assert notice.startswith(f"shards: 1 damaged: rare-000002 ({TAR} has 7 bytes, its marker says ")
+    assert notice.endswith("1 markers of damaged shards deleted; run generate again (repair 1 of 2)")
+    assert store.read_bytes(TAR) == whole and verify_run(store) == {}
+
+
+def test_run_gives_up_on_damage_that_comes_back(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, notices = generator(monkeypatch, spoil=True), list[str]()
+    with pytest.raises(ShardError, match="1 damaged: rare-000002"):
+        run(synthetic_manifest(4), GenerateOptions(str(out)), quiet, quiet, notices.append)
+    assert made == [0, *[1] * REPAIRS] and len(notices) == REPAIRS
+    assert not is_sealed(Store(str(out)))
