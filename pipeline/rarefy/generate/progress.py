@@ -60,12 +60,14 @@ ProgressSink = Callable[[Status], None]
 class ProgressLine:
     """Shows each status on ``stream``; use as a context manager so that the live line is closed.
 
-    every_s: between two plain lines; as_json: lines are JSON, for log collectors.
+    every_s: between two plain lines; as_json: lines are JSON, for log collectors; run: the manifest's name, for those.
     """
 
-    def __init__(self, stream: TextIO | None = None, every_s: float = 10.0, as_json: bool = False) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, every_s: float = 10.0, as_json: bool = False, run: str = ""
+    ) -> None:
         self.stream = stream or sys.stderr
-        self.every_s, self.as_json = every_s, as_json
+        self.every_s, self.as_json, self.run = every_s, as_json, run
         # Terminals in some containers report no width, which leaves no room for a bar.
         self._live = not as_json and self.stream.isatty() and os.get_terminal_size(self.stream.fileno()).columns > 0
         self._last, self._ended = time.monotonic(), False
@@ -99,7 +101,7 @@ class ProgressLine:
     def _line(self, status: Status) -> str:
         if not self.as_json:
             return f"generate: {status.text()}"
-        return json_line("progress", dataclasses.asdict(status))
+        return json_line("progress", {"run": self.run, **dataclasses.asdict(status)})
 
     def _show(self, status: Status) -> None:
         if self._bar is None:

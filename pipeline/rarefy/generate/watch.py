@@ -199,7 +199,10 @@ def watched(manifest: Manifest, options: GenerateOptions, as_json: bool) -> Iter
     names = RunNames(manifest.name, manifest.prefix, new_driver(), options.max_attempts)
     on_cluster = options.ray_address is not None
     store = Store(options.out, PATIENCE_S)
-    with ProgressLine(as_json=as_json) as line, Watch(store, manifest.digest, names, line, on_cluster) as watch:
+    with (
+        ProgressLine(as_json=as_json, run=manifest.name) as line,
+        Watch(store, manifest.digest, names, line, on_cluster) as watch,
+    ):
         yield watch
 
 
