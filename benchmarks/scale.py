@@ -49,6 +49,7 @@ class Figures:
     puts: float
     gets: float
     seal: float
+    check: float
     read: float
     gpu_price: float
     put_price: float
@@ -136,7 +137,7 @@ def estimate(images: int, shard_size: int, figures: Figures) -> Row:
     total = total_bytes(images, shard_size)
     shards = -(-images // shard_size)
     outcome = simulate(shards, shard_size, figures)
-    seal_s = max(shards / figures.seal, total / figures.read)
+    seal_s = max(shards / figures.seal + images / figures.check, total / figures.read)
     puts, gets = shards * figures.puts, shards * (figures.gets + 3)  # seal reads all three files of a shard
     return Row(
         shard_size=shard_size,
@@ -157,6 +158,7 @@ def limits(images: int, shard_size: int, figures: Figures) -> dict[str, float]:
     """How many GPUs each part can serve at most, the tightest first. For seal: until it takes as long as generating."""
     each = total_bytes(images, shard_size) / images
     gpus = {
+        "seal, checking on one machine": figures.check / figures.rate,
         "seal, reading on one machine": figures.read / (figures.rate * each),
         "the driver's shards per second": figures.driver * shard_size / figures.rate,
         "writes to one prefix of S3": PREFIX_PUTS / figures.puts * shard_size / figures.rate,
@@ -188,13 +190,14 @@ OPTIONS: tuple[tuple[str, float, str], ...] = (
     ("--spread", 0.1, "how far the time of a shard varies, as a fraction"),
     ("--preemptions", 0.05, "of one GPU per hour"),
     ("--start", 300.0, "seconds until a new machine samples"),
-    ("--driver", 200.0, "shards per second that the driver handles (benchmarks/driver.py)"),
-    ("--puts", 3.0, "writing and listing requests per shard (benchmarks/driver.py)"),
-    ("--gets", 3.0, "reading requests per shard (benchmarks/driver.py)"),
-    ("--seal", 1000.0, "small shards per second that seal checks on one machine (benchmarks/driver.py)"),
+    ("--driver", 268.0, "shards per second that the driver handles (benchmarks/driver.py)"),
+    ("--puts", 3.0, "writing requests per shard (benchmarks/driver.py)"),
+    ("--gets", 4.0, "reading requests per shard (benchmarks/driver.py)"),
+    ("--seal", 146.0, "small shards per second that seal checks on one machine (benchmarks/driver.py)"),
+    ("--check", 8000.0, "images per second that seal checks on one machine (benchmarks/driver.py --rows)"),
     ("--read", 1e9, "bytes per second that seal reads on one machine"),
     ("--gpu-price", 3.0, "dollars per GPU and hour"),
-    ("--put-price", 0.005, "dollars per 1,000 writing or listing requests"),
+    ("--put-price", 0.005, "dollars per 1,000 writing requests"),
     ("--get-price", 0.0004, "dollars per 1,000 reading requests"),
     ("--month-price", 0.023, "dollars per GB and month"),
 )
