@@ -124,10 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     requests = requests_per_shard()
     print("storage requests a shard:", ", ".join(f"{name} {number:.2f}" for name, number in requests.items()))
     seconds = close(options.sealed, options.rows)
-    print(
-        f"{options.sealed:,} shards of {options.rows:,} images: "
-        + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-    )
+    text = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    print(f"{options.sealed:,} shards of {options.rows:,} images: {text}")
     if options.json:
         figures = {
             "growth": growth,
