@@ -5,6 +5,7 @@ No traceback, no hang, and one line that can be shown.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 from small_model import MODEL, refused, write_manifest, write_model
 
 from rarefy.errors import RarefyError
+from rarefy.fill import trained_on
 from rarefy.gates import load_gates
 from rarefy.manifest import load_manifest, parse_manifest, parse_unread_manifest
+from rarefy.models.describe import describe
 from rarefy.models.folder import config_content, find_model, read_model_folder
 from rarefy.models.networks import build_network
 from rarefy.models.run_model import RunModel, read_run_model
@@ -239,6 +242,22 @@ def test_json_that_is_extreme(data: bytes, tmp_path: Path) -> None:
         with pytest.raises(RarefyError) as caught:
             read()
         assert len(str(caught.value)) < 5_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * DEEP, b'{"diffusion": ' * 400 + b"1" + b"}" * 400, b'{"diffusion": {"classes": {"cat": Infinity}}}',
+        b'{"diffusion": {"classes": {"cat": "%s"}}}' % LONG.encode(), b"[1]", b'"x"', b"\xff",
+    ],
+)  # fmt: skip
+def test_provenance_that_is_extreme(data: bytes, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / "provenance.json").write_bytes(data)
+    assert set(trained_on(read_model_folder(folder)).values()) <= {0}
+    with accepted_or_refused():
+        json.dumps(dataclasses.asdict(description := describe(str(folder))))
+        assert description.text()
 
 
 @pytest.mark.parametrize(

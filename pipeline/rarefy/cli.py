@@ -286,7 +286,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from rarefy.manifest import load_manifest
     from rarefy.stages import run
 
-    manifest, options = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments)), _options(arguments)
+    manifest = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments))
+    options = _options(arguments)
     with watched(manifest, options, arguments.log_json) as watch:
         stage = stage_json if arguments.log_json else stage_line
         result = run(manifest, options, watch.progress, stage, watch.notice, watch.listeners)
@@ -325,7 +326,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     from rarefy.generate.watch import watched
     from rarefy.manifest import load_manifest
 
-    manifest, options = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments)), _options(arguments)
+    manifest = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments))
+    options = _options(arguments)
     with watched(manifest, options, arguments.log_json) as watch:
         result = generate(manifest, options, watch.progress, watch.listeners)
     return _print(arguments, dataclasses.asdict(result), result.text())

@@ -90,7 +90,7 @@ def trained_on(model: ModelFolder) -> dict[int, int]:
         record = json.loads((model.path / "provenance.json").read_text(encoding="utf-8"))
         counts = record["diffusion"]["classes"]
         return {class_id: int(counts[name]) for class_id, name in enumerate(model.class_names)}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return {}
 
 

@@ -16,7 +16,7 @@ from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
 from rarefy.plan import run_spec
 from rarefy.shards.card import CardInfo
-from rarefy.shards.claim import MANIFEST_FILE, claim_output
+from rarefy.shards.claim import MANIFEST_FILE, check_claim
 from rarefy.shards.seal import Sealed, seal
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify
@@ -45,7 +45,8 @@ def run(
 ) -> RunResult:
     """Generate, seal, audit, report.
 
-    Damaged shards are withdrawn and generated again, REPAIRS times at most. notice: is told why, in one line.
+    Damaged shards are withdrawn and generated again, REPAIRS times at most. notice: is told why, in one line;
+    listeners: get the events of generate.
     """
     store = Store(options.out)
     generated, sealed = _make(manifest, options, progress, notice, listeners)
@@ -83,16 +84,16 @@ def seal_run(store: Store, repair: bool = False) -> Sealed:
 
 
 def verify_run(store: Store) -> dict[str, list[str]]:
-    """Problems by shard name or file; empty if all that the plan says is present and undamaged."""
-    return verify(store, run_spec(_own_manifest(store)))
+    """Problems by shard name or file; empty if all that the plan says is present and undamaged. Writes nothing."""
+    manifest = _own_manifest(store)
+    check_claim(store, manifest.digest)
+    return verify(store, run_spec(manifest))
 
 
 def _own_manifest(store: Store) -> Manifest:
     if not store.exists(MANIFEST_FILE):
         raise OutputError(bad("out", store.root, "a rarefy run: it has no manifest.toml"))
-    manifest = read_manifest(store)
-    claim_output(store, manifest.text, manifest.digest)
-    return manifest
+    return read_manifest(store)
 
 
 def _card(manifest: Manifest) -> CardInfo:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import METRICS_PATH, read_result
 from rarefy.errors import OutputError, ShardError, bad
-from rarefy.generate.driver_file import RUNNING, DriverFile, GivenUp, read_driver_files
+from rarefy.generate.driver_file import RUNNING, DriverFile, GivenUp, read_driver_files, still_missing
 from rarefy.generate.progress import duration
-from rarefy.generate.watch import still_missing
 from rarefy.plan import Plan, make_plan
 from rarefy.shards.claim import MANIFEST_FILE
 from rarefy.shards.index import is_sealed
@@ -117,7 +116,7 @@ def read_status(store: Store, now: float | None = None) -> RunStatus:
         eta_s=(plan.total - images) / rate if rate else None,
         drivers=tuple(_driver(file, now) for file in files),
         retries=dict(sum((Counter(file.retries) for file in files), Counter[str]())),
-        given_up=tuple(still_missing(store, manifest.prefix)),
+        given_up=tuple(still_missing(files, numbers)),
         sealed=is_sealed(store),
         audit=_audit(store),
     )

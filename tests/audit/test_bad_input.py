@@ -1,9 +1,9 @@
 """Damaged runs and references that do not fit: named by file or key, and never passed off as the whole."""
 
 import io
-import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from rarefy.errors import DataError
 from rarefy.manifest import Manifest
 from rarefy.models.folder import find_model
 from rarefy.plan import shard_names
+from rarefy.shards.marker import read_marker
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
 
@@ -68,8 +69,9 @@ def test_a_sample_that_its_metadata_contradict_is_left_out(tmp_path: Path, commi
             info = tarfile.TarInfo(file)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    marker = json.loads(store.read_bytes(f"state/{name}.json")) | {"tar_bytes": path.stat().st_size}
-    store.write_bytes(f"state/{name}.json", json.dumps(marker).encode())
+    marker = read_marker(store, name)
+    assert marker is not None
+    store.write_bytes(f"state/{name}.json", replace(marker, tar_bytes=path.stat().st_size).to_json())
     read = read_run(store, 10_000)
     told = {problem.where.split()[1]: problem.what for problem in read.problems}
     assert set(told) == set(keys[:3])

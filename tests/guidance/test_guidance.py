@@ -131,8 +131,10 @@ def test_entropy_scaling_is_right_and_finite_where_float32_has_no_numbers(
     z, s = logits.float().requires_grad_(), replace(state(), y=torch.tensor([1, 1]))
     term = ClassifierGuidance(scale=scale, entropy_scaling=True)
     (actual,) = torch.autograd.grad(term.objective(z.log_softmax(1), s).sum(), z)
-    # Near a gap of 17, float32 rounds p(y) to 1 and loses the term p(y) log p(y) of the entropy: 1 / gap of it.
-    torch.testing.assert_close(actual[:, 0].double(), scale * expected[:, 0], rtol=0.03, atol=0)
+    # From a gap of 17 on float32 rounds p(y) to 1 and loses the term p(y) log p(y) of the entropy, 1 / gap of it; the
+    # form for vanishing numbers has it.
+    tolerance = 1e-4 if gap > 100 else 0.03
+    torch.testing.assert_close(actual[:, 0].double(), scale * expected[:, 0], rtol=tolerance, atol=0)
     torch.testing.assert_close(actual.double().sum(1), torch.zeros(2), rtol=0, atol=scale)
 
 

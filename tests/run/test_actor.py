@@ -209,7 +209,7 @@ def test_an_image_that_is_not_finite_is_never_written(runs: Any, tmp_path: Path)
 
 
 def test_scores_that_are_not_finite_are_an_error_and_not_a_rejected_draw(runs: Any, tmp_path: Path) -> None:
-    path = runs.manifest("[accept]\nconfidence = { min = 0.5 }\nmax_candidates = 1000", steps=4)
+    path = runs.manifest("[accept]\nconfidence = { min = 0.5 }\nmax_candidates = 2", steps=4)
     generator = ShardGenerator(load_manifest(path), str(tmp_path / "out"), "cpu", 1)
     generator.load()
     assert generator._models.classifier is not None

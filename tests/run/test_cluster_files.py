@@ -141,7 +141,7 @@ case "$(basename "$0") $1 ${2:-}" in
     "srun "*) exec sleep 60 ;;
     "python -c "*) echo token ;;
     "python -m "*)
-        sleep 0.3
+        until [ "$(grep -c '^srun ' "$LOG")" -ge 2 ]; do sleep 0.05; done
         if [ -n "${DRIVER_SLEEPS:-}" ]; then
             sleep 60 >/dev/null 2>&1 &
             trap 'kill $!; exit 143' TERM

@@ -122,6 +122,18 @@ def test_a_machine_without_the_weights_is_no_users_error_once_another_has_loaded
     assert {event.node for event in run.told(What.ACTOR_LOST)} == {"b"}
 
 
+def test_a_machine_without_the_weights_is_no_users_error_while_another_still_loads_them(tmp_path: Path) -> None:
+    def load(handle: FakeHandle) -> Any:
+        if handle.node == "a":
+            raise CheckpointError("model.checkpoint: 'unet.safetensors' is not a file")
+        threading.Timer(0.05, handle.calls[-1][0].set_result, [WEIGHTS]).start()
+        return None
+
+    run = FakeRun(tmp_path, FakeCluster(["b", "a"], load))
+    assert finish(run).made_shards == 10
+    assert {event.node for event in run.told(What.ACTOR_LOST)} == {"a"}
+
+
 def test_a_single_machine_without_its_device_ends_the_run_at_once(tmp_path: Path) -> None:
     def load(handle: FakeHandle) -> Any:
         raise DeviceError("device: 'cuda' is not available")
@@ -305,13 +317,16 @@ def test_weights_that_differ_from_earlier_shards_are_the_users_fault(tmp_path: P
         one.finish({0}, (), silent)
 
 
-def test_a_machine_with_other_weights_gets_no_shards(tmp_path: Path) -> None:
+@pytest.mark.parametrize("good", ["a", "b"])
+def test_a_machine_with_other_weights_gets_no_shards(good: str, tmp_path: Path) -> None:
     cluster = FakeCluster(["a", "b"])
-    cluster.load = lambda handle: WEIGHTS if handle.node == "a" else ("stale", None)
+    cluster.load = lambda handle: WEIGHTS if handle.node == good else ("stale", None)
     run = FakeRun(tmp_path, cluster)
-    assert finish(run).made_shards == 10
-    assert {number for _, number in cluster.given} == {0}
-    assert {event.node for event in run.told(What.NODE_EXCLUDED)} == {"b"}
+    one = run.fleet()
+    one.commits.earlier_weights = WEIGHTS  # type: ignore[attr-defined]
+    assert one.finish({0}, (), silent).made_shards == 9
+    assert {cluster.handles[number].node for _, number in cluster.given} == {good}
+    assert {event.node for event in run.told(What.NODE_EXCLUDED)} == {"a", "b"} - {good}
 
 
 def test_machines_that_come_are_used_and_one_request_waits_for_the_first(tmp_path: Path) -> None:

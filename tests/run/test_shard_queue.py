@@ -80,7 +80,7 @@ def test_storage_failures_wait_longer_each_time_and_are_counted_by_themselves() 
         assert trouble.charged == 0
         delay = min(STORAGE_DELAY_S * 2**count, LONGEST_DELAY_S)
         assert shards.due(now + 0.9 * delay) == 0 and shards.due(now + delay) == 1
-        assert len(shards) == 1
+        assert len(shards) == 1 and drain(shards, now=now + 0.9 * delay) == []
         now += delay
     assert drain(shards, now=now) == [0]
     shards.failed(0, A, Blame.STORAGE, "503", now)

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.synthetic import commit_synthetic, synthetic_manifest, write_shards
 from rarefy import stages
-from rarefy.errors import ShardError
+from rarefy.errors import OutputError, ShardError
 from rarefy.generate.driver import GenerateOptions, GenerateResult
 from rarefy.manifest import Manifest
 from rarefy.shards.index import is_sealed
@@ -71,3 +71,17 @@ def test_run_gives_up_on_damage_that_comes_back(out: Path, monkeypatch: pytest.M
         run(synthetic_manifest(4), GenerateOptions(str(out)), quiet, quiet, notices.append)
     assert made == [0, *[1] * REPAIRS] and len(notices) == REPAIRS
     assert not is_sealed(Store(str(out)))
+
+
+def test_verify_writes_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data set may be somebody else's."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(arguments)
+
+    for name in ("create", "create_file", "write_bytes", "delete", "withdraw", "staged"):
+        monkeypatch.setattr(Store, name, refuse)
+    assert verify_run(Store(str(out))) == {}
+    (out / "state" / "run.json").unlink()
+    with pytest.raises(OutputError, match=r"it has no state/run\.json"):
+        verify_run(Store(str(out)))

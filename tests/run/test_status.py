@@ -132,6 +132,25 @@ def test_a_run_that_is_over_and_a_damaged_driver_file(store: Store) -> None:
     ]
 
 
+def test_no_damage_of_a_driver_file_is_a_crash(tmp_path: Path) -> None:
+    """Every value replaced by one of another kind, and every 7th byte by another."""
+    store = Store(str(tmp_path))
+    claimed(store)
+    whole = json.loads(replace(DRIVER, given_up=(LOST,)).to_json())
+    damaged = [
+        json.dumps(whole | {key: value}) for key in whole for value in (None, -1, 1e400, "x", [], [3], {"a": []})
+    ]
+    damaged += [json.dumps(whole | {"status": whole["status"] | {key: "x"}}) for key in whole["status"]]
+    damaged += [json.dumps(whole | {"given_up": [whole["given_up"][0] | {"shard": value}]}) for value in ("x", 3, None)]
+    data = DRIVER.to_json()
+    damaged += [(data[:at] + b"\xff" + data[at + 1 :]).decode("latin-1") for at in range(0, len(data), 7)]
+    for text in damaged:
+        store.write_bytes(driver_path("x"), text.encode("latin-1"))
+        status = read_status(store, NOW)
+        assert status.text()
+        assert json.dumps(status.drivers[0].age_s if status.drivers else 0)
+
+
 def test_no_run_is_a_users_error(store: Store) -> None:
     with pytest.raises(OutputError, match="a rarefy run: it has no manifest"):
         read_status(store)

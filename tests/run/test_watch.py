@@ -80,7 +80,7 @@ def test_many_events_are_counted_instead_of_shown() -> None:
     lines(GIVEN_UP)
     lines.close()
     assert len(shown) == LINES_PER_MINUTE + 2
-    assert shown[-2] == "generate: 5 more events, which logs/ in the output has"
+    assert shown[-2] == "generate: 5 more events; logs/ in the output has the last of them"
     assert "given up" in shown[-1]
 
 
@@ -148,9 +148,14 @@ def test_another_runs_output_is_left_alone(start: Start, store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(ShardError("2 shards\nare missing"), "failed"), (KeyboardInterrupt(15), "interrupted")]
+    ("error", "state", "text"),
+    [
+        (ShardError("2 shards\nare missing"), "failed", "2 shards are missing"),
+        (KeyError("a bug"), "failed", "KeyError: 'a bug'"),
+        (KeyboardInterrupt(15), "interrupted", ""),
+    ],
 )
-def test_the_end_of_a_run_is_told(start: Start, store: Store, error: BaseException, state: str) -> None:
+def test_the_end_of_a_run_is_told(start: Start, store: Store, error: BaseException, state: str, text: str) -> None:
     claim_output(store, "", DIGEST)
     with pytest.raises(type(error)), start() as watch:
         watch.listeners[1](replace(RETRY, what=What.ACTOR_READY))
@@ -160,8 +165,7 @@ def test_the_end_of_a_run_is_told(start: Start, store: Store, error: BaseExcepti
         assert read_driver_files(store)[0].actors == {RETRY.actor: RETRY.node}
         raise error
     (file,) = read_driver_files(store)
-    assert (file.state, file.actors) == (state, {})
-    assert state != "failed" or file.error == "2 shards are missing"
+    assert (file.state, file.error, file.actors) == (state, text, {})
     assert file.retries == {"actor": 1}
     assert file.causes == ("rare-000003: RuntimeError: CUDA error: lost",)
     (row,) = json.loads(store.read_bytes(FAILURES))
@@ -193,7 +197,7 @@ def test_a_failing_storage_never_ends_a_run(start: Start, store: Store, monkeypa
             watch.listeners[1](GIVEN_UP)
             time.sleep(0.05)
     told = stream.getvalue().splitlines()
-    line = "generate: the run goes on, but its files for rarefy status fail: out: 's3://bucket' is not writable (503)"
+    line = "run: it goes on, but its files for rarefy status fail: out: 's3://bucket' is not writable (503)"
     assert told == [line]
 
 

@@ -1,54 +1,43 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 
 import pytest
+from stepped import Race, races
 
 from rarefy.errors import OutputError
 from rarefy.shards.claim import claim_output
 from rarefy.shards.store import Store
 
-ROUNDS = 60
 
-
-# Waits for the other driver before each claim, so that both come at the same moment.
-DRIVER = """
-import sys, time
-from pathlib import Path
-from rarefy.errors import OutputError
-from rarefy.shards.claim import claim_output
-from rarefy.shards.store import Store
-
-folder, me, other, rounds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-for number in range(rounds):
-    store = Store(str(folder / f"out{number}"))
-    (folder / f"{me}{number}").touch()
-    while not (folder / f"{other}{number}").exists():
-        time.sleep(0)
+def claim(store: Store, driver: str) -> bool:
+    """Whether a driver with a manifest of its own gets the output."""
     try:
-        claim_output(store, f"manifest of {me}", me * 64)
-        print(1)
+        claim_output(store, f"manifest of {driver}", driver * 64, b"model")
     except OutputError as error:
-        assert f"it contains the run of {other * 64}" in str(error), error
-        print(0)
-"""
+        assert f"it contains the run of {'ab'.replace(driver, '') * 64}" in str(error)
+        return False
+    return True
 
 
-def test_of_two_drivers_one_gets_the_output(tmp_path: Path) -> None:
-    """Before the run file was created only if absent, both got one output in nine."""
-    commands = [[sys.executable, "-c", DRIVER, tmp_path, me, other, str(ROUNDS)] for me, other in ("ab", "ba")]
-    drivers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    first, second = ([int(line) for line in driver.communicate()[0].split()] for driver in drivers)
-    assert [a + b for a, b in zip(first, second, strict=True)] == [1] * ROUNDS
-    for number, a in enumerate(first):
-        out, driver = Store(str(tmp_path / f"out{number}")), "a" if a else "b"
-        assert out.read_bytes("manifest.toml").decode() == f"manifest of {driver}"
-        assert json.loads(out.read_bytes("state/run.json"))["manifest_digest"] == driver * 64
+def test_of_two_drivers_one_gets_the_output() -> None:
+    """Every order of their storage calls. Before the run file was created only if absent, both could get it."""
+    root, number = f"memory://claims-{uuid.uuid4().hex}", 0
+    attempts = [partial(claim, driver=driver) for driver in "ab"]
+    files = ("state/run.json", "manifest.toml", "model.json")
+    for race in races(lambda: Race(root, attempts, lambda store: None), switches=4):
+        driver = "a" if race.results[0] else "b"
+        assert race.results == {0: driver == "a", 1: driver == "b"}
+        assert race.store.read_bytes("manifest.toml").decode() == f"manifest of {driver}"
+        assert json.loads(race.store.read_bytes("state/run.json"))["manifest_digest"] == driver * 64
+        for rel in files:
+            race.store.delete(rel)
+        number += 1
+    assert number > 50
 
 
 @pytest.mark.parametrize("place", ["memory", "s3"])

@@ -217,6 +217,21 @@ def test_repair_leaves_a_marker_that_another_attempt_has_replaced(
     assert run.read_bytes("state/rare-000001.json") == whole
 
 
+def test_repair_replaces_a_whole_shard_that_is_not_the_plans(
+    run: Store, spec: RunSpec, card: CardInfo, make_header: Header, make_samples: Samples
+) -> None:
+    """Its files agree with each other and with their marker, so that another attempt would adopt them."""
+    for rel in (TAR, PARQUET, MARKER):
+        run.delete(rel)
+    wrong = [replace(sample, record=replace(sample.record, seed=7, candidate=1)) for sample in make_samples(1)]
+    commit_shard(run, make_header(1), wrong, seconds=1.0)
+    with pytest.raises(ShardError, match=r"1 damaged: rare-000001 \(sample 00000100000: seed is 7, the plan says"):
+        seal(run, spec, card, repair=True)
+    commit_shard(run, make_header(1), make_samples(1), seconds=1.0)
+    seal(run, spec, card)
+    assert verify(run, spec) == {}
+
+
 class StoppedError(Exception):
     """A crash."""
 

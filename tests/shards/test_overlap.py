@@ -7,11 +7,10 @@ import io
 import json
 import os
 import tarfile
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from stepped import Race, races
 
 from rarefy.shards import writer
 from rarefy.shards.marker import Marker, read_committed
@@ -33,101 +33,8 @@ FILES = (TAR, PARQUET, MARKER)
 Make = Callable[..., Sample]
 
 
-class Turns:
-    """Lets one thread at a time make its next storage call."""
-
-    def __init__(self) -> None:
-        self.arrived = threading.Semaphore(0)
-        self.granted: dict[int, threading.Semaphore] = {}
-        self.ended: set[int] = set()
-
-    def wait(self, me: int) -> None:
-        self.arrived.release()
-        self.granted[me].acquire()
-
-    def grant(self, me: int) -> None:
-        self.granted[me].release()
-        self.arrived.acquire()
-
-
-class Stepped:
-    """Asks for a turn before each call of the files below."""
-
-    def __init__(self, files: Any, turns: Turns, me: int) -> None:
-        self._inner, self._turns, self._me = files, turns, me
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._inner, name)
-        if not callable(value):
-            return value
-
-        def stepped(*arguments: Any) -> Any:
-            self._turns.wait(self._me)
-            return value(*arguments)
-
-        return stepped
-
-
-class Race:
-    """Two attempts in threads. results: marker or error of each; seen: the files' bytes when the first ended."""
-
-    def __init__(self, root: str, samples: Sequence[Sequence[Sample]]) -> None:
-        self.store = Store(root, patience_s=0.0)
-        self.turns, self.results = Turns(), dict[int, Any]()
-        self.threads = [threading.Thread(target=self._attempt, args=(me, root, samples[me])) for me in (0, 1)]
-        self.seen: dict[str, bytes | None] | None = None
-        for me, thread in enumerate(self.threads):
-            self.turns.granted[me] = threading.Semaphore(0)
-            thread.start()
-            self.turns.arrived.acquire()
-
-    def _attempt(self, me: int, root: str, samples: Sequence[Sample]) -> None:
-        store = Store(root, patience_s=0.0)
-        store._files = Stepped(store._files, self.turns, me)  # type: ignore[assignment]  # the same methods
-        header = ShardHeader(NAME, 0, "text", DIGEST, f"attempt {me}")
-        self.turns.wait(me)
-        try:
-            self.results[me] = commit_shard(store, header, samples, seconds=1.0)
-        except Exception as error:  # the main thread reports it
-            self.results[me] = error
-        self.turns.ended.add(me)
-        self.turns.arrived.release()
-
-    def run(self, order: Sequence[int]) -> list[tuple[int, bool]]:
-        """Follow ``order``, then finish attempt 0 before attempt 1.
-
-        Returns whose turn each was, and whether the other attempt could have taken it.
-        """
-        turns: list[tuple[int, bool]] = []
-        while able := [me for me in (0, 1) if me not in self.turns.ended]:
-            me = order[len(turns)] if len(turns) < len(order) else able[0]
-            turns.append((me, len(able) == 2))
-            self.turns.grant(me)
-            if self.turns.ended and self.seen is None:
-                self.seen = content(self.store)
-        for thread in self.threads:
-            thread.join()
-        return turns
-
-
 def content(store: Store) -> dict[str, bytes | None]:
     return {rel: store.read_or_none(rel) for rel in FILES}
-
-
-def races(begin: Callable[[], Race], switches: int) -> Iterator[Race]:
-    """All orders in which the turns change hands at most ``switches`` times before one attempt has ended."""
-    todo: list[tuple[int, ...]] = [(), (1,)]
-    while todo:
-        order = todo.pop()
-        race = begin()
-        turns = race.run(order)
-        yield race
-        taken = tuple(me for me, _ in turns)
-        for place in range(len(order), len(turns)):
-            branch = (*taken[:place], 1 - taken[place])
-            changes = sum(one != two for one, two in pairwise(branch))
-            if place and turns[place][1] and changes <= switches:
-                todo.append(branch)
 
 
 def rounded(sample: Sample, machine: int) -> Sample:
@@ -224,9 +131,15 @@ def run_all(root: str, state: str, machines: list[list[Sample]], switches: int) 
         write_tar(stream := io.BytesIO(), samples)
         tars.add(stream.getvalue())
 
+    def attempt(number: int, store: Store) -> Marker:
+        header = ShardHeader(NAME, 0, "text", DIGEST, f"attempt {number}")
+        return commit_shard(store, header, machines[number], seconds=1.0)
+
+    attempts = [partial(attempt, number) for number in (0, 1)]
+
     def begin() -> Race:
         leave_behind(Store(root), machines[2], state)
-        return Race(root, machines)
+        return Race(root, attempts, content)
 
     number = 0
     for race in races(begin, switches):

@@ -83,7 +83,7 @@ def test_an_error_that_stays_ends_after_the_patience(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOENT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT])
 def test_a_permanent_error_is_not_repeated(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", failing(lambda: OSError(number, os.strerror(number)), 1))
     with pytest.raises(OutputError, match=r"x' is not writable \([^;]*\)$") as caught:

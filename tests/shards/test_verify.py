@@ -215,6 +215,11 @@ def test_marker_that_contradicts_the_plan_is_named(
     assert problems(run, spec) == message
 
 
+def test_md5_of_the_index_is_checked(run: Store, spec: RunSpec) -> None:
+    forge_marker(run, tar_md5="0" * 32)
+    assert problems(run, spec).startswith(f"{TAR} has md5 ")
+
+
 def test_damaged_marker_is_named(run: Store, spec: RunSpec) -> None:
     run.write_bytes(MARKER, b'{"name": "rare-0')
     assert problems(run, spec).startswith("state/rare-000001.json: not JSON")

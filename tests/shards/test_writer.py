@@ -21,7 +21,7 @@ from PIL import Image
 from rarefy.errors import ShardError
 from rarefy.shards.check import check_shard
 from rarefy.shards.claim import claim_output
-from rarefy.shards.listing import committed, committed_numbers
+from rarefy.shards.listing import committed_numbers, iter_committed
 from rarefy.shards.marker import parse_marker, read_marker
 from rarefy.shards.metadata import (
     OF_CLASSIFIER,
@@ -122,8 +122,8 @@ def test_marker_describes_the_files(run: Store, plan: Plan) -> None:
     assert (marker.rows, marker.counts) == (6, {"0": 3, "1": 3})
     assert (marker.seconds, marker.images_per_second) == (2.0, 3.0)
     assert parse_marker(marker.to_json(), "x") == marker
-    assert list(committed(run, plan[2], plan[1])) == plan[2]
-    assert committed(run, plan[2], "e" * 64) == {}
+    assert [found.name for found in iter_committed(run, plan[2], plan[1])] == plan[2]
+    assert list(iter_committed(run, plan[2], "e" * 64)) == []
     with pytest.raises(ShardError, match="x: not a commit marker"):
         parse_marker(b'{"name": "rare"}', "x")
 

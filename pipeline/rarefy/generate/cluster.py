@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from rarefy.errors import DeviceError, bad
+from rarefy.errors import DeviceError, TemporaryError, bad
 from rarefy.generate.fit import Request, Resources, find_machines, fit_cluster, fit_machine
 from rarefy.interrupts import sigterm_kept
 from rarefy.scratch import scratch_folder, sweep
@@ -45,7 +45,7 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
         resources = fit_machine(request)
         with _private_folder() as folder, _environment(_own_settings(folder)):
             try:
-                _start(resources, folder)
+                _start_or_say_why(resources, folder)
                 yield resources
             finally:
                 ray.shutdown()
@@ -108,6 +108,14 @@ def _forget_token() -> None:
         own: Any = ray._raylet
         own.Config.initialize("")
         own.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _start_or_say_why(resources: Resources, folder: Path) -> None:
+    try:
+        _start(resources, folder)
+    except Exception as cause:  # Ray raises nothing more special, such as when a busy machine makes it too slow
+        reason = " ".join(str(cause).split())[:200]
+        raise TemporaryError(f"Ray did not start on this machine ({reason}); run the same command again") from cause
 
 
 def _start(resources: Resources, folder: Path) -> None:

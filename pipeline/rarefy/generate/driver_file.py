@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ FOLDER = "state/drivers"
 BEAT_S = 30.0  # between two versions of the file
 SILENT_BEATS = 4  # a driver that has missed so many is not live
 FORMAT = 1
+LARGEST = 1e15
+THREADS = 8  # for object stores, where most time is spent waiting
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 
 
@@ -76,15 +79,16 @@ def parse_driver_file(data: bytes) -> DriverFile | None:
         table = json.loads(data)
         given_up = tuple(GivenUp(**row) for row in table.pop("given_up"))
         parsed = DriverFile(**{**table, "causes": tuple(table["causes"])}, given_up=given_up)
-        ages_and_ids = [float(parsed.written_at), float(parsed.started_at), int(parsed.pid)]
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return parsed if _is_valid(parsed) else None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    return parsed if parsed.version == FORMAT and all(map(_finite, ages_and_ids)) else None
 
 
 def read_driver_files(store: Store) -> list[DriverFile]:
     """All drivers' files that can be read, the longest running first."""
-    files = [_read(store, f"{FOLDER}/{name}") for name in store.list(FOLDER) if name.endswith(".json")]
+    paths = [f"{FOLDER}/{name}" for name in store.list(FOLDER) if name.endswith(".json")]
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = list(pool.map(lambda path: _read(store, path), paths))
     return sorted((file for file in files if file is not None), key=lambda file: file.started_at)
 
 
@@ -95,5 +99,22 @@ def _read(store: Store, rel: str) -> DriverFile | None:
         return None  # it is being replaced
 
 
-def _finite(value: float) -> bool:
-    return abs(value) < 1e15
+def still_missing(files: Iterable[DriverFile], committed: Collection[int]) -> list[GivenUp]:
+    """Shards that some driver has given up and none has committed since, in order."""
+    rows = {row.shard: row for file in files for row in file.given_up}
+    return [row for name, row in sorted(rows.items()) if int(name.rpartition("-")[2]) not in committed]
+
+
+def _is_valid(file: DriverFile) -> bool:
+    """Whether all values have the types and ranges that readers rely on. Raises what wrong types raise."""
+    status: Mapping[str, Any] = {} if file.status is None else file.status
+    numbers = [file.written_at, file.started_at, file.pid, *file.retries.values()]
+    numbers += [status.get(name) or 0 for name in ("images_per_second", "actors_alive", "actors_wanted")]
+    numbers += [int(row.shard.rpartition("-")[2]) for row in file.given_up]
+    texts = [file.driver, file.host, file.state, file.waiting, file.error, *file.causes, *file.retries]
+    texts += [row.error for row in file.given_up]
+    return (
+        file.version == FORMAT
+        and all(isinstance(text, str) for text in texts)
+        and all(0 <= number < LARGEST and not isinstance(number, bool) for number in numbers)
+    )

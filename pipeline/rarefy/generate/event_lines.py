@@ -86,7 +86,7 @@ class EventLines:
     def close(self) -> None:
         """Tell how many events were not shown."""
         if self._hidden:
-            self.show(f"generate: {self._hidden} more events, which logs/ in the output has")
+            self.show(f"generate: {self._hidden} more events; logs/ in the output has the last of them")
         self._hidden = 0
 
     def _limited(self, line: str) -> None:

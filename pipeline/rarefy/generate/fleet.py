@@ -159,7 +159,7 @@ class Fleet:
             return
         allowed = f"the weights of the run's other shards, {_joined(self.weights)}"
         error = OutputError(bad("weights", _joined(worker.weights), allowed))
-        if not self.staff.ready:
+        if all(other.weights != self.weights for other in self.staff.workers):
             raise error
         self.staff.failed(worker, error, Blame.NODE, self.loop.now)
 

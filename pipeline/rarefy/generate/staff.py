@@ -13,8 +13,8 @@ from rarefy.generate.fit import Resources
 from rarefy.generate.nodes import Nodes
 from rarefy.generate.worker import Cluster, Worker
 
-RETHINK_S = 15.0  # after which a request that names outdated machines is taken back
-WAITING_S = 10.0  # after which a request that has got no machine is talked about
+RETHINK_S = 60.0  # after which a request that names outdated machines is taken back
+WAITING_S = 30.0  # after which a request that has got no machine is talked about
 REMIND_S = 60.0  # between two such messages while no actor works
 NO_MACHINE_S = 24 * 3600.0  # a run without any machine ends after this time
 ADDRESS = re.compile(r"\bip[=:]\s*([0-9a-fA-F.:]+)")  # in Ray's messages
@@ -132,7 +132,7 @@ class Staff:
             return f"none of the cluster's {len(self.nodes.machines)} machines has so much"
         if fitting <= self.nodes.excluded(now):
             return "the machines that have so much get no actors for a while, since actors failed there"
-        return "the machines that have so much are in use"
+        return "it is still starting, or the machines that have so much are in use"
 
 
 def blame_of(worker: Worker, error: BaseException, proven: bool) -> Blame:

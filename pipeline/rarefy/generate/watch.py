@@ -33,9 +33,9 @@ from rarefy.generate.driver_file import (
     INTERRUPTED,
     RUNNING,
     DriverFile,
-    GivenUp,
     driver_path,
     read_driver_files,
+    still_missing,
 )
 from rarefy.generate.event_lines import EventLines, RunNames
 from rarefy.generate.events import Event, EventSink, What
@@ -70,13 +70,10 @@ class Watch:
         self._account, self._lock = SessionAccount(), threading.Lock()
         self._state, self._error = RUNNING, ""
         self._lost: deque[Event] = deque()
-        self._logs, self._claimed, self._told = 0, False, False
+        self._logs = self._failures = 0
+        self._claimed = self._told = False
         self._ends, self._wakes = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep_writing, name="watch", daemon=True)
-
-    def notice(self, text: str) -> None:
-        """Show what happened between two stages."""
-        self.line.note(json_line("notice", {"text": text}) if self.line.as_json else f"run: {text}")
 
     def progress(self, status: Status) -> None:
         """Show and remember a status."""
@@ -85,6 +82,11 @@ class Watch:
             self._account.status = status
         if metrics := self._connected_metrics():
             metrics.status(status)
+
+    def notice(self, text: str) -> None:
+        """Show a line about the run as a whole, such as what happened between two stages."""
+        plain = f"run: {text}"
+        self.line.note(json_line("notice", {"run": self.names.run, "text": text}) if self.line.as_json else plain)
 
     def _account_for(self, event: Event) -> None:
         with self._lock:
@@ -108,11 +110,11 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._state = FINISHED
+        if isinstance(error, Exception):
+            name = "" if isinstance(error, RarefyError) else f"{type(error).__name__}: "
+            self._state, self._error = FAILED, " ".join(f"{name}{error}".split())
         else:
-            self._state = FAILED if isinstance(error, RarefyError) else INTERRUPTED
-            self._error = " ".join(f"{error}".split()) or type(error).__name__
+            self._state = FINISHED if error is None else INTERRUPTED
         self._ends.set()
         self._wakes.set()
         self._thread.join(END_S)
@@ -127,7 +129,7 @@ class Watch:
                 self._write(ends)
             except OutputError as error:
                 if not self._told:
-                    self.line.note(f"generate: the run goes on, but its files for rarefy status fail: {error}")
+                    self.notice(f"it goes on, but its files for rarefy status fail: {error}")
                 self._told = True
             if ends:
                 return
@@ -149,8 +151,10 @@ class Watch:
         self.store.write_bytes(driver_path(self.names.driver), content.to_json())
         if events:
             self.store.write_bytes(f"{LOGS}/{self.names.driver}.jsonl", "\n".join([*events, ""]).encode())
-        if content.given_up or (ends and self.store.exists(FAILURES)):
-            rows = [dataclasses.asdict(row) for row in still_missing(self.store, self.names.prefix)]
+        if len(content.given_up) > self._failures or (ends and (self._failures or self.store.exists(FAILURES))):
+            self._failures = len(content.given_up)
+            there = committed_numbers(self.store, self.names.prefix)
+            rows = [dataclasses.asdict(row) for row in still_missing(read_driver_files(self.store), there)]
             self.store.write_bytes(FAILURES, json.dumps(rows, indent=1).encode() + b"\n")
 
     def _taken(self) -> list[Event]:
@@ -197,15 +201,6 @@ def watched(manifest: Manifest, options: GenerateOptions, as_json: bool) -> Iter
     store = Store(options.out, PATIENCE_S)
     with ProgressLine(as_json=as_json) as line, Watch(store, manifest.digest, names, line, on_cluster) as watch:
         yield watch
-
-
-def still_missing(store: Store, prefix: str) -> list[GivenUp]:
-    """Shards that some driver has given up and none has committed since, in order."""
-    rows = {row.shard: row for file in read_driver_files(store) for row in file.given_up}
-    if not rows:
-        return []
-    there = committed_numbers(store, prefix)
-    return [row for name, row in sorted(rows.items()) if int(name.rpartition("-")[2]) not in there]
 
 
 def new_driver() -> str:

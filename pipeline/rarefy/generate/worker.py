@@ -6,11 +6,14 @@ import os
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayError
 
+from rarefy.errors import TemporaryError
 from rarefy.generate.actor import Snapshot
 from rarefy.generate.events import Blame, Event, What
 from rarefy.generate.fit import Machine, Resources, find_machines
@@ -169,7 +172,10 @@ class RayCluster:
             max_task_retries=0,
             max_concurrency=IN_FLIGHT + 2,  # two more for progress() and the actor's place
         )
-        return RayHandle(options.remote(*self._arguments))
+        try:
+            return RayHandle(options.remote(*self._arguments))
+        except RayError as error:
+            raise TemporaryError(f"the Ray cluster takes no more actors: {' '.join(str(error).split())}") from error
 
 
 class RayHandle:
@@ -195,7 +201,8 @@ class RayHandle:
         return snapshot
 
     def kill(self) -> None:
-        ray.kill(self._actor)
+        with suppress(RayError):  # the cluster is gone
+            ray.kill(self._actor)
 
 
 def _place(actor: object) -> Place:

@@ -18,6 +18,7 @@ from rarefy.models.source import local_folder, local_path, tree_sha256
 from rarefy.plugins import FLAG, may_import
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+DEEPEST = 50  # levels of provenance.json
 LINE = 110  # characters of the class names that are shown
 
 
@@ -169,9 +170,17 @@ def _provenance(folder: ModelFolder) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    if _is_deeper(content, DEEPEST):
+        raise ManifestError(f"{path}: cannot be read (nested more than {DEEPEST} levels deep)")
     return content if isinstance(content, dict) else {"": content}
+
+
+def _is_deeper(content: object, levels: int) -> bool:
+    """Whether a JSON value is nested more than ``levels`` levels deep."""
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
 def _classes_text(names: list[str]) -> str:

@@ -25,6 +25,22 @@ def claim_output(store: Store, manifest_text: str, digest: str, model: bytes | N
     """
     if (claim := store.read_or_none(RUN_FILE)) is None:
         claim = _create_claim(store, manifest_text, digest)
+    run = _claimed_by(store, claim, digest)
+    # The run files of earlier versions did not contain the manifest.
+    store.create(MANIFEST_FILE, run.get("manifest", manifest_text).encode())
+    if model is not None and store.read_or_none(MODEL_FILE) != model:
+        store.write_bytes(MODEL_FILE, model)
+
+
+def check_claim(store: Store, digest: str) -> None:
+    """Check that the output is reserved for this run. Writes nothing. Raises OutputError if it is not."""
+    if (claim := store.read_or_none(RUN_FILE)) is None:
+        raise OutputError(bad("out", store.root, f"a rarefy run: it has no {RUN_FILE}"))
+    _claimed_by(store, claim, digest)
+
+
+def _claimed_by(store: Store, claim: bytes, digest: str) -> dict[str, str]:
+    """The run file's table. Raises OutputError if it is damaged or that of another run."""
     run = _parse_claim(store, claim)
     if (other := run["manifest_digest"]) != digest:
         raise OutputError(
@@ -34,10 +50,7 @@ def claim_output(store: Store, manifest_text: str, digest: str, model: bytes | N
                 f"the run of this manifest, {digest}: it contains the run of {other}; choose another --out",
             )
         )
-    # The run files of earlier versions did not contain the manifest.
-    store.create(MANIFEST_FILE, run.get("manifest", manifest_text).encode())
-    if model is not None and store.read_or_none(MODEL_FILE) != model:
-        store.write_bytes(MODEL_FILE, model)
+    return run
 
 
 def _create_claim(store: Store, manifest_text: str, digest: str) -> bytes:

@@ -22,11 +22,6 @@ def committed_numbers(store: Store, prefix: str) -> set[int]:
     return {int(digits) for digits in found.values() if digits == f"{int(digits):06d}"}
 
 
-def committed(store: Store, plan_names: Iterable[str], digest: str) -> dict[str, Marker]:
-    """Markers by shard name, in plan order. Damaged markers and those of other manifests are left out."""
-    return {marker.name: marker for marker in iter_committed(store, plan_names, digest)}
-
-
 def iter_committed(store: Store, plan_names: Iterable[str], digest: str) -> Iterator[Marker]:
     """Markers in plan order, a batch at a time, without those that are damaged or of other manifests."""
     present = {name.removesuffix(".json") for name in store.files(STATE)}

@@ -22,7 +22,8 @@ class RemoteFiles:
     """Every file is uploaded in one piece; a reader sees the whole file or none.
 
     ``create`` is atomic on S3 (If-None-Match), Google Cloud Storage (generation match) and in memory. Elsewhere it
-    looks first and writes then, so that two writers within the same moment can both believe to be the first.
+    looks first and writes then, so that two writers within the same moment can both believe to be the first. So can
+    they on a server that speaks S3's protocol but ignores If-None-Match.
     ``withdraw`` is exact on S3 (If-Match) and in memory; elsewhere it compares first and deletes then.
     """
 
