@@ -36,9 +36,10 @@ OPERATIONS = ("PUT", "GET", "HEAD", "LIST", "DELETE")
 
 @dataclass(frozen=True)
 class Session:
-    """One driver. shards_per_second: from the first shard to the last; memory: of the driver at its peak, in bytes."""
+    """One driver, from its first shard to its last. cpu: its CPU seconds a shard; memory: its peak in bytes."""
 
     shards_per_second: float
+    cpu: float
     seconds: float
     memory: int
 
@@ -49,20 +50,20 @@ def run_driver(out: str, manifest: Manifest, actor: type, environment: Mapping[s
     paths = [str(REPO), str(REPO / "pipeline"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     use(actor)
-    moments: list[tuple[float, float]] = []
+    moments: list[tuple[float, float, float]] = []
 
     def progress(status: Status) -> None:
         if status.done > status.resumed:
-            moments.append((time.monotonic(), status.done))
+            moments.append((time.monotonic(), time.process_time(), status.done))
 
     start = time.monotonic()
     generate(manifest, GenerateOptions(out, actors=2, cpus_per_actor=1), progress)
     seconds = time.monotonic() - start
     memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if len(moments) < 2:
-        return Session(0.0, seconds, memory)
-    (first, before), (last, after) = moments[0], moments[-1]
-    return Session((after - before) / (last - first), seconds, memory)
+        return Session(0.0, 0.0, seconds, memory)
+    wall, cpu, made = (last - first for first, last in zip(moments[0], moments[-1], strict=True))
+    return Session(made / wall, cpu / made, seconds, memory)
 
 
 def drive(there: int, more: int) -> tuple[Session, Session]:
@@ -90,10 +91,10 @@ def requests_per_shard() -> dict[str, float]:
     return {name: (counts[1][name] - counts[0][name]) / more for name in OPERATIONS}
 
 
-def close(shards: int) -> dict[str, float]:
-    """Seconds of seal and verify of small whole shards."""
+def close(shards: int, rows: int) -> dict[str, float]:
+    """Seconds of seal and verify of whole shards of ``rows`` images."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_DIR")) as out:
-        manifest = synthetic_manifest(shards)
+        manifest = synthetic_manifest(shards, rows)
         write_shards(Path(out), manifest, range(shards), os.cpu_count() or 1)
         seconds = {}
         for name, stage in (("seal", seal_run), ("verify", verify_run)):
@@ -109,23 +110,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--large", type=int, default=100_000, help="shards in the large output (default 100,000)")
     parser.add_argument("--more", type=int, default=1_000, help="shards to make in each (default 1,000)")
     parser.add_argument("--sealed", type=int, default=10_000, help="shards to seal and verify (default 10,000)")
+    parser.add_argument("--rows", type=int, default=1, help="images in each of these (default 1)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args(argv)
     (small, _), (large, resumed) = drive(options.small, options.more), drive(options.large, options.more)
-    growth = small.shards_per_second / large.shards_per_second
+    growth, cpu_growth = small.shards_per_second / large.shards_per_second, large.cpu / small.cpu
     memory = (large.memory - small.memory) / (options.large - options.small)
     print(f"{small.shards_per_second:.0f} shards/s with {options.small:,} shards in OUT, ", end="")
-    print(f"{large.shards_per_second:.0f} with {options.large:,}: a shard costs {growth:.2f} times as much")
+    print(f"{large.shards_per_second:.0f} with {options.large:,}: a shard takes {growth:.2f} times as long, ", end="")
+    print(f"and {cpu_growth:.2f} times the driver's CPU time, {1000 * large.cpu:.2f} ms")
     print(f"resume over {options.large + options.more:,} markers: {resumed.seconds:.1f} s")
     print(f"driver memory: {memory:.0f} bytes a shard")
     requests = requests_per_shard()
     print("storage requests a shard:", ", ".join(f"{name} {number:.2f}" for name, number in requests.items()))
-    seconds = close(options.sealed)
-    print(f"{options.sealed:,} shards: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+    seconds = close(options.sealed, options.rows)
+    text = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    print(f"{options.sealed:,} shards of {options.rows:,} images: {text}")
     if options.json:
-        figures = {"growth": growth, "memory_per_shard": memory, "requests": requests, "seconds": seconds}
+        figures = {
+            "growth": growth,
+            "cpu_growth": cpu_growth,
+            "memory_per_shard": memory,
+            "requests": requests,
+            "seconds": seconds,
+        }
         sessions = {"small": asdict(small), "large": asdict(large), "resumed": asdict(resumed)}
-        print(json.dumps({**vars(options), **figures, **sessions}))
+        print(json.dumps({**vars(options), **figures, "seconds": seconds, **sessions}))
 
 
 if __name__ == "__main__":

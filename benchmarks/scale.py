@@ -49,6 +49,8 @@ class Figures:
     puts: float
     gets: float
     seal: float
+    check: float
+    seal_cores: float
     read: float
     gpu_price: float
     put_price: float
@@ -136,7 +138,7 @@ def estimate(images: int, shard_size: int, figures: Figures) -> Row:
     total = total_bytes(images, shard_size)
     shards = -(-images // shard_size)
     outcome = simulate(shards, shard_size, figures)
-    seal_s = max(shards / figures.seal, total / figures.read)
+    seal_s = max(shards / figures.seal + images / (figures.check * figures.seal_cores), total / figures.read)
     puts, gets = shards * figures.puts, shards * (figures.gets + 3)  # seal reads all three files of a shard
     return Row(
         shard_size=shard_size,
@@ -157,6 +159,7 @@ def limits(images: int, shard_size: int, figures: Figures) -> dict[str, float]:
     """How many GPUs each part can serve at most, the tightest first. For seal: until it takes as long as generating."""
     each = total_bytes(images, shard_size) / images
     gpus = {
+        "seal, checking on one machine": figures.check * figures.seal_cores / figures.rate,
         "seal, reading on one machine": figures.read / (figures.rate * each),
         "the driver's shards per second": figures.driver * shard_size / figures.rate,
         "writes to one prefix of S3": PREFIX_PUTS / figures.puts * shard_size / figures.rate,
@@ -188,13 +191,15 @@ OPTIONS: tuple[tuple[str, float, str], ...] = (
     ("--spread", 0.1, "how far the time of a shard varies, as a fraction"),
     ("--preemptions", 0.05, "of one GPU per hour"),
     ("--start", 300.0, "seconds until a new machine samples"),
-    ("--driver", 200.0, "shards per second that the driver handles (benchmarks/driver.py)"),
-    ("--puts", 3.0, "writing and listing requests per shard (benchmarks/driver.py)"),
-    ("--gets", 3.0, "reading requests per shard (benchmarks/driver.py)"),
-    ("--seal", 1000.0, "small shards per second that seal checks on one machine (benchmarks/driver.py)"),
+    ("--driver", 268.0, "shards per second that the driver handles (benchmarks/driver.py)"),
+    ("--puts", 3.0, "writing requests per shard (benchmarks/driver.py)"),
+    ("--gets", 4.0, "reading requests per shard (benchmarks/driver.py)"),
+    ("--seal", 320.0, "tiny shards per second that seal checks on one machine (benchmarks/driver.py)"),
+    ("--check", 850.0, "images per second and core that seal checks (benchmarks/driver.py --sealed 40 --rows 500)"),
+    ("--seal-cores", 64.0, "cores of the machine that seals"),
     ("--read", 1e9, "bytes per second that seal reads on one machine"),
     ("--gpu-price", 3.0, "dollars per GPU and hour"),
-    ("--put-price", 0.005, "dollars per 1,000 writing or listing requests"),
+    ("--put-price", 0.005, "dollars per 1,000 writing requests"),
     ("--get-price", 0.0004, "dollars per 1,000 reading requests"),
     ("--month-price", 0.023, "dollars per GB and month"),
 )

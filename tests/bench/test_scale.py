@@ -11,8 +11,9 @@ from benchmarks import scale
 
 DOCS = Path(__file__).parents[2] / "docs" / "SCALE.md"
 IDEAL = scale.Figures(
-    gpus=10, rate=2.0, spread=0.0, preemptions=0.0, start=0.0, driver=1e6, puts=3.0, gets=2.0, seal=100.0, read=1e9,
-    gpu_price=3.0, put_price=0.005, get_price=0.0004, month_price=0.023,
+    gpus=10, rate=2.0, spread=0.0, preemptions=0.0, start=0.0, driver=1e6, puts=3.0, gets=2.0,
+    seal=100.0, check=1e9, seal_cores=1.0, read=1e9, gpu_price=3.0,
+    put_price=0.005, get_price=0.0004, month_price=0.023,
 )  # fmt: skip
 
 
