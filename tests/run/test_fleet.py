@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fake_cluster import WEIGHTS, FakeCluster, FakeHandle, FakeMarker, FakeRun
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from rarefy.errors import (
     CheckpointError,
@@ -361,3 +361,11 @@ def test_loss_of_the_head_has_its_own_line(tmp_path: Path, monkeypatch: pytest.M
 
     with pytest.raises(TemporaryError, match="the head of the Ray cluster has not answered for"):
         run.fleet().finish(set(), (), progress)
+
+
+def test_loss_of_rays_server_on_the_drivers_machine_ends_the_run(tmp_path: Path) -> None:
+    def make(handle: FakeHandle, shard: int, attempt: str) -> FakeMarker | None:
+        raise RayActorError("1", "The actor is dead because its owner has died. Owner's node has crashed.")
+
+    with pytest.raises(TemporaryError, match="Ray's server on the driver's machine has died"):
+        finish(FakeRun(tmp_path, FakeCluster(["a"], make=make)))

@@ -15,7 +15,7 @@ from rarefy.generate.blame import describe, full_text, real_cause
 from rarefy.generate.commits import EARLIER, Commits
 from rarefy.generate.events import Blame, EventSink
 from rarefy.generate.fit import Machine, Resources
-from rarefy.generate.head import SILENT_S, HeadWatch, check_head
+from rarefy.generate.head import SILENT_S, HeadWatch, check_head, check_own_machine
 from rarefy.generate.limits import Patience
 from rarefy.generate.loop import Loop
 from rarefy.generate.outcome import missing_shards
@@ -197,6 +197,7 @@ class Fleet:
 
     def _failed(self, worker: Worker, error: BaseException, task: Task | None = None) -> None:
         """A call raised. Whose fault it is decides what happens; a user's error ends the run."""
+        check_own_machine(error)
         cause = real_cause(error)
         blame = blame_of(worker, error, self.tally.seen if worker.ready else self.staff.may_load(worker))
         if blame is Blame.USER:

@@ -12,6 +12,7 @@ from rarefy.errors import TemporaryError
 from rarefy.generate.fit import Machine
 
 REFRESH_S = 3.0  # between two looks at the cluster's machines
+OWNER_DIED = "its owner has died"  # what Ray's message says about actors of a driver that is lost to the cluster
 SILENT_S = 10.0  # after which nothing is asked of the head that may block
 HEAD_S = 30.0  # without an answer from the head; after 60 s Ray ends this process
 
@@ -33,6 +34,13 @@ class HeadWatch:
             with suppress(RayError, OSError):  # the head's silence is noticed by the one who waits for the answer
                 self._tell(self._find())
             self._stopped.wait(REFRESH_S)
+
+
+def check_own_machine(error: BaseException) -> None:
+    """Raise TemporaryError if an actor died because Ray's server on this machine did: Ray then takes no more actors."""
+    if isinstance(error, RayError) and OWNER_DIED in str(error):
+        text = "Ray's server on the driver's machine has died; finished shards are kept"
+        raise TemporaryError(f"{text}, run the same command again") from error
 
 
 def check_head(silent_s: float) -> None:
