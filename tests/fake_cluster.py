@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -111,8 +112,8 @@ class FakeCluster:
     given: list[tuple[int, int]] = field(default_factory=list)
 
     def machines(self) -> list[Machine]:
-        while self.silent.wait(0):
-            self.silent.wait(60)
+        while self.silent.is_set():
+            time.sleep(0.05)
         for handle in self.handles:
             if not handle.node and not handle.killed and (free := self._free(frozenset())):
                 handle.place(free[0])
@@ -174,6 +175,7 @@ class FakeRun:
         limits = Limits(1.0, None, self.max_attempts)
         resources = Resources(self.actors, 0.0, 1)
         fleet = Fleet(manifest, store, self.cluster, resources, limits, [self.events.append])
+        fleet.commits.close()
         fleet.commits = FakeCommits(manifest, store, self.cluster.markers)  # type: ignore[assignment]
         return fleet
 
