@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rarefy.errors import OutputError
+from rarefy.scratch import LOCK, PREFIX
 from rarefy.shards.store import Store
 
 
@@ -90,13 +91,10 @@ def test_a_file_swept_under_a_writer_is_written_again(tmp_path: Path, monkeypatc
     assert store.create("x", b"1") and store.read_bytes("x") == b"1"
 
 
-def test_create_writes_only_what_is_absent(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "source").write_bytes(b"file")
+def test_create_writes_only_what_is_absent(store: Store) -> None:
     assert store.create("a/x", b"one") and not store.create("a/x", b"two") and not store.create("a/x", b"one")
-    assert store.create_file("a/y", tmp_path / "source") and not store.create_file("a/x", tmp_path / "source")
-    assert (store.read_bytes("a/x"), store.read_bytes("a/y")) == (b"one", b"file")
-    assert store.list("a") == ["x", "y"] and set(store.files("a")) == {"x", "y"}
-    assert (tmp_path / "source").exists()
+    assert store.read_bytes("a/x") == b"one"
+    assert store.list("a") == ["x"] and set(store.files("a")) == {"x"}
 
 
 def test_create_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +142,30 @@ def test_withdraw_puts_back_what_came_meanwhile(tmp_path: Path, monkeypatch: pyt
     assert not store.withdraw("x", sha256(b"damaged"))
     assert store.read_bytes("x") == b"repaired by another attempt"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_no_sweep_takes_a_file_that_is_being_withdrawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, rename, swept = Store(str(tmp_path)), Path.rename, []
+    store.write_bytes("x", b"damaged")
+    os.utime(tmp_path / "x", (0, 0))
+
+    def rename_and_sweep(path: Path, target: Path) -> Path:
+        renamed = rename(path, target)
+        swept.append(store.sweep(""))
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename_and_sweep)
+    assert store.withdraw("x", sha256(b"damaged")) and swept == [0]
+
+
+def test_temporary_files_are_in_folders_that_are_swept_after_a_kill() -> None:
+    store = Store("memory://staging")
+    with store.staged("a/x") as private:
+        private.write_bytes(b"1")
+    with store.staged("a/y") as private, store.local_copy("a/x") as copy:
+        for path in (private, copy):
+            assert path.parent.name.startswith(PREFIX) and (path.parent / LOCK).exists()
+        private.write_bytes(b"2")
 
 
 @pytest.mark.parametrize("root", ["/proc/rarefy", "/dev/null/out", "nosuchprotocol://bucket/x"])

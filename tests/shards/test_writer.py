@@ -144,8 +144,10 @@ def test_a_lost_tar_is_committed_again(
     run: Store, plan: Plan, spec: RunSpec, make_header: Header, make_samples: Samples
 ) -> None:
     run.delete("shards/rare-000000.tar")
+    run.write_bytes("_SUCCESS", b"{}")
     commit_shard(run, make_header(0), make_samples(0), seconds=1.0)
     assert check_shard(run, spec.shards[0], spec.digest).problems == ()
+    assert not run.exists("_SUCCESS"), "the run did not stay complete"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rarefy.shards.files import Entry, Source, private_name
@@ -50,12 +50,12 @@ class LocalFiles:
         with self._written(Path(path), source) as private:
             private.replace(path)
 
-    def create(self, path: str, source: Source, token: str) -> bool:
+    def create(self, path: str, data: bytes, token: str) -> bool:
         """An empty directory of that name is removed first: nothing is lost with it."""
         target = Path(path)
         if target.is_dir():
             target.rmdir()
-        with self._written(target, source) as private:
+        with self._written(target, data) as private:
             try:
                 os.link(private, target)
             except FileExistsError:
@@ -79,6 +79,8 @@ class LocalFiles:
             return False
         private = target.with_name(private_name(target.name))
         try:
+            with suppress(PermissionError):  # another user's file
+                os.utime(target)  # otherwise a sweep could take the private file for a dead attempt's
             target.rename(private)
             if _sha256(private) == sha256:
                 return True
