@@ -140,7 +140,7 @@ class ShardSpecs(Sequence[ShardSpec]):
 
 def run_spec(manifest: Manifest) -> RunSpec:
     """What the run of a manifest must contain."""
-    return RunSpec(manifest.name, manifest.text, manifest.digest, ShardSpecs(manifest), manifest.counts)
+    return RunSpec(manifest.name, manifest.digest, ShardSpecs(manifest), manifest.counts)
 
 
 def sample_seed(seed: int, class_id: int, class_index: int, candidate: int) -> int:

@@ -120,6 +120,15 @@ def test_create_in_place_of_a_directory(tmp_path: Path) -> None:
     assert (tmp_path / "full" / "thesis").exists()
 
 
+def test_a_pipe_is_an_error_not_a_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    store = Store(str(tmp_path))
+    for read in (store.read_bytes, store.read_or_none):
+        with pytest.raises(OutputError, match=r"x' is not readable \(it is a pipe or a device\)$"):
+            read("x")
+    assert not store.create("x", b"1")
+
+
 def test_withdraw_takes_only_what_was_seen(store: Store) -> None:
     store.write_bytes("a/x", b"one")
     assert not store.withdraw("a/x", sha256(b"two"))

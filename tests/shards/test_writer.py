@@ -205,7 +205,7 @@ def test_killed_attempt_commits_nothing_and_is_repeated(
     """named: how many of tar, Parquet file and marker had their names when the attempt was killed."""
     digest = spec.digest
     store = Store(str(tmp_path / "out"))
-    claim_output(store, spec.text, digest)
+    claim_output(store, "text", digest)
     here = Path(__file__).parent
     command = [sys.executable, "-c", DIE, store.root, str(named), str(here)]
     assert subprocess.run(command, check=False, cwd=here.parents[1]).returncode == -signal.SIGKILL

@@ -6,9 +6,11 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from rarefy.shards.files import Entry, Source, private_name
 
@@ -37,7 +39,8 @@ class LocalFiles:
         return Path(path).stat().st_size
 
     def read(self, path: str) -> bytes:
-        return Path(path).read_bytes()
+        with open_file(path) as stream:
+            return stream.read()
 
     def download(self, path: str, target: Path) -> None:
         shutil.copyfile(path, target)
@@ -140,6 +143,19 @@ def _put_back(private: Path, target: Path) -> None:
         if cause.errno not in NO_LINKS:
             raise
         private.rename(target)
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a file for reading. Anything else of that name is an OSError: opening a pipe waits for its other end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a pipe or a device")
+        return open(descriptor, "rb")  # noqa: PTH123 - not a path; a directory is an IsADirectoryError
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def sync(path: Path) -> None:

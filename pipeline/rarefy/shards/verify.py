@@ -19,6 +19,7 @@ from rarefy.cores import usable_cores
 from rarefy.errors import OutputError, StorageError, bad
 from rarefy.shards.check import Checked, check_shard
 from rarefy.shards.index import INDEX, LISTING, SUCCESS, Comparison, DataSetFiles, check_success, is_sealed
+from rarefy.shards.local import open_file
 from rarefy.shards.spec import RunSpec, ShardSpec
 from rarefy.shards.store import Store
 
@@ -123,7 +124,7 @@ def _open(store: Store, rel: str, stack: ExitStack) -> BinaryIO | None:
     """The file, open until the stack is closed; None if it is missing or unreadable."""
     try:
         path = stack.enter_context(store.local_copy(rel))
-        return stack.enter_context(path.open("rb"))
+        return stack.enter_context(open_file(path))
     except StorageError:
         raise  # it says nothing about the file
     except (OSError, OutputError):
