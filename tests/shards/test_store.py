@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from rarefy.errors import OutputError
-from rarefy.scratch import LOCK, PREFIX
 from rarefy.shards.store import Store
 
 
@@ -165,16 +164,6 @@ def test_no_sweep_takes_a_file_that_is_being_withdrawn(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Path, "rename", rename_and_sweep)
     assert store.withdraw("x", sha256(b"damaged")) and swept == [0]
-
-
-def test_temporary_files_are_in_folders_that_are_swept_after_a_kill() -> None:
-    store = Store("memory://staging")
-    with store.staged("a/x") as private:
-        private.write_bytes(b"1")
-    with store.staged("a/y") as private, store.local_copy("a/x") as copy:
-        for path in (private, copy):
-            assert path.parent.name.startswith(PREFIX) and (path.parent / LOCK).exists()
-        private.write_bytes(b"2")
 
 
 @pytest.mark.parametrize("root", ["/proc/rarefy", "/dev/null/out", "nosuchprotocol://bucket/x"])

@@ -99,7 +99,7 @@ class Store:
             yield Path(self._full(rel))
             return
         with scratch_folder() as folder:
-            target = Path(folder) / Path(rel).name
+            target = folder / Path(rel).name
             self._call(rel, READABLE, lambda: self._files.download(self._full(rel), target))
             yield target
 
@@ -212,7 +212,7 @@ class Store:
     def _scratch(self, rel: str) -> Iterator[Path]:
         if not self.is_local:
             with scratch_folder() as folder:
-                yield Path(folder) / Path(rel).name
+                yield folder / Path(rel).name
             return
         target = Path(self._full(rel))
         private = target.with_name(private_name(target.name))
