@@ -28,7 +28,6 @@ from rarefy.shards.writer import Sample, ShardHeader, commit_shard
 # What to do with a request: answer with (status, error code), lose the server's answer, or None to pass it on.
 Fault = tuple[int, str] | str | None
 Rule = Callable[[BaseHTTPRequestHandler], Fault]
-NOT_TRIED_AGAIN = 1.0  # seconds: shorter than the patience of every test that expects no further try
 
 
 @pytest.fixture(autouse=True)
