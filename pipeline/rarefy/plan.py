@@ -138,14 +138,9 @@ class ShardSpecs(Sequence[ShardSpec]):
         return ShardSpec(shard_name(self.prefix, shard.shard), shard.shard, rows, self.max_candidates)
 
 
-def shard_spec(manifest: Manifest, k: int) -> ShardSpec:
-    """What the plan says about shard ``k``. Raises IndexError outside the plan."""
-    return ShardSpecs(manifest)[k]
-
-
 def run_spec(manifest: Manifest) -> RunSpec:
     """What the run of a manifest must contain."""
-    return RunSpec(manifest.name, manifest.text, manifest.digest, ShardSpecs(manifest), manifest.counts)
+    return RunSpec(manifest.name, manifest.digest, ShardSpecs(manifest), manifest.counts)
 
 
 def sample_seed(seed: int, class_id: int, class_index: int, candidate: int) -> int:

@@ -15,6 +15,7 @@ from rarefy.generate.events import EventSink
 from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
 from rarefy.plan import run_spec
+from rarefy.scratch import sweep
 from rarefy.shards.card import CardInfo
 from rarefy.shards.claim import MANIFEST_FILE, check_claim
 from rarefy.shards.seal import Sealed, seal
@@ -80,13 +81,15 @@ def seal_run(store: Store, repair: bool = False) -> Sealed:
     repair: withdraw damaged shards, so that generate makes them again (see ``rarefy.shards.seal.seal``).
     """
     manifest = _own_manifest(store)
+    sweep()
     return seal(store, run_spec(manifest), _card(manifest), repair)
 
 
 def verify_run(store: Store) -> dict[str, list[str]]:
-    """Problems by shard name or file; empty if all that the plan says is present and undamaged. Writes nothing."""
+    """Problems by shard name or file; empty if all that the plan says is there and undamaged. Writes nothing there."""
     manifest = _own_manifest(store)
     check_claim(store, manifest.digest)
+    sweep()
     return verify(store, run_spec(manifest))
 
 

@@ -19,7 +19,6 @@ from rarefy.plan import (
     make_plan,
     sample_seed,
     shard_names,
-    shard_spec,
 )
 
 
@@ -86,7 +85,7 @@ def test_what_a_shard_must_contain() -> None:
         specs[1],
         specs[2],
     )
-    assert specs[-1] == specs[2] == shard_spec(manifest, 2)
+    assert specs[-1] == specs[2]
     spec = specs[2]
     assert (spec.name, spec.number, spec.max_candidates) == ("rare-000002", 2, 4)
     slots = make_plan(manifest).shard(2).slots
@@ -95,7 +94,7 @@ def test_what_a_shard_must_contain() -> None:
     expected = [sample_seed(5, slot.class_id, slot.class_index, 3) for slot in slots]
     assert [row.seed(3) for row in spec.rows] == expected
     with pytest.raises(IndexError):
-        shard_spec(manifest, 3)
+        ShardSpecs(manifest)[3]
 
 
 def test_seeds_depend_on_every_argument_and_fit_a_generator() -> None:

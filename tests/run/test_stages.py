@@ -79,7 +79,7 @@ def test_verify_writes_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*arguments: object) -> None:
         raise AssertionError(arguments)
 
-    for name in ("create", "create_file", "write_bytes", "delete", "withdraw", "staged"):
+    for name in ("create", "write_bytes", "delete", "withdraw", "staged"):
         monkeypatch.setattr(Store, name, refuse)
     assert verify_run(Store(str(out))) == {}
     (out / "state" / "run.json").unlink()

@@ -141,7 +141,7 @@ def plan() -> tuple[str, str, list[str], dict[int, int]]:
 @pytest.fixture
 def spec() -> RunSpec:
     """What the plan says about the run."""
-    return RunSpec(CARD_NAME, TEXT, DIGEST, [shard_spec(shard) for shard in range(len(NAMES))], COUNTS)
+    return RunSpec(CARD_NAME, DIGEST, [shard_spec(shard) for shard in range(len(NAMES))], COUNTS)
 
 
 def shard_spec(shard: int) -> ShardSpec:

@@ -65,7 +65,8 @@ def test_the_same_tar_and_one_of_another_machine_are_adopted(own: list[Sample]) 
     [
         {"key": "00000000009"}, {"class_id": 0}, {"class_name": "x"}, {"steps": 5}, {"checkpoint_sha256": "9" * 64},
         {"manifest_digest": "e" * 64}, {"seed": 5}, {"image_sha256": "0" * 64}, {"confidence": 0.9},
-        {"confidence": None}, {"width": 6}, {"entropy": "0.5"}, {"steps": True}, {"guidance": None},
+        {"confidence": None}, {"width": 6}, {"entropy": "0.5"}, {"entropy": 10**400}, {"steps": True},
+        {"guidance": None},
     ],
 )  # fmt: skip
 def test_a_tar_of_another_run_or_with_a_wrong_row_is_not(changes: dict[str, object], own: list[Sample]) -> None:
@@ -73,7 +74,8 @@ def test_a_tar_of_another_run_or_with_a_wrong_row_is_not(changes: dict[str, obje
 
 
 def test_a_tar_with_other_samples_is_not(own: list[Sample], make_sample: Make) -> None:
-    for samples in (own[:2], own[::-1], [*own, make_sample(0, 3)], [*own[:2], make_sample(1, 2)], []):
+    more = [*own, make_sample(0, 3)]
+    for samples in (own[:2], own[::-1], more, [*own[:2], make_sample(1, 2)], [own[0], *own], []):
         assert records_in_tar(tar_of(samples), records_of(own)) is None
 
 

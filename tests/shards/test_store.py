@@ -90,13 +90,10 @@ def test_a_file_swept_under_a_writer_is_written_again(tmp_path: Path, monkeypatc
     assert store.create("x", b"1") and store.read_bytes("x") == b"1"
 
 
-def test_create_writes_only_what_is_absent(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "source").write_bytes(b"file")
+def test_create_writes_only_what_is_absent(store: Store) -> None:
     assert store.create("a/x", b"one") and not store.create("a/x", b"two") and not store.create("a/x", b"one")
-    assert store.create_file("a/y", tmp_path / "source") and not store.create_file("a/x", tmp_path / "source")
-    assert (store.read_bytes("a/x"), store.read_bytes("a/y")) == (b"one", b"file")
-    assert store.list("a") == ["x", "y"] and set(store.files("a")) == {"x", "y"}
-    assert (tmp_path / "source").exists()
+    assert store.read_bytes("a/x") == b"one"
+    assert store.list("a") == ["x"] and set(store.files("a")) == {"x"}
 
 
 def test_create_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +119,15 @@ def test_create_in_place_of_a_directory(tmp_path: Path) -> None:
     assert (tmp_path / "full" / "thesis").exists()
 
 
+def test_a_pipe_is_an_error_not_a_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    store = Store(str(tmp_path))
+    for read in (store.read_bytes, store.read_or_none):
+        with pytest.raises(OutputError, match=r"x' is not readable \(it is a pipe or a device\)$"):
+            read("x")
+    assert not store.create("x", b"1")
+
+
 def test_withdraw_takes_only_what_was_seen(store: Store) -> None:
     store.write_bytes("a/x", b"one")
     assert not store.withdraw("a/x", sha256(b"two"))
@@ -144,6 +150,20 @@ def test_withdraw_puts_back_what_came_meanwhile(tmp_path: Path, monkeypatch: pyt
     assert not store.withdraw("x", sha256(b"damaged"))
     assert store.read_bytes("x") == b"repaired by another attempt"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_no_sweep_takes_a_file_that_is_being_withdrawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, rename, swept = Store(str(tmp_path)), Path.rename, []
+    store.write_bytes("x", b"damaged")
+    os.utime(tmp_path / "x", (0, 0))
+
+    def rename_and_sweep(path: Path, target: Path) -> Path:
+        renamed = rename(path, target)
+        swept.append(store.sweep(""))
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename_and_sweep)
+    assert store.withdraw("x", sha256(b"damaged")) and swept == [0]
 
 
 @pytest.mark.parametrize("root", ["/proc/rarefy", "/dev/null/out", "nosuchprotocol://bucket/x"])

@@ -381,3 +381,19 @@ def test_a_store_that_cannot_be_read_says_nothing_about_its_shards(
     monkeypatch.setattr(Store, "read_or_none", fail)
     with pytest.raises(StorageError):
         verify(run, spec)
+
+
+def test_a_success_that_cannot_be_read_at_the_moment_is_not_called_damaged(
+    run: Store, spec: RunSpec, card: CardInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal(run, spec, card)
+    read = Store.read_bytes
+
+    def fail(store: Store, rel: str) -> bytes:
+        if rel == "_SUCCESS":
+            raise StorageError("out: _SUCCESS is not readable at the moment")
+        return read(store, rel)
+
+    monkeypatch.setattr(Store, "read_bytes", fail)
+    with pytest.raises(StorageError):
+        verify(run, spec)

@@ -144,8 +144,10 @@ def test_a_lost_tar_is_committed_again(
     run: Store, plan: Plan, spec: RunSpec, make_header: Header, make_samples: Samples
 ) -> None:
     run.delete("shards/rare-000000.tar")
+    run.write_bytes("_SUCCESS", b"{}")
     commit_shard(run, make_header(0), make_samples(0), seconds=1.0)
     assert check_shard(run, spec.shards[0], spec.digest).problems == ()
+    assert not run.exists("_SUCCESS"), "the run did not stay complete"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_killed_attempt_commits_nothing_and_is_repeated(
     """named: how many of tar, Parquet file and marker had their names when the attempt was killed."""
     digest = spec.digest
     store = Store(str(tmp_path / "out"))
-    claim_output(store, spec.text, digest)
+    claim_output(store, "text", digest)
     here = Path(__file__).parent
     command = [sys.executable, "-c", DIE, store.root, str(named), str(here)]
     assert subprocess.run(command, check=False, cwd=here.parents[1]).returncode == -signal.SIGKILL

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
-import tarfile
 from collections.abc import Sequence
 
 from rarefy.errors import ShardError
 from rarefy.shards.metadata import DIGEST_KEY, SampleRecord, check_record, parse_table, to_records
+from rarefy.shards.reader import json_object, tar_samples
 
 # What may differ between two machines. predicted_id may if two probabilities are nearly equal.
 ROUNDED = ("confidence", "entropy", "entropy_normalized", "margin")
 OF_THE_DRAW = frozenset({*ROUNDED, "predicted_id", "seed", "candidate", "accepted", "image_sha256"})
 TOLERANCE = 0.01  # of scores of the same image; a damaged digit that matters changes them by more
-EXTENSIONS = ("cls", "json", "png")
 
 
 def records_in_tar(data: bytes, own: Sequence[SampleRecord]) -> list[SampleRecord] | None:
@@ -26,15 +24,12 @@ def records_in_tar(data: bytes, own: Sequence[SampleRecord]) -> list[SampleRecor
     candidates and scores may be those of another machine, but scores of equal images must nearly agree.
     """
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            contents = {member.name: _content(tar, member) for member in tar}
-        expected = [f"{record.key}.{extension}" for record in own for extension in EXTENSIONS]
-        if list(contents) != expected:
+        found = list(tar_samples(io.BytesIO(data), ""))
+        if [key for key, _ in found] != [record.key for record in own]:
             return None
-        records = [_record(contents, mine) for mine in own]
-    except (tarfile.TarError, ShardError, OSError, ValueError, TypeError, KeyError, RecursionError):
+        return [_record(fields, mine) for (_, fields), mine in zip(found, own, strict=True)]
+    except (ValueError, TypeError):
         return None
-    return records
 
 
 def rows_agree(parquet: bytes, records: Sequence[SampleRecord], digest: str) -> bool:
@@ -47,23 +42,15 @@ def rows_agree(parquet: bytes, records: Sequence[SampleRecord], digest: str) -> 
     return found == list(records) and (table.schema.metadata or {}).get(DIGEST_KEY) == digest.encode()
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream = tar.extractfile(member)
-    if stream is None:
-        raise ShardError(f"{member.name} is not a file")
-    return stream.read()
-
-
-def _record(contents: dict[str, bytes], mine: SampleRecord) -> SampleRecord:
-    text = contents[f"{mine.key}.json"]
-    record = SampleRecord(**json.loads(text))
-    check_record(record)
+def _record(fields: dict[str, bytes], mine: SampleRecord) -> SampleRecord:
+    record = SampleRecord(**json_object(fields["json"]))
     same_kinds = [type(value) for value in vars(record).values()] == [type(value) for value in vars(mine).values()]
-    if not (same_kinds and record.stable_json() == text and _same_sample(record, mine)):
+    if not (same_kinds and record.stable_json() == fields["json"] and _same_sample(record, mine)):
         raise ShardError(f"sample {mine.key} is another one")
-    if contents[f"{mine.key}.cls"] != str(mine.class_id).encode():
+    check_record(record)
+    if fields["cls"] != str(mine.class_id).encode():
         raise ShardError(f"sample {mine.key} is of another class")
-    if hashlib.sha256(contents[f"{mine.key}.png"]).hexdigest() != record.image_sha256:
+    if hashlib.sha256(fields["png"]).hexdigest() != record.image_sha256:
         raise ShardError(f"sample {mine.key} has another image")
     return record
 

@@ -12,29 +12,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-import pyarrow as pa
-
 from rarefy.errors import NAMES_SHOWN, ShardError, StorageError, bad
+from rarefy.shards.contents import check_rows, check_samples
 from rarefy.shards.marker import Marker, marker_path, parse_marker
-from rarefy.shards.metadata import (
-    DIGEST_KEY,
-    SampleRecord,
-    check_record,
-    parquet_path,
-    parse_table,
-    tar_path,
-    to_records,
-)
-from rarefy.shards.reader import json_object, tar_samples
+from rarefy.shards.metadata import parquet_path, parse_table, tar_path, to_records
 from rarefy.shards.retry import one_line
-from rarefy.shards.spec import RowSpec, ShardSpec
+from rarefy.shards.spec import ShardSpec
 from rarefy.shards.store import Store
 
 NOT_COMMITTED = "not committed (no marker)"
 IN_MEMORY_BYTES = 1 << 26  # files up to this size are read once, larger ones are first hashed and then read
 MARKER_BYTES = 1 << 20  # a marker has about 1 kB
 HASH_BYTES = 1 << 20
-CLS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -148,7 +137,7 @@ def _check_contents(parquet: BinaryIO, tar: BinaryIO, spec: ShardSpec, digest: s
     except ShardError as error:
         return replace(checked, problems=(str(error),), contradicts_plan=True)
     records = to_records(table)
-    problems = _check_rows(table, records, spec, digest) or _check_samples(tar, records, spec.name)
+    problems = check_rows(table, records, spec, digest) or check_samples(tar, records, spec.name)
     if problems:
         return replace(checked, problems=_first_lines(problems), contradicts_plan=True)
     return replace(
@@ -198,75 +187,6 @@ def _hash(stream: BinaryIO, names: Iterable[str]) -> dict[str, str]:
         for each in hashes.values():
             each.update(block)
     return {name: each.hexdigest() for name, each in hashes.items()}
-
-
-def _check_rows(table: pa.Table, records: Sequence[SampleRecord], spec: ShardSpec, digest: str) -> list[str]:
-    """Problems of the rows, which have the plan's keys, classes and seeds in the plan's order."""
-    problems = []
-    written = (table.schema.metadata or {}).get(DIGEST_KEY, b"").decode(errors="replace")
-    if written != digest:
-        problems.append(f"Parquet is for manifest {written!r}, its marker says {digest!r}")
-    if len(records) != len(spec.rows):
-        return [*problems, f"Parquet has {len(records)} rows, the plan says {len(spec.rows)}"]
-    for record, row in zip(records, spec.rows, strict=True):
-        problems += _compare_row(record, row, spec.number, digest)
-    return problems
-
-
-def _compare_row(record: SampleRecord, row: RowSpec, number: int, digest: str) -> list[str]:
-    if record.candidate < 0:
-        return [f"sample {row.key}: candidate is {record.candidate}, which is not 0 or more"]
-    try:
-        check_record(record)
-    except ShardError as error:
-        return [str(error)]
-    planned = {
-        "key": row.key,
-        "shard": number,
-        "index": row.index,
-        "class_id": row.class_id,
-        "seed": row.seed(record.candidate),
-        "manifest_digest": digest,
-    }
-    return [
-        f"sample {row.key}: {field} is {getattr(record, field)!r}, the plan says {value!r}"
-        for field, value in planned.items()
-        if getattr(record, field) != value
-    ]
-
-
-def _check_samples(tar: BinaryIO, records: Sequence[SampleRecord], name: str) -> list[str]:
-    problems, rows = [], {record.key: record for record in records}
-    try:
-        for key, fields in tar_samples(tar, name):
-            record = rows.pop(key, None)
-            if record is None:
-                problems.append(f"sample {key} is in the tar but has no row (or is there twice)")
-            else:
-                problems += [f"sample {key}: {problem}" for problem in _compare_sample(fields, record)]
-    except ShardError as error:
-        return [*problems, str(error)]
-    return problems + [f"sample {key} has a row but is not in the tar" for key in rows]
-
-
-def _compare_sample(fields: dict[str, bytes], record: SampleRecord) -> list[str]:
-    problems = []
-    if sha256_of(fields["png"]) != record.image_sha256:
-        problems.append("its image does not have the sha256 that its row says")
-    if fields["cls"] != str(record.class_id).encode():
-        problems.append(f"its .cls is {fields['cls'][:CLS_SHOWN]!r}, its row says class {record.class_id}")
-    if fields["json"] != (expected := record.stable_json()):
-        problems.append(f"its .json and its row differ in {_differing(fields['json'], expected)}")
-    return problems
-
-
-def _differing(actual: bytes, expected: bytes) -> str:
-    try:
-        in_tar = json_object(actual)
-    except ValueError as cause:
-        return f"format (the .json cannot be parsed: {cause})"
-    row = json_object(expected)
-    return ", ".join(name for name in sorted(set(row) | set(in_tar)) if row.get(name) != in_tar.get(name)) or "format"
 
 
 def _first_lines(problems: Sequence[str]) -> tuple[str, ...]:

@@ -25,7 +25,10 @@ def claim_output(store: Store, manifest_text: str, digest: str, model: bytes | N
     """
     if (claim := store.read_or_none(RUN_FILE)) is None:
         claim = _create_claim(store, manifest_text, digest)
-    run = _claimed_by(store, claim, digest)
+    run = _parse_claim(store, claim)
+    if (other := run["manifest_digest"]) != digest:
+        allowed = f"the run of this manifest, {digest}: it contains the run of {other}; choose another --out"
+        raise OutputError(bad("out", store.root, allowed))
     # The run files of earlier versions did not contain the manifest.
     store.create(MANIFEST_FILE, run.get("manifest", manifest_text).encode())
     if model is not None and store.read_or_none(MODEL_FILE) != model:
@@ -33,24 +36,15 @@ def claim_output(store: Store, manifest_text: str, digest: str, model: bytes | N
 
 
 def check_claim(store: Store, digest: str) -> None:
-    """Check that the output is reserved for this run. Writes nothing. Raises OutputError if it is not."""
+    """Check that the output is reserved for the run of its own manifest, which has this digest.
+
+    Writes nothing. Raises OutputError if it is not.
+    """
     if (claim := store.read_or_none(RUN_FILE)) is None:
         raise OutputError(bad("out", store.root, f"a rarefy run: it has no {RUN_FILE}"))
-    _claimed_by(store, claim, digest)
-
-
-def _claimed_by(store: Store, claim: bytes, digest: str) -> dict[str, str]:
-    """The run file's table. Raises OutputError if it is damaged or that of another run."""
-    run = _parse_claim(store, claim)
-    if (other := run["manifest_digest"]) != digest:
-        raise OutputError(
-            bad(
-                "out",
-                store.root,
-                f"the run of this manifest, {digest}: it contains the run of {other}; choose another --out",
-            )
-        )
-    return run
+    if (other := _parse_claim(store, claim)["manifest_digest"]) != digest:
+        files = f"{MANIFEST_FILE} has the digest {digest}, {RUN_FILE} says {other}"
+        raise OutputError(bad("out", store.root, f"a whole run: {files}; restore the file that was changed"))
 
 
 def _create_claim(store: Store, manifest_text: str, digest: str) -> bytes:

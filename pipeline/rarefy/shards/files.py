@@ -40,7 +40,7 @@ class Files(Protocol):
     def put(self, path: str, source: Source) -> None:
         """Write the file, replacing an earlier one."""
 
-    def create(self, path: str, source: Source, token: str) -> bool:
+    def create(self, path: str, data: bytes, token: str) -> bool:
         """Write the file unless there is one of that name; returns whether it was written.
 
         token: the same when a call is repeated, unique otherwise. It tells a file that an earlier try has written.

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import BinaryIO, Protocol
 
-from rarefy.errors import OutputError
+from rarefy.errors import StorageError
 from rarefy.shards.marker import Marker
 from rarefy.shards.metadata import SCHEMA, parquet_path, tar_path
 from rarefy.shards.reader import json_object
@@ -120,10 +120,12 @@ def success_table(run: RunSpec) -> dict[str, object]:
 
 
 def check_success(store: Store, run: RunSpec) -> str:
-    """What is wrong with ``_SUCCESS``; empty if nothing is."""
+    """What is wrong with ``_SUCCESS``; empty if nothing is. Raises StorageError, which says nothing about it."""
     try:
         same = json_object(store.read_bytes(SUCCESS)) == success_table(run)
-    except (ValueError, OutputError) as error:
+    except StorageError:
+        raise
+    except ValueError as error:  # an OutputError is one
         return f"cannot be read ({error})"
     return "" if same else "is not the one of this run"
 

@@ -6,9 +6,11 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from rarefy.shards.files import Entry, Source, private_name
 
@@ -37,7 +39,8 @@ class LocalFiles:
         return Path(path).stat().st_size
 
     def read(self, path: str) -> bytes:
-        return Path(path).read_bytes()
+        with open_file(path) as stream:
+            return stream.read()
 
     def download(self, path: str, target: Path) -> None:
         shutil.copyfile(path, target)
@@ -50,12 +53,12 @@ class LocalFiles:
         with self._written(Path(path), source) as private:
             private.replace(path)
 
-    def create(self, path: str, source: Source, token: str) -> bool:
+    def create(self, path: str, data: bytes, token: str) -> bool:
         """An empty directory of that name is removed first: nothing is lost with it."""
         target = Path(path)
         if target.is_dir():
             target.rmdir()
-        with self._written(target, source) as private:
+        with self._written(target, data) as private:
             try:
                 os.link(private, target)
             except FileExistsError:
@@ -79,6 +82,8 @@ class LocalFiles:
             return False
         private = target.with_name(private_name(target.name))
         try:
+            with suppress(PermissionError):  # another user's file
+                os.utime(target)  # otherwise a sweep could take the private file for a dead attempt's
             target.rename(private)
             if _sha256(private) == sha256:
                 return True
@@ -138,6 +143,19 @@ def _put_back(private: Path, target: Path) -> None:
         if cause.errno not in NO_LINKS:
             raise
         private.rename(target)
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a file for reading. Anything else of that name is an OSError: opening a pipe waits for its other end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a pipe or a device")
+        return open(descriptor, "rb")  # noqa: PTH123 - not a path; a directory is an IsADirectoryError
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -64,15 +64,15 @@ class RemoteFiles:
     def put(self, path: str, source: Source) -> None:
         self._send(path, source)
 
-    def create(self, path: str, source: Source, token: str) -> bool:
+    def create(self, path: str, data: bytes, token: str) -> bool:
         if self.kind == MEMORY:
             with _memory_lock:
-                return self._look_and_send(path, source)
+                return self._look_and_send(path, data)
         if not self.atomic:
-            return self._look_and_send(path, source)
+            return self._look_and_send(path, data)
         options: dict[str, Any] = {"Metadata": {TOKEN: token}} if self.kind == S3 else {}
         try:
-            self._send(path, source, mode="create", **options)
+            self._send(path, data, mode="create", **options)
         except driver_errors() as cause:
             if not (isinstance(cause, FileExistsError) or http_status(cause) == PRECONDITION_FAILED):
                 raise
@@ -106,10 +106,10 @@ class RemoteFiles:
             return bool(self.fs.call_s3("head_object", Bucket=bucket, Key=key)["Metadata"].get(TOKEN) == token)
         return False
 
-    def _look_and_send(self, path: str, source: Source) -> bool:
+    def _look_and_send(self, path: str, data: bytes) -> bool:
         if self.exists(path):
             return False
-        self._send(path, source)
+        self._send(path, data)
         return True
 
     def _compare_and_delete(self, path: str, sha256: str) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from rarefy.errors import NAMES_SHOWN, OutputError, ShardError, bad, first_names
+from rarefy.errors import NAMES_SHOWN, ShardError, first_names
 from rarefy.shards.card import CardInfo, Contents, render_card
 from rarefy.shards.check import NOT_COMMITTED, Checked, sha256_of
-from rarefy.shards.claim import RUN_FILE, claim_output
+from rarefy.shards.claim import check_claim
 from rarefy.shards.index import INDEX, LISTING, SUCCESS, DataSetFiles, is_sealed, success_table
 from rarefy.shards.marker import marker_path
 from rarefy.shards.metadata import parquet_path, tar_path
@@ -67,9 +67,7 @@ def seal(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -> Se
     makes them again. Without it nothing is changed unless every shard is intact. Raises ShardError, which names missing
     and damaged shards and files that are not part of the plan.
     """
-    if not store.exists(RUN_FILE):
-        raise OutputError(bad("out", store.root, "a rarefy run"))
-    claim_output(store, run.text, run.digest)
+    check_claim(store, run.digest)
     with ExitStack() as stack:
         # The files get their names at the end of this block, and only if it succeeds.
         index, listing = (stack.enter_context(store.staged(rel)).open("wb") for rel in (INDEX, LISTING))

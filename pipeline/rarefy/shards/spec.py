@@ -30,12 +30,11 @@ class ShardSpec:
 class RunSpec:
     """What a whole run must contain.
 
-    name, text, digest: the manifest's; shards: by number, computed when asked for, so that a run of 10^9 images needs
+    name, digest: the manifest's; shards: by number, computed when asked for, so that a run of 10^9 images needs
     no memory (a slice is cheaper than its shards one by one); counts: samples by class id, without zeros.
     """
 
     name: str
-    text: str
     digest: str
     shards: Sequence[ShardSpec]
     counts: Mapping[int, int]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from rarefy.errors import OutputError, StorageError, bad
-from rarefy.shards.files import PRIVATE_NAME, Entry, Files, Source, private_name
+from rarefy.scratch import scratch_folder
+from rarefy.shards.files import PRIVATE_NAME, Entry, Files, private_name
 from rarefy.shards.local import LocalFiles
 from rarefy.shards.remote import RemoteFiles
 from rarefy.shards.retry import PATIENCE_S, Outlook, driver_errors, one_line, outlook, repeat
@@ -98,8 +98,8 @@ class Store:
         if self.is_local:
             yield Path(self._full(rel))
             return
-        with tempfile.TemporaryDirectory(prefix="rarefy-") as folder:
-            target = Path(folder) / Path(rel).name
+        with scratch_folder() as folder:
+            target = folder / Path(rel).name
             self._call(rel, READABLE, lambda: self._files.download(self._full(rel), target))
             yield target
 
@@ -123,11 +123,19 @@ class Store:
 
         Of several simultaneous calls exactly one returns True (see LocalFiles and RemoteFiles for the exceptions).
         """
-        return self._create(rel, data)
+        answer_lost, token = False, uuid.uuid4().hex
 
-    def create_file(self, rel: str, local: Path) -> bool:
-        """Like ``create``, with the content of a local file."""
-        return self._create(rel, local)
+        def attempt() -> bool:
+            nonlocal answer_lost
+            try:
+                created = self._files.create(self._full(rel), data, token)
+            except driver_errors():
+                answer_lost = True
+                raise
+            # After an error, the file that is there may be the one of this call's earlier try.
+            return created or (answer_lost and self._try_read(rel) == data)
+
+        return self._call(rel, WRITABLE, attempt)
 
     def delete(self, rel: str) -> None:
         """Delete a file if it exists."""
@@ -185,21 +193,6 @@ class Store:
 
         return self._call(rel, READABLE, ask)
 
-    def _create(self, rel: str, source: Source) -> bool:
-        answer_lost, token = False, uuid.uuid4().hex
-
-        def attempt() -> bool:
-            nonlocal answer_lost
-            try:
-                created = self._files.create(self._full(rel), source, token)
-            except driver_errors():
-                answer_lost = True
-                raise
-            # After an error, the file that is there may be the one of this call's earlier try.
-            return created or (answer_lost and self._try_read(rel) == _content(source))
-
-        return self._call(rel, WRITABLE, attempt)
-
     def _try_read(self, rel: str) -> bytes | None:
         try:
             return self._files.read(self._full(rel))
@@ -218,8 +211,8 @@ class Store:
     @contextmanager
     def _scratch(self, rel: str) -> Iterator[Path]:
         if not self.is_local:
-            with tempfile.TemporaryDirectory(prefix="rarefy-") as folder:
-                yield Path(folder) / Path(rel).name
+            with scratch_folder() as folder:
+                yield folder / Path(rel).name
             return
         target = Path(self._full(rel))
         private = target.with_name(private_name(target.name))
@@ -272,7 +265,3 @@ class Store:
 
 def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
-
-
-def _content(source: Source) -> bytes:
-    return source.read_bytes() if isinstance(source, Path) else source

@@ -15,9 +15,11 @@ from contextlib import ExitStack
 from multiprocessing import get_context, parent_process
 from typing import BinaryIO
 
+from rarefy.cores import usable_cores
 from rarefy.errors import OutputError, StorageError, bad
 from rarefy.shards.check import Checked, check_shard
 from rarefy.shards.index import INDEX, LISTING, SUCCESS, Comparison, DataSetFiles, check_success, is_sealed
+from rarefy.shards.local import open_file
 from rarefy.shards.spec import RunSpec, ShardSpec
 from rarefy.shards.store import Store
 
@@ -85,11 +87,6 @@ def strangers(store: Store, run: RunSpec) -> Iterator[str]:
                 yield f"{folder}/{name}"
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _SealedFiles:
     """The files that ``seal`` wrote, compared with the markers while these are read."""
 
@@ -127,7 +124,7 @@ def _open(store: Store, rel: str, stack: ExitStack) -> BinaryIO | None:
     """The file, open until the stack is closed; None if it is missing or unreadable."""
     try:
         path = stack.enter_context(store.local_copy(rel))
-        return stack.enter_context(path.open("rb"))
+        return stack.enter_context(open_file(path))
     except StorageError:
         raise  # it says nothing about the file
     except (OSError, OutputError):

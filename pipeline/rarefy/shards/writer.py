@@ -24,6 +24,7 @@ from PIL import Image, features
 
 from rarefy.errors import ShardError, StorageError, bad
 from rarefy.shards.adopt import records_in_tar, rows_agree
+from rarefy.shards.index import SUCCESS
 from rarefy.shards.marker import FileHash, Marker, hash_bytes, marker_path, parse_committed, parse_marker
 from rarefy.shards.metadata import SampleRecord, check_record, parquet_path, tar_path, write_table
 from rarefy.shards.store import Store
@@ -128,7 +129,7 @@ def _winner(store: Store, header: ShardHeader) -> Marker | None:
 
 
 def take_back(store: Store, name: str, data: bytes) -> None:
-    """Withdraw a shard's marker, and first those of its files that are not the ones the marker names.
+    """Withdraw a shard's marker, first those of its files that are not the ones it names, and before them ``_SUCCESS``.
 
     data: the marker's content when the shard was found to be damaged. In this order no attempt can mistake a damaged
     file for one that only lacks its marker. What another attempt has put there meanwhile stays.
@@ -139,6 +140,7 @@ def take_back(store: Store, name: str, data: bytes) -> None:
     # Files of another attempt are put in place only after this marker was withdrawn, so these are not among them.
     if store.read_or_none(rel) != data:
         return
+    store.delete(SUCCESS)
     for file, sha256 in hashes.items():
         if (other := found[file]) not in (None, sha256):
             store.withdraw(file, other)
