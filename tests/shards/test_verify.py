@@ -165,6 +165,29 @@ def test_a_candidate_beyond_the_manifests_limit_is_counted(
     assert (checked.problems, checked.beyond_limit, checked.not_accepted) == ((), 1, 1)
 
 
+def with_other_weights(sample: Sample) -> Sample:
+    return replace(sample, record=replace(sample.record, checkpoint_sha256="c" * 64))
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"), [(6, "other weights than those of rare-000000"), (3, "several weights")]
+)
+def test_images_of_other_weights_are_named(
+    changed: int,
+    problem: str,
+    run: Store,
+    spec: RunSpec,
+    make_header: Header,
+    make_samples: Callable[[int], list[Sample]],
+) -> None:
+    for rel in FILES:
+        run.delete(rel)
+    samples = make_samples(1)
+    commit_shard(run, make_header(1), [*map(with_other_weights, samples[:changed]), *samples[changed:]], seconds=1.0)
+    assert list(verify(run, spec)) == ["rare-000001"]
+    assert problem in problems(run, spec)
+
+
 def test_lost_row_is_reported(run: Store, spec: RunSpec) -> None:
     forge_rows(run, rows(run).slice(1))
     assert problems(run, spec) == "Parquet has 5 rows, the plan says 6"

@@ -24,6 +24,8 @@ def check_rows(table: pa.Table, records: Sequence[SampleRecord], spec: ShardSpec
         problems.append(f"Parquet is for manifest {written!r}, its marker says {digest!r}")
     if len(records) != len(spec.rows):
         return [*problems, f"Parquet has {len(records)} rows, the plan says {len(spec.rows)}"]
+    if len({(record.checkpoint_sha256, record.classifier_sha256) for record in records}) > 1:
+        problems.append("its images were made with several weights")
     for record, row in zip(records, spec.rows, strict=True):
         problems += _compare_row(record, row, spec.number, digest)
     return problems

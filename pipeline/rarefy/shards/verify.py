@@ -8,10 +8,11 @@ import re
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from typing import BinaryIO
 
@@ -50,11 +51,23 @@ def verify(store: Store, run: RunSpec) -> dict[str, list[str]]:
 
 
 def check_shards(store: Store, run: RunSpec, workers: int | None = None) -> Iterator[Checked]:
-    """The results for all planned shards, in order.
+    """The results for all planned shards, in order. All must have the weights of the first intact one.
 
     workers: processes for a local store, threads for an object store; None chooses. Raises OutputError if the store
     cannot be read at the moment.
     """
+    first: Checked | None = None
+    with closing(_check_each(store, run, workers)) as each:
+        for checked in each:
+            if checked.weights is not None:
+                first = first or checked
+                if checked.weights != first.weights:
+                    problem = f"its images were made with other weights than those of {first.name}"
+                    checked = replace(checked, problems=(problem,), contradicts_plan=True)
+            yield checked
+
+
+def _check_each(store: Store, run: RunSpec, workers: int | None) -> Generator[Checked]:
     samples = sum(run.counts.values())
     if workers is None:
         many = usable_cores() if samples > FEW_SAMPLES else 1
