@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from multiprocessing import get_context, parent_process
 from typing import BinaryIO
 
+from rarefy.cores import usable_cores
 from rarefy.errors import OutputError, StorageError, bad
 from rarefy.shards.check import Checked, check_shard
 from rarefy.shards.index import INDEX, LISTING, SUCCESS, Comparison, DataSetFiles, check_success, is_sealed
@@ -83,11 +84,6 @@ def strangers(store: Store, run: RunSpec) -> Iterator[str]:
             # state/ also has the driver's own files.
             if not planned and (every or number) and f"{folder}/{name}" != LISTING:
                 yield f"{folder}/{name}"
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _SealedFiles:
