@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from rarefy.errors import OutputError, StorageError, bad
+from rarefy.scratch import scratch_folder
 from rarefy.shards.files import PRIVATE_NAME, Entry, Files, Source, private_name
 from rarefy.shards.local import LocalFiles
 from rarefy.shards.remote import RemoteFiles
@@ -98,8 +98,8 @@ class Store:
         if self.is_local:
             yield Path(self._full(rel))
             return
-        with tempfile.TemporaryDirectory(prefix="rarefy-") as folder:
-            target = Path(folder) / Path(rel).name
+        with scratch_folder() as folder:
+            target = folder / Path(rel).name
             self._call(rel, READABLE, lambda: self._files.download(self._full(rel), target))
             yield target
 
@@ -218,8 +218,8 @@ class Store:
     @contextmanager
     def _scratch(self, rel: str) -> Iterator[Path]:
         if not self.is_local:
-            with tempfile.TemporaryDirectory(prefix="rarefy-") as folder:
-                yield Path(folder) / Path(rel).name
+            with scratch_folder() as folder:
+                yield folder / Path(rel).name
             return
         target = Path(self._full(rel))
         private = target.with_name(private_name(target.name))
