@@ -176,6 +176,11 @@ def follow(client: JobSubmissionClient, job: str) -> int:
     except KeyboardInterrupt:
         print(f"submit: job {job} goes on; stop it with: jobs/submit.sh stop {job}", file=sys.stderr)
         return INTERRUPTED
+    return _report_end(client, job)
+
+
+def _report_end(client: JobSubmissionClient, job: str) -> int:
+    """Say how a job has ended; returns the exit code of its command."""
     info = _patiently(client.get_job_info, job)
     print(f"submit: job {job} {info.status.lower()}", file=sys.stderr)
     if info.status == JobStatus.SUCCEEDED:
@@ -218,9 +223,9 @@ class _Output:
 def stop(client: JobSubmissionClient, job: str) -> int:
     """Stop the job and wait until it has ended. Committed shards are kept."""
     client.stop_job(job)
-    while not (status := client.get_job_status(job)).is_terminal():
+    while not _patiently(client.get_job_status, job).is_terminal():
         time.sleep(POLL_S)
-    print(f"submit: job {job} {status.lower()}", file=sys.stderr)
+    _report_end(client, job)
     return 0
 
 
