@@ -31,7 +31,7 @@ srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
     ray start --head --port="$port" --temp-dir="/tmp/ray-$SLURM_JOB_ID" --include-dashboard=false "${ray_flags[@]}" &
 servers=($!)
 until ray status >/dev/null 2>&1; do
-    kill -0 "${servers[0]}" # ends the job if the head did not start
+    kill -0 "${servers[0]}" 2>/dev/null || { echo "slurm.sh: Ray did not start on $head" >&2; exit 75; }
     sleep 2
 done
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
@@ -40,15 +40,19 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     servers+=($!)
 fi
 
-again=no driver=
-trap 'again=yes; ${driver:+kill -TERM "$driver"}' USR1 # the job's time is almost up
-trap '${driver:+kill -TERM "$driver"}' TERM            # scancel
+again=no signalled=no driver=
+stop_driver() {
+    signalled=yes
+    ${driver:+kill -TERM "$driver"} 2>/dev/null || true
+}
+trap 'again=yes; stop_driver' USR1 # the job's time is almost up
+trap stop_driver TERM              # scancel
 python -m rarefy.job "$@" &
 driver=$!
-code=0
-wait "$driver" || code=$?
-while kill -0 "$driver" 2>/dev/null; do # a trapped signal also ends wait
-    code=0
+[ "$signalled" = no ] || stop_driver # the signal came before the driver's id
+signalled=yes
+while [ "$signalled" = yes ]; do # a trapped signal ends wait, whose code is then the signal's
+    signalled=no code=0
     wait "$driver" || code=$?
 done
 kill -TERM "${servers[@]}" 2>/dev/null || true

@@ -12,20 +12,22 @@ import shutil
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
+import tenacity
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from rarefy.cli import make_parser
+from rarefy.cli import TRY_AGAIN, USER_ERROR, make_parser
 from rarefy.errors import ManifestError, RarefyError, bad
-from rarefy.job import COMMANDS, TEMPORARY, check_out
+from rarefy.fields import parse_toml
+from rarefy.job import COMMANDS, check_out, is_shared
 
-USER_ERROR, INTERRUPTED, STOPPED = 2, 130, 143
+INTERRUPTED, STOPPED = 130, 143
 POLL_S = 0.5
+LAST_TRIES = 5  # to get the rest of the output of a job that has ended
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray looks there, too, in this order
 EPILOG = """examples:
   export RAY_API_SERVER_ADDRESS=http://HEAD:8265
@@ -36,7 +38,14 @@ EPILOG = """examples:
 The exit code is the command's own; 143: the job was stopped; 130: Ctrl-C, which does
 not stop the job; 75: the cluster no longer answers, follow the job later.
 Submit again to resume a run: committed shards are kept."""
-PATHS = (("model", "path"), ("model", "checkpoint"), ("model", "classifier"), ("classes", "fill"))
+PATHS = (("model", "path"), ("model", "checkpoint"), ("model", "classifier"), ("classes", "fill", "data"))
+# A call that fails while a job is followed is repeated for about a minute.
+_patiently = tenacity.Retrying(
+    retry=tenacity.retry_if_exception_type((RuntimeError, OSError)),
+    wait=tenacity.wait_exponential(max=15),
+    stop=tenacity.stop_after_attempt(8),
+    reraise=True,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except (RuntimeError, OSError) as error:
         print(f"submit: error: the cluster does not answer ({' '.join(str(error).split())[:300]})", file=sys.stderr)
-        return TEMPORARY
+        return TRY_AGAIN
+    except KeyboardInterrupt:
+        print("submit: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -98,16 +110,17 @@ def _act(known: argparse.Namespace, unknown: Sequence[str]) -> int:
 def check_manifest(path: Path) -> None:
     """Raise ManifestError unless the manifest can be read and its paths mean the same on every machine."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
-    for section, key in PATHS:
-        part = table.get(section)
-        written = part.get(key) if isinstance(part, dict) else None
-        if isinstance(written, str) and "://" not in written and not Path(written).is_absolute():
+    for keys in PATHS:
+        written: Any = table
+        for key in keys:
+            written = written.get(key) if isinstance(written, dict) else None
+        if isinstance(written, str) and not is_shared(written):
             allowed = "a URL or an absolute path that all machines share; a job does not see the folder you submit from"
-            raise ManifestError(bad(f"{section}.{key}", written, allowed))
+            raise ManifestError(bad(".".join(keys), written, allowed))
 
 
 def _client(address: str | None) -> JobSubmissionClient:
@@ -134,12 +147,14 @@ def _submit(client: JobSubmissionClient, command: str, words: list[str], manifes
 def _copy_module(source: Path, target: Path) -> None:
     if target.exists():
         raise ManifestError(bad("--with", str(source), "a name of its own: another file of the job has it"))
-    if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-    elif source.is_file():
-        shutil.copyfile(source, target)
-    else:
-        raise ManifestError(bad("--with", str(source), "a file or folder"))
+    try:
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
+    except OSError as error:
+        reason = error.strerror or "some of its files cannot be read"
+        raise ManifestError(bad("--with", str(source), f"a readable file or folder: {reason}")) from None
 
 
 def _find(client: JobSubmissionClient, job: str) -> Any:
@@ -153,13 +168,20 @@ def follow(client: JobSubmissionClient, job: str) -> int:
     """Print the job's output until it ends; returns the exit code of its command."""
     output = _Output(client, job)
     try:
-        while not output.complete or not client.get_job_status(job).is_terminal():
+        while not _patiently(client.get_job_status, job).is_terminal():
             output.show()
             time.sleep(POLL_S)
+        for _ in range(LAST_TRIES):
+            output.show()
     except KeyboardInterrupt:
         print(f"submit: job {job} goes on; stop it with: jobs/submit.sh stop {job}", file=sys.stderr)
         return INTERRUPTED
-    info = client.get_job_info(job)
+    return _report_end(client, job)
+
+
+def _report_end(client: JobSubmissionClient, job: str) -> int:
+    """Say how a job has ended; returns the exit code of its command."""
+    info = _patiently(client.get_job_info, job)
     print(f"submit: job {job} {info.status.lower()}", file=sys.stderr)
     if info.status == JobStatus.SUCCEEDED:
         return 0
@@ -184,9 +206,8 @@ class _Output:
         """Print new output until the job ends or the connection breaks."""
         if self.complete:
             return
-        with contextlib.suppress(
-            RuntimeError, OSError, aiohttp.ClientError
-        ):  # the connection broke; the caller connects again
+        # If the connection breaks, the caller connects again.
+        with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
             asyncio.run(self._tail())
             self.complete = True
 
@@ -202,9 +223,9 @@ class _Output:
 def stop(client: JobSubmissionClient, job: str) -> int:
     """Stop the job and wait until it has ended. Committed shards are kept."""
     client.stop_job(job)
-    while not (status := client.get_job_status(job)).is_terminal():
+    while not _patiently(client.get_job_status, job).is_terminal():
         time.sleep(POLL_S)
-    print(f"submit: job {job} {status.lower()}", file=sys.stderr)
+    _report_end(client, job)
     return 0
 
 

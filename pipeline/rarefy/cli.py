@@ -82,8 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
             return TRY_AGAIN if isinstance(error, TemporaryError | StorageError) else USER_ERROR
         except KeyboardInterrupt as interrupt:
-            print("rarefy: interrupted; finished work is kept, run the same command to resume", file=sys.stderr)
-            return 128 + next(iter([*received, *interrupt.args]), signal.SIGINT)
+            return interrupted(received, interrupt)
+
+
+def interrupted(received: Sequence[int], interrupt: KeyboardInterrupt) -> int:
+    """Report an interrupt and return the exit code: 130 for Ctrl-C, 143 for SIGTERM. See sigterm_interrupts."""
+    print("rarefy: interrupted; finished work is kept, run the same command to resume", file=sys.stderr)
+    return 128 + next(iter([*received, *interrupt.args]), signal.SIGINT)
 
 
 def make_parser() -> argparse.ArgumentParser:

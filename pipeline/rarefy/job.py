@@ -13,18 +13,26 @@ from pathlib import PurePosixPath
 
 import tenacity
 
-from rarefy.cli import USER_ERROR, main, make_parser
+from rarefy.cli import TRY_AGAIN, USER_ERROR, interrupted, main, make_parser
 from rarefy.errors import OutputError, RarefyError, bad
+from rarefy.interrupts import sigterm_interrupts
 
 COMMANDS = ("run", "generate")
-TEMPORARY = 75  # the exit code of a failure that another attempt may not have
 TRIES = 20  # with the waits below, about four hours
 FIRST_WAIT_S, LONGEST_WAIT_S = 30.0, 900.0
 
 
+def is_shared(path: str) -> bool:
+    """Whether a path can mean the same on every machine: an absolute path, or a URL that is not of this process."""
+    protocol, _, rest = path.rpartition("://")
+    if protocol in ("", "file", "local"):
+        return PurePosixPath(rest).is_absolute()
+    return protocol != "memory"
+
+
 def check_out(out: str) -> None:
-    """Raise OutputError unless ``out`` means the same folder on every machine: an absolute path or a URL."""
-    if "://" not in out and not PurePosixPath(out).is_absolute():
+    """Raise OutputError unless ``out`` can mean the same folder on every machine."""
+    if not is_shared(out):
         allowed = "a URL such as s3://bucket/folder or the absolute path of a folder that all machines share"
         raise OutputError(bad("out", out, allowed))
 
@@ -38,14 +46,18 @@ def run_job(command: str, arguments: Sequence[str], sleep: Callable[[float], Non
         print(f"rarefy: error: {error}", file=sys.stderr)
         return USER_ERROR
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_result(lambda code: code == TEMPORARY),
+        retry=tenacity.retry_if_result(lambda code: code == TRY_AGAIN),
         wait=tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
         stop=tenacity.stop_after_attempt(TRIES),
         before_sleep=_announce,
-        retry_error_callback=lambda state: TEMPORARY,
+        retry_error_callback=lambda state: TRY_AGAIN,
         sleep=sleep,
     )
-    return int(retrying(main, words))
+    with sigterm_interrupts() as received:  # while waiting, too
+        try:
+            return int(retrying(main, words))
+        except KeyboardInterrupt as interrupt:
+            return interrupted(received, interrupt)
 
 
 def _announce(state: tenacity.RetryCallState) -> None:

@@ -38,13 +38,13 @@ def private_cache(name: str) -> Path | None:
 
 
 def keep(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a temporary name, then rename, so that no reader sees half a file. After an OSError no file is left."""
+    """Write to a temporary name, then rename, so that no reader sees half a file. After an error no file is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, private = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
         Path(private).replace(path)
-    except OSError:
-        Path(private).unlink()
+    except BaseException:
+        Path(private).unlink(missing_ok=True)
         raise

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from rarefy import scratch
 from rarefy.device import find_compiler
 from rarefy.fast.cpu import build
 from rarefy.fast.cpu.build import load_library
@@ -145,6 +147,37 @@ def test_a_cache_that_cannot_be_written_is_not_needed(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert works(sources)
+
+
+def test_the_temporary_folder_need_not_allow_programs(
+    sources: Path, cache: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = build.ctypes.CDLL
+
+    def refuse(path: str) -> object:
+        if not Path(path).is_relative_to(cache):
+            raise OSError("failed to map segment from shared object")
+        return load(path)
+
+    monkeypatch.setattr(build.ctypes, "CDLL", refuse)
+    assert works(sources) and builds(log) == 1
+
+
+def test_a_killed_build_leaves_nothing_for_long(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next actor removes its folder, which it recognizes by the name."""
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    compiler = tmp_path / "killed"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *.cpp*) kill -9 $PPID;; esac\nexec {find_compiler()} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    if (child := os.fork()) == 0:
+        works(sources)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+    scratch.sweep()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_compiler_without_openmp_builds_for_one_thread(

@@ -36,6 +36,7 @@ def test_they_are_the_users_alone(tmp_path: Path) -> None:
 
 def test_the_users_choice_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", "/chosen")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # no choice: it would be the working folder
     place_caches()
     assert os.environ["TRITON_CACHE_DIR"] == "/chosen"
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "rarefy" / "inductor")

@@ -138,10 +138,12 @@ STUB = """#!/usr/bin/env bash
 echo "$(basename "$0") $*" >> "$LOG"
 case "$(basename "$0") $1 ${2:-}" in
     "scontrol show "*) echo gpu-1; echo gpu-2 ;;
-    "srun "*) exec sleep 60 ;;
+    "srun "*) if [ -z "${NO_HEAD:-}" ]; then exec sleep 60; fi ;;
+    "ray status"*) if [ -n "${NO_HEAD:-}" ]; then exit 1; fi ;;
     "python -c "*) echo token ;;
     "python -m "*)
         until [ "$(grep -c '^srun ' "$LOG")" -ge 2 ]; do sleep 0.05; done
+        if [ "${DRIVER_SLEEPS:-}" = no ]; then kill -USR1 $PPID; exit 143; fi
         if [ -n "${DRIVER_SLEEPS:-}" ]; then
             sleep 60 >/dev/null 2>&1 &
             trap 'kill $!; exit 143' TERM
@@ -153,38 +155,54 @@ esac
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "sleeps", "result", "again"),
-    [(0, "", 0, False), (2, "", 2, False), (75, "", 75, True), (143, "", 143, False), (0, "yes", 143, True)],
-)
-def test_the_slurm_script_returns_the_drivers_code(
-    tmp_path: Path, code: int, sleeps: str, result: int, again: bool
-) -> None:
-    """With stand-ins for Slurm, Ray and Python. sleeps: the job's time runs out while the driver works."""
+def run_slurm(folder: Path, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """The script's end with stand-ins for Slurm, Ray and Python, and the calls of these."""
     for name in ("scontrol", "srun", "ray", "python"):
-        (tmp_path / name).write_text(STUB)
-        (tmp_path / name).chmod(0o755)
-    log = tmp_path / "log"
+        (folder / name).write_text(STUB)
+        (folder / name).chmod(0o755)
+    log = folder / "log"
     environment = {
-        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "PATH": f"{folder}:/usr/bin:/bin",
         "LOG": str(log),
-        "CODE": str(code),
-        "DRIVER_SLEEPS": sleeps,
         "SLURM_JOB_ID": "12345",
         "SLURM_JOB_NODELIST": "gpu-[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
     }
     words = ["bash", str(JOBS / "slurm.sh"), "run", "m.toml", "--out", "/shared/rare"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=30)
-    calls = log.read_text().splitlines()
+    done = subprocess.run(words, env=environment | variables, capture_output=True, text=True, check=False, timeout=30)
+    return done, log.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("code", "sleeps", "result", "again"),
+    [
+        (0, "", 0, False),
+        (2, "", 2, False),
+        (75, "", 75, True),
+        (143, "", 143, False),
+        (0, "yes", 143, True),
+        (0, "no", 143, True),
+    ],
+)
+def test_the_slurm_script_returns_the_drivers_code(
+    tmp_path: Path, code: int, sleeps: str, result: int, again: bool
+) -> None:
+    """sleeps: the job's time runs out while the driver works (yes) or at the moment when it ends (no)."""
+    done, calls = run_slurm(tmp_path, CODE=str(code), DRIVER_SLEEPS=sleeps)
     assert done.returncode == result, done.stderr
     assert ("scontrol requeue 12345" in calls) == again
     assert "python -m rarefy.job run m.toml --out /shared/rare" in calls
-    started = [line for line in calls if line.startswith("srun ")]
+    started = sorted((line for line in calls if line.startswith("srun ")), key=lambda line: "--exclude" in line)
     assert len(started) == 2
     assert "--nodelist=gpu-1 ray start --head --port=22345" in started[0]
     assert "--exclude=gpu-1" in started[1]
     assert "--address=gpu-1:22345" in started[1]
+
+
+def test_the_slurm_script_says_that_ray_did_not_start(tmp_path: Path) -> None:
+    done, calls = run_slurm(tmp_path, NO_HEAD="yes")
+    assert (done.returncode, done.stderr) == (75, "slurm.sh: Ray did not start on gpu-1\n")
+    assert not any("rarefy" in line for line in calls)
 
 
 def test_the_slurm_script_prints_its_usage() -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from ray.job_submission import JobStatus
 
@@ -38,18 +39,20 @@ shard_size = 2
 """
 
 
-@pytest.mark.parametrize("name", ["generate", "run"])
-def test_entry_points_report_a_users_error_in_one_line(name: str, tmp_path: Path) -> None:
-    for manifest, out, start in (
-        ("none.toml", str(tmp_path / "out"), "rarefy: error: manifest: 'none.toml'"),
-        ("none.toml", "out/rare", "rarefy: error: out: 'out/rare' is not a URL"),
-    ):
-        command = [sys.executable, str(REPO / "jobs" / f"{name}.py"), manifest, "--out", out]
-        environment = {"PYTHONPATH": str(REPO / "pipeline")}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert done.stderr.startswith(start)
-        assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("name", "out", "start"),
+    [
+        ("generate", "/none/out", "rarefy: error: manifest: 'none.toml'"),
+        ("run", "out/rare", "rarefy: error: out: 'out/rare' is not a URL"),
+    ],
+)
+def test_entry_points_report_a_users_error_in_one_line(name: str, out: str, start: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPO / "jobs" / f"{name}.py"), "none.toml", "--out", out]
+    environment = {"PYTHONPATH": str(REPO / "pipeline")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(start)
+    assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -65,7 +68,16 @@ def test_only_temporary_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch
     assert f"attempt 2 of {job.TRIES} in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("out", ["out", "./out", "../out", "s3:/bucket"])
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
+def test_a_wait_is_interrupted_in_one_line(way: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(job, "main", lambda words: 75)
+    assert job.run_job("run", ["m.toml", "--out", "/o"], lambda seconds: signal.raise_signal(way)) == 128 + way
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "rarefy: interrupted; finished work is kept, run the same command to resume"
+    ]
+
+
+@pytest.mark.parametrize("out", ["out", "./out", "../out", "s3:/bucket", "file://out", "local://out", "memory://out"])
 def test_a_relative_output_is_refused(out: str) -> None:
     with pytest.raises(OutputError, match="out: "):
         job.check_out(out)
@@ -76,8 +88,10 @@ def test_a_relative_output_is_refused(out: str) -> None:
     [
         ('[model]\npath = "model"', "model.path: 'model'"),
         ('[model]\nname = "x"\nclassifier = "../c.safetensors"', "model.classifier: '../c.safetensors'"),
-        ('[model]\nname = "x"\n[classes]\nfill = "photos"', "classes.fill: 'photos'"),
+        ('[model]\nname = "x"\n[classes]\nfill = { data = "photos/" }', "classes.fill.data: 'photos/'"),
+        ('[model]\npath = "file://model"', "model.path: 'file://model'"),
         ("[model", "manifest: "),
+        ("a = " + "[" * 10_000, "manifest: "),
     ],
 )
 def test_paths_that_a_job_would_not_find_are_refused(tmp_path: Path, table: str, named: str) -> None:
@@ -89,7 +103,7 @@ def test_paths_that_a_job_would_not_find_are_refused(tmp_path: Path, table: str,
 
 def test_paths_that_all_machines_share_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "m.toml"
-    path.write_text('[model]\npath = "s3://bucket/model"\n[classes]\nfill = "/shared/photos"')
+    path.write_text('[model]\npath = "s3://bucket/model"\n[classes]\nfill = { data = "/shared/photos" }')
     submit.check_manifest(path)
 
 
@@ -141,6 +155,35 @@ def test_output_is_printed_once_although_the_connection_breaks(capsys: Any) -> N
     assert capsys.readouterr().out == "one\ntwo\nthree\n"
 
 
+class Gone(Client):
+    """A cluster that has stopped answering; ``ended``: only its logs cannot be had, the job has ended."""
+
+    ended = False
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        raise aiohttp.ClientConnectionError
+        yield ""
+
+    def get_job_status(self, job_id: str) -> JobStatus:
+        if not self.ended:
+            raise RuntimeError("no answer")
+        return self.status
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_cluster_that_stops_answering_ends_the_following(
+    ended: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    client = Gone()
+    client.ended = ended
+    monkeypatch.setattr(submit, "_client", lambda address: client)
+    monkeypatch.setattr(submit._patiently, "sleep", lambda seconds: None)
+    assert submit.main(["follow", "raysubmit_1"]) == (0 if ended else 75)
+    error = capsys.readouterr().err
+    assert error == ("submit: job raysubmit_1 succeeded\n" if ended else
+                     "submit: error: the cluster does not answer (no answer)\n")  # fmt: skip
+
+
 def test_manifest_and_modules_travel_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "terms"
     package.mkdir()
@@ -155,6 +198,19 @@ def test_manifest_and_modules_travel_with_the_job(tmp_path: Path, monkeypatch: p
     assert client.submitted["entrypoint"] == "python -m rarefy.job run m.toml --out s3://b/run --json"
     assert sorted(client.folder) == ["m.toml", "nets.py", "terms/__init__.py"]
     assert client.folder["m.toml"] == MANIFEST.format(steps=4)
+
+
+def test_a_module_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(submit, "_client", lambda address: Client())
+    (tmp_path / "m.toml").write_text(MANIFEST.format(steps=4))
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "gone.py").symlink_to(tmp_path / "nowhere")
+    for module in ("none.py", "package"):
+        words = ["--with", str(tmp_path / module), "run", str(tmp_path / "m.toml"), "--out", "/o"]
+        assert submit.main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"submit: error: --with: '{tmp_path / module}' is not a readable file or folder: ")
+        assert error.count("\n") == 1
 
 
 def test_a_users_error_is_told_before_a_job_is_submitted(tmp_path: Path, capsys: Any) -> None:
@@ -239,7 +295,7 @@ def _below(pid: int) -> list[int]:
 def test_jobs_on_a_real_head(head: dict[str, str], tmp_path: Path) -> None:
     """One is followed to its success, another is stopped; both with the exit codes that a caller needs."""
     script, out = str(REPO / "jobs" / "submit.sh"), tmp_path / "out"
-    for name, steps in (("short", 2), ("long", 1000)):
+    for name, steps in (("short", 2), ("long", 990)):
         (tmp_path / f"{name}.toml").write_text(MANIFEST.format(steps=steps))
 
     def command(*words: str) -> list[str]:

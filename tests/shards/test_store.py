@@ -7,10 +7,12 @@ import pickle
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 
+from rarefy import scratch
 from rarefy.errors import OutputError
 from rarefy.shards.store import Store
 
@@ -202,6 +204,7 @@ def test_no_space_left_simulated_at_fsync(tmp_path: Path, monkeypatch: pytest.Mo
 
 FILL = """
 import sys
+from rarefy import scratch
 from rarefy.errors import OutputError
 from rarefy.shards.store import Store
 store = Store(sys.argv[1])
@@ -221,3 +224,20 @@ def test_no_space_left_on_a_full_file_system(tmp_path: Path) -> None:
     command = ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$0" -c "$1" {tmp_path}', sys.executable, FILL]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert done.stdout == f"out: '{tmp_path}/shards/x.tar' is not writable (No space left on device)\n[] 0\n"
+
+
+@pytest.mark.parametrize("way", ["staged", "local_copy"])
+def test_a_killed_process_leaves_no_temporary_file_for_long(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next actor removes its folder, which it recognizes by the name."""
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.write_bytes("data", b"content")
+    if (child := os.fork()) == 0:
+        with getattr(store, way)("data"):
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    scratch.sweep()
+    assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ def place_caches() -> None:
     They are in the user's cache or, where that cannot be written, in a temporary folder of this process.
     """
     for variable, name in CACHES.items():
-        if variable not in os.environ:
+        if not os.environ.get(variable):
             os.environ[variable] = str(private_cache(name) or _own_folder() / name)
 
 

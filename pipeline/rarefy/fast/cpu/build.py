@@ -13,13 +13,13 @@ import hashlib
 import os
 import stat
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rarefy.cores import usable_cores
 from rarefy.device import find_compiler, processor
+from rarefy.scratch import scratch_folder
 from rarefy.user_cache import keep, private_cache
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC")
@@ -40,15 +40,17 @@ def load_library(sources: Path) -> ctypes.CDLL | None:
 def _load(compiler: str, flags: tuple[str, ...], sources: Path) -> ctypes.CDLL:
     """Raises OSError, CalledProcessError."""
     name = f"{_digest(compiler, flags, sources)[:40]}.so"
-    with _locked_cache() as folder, tempfile.TemporaryDirectory() as private:
+    with _locked_cache() as folder, scratch_folder() as private:
         if folder is not None and _complete(folder / name):
             with contextlib.suppress(OSError):
                 return ctypes.CDLL(str(folder / name))
-        built = Path(private) / name
+        built = private / name
         _build(compiler, flags, sources, built)
         if folder is not None:
             with contextlib.suppress(OSError):  # the disk may be full
                 _store(built, folder / name)
+                # No program may be run from some systems' temporary folders.
+                return ctypes.CDLL(str(folder / name))
         return ctypes.CDLL(str(built))
 
 
