@@ -25,7 +25,8 @@ PROCESS_DIED = """The actor died unexpectedly before finishing this task.
 \tip: 10.0.0.1
 The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: End of file. \
 Some common causes include: (1) the process was killed by the OOM killer due to high memory usage"""
-CREATION_FAILED = """The actor died because of an error raised in its creation task, ray::ShardGenerator.__init__() (pid=1)
+CREATION_FAILED = """The actor died because of an error raised in its creation task, \
+ray::ShardGenerator.__init__() (pid=1)
   File "actor.py", line 1, in __init__
     import torch
     ^^^^^^^^^^^^

@@ -19,7 +19,7 @@ def closed_port() -> str:
 
 @pytest.mark.parametrize("address", ["ray://head:10001", closed_port(), "127.0.0.1:99999", f"{'a' * 300}:1", "[::1:1"])
 def test_an_address_where_nobody_answers_is_refused_at_once(address: str) -> None:
-    with pytest.raises(DeviceError, match="^ray_address: "), connected(Request(1, 0.0, 1, 1), address):
+    with pytest.raises(DeviceError, match=r"^ray_address: "), connected(Request(1, 0.0, 1, 1), address):
         pytest.fail("there is no such cluster")
 
 

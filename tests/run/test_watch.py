@@ -57,10 +57,8 @@ GIVEN_UP = replace(
             "actor b0cfa37c on gpu-7 is lost: RuntimeError: CUDA error: lost",
         ),
         (
-            Event(
-                What.NODE_EXCLUDED, node="8ab4ead6b2ac63e2", host="gpu-7", cause="for 2 s, since an actor failed there"
-            ),
-            "machine gpu-7 gets no actors for 2 s, since an actor failed there",
+            Event(What.NODE_EXCLUDED, node="8ab4ead6b2ac63e2", host="gpu-7", cause="for 2 s, since an actor failed"),
+            "machine gpu-7 gets no actors for 2 s, since an actor failed",
         ),
         (Event(What.WAITING, cause="a machine with 1 GPU"), "waiting: a machine with 1 GPU"),
         (Event(What.ACTOR_READY, actor="b0"), None),
