@@ -288,5 +288,7 @@ def test_metrics_count_every_image_once(local_ray: None, monkeypatch: pytest.Mon
     for done in (104.0, 106.0, 105.0, 110.0):  # an actor is lost with what it had begun
         metrics.status(replace(STATUS, done=done, resumed=100))
     assert sum(counted) == 10
+    metrics.status(replace(STATUS, done=108.0, resumed=106))  # two of them are made again
+    assert sum(counted) == 12
     for event in (RETRY, GIVEN_UP, replace(RETRY, what=What.ACTOR_LOST, node=None)):
         metrics.event(event)
