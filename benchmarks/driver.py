@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "seconds": seconds,
         }
         sessions = {"small": asdict(small), "large": asdict(large), "resumed": asdict(resumed)}
-        print(json.dumps({**vars(options), **figures, "seconds": seconds, **sessions}))
+        print(json.dumps({**vars(options), **figures, **sessions}))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,15 @@ PROCESS_DIED = """The actor died unexpectedly before finishing this task.
 \tip: 10.0.0.1
 The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: End of file. \
 Some common causes include: (1) the process was killed by the OOM killer due to high memory usage"""
+CREATION_FAILED = """The actor died because of an error raised in its creation task, \
+ray::ShardGenerator.__init__() (pid=1)
+  File "actor.py", line 1, in __init__
+    import torch
+    ^^^^^^^^^^^^
+ImportError: no torch"""
+CUDA = """CUDA error: an illegal memory access was encountered
+CUDA kernel errors might be asynchronously reported at some other API call.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1"""
 NODE_DIED = """The actor died unexpectedly before finishing this task.
 The actor died because its node has died. Node Id: 4f5e
 \tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats"""
@@ -77,9 +86,14 @@ def test_rays_wrapping_is_taken_off() -> None:
 def test_descriptions_are_one_line_with_the_reason() -> None:
     assert describe(StorageError("out:\n no")) == "out: no"
     assert describe(RayActorError("1", PROCESS_DIED)) == (
-        "actor died: its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: End of file."
+        "actor died: its worker process has died. Worker exit type: SYSTEM_ERROR"
     )
     assert describe(RayActorError("1", NODE_DIED)) == "actor died: its node has died. Node Id: 4f5e"
     assert describe(ActorDiedError()) == "actor died: The actor died unexpectedly before finishing this task."
-    long = describe(RuntimeError("a" * 300 + "\n ^^^^ ~~~ \n" + "b" * 300))
-    assert long == f"RuntimeError: {'a' * 200} ... {'b' * 200}"
+    assert describe(RayActorError("1", CREATION_FAILED)) == "actor died: ImportError: no torch"
+    assert describe(RuntimeError(CUDA)) == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert describe(RuntimeError("backend='inductor' raised:\n\nCppCompileError: no g++\nmore")) == (
+        "RuntimeError: backend='inductor' raised: CppCompileError: no g++"
+    )
+    assert describe(RuntimeError("")) == "RuntimeError: "
+    assert describe(RuntimeError("a" * 300)) == f"RuntimeError: {'a' * 200} ..."

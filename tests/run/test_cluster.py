@@ -80,7 +80,7 @@ def test_machines_that_come_go_or_are_sick_cost_no_shard_an_attempt(
     assert (result.made_shards, result.made_images) == (50, 100)
     assert committed_numbers(Store(str(out)), "rare") == set(range(50))
     waits = next(event.cause for event in events if event.what is What.WAITING)
-    assert waits.endswith("1 CPU and 0.6 GPU: none of the cluster's 1 machines has so much")
+    assert waits.endswith("1 CPU and 0.6 GPU has not started: none of the cluster's 1 machines has so much")
     excluded = {event.node for event in events if event.what is What.NODE_EXCLUDED and event.blame is Blame.NODE}
     assert excluded == {sick}
     ready = [event.node for event in events if event.what is What.ACTOR_READY]

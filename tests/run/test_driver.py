@@ -146,8 +146,8 @@ def test_resources_that_the_cluster_lacks_are_waited_for(
         ):
             generate(manifest, replace(options, **lacking), silent, [events.append])
     assert [event.cause for event in events] == [
-        "no machine for an actor that needs 1 CPU and 0.5 GPU: none of the cluster's 1 machines has so much",
-        "no machine for an actor that needs 3 CPUs: none of the cluster's 1 machines has so much",
+        "an actor that needs 1 CPU and 0.5 GPU has not started: none of the cluster's 1 machines has so much",
+        "an actor that needs 3 CPUs has not started: none of the cluster's 1 machines has so much",
     ]
     assert not (tmp_path / "out").exists()
 

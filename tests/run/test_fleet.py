@@ -306,7 +306,7 @@ def test_an_actor_without_progress_is_replaced(tmp_path: Path, monkeypatch: pyte
     one.patience.storage_s = 0.0
     assert one.finish(set(), (), silent).made_shards == 10
     (lost,) = run.told(What.ACTOR_LOST)
-    assert (lost.actor, lost.cause) == ("ray-0", "HungError: no progress in 0 s")
+    assert (lost.actor, lost.cause) == ("ray-0", "TimeoutError: no progress in 0 s")
 
 
 def test_weights_that_differ_from_earlier_shards_are_the_users_fault(tmp_path: Path) -> None:

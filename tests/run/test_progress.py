@@ -64,3 +64,11 @@ def test_json_lines_are_no_bar() -> None:
     with ProgressLine(stream, 0.0, as_json=True) as line:
         line(STATUS)
     assert json.loads(stream.getvalue())["images_per_second"] == 3.217
+
+
+def test_a_run_without_actors_says_so_once() -> None:
+    stream = io.StringIO()
+    with ProgressLine(stream, 0.0) as line:
+        for _ in range(3):
+            line(Status(0, 600, 0, 0.0, None, 0, 2, 0, None, None))
+    assert stream.getvalue().splitlines() == ["generate: 0/600 images, actors start and load the models, retries 0"]

@@ -56,12 +56,12 @@ def test_waiting_is_told_when_it_begins_when_it_changes_and_now_and_then() -> No
     staff.recruit(9, 0.0)
     for second in range(int(WAITING_S + 2 * REMIND_S + 10)):
         staff.wait(float(second))
-    none = "no machine for an actor that needs 1 CPU: none of the cluster's 0 machines has so much"
+    none = "an actor that needs 1 CPU has not started: none of the cluster's 0 machines has so much"
     assert [event.cause for event in events] == [none] * 3
     cluster.nodes.append("a")
     staff.nodes.update(cluster.machines())
     staff.wait(1000.0)
-    assert events[-1].cause.endswith("it is still starting, or the machines that have so much are in use")
+    assert events[-1].cause.endswith("its process is slow to start, or the machines that have so much are in use")
     staff.workers[0].located(Place("a", "r", "h", 1), 1001.0)
     staff.wait(5000.0)
     assert len(events) == 4

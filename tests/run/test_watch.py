@@ -49,7 +49,7 @@ GIVEN_UP = replace(
 @pytest.mark.parametrize(
     ("event", "line"),
     [
-        (RETRY, "rare-000003 is tried again (attempt 2 of 3): RuntimeError: CUDA error: lost"),
+        (RETRY, "rare-000003 is tried again (attempt 2 of 3): actor b0cfa37c was lost"),
         (GIVEN_UP, "rare-000003 is given up after 3 of 3 attempts: class 7 (sneaker), seed 99, step 4: not finite"),
         (replace(RETRY, what=What.ACTOR_LOST), "actor b0cfa37c on 8ab4ead6 is lost: RuntimeError: CUDA error: lost"),
         (
@@ -57,8 +57,8 @@ GIVEN_UP = replace(
             "actor b0cfa37c on gpu-7 is lost: RuntimeError: CUDA error: lost",
         ),
         (
-            Event(What.NODE_EXCLUDED, node="8ab4ead6b2ac63e2", host="gpu-7", cause="no driver"),
-            "machine gpu-7 gets no actors for now: no driver",
+            Event(What.NODE_EXCLUDED, node="8ab4ead6b2ac63e2", host="gpu-7", cause="for 2 s, since an actor failed"),
+            "machine gpu-7 gets no actors for 2 s, since an actor failed",
         ),
         (Event(What.WAITING, cause="a machine with 1 GPU"), "waiting: a machine with 1 GPU"),
         (Event(What.ACTOR_READY, actor="b0"), None),
@@ -288,5 +288,7 @@ def test_metrics_count_every_image_once(local_ray: None, monkeypatch: pytest.Mon
     for done in (104.0, 106.0, 105.0, 110.0):  # an actor is lost with what it had begun
         metrics.status(replace(STATUS, done=done, resumed=100))
     assert sum(counted) == 10
+    metrics.status(replace(STATUS, done=108.0, resumed=106))  # two of them are made again
+    assert sum(counted) == 12
     for event in (RETRY, GIVEN_UP, replace(RETRY, what=What.ACTOR_LOST, node=None)):
         metrics.event(event)

@@ -19,7 +19,7 @@ from rarefy.errors import (
 )
 from rarefy.generate.events import Blame
 
-SHOWN = 200  # characters kept of the start and of the end of a message
+SHOWN = 200  # characters of a message; the log file has all of it
 NODE_DIED = "node has died"  # what Ray's message says if the machine was lost and not only the process
 
 
@@ -75,7 +75,7 @@ def describe(error: BaseException) -> str:
         return " ".join(str(error).split())
     if isinstance(error, RayActorError):
         return f"actor died: {_shortened(_reason(str(error)))}"
-    return f"{type(error).__name__}: {_shortened(str(error))}"
+    return f"{type(error).__name__}: {_shortened(_beginning(str(error)))}"
 
 
 def full_text(error: BaseException) -> str:
@@ -84,12 +84,19 @@ def full_text(error: BaseException) -> str:
 
 
 def _reason(text: str) -> str:
-    """The sentence with the reason in Ray's long message about a dead actor."""
-    found = re.search(r"because (its .*)", text)
-    return found[1].partition(" Some common causes")[0] if found else text
+    """The sentence with the reason in Ray's long message about a dead actor, or the error at a traceback's end."""
+    if found := re.search(r"because (its .*)", text):
+        return re.split(r" Worker exit detail:| Some common causes", found[1])[0]
+    return text.rstrip().rpartition("\n")[2] if "Traceback" in text or "ray::" in text else text
+
+
+def _beginning(text: str) -> str:
+    """The first line of a message, or more if that one only introduces the next. CUDA's advice comes after it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    end = next((number for number, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:end])
 
 
 def _shortened(text: str) -> str:
-    """The start and end of a message, where Ray puts the cause, without the carets of tracebacks."""
-    text = " ".join(word for word in text.split() if word.strip("^~"))
-    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import secrets
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -23,6 +26,7 @@ from rarefy.scratch import scratch_folder, sweep
 OBJECT_STORE_BYTES = 256 * 2**20  # images go to files; only small messages pass through the store
 FOLDER_PREFIX = "rarefy-ray-"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+ANSWER_S = 10.0  # for a cluster's head to take a connection
 ENDING_S = 5.0  # for killed processes to be gone
 
 
@@ -31,10 +35,24 @@ def connected(request: Request, address: str | None) -> Iterator[Resources]:
     """Connect to ``address``, or start an embedded Ray and stop it afterwards. Yields what each actor gets.
 
     If this process is already connected to Ray, that connection is used and kept. Raises DeviceError if an actor does
-    not fit. Ray always prints messages about dead workers; they go to stderr, because stdout is for the result.
+    not fit. What is printed meanwhile goes to stderr, because stdout is for the result.
     """
-    with redirect_stdout(sys.stderr), _connection(request, address) as resources:
+    with redirect_stdout(_OthersText()), _connection(request, address) as resources:
         yield resources
+
+
+class _OthersText(io.TextIOBase):
+    """Writes to stderr what Ray does not print.
+
+    Ray's threads print pages about dead workers, whatever its settings say. The driver tells of them in one line.
+    """
+
+    def write(self, text: str) -> int:
+        by_ray = threading.current_thread().name.startswith("ray_")
+        return len(text) if by_ray else sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 @contextmanager
@@ -51,6 +69,7 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
                 ray.shutdown()
                 end_processes(folder)
     else:
+        _check_address(address)
         _forget_token()
         try:
             with sigterm_kept():
@@ -62,6 +81,18 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
             yield fit_cluster(request, find_machines())
         finally:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise DeviceError for an address where nobody answers: Ray would try for minutes and print a page."""
+    host, _, port = address.rpartition(":")
+    if "://" in address:
+        raise DeviceError(bad("ray_address", address, "auto or the head's HOST:PORT; submit a job to go through a URL"))
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+        except (OSError, OverflowError, ValueError) as cause:
+            raise DeviceError(bad("ray_address", address, f"a Ray cluster that answers ({cause})")) from cause
 
 
 def _own_settings(folder: Path) -> dict[str, str | None]:

@@ -128,7 +128,7 @@ def _given_up_earlier(store: Store, shards: int) -> set[int]:
     try:
         rows = json.loads(store.read_bytes(FAILURES))
         numbers = {int(row["shard"].rpartition("-")[2]) for row in rows}
-    except (OutputError, ValueError, LookupError, TypeError, AttributeError):
+    except (OutputError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return set()
     return {number for number in numbers if 0 <= number < shards}
 

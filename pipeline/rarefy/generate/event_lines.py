@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rarefy.generate.events import Event, What
+from rarefy.generate.events import Blame, Event, What
 from rarefy.generate.progress import json_line
 from rarefy.plan import shard_name
 
 LINES_PER_MINUTE = 20  # shown to people; a cluster that loses 500 machines at once would fill the terminal
 SHORT = 8  # characters of Ray's ids that are shown
+LOSSES = (Blame.ACTOR, Blame.NODE, Blame.SYSTEM)  # if one of these is to blame, the actor is lost
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,15 @@ def event_text(event: Event, names: RunNames) -> str | None:
     where = f" on {machine}" if machine else ""
     match event.what:
         case What.RETRY:
-            return f"{shard} is tried again (attempt {charged + 1} of {names.max_attempts}): {event.cause}"
+            # The line about the loss of the actor has said why.
+            cause = f"{actor} was lost" if event.blame in LOSSES else event.cause
+            return f"{shard} is tried again (attempt {charged + 1} of {names.max_attempts}): {cause}"
         case What.GIVEN_UP:
             return f"{shard} is given up after {charged} of {names.max_attempts} attempts: {event.cause}"
         case What.ACTOR_LOST:
             return f"{actor}{where} is lost: {event.cause}"
         case What.NODE_EXCLUDED:
-            return f"machine {machine or 'of unknown name'} gets no actors for now: {event.cause}"
+            return f"machine {machine or 'of unknown name'} gets no actors {event.cause}"
         case What.WAITING:
             return f"waiting: {event.cause}"
         case What.ACTOR_READY:

@@ -42,10 +42,6 @@ class Limits:
     max_attempts: int = 3
 
 
-class HungError(Exception):
-    """An actor made no progress for too long."""
-
-
 class Fleet:
     """One session's queue, workers and counts. listeners: get every event as it happens."""
 
@@ -77,6 +73,7 @@ class Fleet:
         try:
             while self.attempts.open or self.queue or any(worker.tasks for worker in self.staff.workers):
                 self._turn(progress)
+            self.staff.wanted = 0
             progress(self._status())
         finally:
             watch.stop()
@@ -240,7 +237,7 @@ class Fleet:
         """End actors that hang."""
         for worker in list(self.staff.workers):
             if verdict := self.patience.verdict(worker, self.loop.now):
-                self._lose(worker, HungError(verdict), Failure(Blame.ACTOR, verdict), None)
+                self._lose(worker, TimeoutError(verdict), Failure(Blame.ACTOR, verdict), None)
 
     def _status(self) -> Status:
         return self.tally.status(self.staff.workers, self.staff.wanted, self.loop.now)

@@ -41,7 +41,7 @@ class RunMetrics:
         }
         for metric in (*self._gauges.values(), *self._counters.values()):
             metric.set_default_tags(tags)
-        self._counted = 0.0
+        self._resumed = self._counted = 0.0
 
     def status(self, status: Status) -> None:
         """Record a status. The counter of images only grows: what a lost actor had begun is not subtracted."""
@@ -59,6 +59,8 @@ class RunMetrics:
         }
         for name, value in values.items():
             self._gauges[name].set(value)
+        if status.resumed != self._resumed:  # run makes damaged shards again
+            self._resumed, self._counted = status.resumed, 0.0
         new = status.done - status.resumed - self._counted
         if new > 0:
             self._counted += new

@@ -40,9 +40,12 @@ class Status:
 
     def text(self) -> str:
         """The status in one line."""
+        images = f"{self.done:.0f}/{self.total} images"
+        if not self.actors_alive and not self.images_per_second:
+            return f"{images}, actors start and load the models, retries {self.retries}"
         eta = "--" if self.eta_s is None else duration(self.eta_s)
         parts = [
-            f"{self.done:.0f}/{self.total} images",
+            images,
             f"{self.images_per_second:.2f} images/s",
             f"ETA {eta}",
             f"actors {self.actors_alive}/{max(self.actors_wanted, self.actors_alive)}",
@@ -71,6 +74,7 @@ class ProgressLine:
         # Terminals in some containers report no width, which leaves no room for a bar.
         self._live = not as_json and self.stream.isatty() and os.get_terminal_size(self.stream.fileno()).columns > 0
         self._last, self._ended = time.monotonic(), False
+        self._shown: Status | None = None
         self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, status: Status) -> None:
@@ -78,8 +82,9 @@ class ProgressLine:
             self._show(status)
             return
         ends = status.done >= status.total and not self._ended
-        if ends or time.monotonic() - self._last >= self.every_s:
-            self._last, self._ended = time.monotonic(), status.done >= status.total
+        due = time.monotonic() - self._last >= self.every_s
+        if ends or (due and status != self._shown):
+            self._last, self._ended, self._shown = time.monotonic(), status.done >= status.total, status
             print(self._line(status), file=self.stream, flush=True)
 
     def note(self, text: str) -> None:

@@ -93,7 +93,7 @@ class Staff:
         delay = self.nodes.failed(node, blame, start, hopeless, now)
         tell(self.listeners, worker.event(What.ACTOR_LOST, blame, describe(cause), full_text(error)))
         if delay:
-            text = f"for {delay:.0f} s, {describe(cause)}"
+            text = f"for {delay:.0f} s, since an actor failed there"
             tell(self.listeners, replace(worker.event(What.NODE_EXCLUDED, blame, text), node=node or None))
         works = any(other.place is not None for other in self.workers)
         if start and not works and self.nodes.hopeless(self.resources):
@@ -118,7 +118,7 @@ class Staff:
         waiting = [worker for worker in self.workers if worker.place is None and now - worker.asked_s > WAITING_S]
         if now - self._staffed_s > NO_MACHINE_S:
             raise TemporaryError(f"no actor could run for {NO_MACHINE_S / 3600:.0f} hours: {self._lack(now)}")
-        text = f"no machine for an actor that needs {self.resources.text()}: {self._lack(now)}" if waiting else ""
+        text = f"an actor that needs {self.resources.text()} has not started: {self._lack(now)}" if waiting else ""
         last, said_s = self._said
         news = text != last and (not last or now - said_s > WAITING_S)
         if news or (text and not self.ready and now - said_s > REMIND_S):
@@ -132,7 +132,7 @@ class Staff:
             return f"none of the cluster's {len(self.nodes.machines)} machines has so much"
         if fitting <= self.nodes.excluded(now):
             return "the machines that have so much get no actors for a while, since actors failed there"
-        return "it is still starting, or the machines that have so much are in use"
+        return "its process is slow to start, or the machines that have so much are in use"
 
 
 def blame_of(worker: Worker, error: BaseException, proven: bool) -> Blame:

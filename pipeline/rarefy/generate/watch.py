@@ -128,9 +128,9 @@ class Watch:
             try:
                 self._write(ends)
             except OutputError as error:
-                if not self._told:
+                if self._claimed and not self._told:  # before that the run itself meets the error
+                    self._told = True
                     self.notice(f"it goes on, but its files for rarefy status fail: {error}")
-                self._told = True
             if ends:
                 return
             self._ends.wait(SPACING_S)
@@ -171,7 +171,7 @@ class Watch:
             return False
         try:
             return bool(json.loads(self.store.read_bytes(RUN_FILE))["manifest_digest"] == self.digest)
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return False  # the run itself refuses such an output
 
     def _file(self) -> DriverFile:

@@ -1,0 +1,32 @@
+"""Addresses of Ray clusters that cannot be used, and what Ray prints by itself."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from rarefy.errors import DeviceError
+from rarefy.generate.cluster import _OthersText, connected
+from rarefy.generate.fit import Request
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", closed_port(), "127.0.0.1:99999", f"{'a' * 300}:1", "[::1:1"])
+def test_an_address_where_nobody_answers_is_refused_at_once(address: str) -> None:
+    with pytest.raises(DeviceError, match=r"^ray_address: "), connected(Request(1, 0.0, 1, 1), address):
+        pytest.fail("there is no such cluster")
+
+
+def test_what_rays_threads_print_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = _OthersText()
+    thread = threading.Thread(target=lambda: print("a worker died", file=stream), name="ray_listen_error_messages")
+    thread.start()
+    thread.join()
+    print("ours", file=stream, flush=True)
+    assert capsys.readouterr() == ("", "ours\n")
