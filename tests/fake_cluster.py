@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError
 
+from rarefy.errors import OutputError
 from rarefy.generate.actor import Snapshot
 from rarefy.generate.events import Event, What
 from rarefy.generate.fit import Machine, Resources
@@ -136,6 +137,12 @@ class FakeCommits:
         self.manifest, self.store, self.markers = manifest, store, markers
         self.earlier_weights: tuple[str, str | None] | None = None
         self.claims: list[Sequence[int]] = []
+        self.refusal: OutputError | None = None  # what the driver meets when it writes to the output
+
+    def check_writable(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(self.refusal) if self.refusal else future.set_result(None)
+        return future
 
     def claim(self, earlier: Sequence[int]) -> Future[Any]:
         self.claims.append(earlier)

@@ -48,18 +48,18 @@ def silent(status: Status) -> None:
 
 
 class Strike:
-    """A progress sink that sends each signal to another actor, once all have loaded, in the run's first half."""
+    """A progress sink that sends each signal to another actor, one a second, as soon as actors have loaded."""
 
     def __init__(self, runs: Any, *signals: signal.Signals) -> None:
         self.runs, self.signals = runs, signals
         self.struck: list[int] = []
 
     def __call__(self, status: Status) -> None:
-        all_ready = status.actors_alive == status.actors_wanted
-        if not self.struck and all_ready and status.done < status.total / 2:
-            self.struck = self.runs.actors(os.getpid())[: len(self.signals)]
-            for pid, number in zip(self.struck, self.signals, strict=True):
-                os.kill(pid, number)
+        left = self.signals[len(self.struck) :]
+        fresh = [pid for pid in self.runs.actors(os.getpid()) if pid not in self.struck]
+        if left and status.actors_alive and fresh and status.done < status.total:
+            os.kill(fresh[0], left[0])
+            self.struck.append(fresh[0])
 
 
 def test_two_actors_make_the_same_bytes_as_none(runs: Any, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_killed_and_hung_actors_cost_nothing_but_time(runs: Any, tmp_path: Path)
     strike = Strike(runs, signal.SIGKILL, signal.SIGSTOP)
     result = generate(load_manifest(path), GenerateOptions(str(out), actors=2, shard_timeout_s=4), strike)
     assert len(strike.struck) == 2 and runs.gone(strike.struck)
-    assert result.retries >= 2
+    assert result.retries >= 1  # a shard whose commit came just before the signal needs none
     assert runs.tars(out) == runs.standard
     assert verify_run(Store(str(out))) == {}
 

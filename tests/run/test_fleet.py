@@ -245,6 +245,45 @@ def test_a_run_that_gives_nothing_but_nan_ends_early(tmp_path: Path) -> None:
     assert len(run.cluster.given) < 50
 
 
+def make_except_on_b(handle: FakeHandle, shard: int, attempt: str) -> FakeMarker | None:
+    if handle.node != "b":
+        return FakeMarker(attempt)
+    raise OutputError("out: '/data/out' is not writable (Read-only file system)")
+
+
+def test_one_machine_that_cannot_write_costs_retries(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, FakeCluster(["a", "b"], make=make_except_on_b), max_attempts=20)
+    assert finish(run).made_shards == 10
+
+
+def test_an_output_that_the_driver_cannot_write_either_ends_the_run(tmp_path: Path) -> None:
+    def make(handle: FakeHandle, shard: int, attempt: str) -> FakeMarker | None:
+        if len(handle.cluster.markers) < 2:
+            return FakeMarker(attempt)
+        raise OutputError("out: '/data/out' is not writable (No space left on device)")
+
+    run = FakeRun(tmp_path, FakeCluster(["a"], make=make), shards=1000)
+    fleet = run.fleet()
+    fleet.commits.refusal = OutputError("out: the driver cannot write")  # type: ignore[attr-defined]
+    with pytest.raises(OutputError, match="the driver cannot write"):
+        fleet.finish(set(), (), silent)
+    assert len(run.cluster.given) < 50
+
+
+@pytest.mark.parametrize(("error", "cause"), [(NonFiniteError, "no shard could be made"), (ExhaustedError, "missing")])
+def test_a_resumed_run_that_makes_nothing_ends(error: type[ShardError], cause: str, tmp_path: Path) -> None:
+    """NaN everywhere ends it early. Exhausted shards, which earlier sessions left, are all tried."""
+
+    def make(handle: FakeHandle, shard: int, attempt: str) -> FakeMarker | None:
+        raise error("rare: of no use")
+
+    run = FakeRun(tmp_path, FakeCluster(["a"], make=make), shards=30)
+    with pytest.raises(ShardError, match=cause):
+        run.fleet().finish(set(range(10)), (), silent)
+    tried = len({shard for shard, _ in run.cluster.given})
+    assert tried == 20 if error is ExhaustedError else tried < 10
+
+
 def test_a_storage_that_fails_for_a_while_costs_only_time(tmp_path: Path) -> None:
     failures = Counter[int]()
 

@@ -95,5 +95,7 @@ class Attempts:
         tell(self.listeners, replace(event, shard=task.shard, attempt=task.attempt, number=number))
         if given_up:
             self._in_a_row += 1
-            if not self.tally.committed and self._in_a_row >= max(queue.max_attempts, IN_A_ROW):
+            # In a resumed run, shards that ran out of candidates are expected: earlier sessions gave them up, too.
+            hopeless = not self.tally.seen and not (failure.final and self.tally.committed)
+            if hopeless and self._in_a_row >= max(queue.max_attempts, IN_A_ROW):
                 raise nothing_works(self.prefix, self._in_a_row, trouble)

@@ -42,7 +42,7 @@ def find_blame(error: BaseException, phase: Phase, proven: bool) -> Blame:
     if isinstance(error, StorageError):
         return Blame.STORAGE
     if isinstance(error, OutputError):
-        return Blame.USER
+        return Blame.NODE if phase is Phase.SHARD else Blame.USER  # the driver could write: it may be this machine
     return _while_loading(error, proven) if phase is Phase.LOADING else _in_shard(error, proven)
 
 

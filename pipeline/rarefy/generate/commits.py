@@ -13,7 +13,7 @@ from typing import TypeVar
 from rarefy.errors import ShardError
 from rarefy.generate.worker import Weights
 from rarefy.manifest import Manifest, model_file
-from rarefy.plan import shard_name
+from rarefy.plan import estimate_bytes, make_plan, shard_name
 from rarefy.shards.claim import claim_output
 from rarefy.shards.marker import Marker, read_committed
 from rarefy.shards.metadata import read_records
@@ -78,6 +78,11 @@ class Commits:
     def find(self, shard: int, expected: bool) -> Future[Marker | None]:
         """The shard's marker, or None. expected: an actor has said that it is there."""
         return self._threads.submit(lambda: self._find(shard, LOOKS_S if expected else LOOKS_S[:1]))
+
+    def check_writable(self) -> Future[None]:
+        """Done if this machine can write another shard; otherwise the future raises OutputError or StorageError."""
+        need_bytes = estimate_bytes(self.manifest) // make_plan(self.manifest).num_shards
+        return self._threads.submit(lambda: self.store.check_writable(need_bytes))
 
     def close(self) -> None:
         self._threads.close()

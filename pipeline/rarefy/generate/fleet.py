@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
-from rarefy.errors import ExhaustedError, OutputError, bad
+from rarefy.errors import ExhaustedError, OutputError, StorageError, bad
 from rarefy.generate.actor import Snapshot
 from rarefy.generate.attempts import QUEUED, Attempts, Failure
 from rarefy.generate.blame import describe, full_text, real_cause
@@ -199,6 +199,9 @@ class Fleet:
         blame = blame_of(worker, error, self.tally.seen if worker.ready else self.staff.may_load(worker))
         if blame is Blame.USER:
             raise cause
+        if isinstance(cause, OutputError) and not isinstance(cause, StorageError):
+            # If this machine cannot write either, the output is at fault and not the actor's machine.
+            self.loop.when_done(self.commits.check_writable(), lambda checked: checked.result())
         failure = Failure(blame, describe(cause), full_text(error), final=isinstance(cause, ExhaustedError))
         if task is not None and blame in (Blame.SHARD, Blame.STORAGE):
             worker.finished(task, self.loop.now)
