@@ -27,7 +27,7 @@ smoke: setup ## a small version of the demo: the same stages in well under a min
 	$(BIN)/rarefy run manifests/smoke.toml --out $(or $(SMOKE_OUT),out/smoke)
 
 test: setup ## run every test, in two processes (JOBS=... to choose)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 mutants: setup ## test a random sample of mutants of the core (half an hour, resumable; docs/MUTANTS.md)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[mutants]'
