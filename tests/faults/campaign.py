@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 import time
 from collections import Counter
@@ -143,7 +144,7 @@ class Campaign:
     def _damage(self, sealed: Output, kinds: Sequence[str], row: Row) -> None:
         output = self.world.new_output("local")
         shutil.copytree(sealed.root, output.root)
-        shards = [Path(name).stem for name in output.names("state") if name != "state/run.json"]
+        shards = [Path(name).stem for name in output.names("state") if re.fullmatch(r"state/rare-\d+\.json", name)]
         names = iter(self.rng.sample(shards, 2 * len(kinds)))
         # The listings first: verify compares them with the markers, as long as all are there.
         for kind in sorted(kinds, key=lambda kind: kind not in LISTINGS):

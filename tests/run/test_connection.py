@@ -11,14 +11,18 @@ from rarefy.errors import DeviceError
 from rarefy.generate.cluster import _OthersText, connected
 from rarefy.generate.fit import Request
 
+CLOSED = "127.0.0.1:CLOSED"  # stands for a port where nobody listens
 
-def closed_port() -> str:
+
+@pytest.fixture
+def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
+        return int(server.getsockname()[1])
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", closed_port(), "127.0.0.1:99999", f"{'a' * 300}:1", "[::1:1"])
-def test_an_address_where_nobody_answers_is_refused_at_once(address: str) -> None:
+@pytest.mark.parametrize("address", ["ray://head:10001", CLOSED, "127.0.0.1:99999", f"{'a' * 300}:1", "[::1:1"])
+def test_an_address_where_nobody_answers_is_refused_at_once(address: str, closed_port: int) -> None:
+    address = address.replace("CLOSED", str(closed_port))
     with pytest.raises(DeviceError, match=r"^ray_address: "), connected(Request(1, 0.0, 1, 1), address):
         pytest.fail("there is no such cluster")
 
