@@ -98,6 +98,7 @@ def test_the_networks_import_torch_and_their_config_alone(name: str) -> None:
         "typing",
         "dataclasses",
         "torch",
+        "rarefy.errors",
         "rarefy.models.blocks",
         "rarefy.models.config",
     )
