@@ -239,7 +239,7 @@ def test_the_digest_without_the_code_is_checked_as_with_it(of_others: Path, plug
     kept = of_others / "model.json"
     before = kept.read_text()
     kept.write_text(before.replace('"depth": 3', '"depth": 4'))
-    with pytest.raises(OutputError, match="is not a whole run: manifest.toml has the digest"):
+    with pytest.raises(OutputError, match=r"is not a whole run: manifest\.toml has the digest"):
         verify_run(store)
     content = json.loads(before)
     del content["plugins"]

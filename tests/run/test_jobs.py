@@ -303,10 +303,14 @@ def test_jobs_on_a_real_head(head: dict[str, str], tmp_path: Path) -> None:
 
     flags = ["--actors", "1", "--cpus-per-actor", "1"]
     options: dict[str, Any] = {"env": head, "cwd": tmp_path, "text": True}
-    long = subprocess.run(
-        command("--no-wait", "generate", "long.toml", "--out", str(tmp_path / "never"), *flags),
-        capture_output=True, check=True, **options,
-    ).stdout.strip()  # fmt: skip
+    long_command = command("--no-wait", "generate", "long.toml", "--out", str(tmp_path / "never"), *flags)
+    for _ in range(10):
+        done = subprocess.run(long_command, capture_output=True, check=False, **options)
+        if done.returncode != 75:  # a head that has only just started may not answer yet
+            break
+        time.sleep(2)
+    assert done.returncode == 0, done.stderr
+    long = done.stdout.strip()
     done = subprocess.run(command("stop", long), capture_output=True, check=False, **options)
     assert done.returncode == 0, done.stderr
     assert "stopped" in done.stderr
