@@ -90,5 +90,5 @@ def test_a_cluster_gives_the_same() -> None:
 
 
 def test_a_cluster_that_does_not_answer() -> None:
-    with pytest.raises(DeviceError, match="ray_address: 'nonsense://' is not a Ray cluster that answers"):
+    with pytest.raises(DeviceError, match="ray_address: 'nonsense://' is not auto or the head's HOST:PORT"):
         outputs_of_parts(parts(), extractor(), "cpu", "nonsense://", lambda done, total: None)

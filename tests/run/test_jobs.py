@@ -71,7 +71,12 @@ def test_only_temporary_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
 def test_a_wait_is_interrupted_in_one_line(way: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(job, "main", lambda words: 75)
-    assert job.run_job("run", ["m.toml", "--out", "/o"], lambda seconds: signal.raise_signal(way)) == 128 + way
+    # A shell's background jobs ignore SIGINT, and so would this test.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert job.run_job("run", ["m.toml", "--out", "/o"], lambda seconds: signal.raise_signal(way)) == 128 + way
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines()[1:] == [
         "rarefy: interrupted; finished work is kept, run the same command to resume"
     ]

@@ -72,7 +72,7 @@ def test_a_run_needs_nothing_but_its_folder(own: Manifest, tmp_path: Path, capsy
     )  # fmt: skip
     content["config"]["schedule"]["name"] = "linear"
     (tmp_path / "moved" / "model.json").write_text(json.dumps(content))
-    with pytest.raises(OutputError, match="the run of this manifest"):
+    with pytest.raises(OutputError, match="is not a whole run: manifest"):
         verify_run(store)
 
 

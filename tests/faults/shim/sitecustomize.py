@@ -72,7 +72,8 @@ def placing(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def opening(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-    if "r" in mode and not isinstance(file, int) and os.fspath(file).startswith(ROOT):
+    path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.fspath(file)  # noqa: PTH115
+    if "r" in mode and path.startswith(ROOT):
         fail("read", ("EIO",))
     return _open(file, mode, *arguments, **options)
 
