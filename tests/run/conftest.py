@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults.processes import descendants
 
 from rarefy.generate.actor import ShardGenerator
 from rarefy.manifest import load_manifest
@@ -55,13 +56,13 @@ shard_size = 2
     @staticmethod
     def actors(pid: int) -> list[int]:
         """Living actor processes under ``pid``."""
-        return [child for child, title in _descendants(pid).items() if "ray::ShardGenerator" in title]
+        return [child for child, title in descendants(pid).items() if "ray::ShardGenerator" in title]
 
     @staticmethod
     def servers(pid: int) -> list[int]:
         """Ray's living servers under ``pid``, except its two agents, which end a minute after the servers."""
         names = ("/raylet", "/gcs_server", "monitor.py", "dashboard.py")
-        return [child for child, title in _descendants(pid).items() if any(name in title for name in names)]
+        return [child for child, title in descendants(pid).items() if any(name in title for name in names)]
 
     @staticmethod
     def alive(pid: int) -> bool:
@@ -97,20 +98,3 @@ def runs(tmp_path: Path, standard: dict[str, bytes]) -> Iterator[Runs]:
     threads = torch.get_num_threads()
     yield Runs(tmp_path, standard)
     torch.set_num_threads(threads)
-
-
-def _descendants(pid: int) -> dict[int, str]:
-    """Command lines of the living processes under ``pid``."""
-    parents, titles = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                titles[int(folder.name)] = (folder / "cmdline").read_text()
-            except (OSError, ValueError):
-                continue  # it has just ended
-    below, layer = set[int](), {pid}
-    while layer:
-        layer = {child for child, parent in parents.items() if parent in layer} - below
-        below |= layer
-    return {child: titles.get(child, "") for child in sorted(below)}

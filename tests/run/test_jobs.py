@@ -18,6 +18,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from faults.processes import descendants
 from ray.job_submission import JobStatus
 
 from jobs import submit
@@ -260,7 +261,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         _wait_for_dashboard(port, tmp_path / "head.log")
         yield environment
     finally:
-        below = _below(server.pid)
+        below = descendants(server.pid)
         server.terminate()
         for pid in [*below, server.pid]:
             try:
@@ -283,17 +284,6 @@ def _wait_for_dashboard(port: int, log: Path) -> None:
         except OSError:
             time.sleep(0.2)
     raise AssertionError(log.read_text()[-2000:])
-
-
-def _below(pid: int) -> list[int]:
-    """All descendants of a process."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = dict(tuple(map(int, line.split())) for line in listed.splitlines())
-    found, layer = list[int](), [pid]
-    while layer:
-        layer = [child for child, parent in parents.items() if parent in layer]
-        found += layer
-    return found
 
 
 @pytest.mark.slow
