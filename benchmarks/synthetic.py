@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import multiprocessing
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -22,10 +21,10 @@ import numpy as np
 from rarefy.manifest import Manifest, parse_manifest
 from rarefy.plan import Slot, make_plan, sample_seed, shard_name
 from rarefy.shards.claim import claim_output
-from rarefy.shards.marker import FileHash, Marker, hash_file, marker_path
+from rarefy.shards.marker import Marker, hash_file, marker_path
 from rarefy.shards.metadata import SampleRecord, parquet_path, sample_key, tar_path, write_table
 from rarefy.shards.store import Store
-from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png, write_tar
+from rarefy.shards.writer import Sample, ShardHeader, commit_shard, encode_png, make_marker, write_tar
 
 CHUNK = 500  # shards per task of a process
 WEIGHTS = "a" * 64, "b" * 64
@@ -50,8 +49,7 @@ def synthetic_samples(manifest: Manifest, shard: int) -> list[Sample]:
 
 def commit_synthetic(store: Store, manifest: Manifest, shard: int, attempt: str) -> Marker:
     """Commit one shard as an actor does."""
-    header = ShardHeader(shard_name(manifest.prefix, shard), shard, manifest.text, manifest.digest, attempt)
-    return commit_shard(store, header, synthetic_samples(manifest, shard), seconds=1.0)
+    return commit_shard(store, _header(manifest, shard, attempt), synthetic_samples(manifest, shard), seconds=1.0)
 
 
 def write_shards(root: Path, manifest: Manifest, shards: Sequence[int], processes: int = 2) -> None:
@@ -60,14 +58,14 @@ def write_shards(root: Path, manifest: Manifest, shards: Sequence[int], processe
     claim_output(store, manifest.text, manifest.digest)
     if not shards:
         return
-    model = commit_synthetic(store, manifest, shards[0], "synthetic")
+    commit_synthetic(store, manifest, shards[0], "synthetic")
     chunks = [shards[start : start + CHUNK] for start in range(1, len(shards), CHUNK)]
     if processes == 1 or len(chunks) < 2:
         for chunk in chunks:
-            _write_chunk(root, manifest.text, model, chunk)
+            _write_chunk(root, manifest.text, chunk)
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_write_chunk, repeat(root), repeat(manifest.text), repeat(model), chunks))
+        list(pool.map(_write_chunk, repeat(root), repeat(manifest.text), chunks))
 
 
 def write_markers(root: Path, manifest: Manifest, shards: Sequence[int]) -> None:
@@ -88,30 +86,20 @@ def named(marker: Marker, manifest: Manifest, shard: int) -> Marker:
     return replace(marker, name=shard_name(manifest.prefix, shard), shard=shard)
 
 
-def _write_chunk(root: Path, text: str, model: Marker, shards: Sequence[int]) -> None:
+def _write_chunk(root: Path, text: str, shards: Sequence[int]) -> None:
     manifest = parse_manifest(text, "synthetic")
     for shard in shards:
-        marker, samples = named(model, manifest, shard), synthetic_samples(manifest, shard)
+        header, samples = _header(manifest, shard, "synthetic"), synthetic_samples(manifest, shard)
         records = [sample.record for sample in samples]
-        tar, parquet = root / tar_path(marker.name), root / parquet_path(marker.name)
+        tar, parquet = root / tar_path(header.name), root / parquet_path(header.name)
         with tar.open("wb") as stream:
             write_tar(stream, samples)
         write_table(parquet, records, manifest.text, manifest.digest)
-        write_marker(root, _filled(marker, records, hash_file(tar), hash_file(parquet)))
+        write_marker(root, make_marker(header, records, 1.0, (hash_file(tar), hash_file(parquet))))
 
 
-def _filled(marker: Marker, records: Sequence[SampleRecord], tar: FileHash, parquet: FileHash) -> Marker:
-    counts = Counter(record.class_id for record in records)
-    return replace(
-        marker,
-        tar_sha256=tar.sha256,
-        tar_md5=tar.md5,
-        tar_bytes=tar.size_bytes,
-        parquet_sha256=parquet.sha256,
-        parquet_bytes=parquet.size_bytes,
-        rows=len(records),
-        counts={str(class_id): counts[class_id] for class_id in sorted(counts)},
-    )
+def _header(manifest: Manifest, shard: int, attempt: str) -> ShardHeader:
+    return ShardHeader(shard_name(manifest.prefix, shard), shard, manifest.text, manifest.digest, attempt)
 
 
 def _sample(manifest: Manifest, shard: int, slot: Slot) -> Sample:

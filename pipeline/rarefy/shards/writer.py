@@ -85,7 +85,7 @@ def commit_shard(store: Store, header: ShardHeader, samples: Sequence[Sample], s
         return winner
     tar, records = _place_tar(store, header, ordered)
     parquet = _place_parquet(store, header, records)
-    marker = _marker(header, records, seconds, (tar, parquet))
+    marker = make_marker(header, records, seconds, (tar, parquet))
     data = marker.to_json()
     for _ in range(TRIES):
         if store.create(marker_path(header.name), data):
@@ -225,9 +225,10 @@ def _crowded(store: Store, rel: str) -> StorageError:
     return StorageError(bad("out", f"{store.root}/{rel}", allowed))
 
 
-def _marker(
+def make_marker(
     header: ShardHeader, records: Sequence[SampleRecord], seconds: float, hashes: tuple[FileHash, FileHash]
 ) -> Marker:
+    """The marker of a shard with these rows. hashes: of the tar and of the Parquet file."""
     tar, parquet = hashes
     counts = Counter(record.class_id for record in records)
     return Marker(
