@@ -18,7 +18,7 @@ from rarefy.errors import ShardError
 from rarefy.gates import GateCheck
 from rarefy.shards.store import Store
 
-FORMAT = "rarefy-audit-v2"
+FORMAT = "rarefy-audit-v3"
 METRICS_PATH = "audit/metrics.json"
 SAMPLES_PATH = "audit/samples.parquet"
 RAREST_PATH = "audit/rarest.parquet"
@@ -32,7 +32,9 @@ class MetricEntry:
 
     floor: the same metric for held-out real images, as many per class as were measured, against the same real images;
     intervals: 95% by bootstrap, None where undefined; interval_over: what was resampled; k: None if the metric uses no
-    neighbours; std, floor_std: over KID's subsets, for KID only; sample_count: images scored, for LOF only.
+    neighbours; std, floor_std: over KID's subsets, for KID only; sample_count: images scored, for LOF only;
+    floor_draws: number of disjoint draws of held-out images whose mean is ``floor``; floor_spread: their standard
+    deviation, None for one draw.
     """
 
     value: float
@@ -50,6 +52,8 @@ class MetricEntry:
     std: float | None = None
     floor_std: float | None = None
     sample_count: int | None = None
+    floor_draws: int | None = None
+    floor_spread: float | None = None
 
 
 @dataclass
@@ -83,9 +87,22 @@ class ClassRow:
     coverage: float | None = None
     coverage_interval: list[float] | None = None
     coverage_floor: float | None = None
+    tail_recall: float | None = None
+    tail_recall_interval: list[float] | None = None
+    tail_recall_floor: float | None = None
+    rarity: float | None = None
+    rarity_floor: float | None = None
+    outside: float | None = None
+    outside_floor: float | None = None
+    copies: float | None = None
+    vendi: float | None = None
+    vendi_floor: float | None = None
+    utility: float | None = None
+    utility_real: float | None = None
 
 
 CLASS_FIELDS = tuple(field.name for field in dataclasses.fields(ClassRow))
+OPTIONAL_METRIC_FIELDS = ("std", "floor_std", "sample_count", "floor_draws", "floor_spread")
 OPTIONAL_CLASS_FIELDS = CLASS_FIELDS[CLASS_FIELDS.index("reference_on_class_rate") :]
 
 
@@ -119,6 +136,63 @@ class FeatureMap:
     explained: list[float]
     generated: list[list[Any]]
     real: list[list[Any]]
+
+
+@dataclass(frozen=True)
+class Memorization:
+    """What images were searched for copies of. source: human-readable; count: number of images; sha256: of them.
+
+    whole: they are the model's whole training set.
+    """
+
+    source: str
+    count: int
+    sha256: str
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Training:
+    """One classifier of the utility measurement, trained on real images, made ones or both, tested on real ones.
+
+    data: real, generated or both; ratio: generated images over real ones, for both only; accuracy, tail_accuracy:
+    means over seeds, with 95% intervals over the seeds; per_class: accuracy by class name.
+    """
+
+    data: str
+    ratio: float | None
+    images: int
+    accuracy: float
+    accuracy_interval: list[float]
+    tail_accuracy: float
+    tail_accuracy_interval: list[float]
+    per_class: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Utility:
+    """What the made images add to real ones in training. classifier: ``probe`` (on the features) or ``network``.
+
+    source: the real training images; train_count, test_count: numbers of real images; seeds: repetitions.
+    """
+
+    classifier: str
+    source: str
+    train_count: int
+    test_count: int
+    seeds: int
+    trainings: list[Training]
+
+
+@dataclass(frozen=True)
+class Against:
+    """Another run's numbers, to compare with: plain sampling from the same model. metrics: value by metric name."""
+
+    run: str
+    source: str
+    images: int
+    guidance: list[str]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -161,7 +235,8 @@ class AuditResult:
 
     verdict: "passed", "failed" or "no gates"; partial: there are problems, so the numbers describe only a part;
     metrics: by name; without a reference only on_class_rate, and that only with a classifier; tail, map: None
-    without a reference; copies: at most 24.
+    without a reference; copies: at most 24; memorization: None without a reference; utility: one entry per kind of
+    classifier; against: plain sampling's numbers, where known; other_extractors: metrics of further ones.
     """
 
     format: str
@@ -176,6 +251,10 @@ class AuditResult:
     copies: list[SuspectedCopy]
     map: FeatureMap | None
     provenance: Provenance
+    memorization: Memorization | None = None
+    utility: list[Utility] = dataclasses.field(default_factory=list)
+    against: Against | None = None
+    other_extractors: dict[str, dict[str, MetricEntry]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, without optional keys that are None."""
@@ -184,10 +263,11 @@ class AuditResult:
         content["per_class"] = [
             {name: value for name, value in row.items() if name not in absent} for row in content["per_class"]
         ]
-        for entry in content["metrics"].values():
-            for name in ("std", "floor_std", "sample_count"):
-                if entry[name] is None:
-                    del entry[name]
+        for entries in (content["metrics"], *content["other_extractors"].values()):
+            for entry in entries.values():
+                for name in OPTIONAL_METRIC_FIELDS:
+                    if entry[name] is None:
+                        del entry[name]
         return content
 
     @classmethod
@@ -196,15 +276,27 @@ class AuditResult:
         typed = {
             "gates": [GateCheck(**row) for row in content["gates"]],
             "problems": [Problem(**row) for row in content["problems"]],
-            "metrics": {name: MetricEntry(**entry) for name, entry in content["metrics"].items()},
+            "metrics": _entries(content["metrics"]),
             "tail": TailSummary(**content["tail"]) if content["tail"] else None,
             "histograms": {name: Histogram(**table) for name, table in content["histograms"].items()},
             "per_class": [ClassRow(**row) for row in content["per_class"]],
             "copies": [SuspectedCopy(**row) for row in content["copies"]],
             "map": FeatureMap(**content["map"]) if content["map"] else None,
             "provenance": Provenance(**content["provenance"]),
+            "memorization": Memorization(**content["memorization"]) if content["memorization"] else None,
+            "utility": [_utility(row) for row in content["utility"]],
+            "against": Against(**content["against"]) if content["against"] else None,
+            "other_extractors": {name: _entries(rows) for name, rows in content["other_extractors"].items()},
         }
         return cls(**(content | typed))
+
+
+def _entries(rows: dict[str, Any]) -> dict[str, MetricEntry]:
+    return {name: MetricEntry(**entry) for name, entry in rows.items()}
+
+
+def _utility(row: dict[str, Any]) -> Utility:
+    return Utility(**(row | {"trainings": [Training(**each) for each in row["trainings"]]}))
 
 
 def read_result(store: Store) -> AuditResult:
