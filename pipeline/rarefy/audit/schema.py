@@ -283,10 +283,10 @@ class AuditResult:
             "copies": [SuspectedCopy(**row) for row in content["copies"]],
             "map": FeatureMap(**content["map"]) if content["map"] else None,
             "provenance": Provenance(**content["provenance"]),
-            "memorization": Memorization(**content["memorization"]) if content["memorization"] else None,
-            "utility": [_utility(row) for row in content["utility"]],
-            "against": Against(**content["against"]) if content["against"] else None,
-            "other_extractors": {name: _entries(rows) for name, rows in content["other_extractors"].items()},
+            "memorization": Memorization(**content["memorization"]) if content.get("memorization") else None,
+            "utility": [_utility(row) for row in content.get("utility", [])],
+            "against": Against(**content["against"]) if content.get("against") else None,
+            "other_extractors": {name: _entries(rows) for name, rows in content.get("other_extractors", {}).items()},
         }
         return cls(**(content | typed))
 
