@@ -67,8 +67,13 @@ def run(
 
 
 def select(store: Store, options: SelectOptions, progress: StageProgress) -> Selected:
-    """Make the data set of a run with [select] from its sealed pool, in OUT/selected. See ``select_run``."""
+    """Make the data set of a run with [select] from its sealed pool, in OUT/selected (see ``select_run``).
+
+    Raises OutputError for a run without [select].
+    """
     manifest = _own_manifest(store)
+    if manifest.select is None:
+        raise OutputError(bad("out", store.root, "a run whose manifest has [select]"))
     return select_run(store, _selected_card(manifest), options, progress)
 
 

@@ -70,11 +70,10 @@ def select_run(store: Store, card: CardInfo, options: SelectOptions, progress: P
     """Choose the data set of a sealed run with [select], write it to OUT/selected and seal it there.
 
     What is there already and follows from the pool stays; everything else is replaced. Raises OutputError for a run
-    without [select] or that is not sealed, ExhaustedError for classes with too few acceptable images, and ShardError.
+    that is not sealed, ExhaustedError for classes with too few acceptable images, and ShardError.
     """
     manifest = read_manifest(store)
-    if manifest.select is None:
-        raise OutputError(bad("out", store.root, "a run whose manifest has [select]"))
+    assert manifest.select is not None
     if not is_sealed(store):
         raise OutputError(bad("out", store.root, "sealed; run seal first"))
     if manifest.select.needs_real_images:
