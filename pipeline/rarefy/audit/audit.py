@@ -13,11 +13,12 @@ from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import Problem, RunData, read_run
 from rarefy.audit.inputs.model import allow_networks, find_run_model
 from rarefy.audit.inputs.reference import Reference, load_reference
-from rarefy.audit.measure import Measured, Progress, Setting, measure
+from rarefy.audit.measure import Measured, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.rarity.compute import Means, RealSide, write_rarity
 from rarefy.audit.result import build_result
 from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
+from rarefy.audit.sides import Progress, Setting
 from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, write_samples
 from rarefy.device import find_device
 from rarefy.errors import ManifestError, bad
@@ -107,7 +108,7 @@ def _write_rarity(
     named = {problem.where.split()[0] for problem in run.problems}
     committed = iter_committed(store, shard_names(manifest), manifest.digest)
     markers = (marker for marker in committed if tar_path(marker.name) not in named)
-    real = RealSide(reference.real, reference.real.sha256(), lambda: measured.real)
+    real = RealSide(reference.real, reference.real.sha256(), lambda: measured.sides.real.manifold)
     means = Means(setting.extractor, setting.k, setting.device, setting.ray_address)
     return write_rarity(store, markers, sum(manifest.pool.values()), real, means, progress)
 

@@ -162,9 +162,7 @@ def _columns(
 
 def _points(features: Features, k: int) -> Manifold:
     """Rows without balls of their own: only their place among the real ones is asked for."""
-    rows = len(features)
-    zeros = np.zeros(rows, np.float32)
-    return Manifold(features, k, zeros, zeros, zeros, np.zeros(rows, np.int64))
+    return Manifold(features, k, np.zeros((len(features), k), np.float32), np.zeros((len(features), k), np.int64))
 
 
 def _nothing(done: int, total: int) -> None:
