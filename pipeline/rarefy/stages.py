@@ -40,30 +40,48 @@ class RunResult:
     selected: Selected | None = None
 
 
-def run(
-    manifest: Manifest,
-    options: GenerateOptions,
-    progress: ProgressSink,
-    stage: StageProgress,
-    notice: Callable[[str], None],
-    listeners: Sequence[EventSink] = (),
-) -> RunResult:
+@dataclass(frozen=True)
+class Reports:
+    """Who is told what a run does.
+
+    progress: of generate; stage(name, done, total): of the other stages; notice: why something is repeated, in one
+    line; listeners: get the events of generate.
+    """
+
+    progress: ProgressSink
+    stage: StageProgress
+    notice: Callable[[str], None]
+    listeners: Sequence[EventSink] = ()
+
+
+def run(manifest: Manifest, options: GenerateOptions, audit: AuditOptions, reports: Reports) -> RunResult:
     """Generate, seal, select if the manifest says so, audit, report.
 
-    Damaged shards are withdrawn and generated again, REPAIRS times at most. notice: is told why, in one line;
-    listeners: get the events of generate.
+    Damaged shards are withdrawn and generated again, REPAIRS times at most. audit: what to compare with; the device
+    and the gates are the run's.
     """
     store = Store(options.out)
-    generated, sealed = _make(manifest, options, progress, notice, listeners)
+    generated, sealed = _make(manifest, options, reports)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     selected = None
     if manifest.select is not None:
         means = SelectOptions(device, options.ray_address, keep_exhausted=options.keep_exhausted)
-        selected = select(store, means, stage)
+        selected = select(store, means, reports.stage)
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
-    allowed = manifest.preset.allow_plugins
-    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates, allow_plugins=allowed), stage)
+    audit = replace(audit, gates=manifest.gates, allow_plugins=manifest.preset.allow_plugins)
+    metrics = run_audit(store, replace(audit, device=device, ray_address=options.ray_address), reports.stage)
     return RunResult(generated, sealed, metrics, write_report(store), selected)
+
+
+def _make(manifest: Manifest, options: GenerateOptions, reports: Reports) -> tuple[GenerateResult, Sealed]:
+    for repair in range(1, REPAIRS + 1):
+        generated = generate(manifest, options, reports.progress, reports.listeners)
+        try:
+            return generated, seal_run(Store(options.out), repair=True)
+        except ShardError as error:
+            reports.notice(f"{error} (repair {repair} of {REPAIRS})")
+    generated = generate(manifest, options, reports.progress, reports.listeners)
+    return generated, seal_run(Store(options.out), repair=True)
 
 
 def select(store: Store, options: SelectOptions, progress: StageProgress) -> Selected:
@@ -75,23 +93,6 @@ def select(store: Store, options: SelectOptions, progress: StageProgress) -> Sel
     if manifest.select is None:
         raise OutputError(bad("out", store.root, "a run whose manifest has [select]"))
     return select_run(store, _selected_card(manifest), options, progress)
-
-
-def _make(
-    manifest: Manifest,
-    options: GenerateOptions,
-    progress: ProgressSink,
-    notice: Callable[[str], None],
-    listeners: Sequence[EventSink],
-) -> tuple[GenerateResult, Sealed]:
-    for repair in range(1, REPAIRS + 1):
-        generated = generate(manifest, options, progress, listeners)
-        try:
-            return generated, seal_run(Store(options.out), repair=True)
-        except ShardError as error:
-            notice(f"{error} (repair {repair} of {REPAIRS})")
-    generated = generate(manifest, options, progress, listeners)
-    return generated, seal_run(Store(options.out), repair=True)
 
 
 def seal_run(store: Store, repair: bool = False) -> Sealed:
