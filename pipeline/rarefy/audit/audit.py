@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rarefy.audit.against import check_against, compare_with, read_against, stored_against, stored_plain
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
 from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import Problem, RunData, read_run
@@ -38,7 +39,8 @@ class AuditOptions:
     embedded models hold out 10,000, and a larger set would have no real baseline of its size. tail: ``avgknn``,
     ``confidence`` or the path of a list of real images. ray_address: a cluster for the features. gates: used instead
     of the manifest's. model: where the run's model folder is now, if it has moved. allow_plugins: import networks of
-    your own that the run's model names; without it, the real images are not scored by them.
+    your own that the run's model names; without it, the real images are not scored by them. against: the folder of an
+    audited run of plain sampling to compare with (default: the numbers that ship with the model, if there are any).
     """
 
     extractor: str = DEFAULT_EXTRACTOR
@@ -53,6 +55,7 @@ class AuditOptions:
     gates: tuple[Gate, ...] | None = None
     model: str | None = None
     allow_plugins: bool = False
+    against: str | None = None
 
 
 def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[str, Any]:
@@ -68,6 +71,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     started = time.monotonic()
     extractor = load_extractor(options.extractor, options.extractor_weights)
     setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)
+    other = None if options.against is None else read_against(options.against, store)
     progress("reading shards", 0, 1)
     run = read_run(store, options.limit)
     gates = run.manifest.gates if options.gates is None else options.gates
@@ -77,6 +81,8 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     model = allow_networks(find_run_model(run.manifest.model, options.model, needed), options.allow_plugins)
     run = replace(run, manifest=replace(run.manifest, model=model))
     reference = load_reference(run.manifest.preset, options.reference)
+    if other is not None and options.against is not None:
+        check_against(options.against, other, _shared(reference, setting))
     scores, measured = None, None
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
@@ -84,6 +90,10 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
         problems = _write_rarity(store, run, reference, measured, setting, progress)
         run = replace(measured.run, problems=(*measured.run.problems, *problems))
     result, estimates = build_result(run, reference, scores, measured, gates, setting)
+    if other is not None and options.against is not None:
+        result = replace(result, against=compare_with(options.against, other, result))
+    elif run.manifest.terms or run.manifest.select is not None:
+        result = replace(result, against=stored_against(result, stored_plain()))
     write_samples(store, run.measured, run.manifest.preset, measured)
     write_bootstrap(store, estimates)
     if measured is not None:
@@ -95,6 +105,18 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
     return content
+
+
+def _shared(reference: Reference | None, setting: Setting) -> dict[str, object]:
+    """What this audit must share with another one that it is compared with."""
+    extractor = setting.extractor
+    return {
+        "reference_sha256": None if reference is None else reference.real.sha256(),
+        "extractor_sha256": extractor.digest,
+        "extractor_layer": extractor.layer,
+        "preprocessing": extractor.preprocessing,
+        "k": setting.k,
+    }
 
 
 def _write_rarity(
