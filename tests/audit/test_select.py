@@ -23,6 +23,7 @@ from rarefy.shards.metadata import read_records
 from rarefy.shards.reader import read_samples
 from rarefy.shards.store import Store
 from rarefy.stages import seal_run, select, verify_run
+from rarefy.status import read_status
 
 POOL = """
 name = "chosen"
@@ -112,7 +113,9 @@ def test_the_rarest_images_are_kept(
 
 def test_a_selected_set_is_the_pools_images_in_proportion(store: Store, commit_images: Commit, blob: Blob) -> None:
     manifest = pool_of(store, commit_images, blob)
+    assert "sealed: yes, selected: no, audit: none" in read_status(store).text()
     result = make(store)
+    assert "sealed: yes, selected: yes, audit: none" in read_status(store).text()
     assert result.text() == "selected 12 of 24 images" and result.sealed.counts == {0: 6, 1: 4, 4: 2}
     pool = {sample.key: sample for name in shard_names(manifest) for sample in read_samples(store, name)}
     data = store.folder(SELECTED)

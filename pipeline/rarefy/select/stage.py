@@ -77,7 +77,7 @@ def select_run(store: Store, card: CardInfo, options: SelectOptions, progress: P
     if not is_sealed(store):
         raise OutputError(bad("out", store.root, "sealed; run seal first"))
     if manifest.select.needs_real_images:
-        _measure(store, manifest, options, progress)
+        measure_pool(store, manifest, options, progress)
     choice = choose(store, manifest)
     if choice.lacking and not (options.keep_exhausted or manifest.select.exhausted == KEEP):
         raise ExhaustedError(_exhausted(manifest, choice))
@@ -85,7 +85,7 @@ def select_run(store: Store, card: CardInfo, options: SelectOptions, progress: P
     return Selected(_write(store, manifest, choice, card, progress), sum(manifest.pool.values()), filled)
 
 
-def _measure(store: Store, manifest: Manifest, options: SelectOptions, progress: Progress) -> None:
+def measure_pool(store: Store, manifest: Manifest, options: SelectOptions, progress: Progress) -> None:
     """Measure the rarity of the pool against the model's own real images. Raises ShardError if a shard is damaged."""
     model = find_run_model(manifest.model, options.model, needed=True)
     reference = load_reference(model.folder, None)
