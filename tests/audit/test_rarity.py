@@ -110,10 +110,11 @@ def test_finished_shards_are_not_measured_again(
     assert read == []
     store.write_bytes(rarity_path(names[0]), b"damaged")
     measure(store, manifest, real_folder)
-    assert read == names[:1]
+    assert read == names[:1] and len(read_part(store, names[0]).table)
+    before = store.read_bytes(rarity_path(names[1]))
     (real_folder / "0" / "00.png").unlink()  # other real images
     measure(store, manifest, real_folder)
-    assert read == [names[0], *names]
+    assert read == [names[0], *names] and store.read_bytes(rarity_path(names[1])) != before
 
 
 def test_a_damaged_shard_is_named_and_the_others_are_measured(

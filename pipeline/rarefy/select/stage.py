@@ -79,10 +79,17 @@ def select_run(store: Store, card: CardInfo, options: SelectOptions, progress: P
     if manifest.select.needs_real_images:
         measure_pool(store, manifest, options, progress)
     choice = choose(store, manifest)
-    if choice.lacking and not (options.keep_exhausted or manifest.select.exhausted == KEEP):
+    allowed = options.keep_exhausted or manifest.select.exhausted == KEEP or _is_made(store, manifest, choice)
+    if choice.lacking and not allowed:
         raise ExhaustedError(_exhausted(manifest, choice))
     filled = {manifest.preset.class_name(each.class_id): each.filled for each in choice.lacking}
     return Selected(_write(store, manifest, choice, card, progress), sum(manifest.pool.values()), filled)
+
+
+def _is_made(store: Store, manifest: Manifest, choice: Choice) -> bool:
+    """Whether the data set of this choice is sealed already."""
+    selected = data_store(store, manifest)
+    return is_sealed(selected) and selected.read_or_none(RECORD) == choice.record(manifest)
 
 
 def measure_pool(store: Store, manifest: Manifest, options: SelectOptions, progress: Progress) -> None:
