@@ -93,15 +93,15 @@ def table(store: Store, times: int, draws: int) -> Iterator[str]:
     """The lines of the table."""
     pool = load_pool(store)
     kept = with_select(pool.run.manifest, Select(times)).counts
-    yield "kept by".ljust(32) + "".join(f"{name:>16}" for name in COLUMNS)
+    yield "kept by".ljust(32) + "".join(f"{name:>18}" for name in COLUMNS)
     chance = np.array([measures(pool, random_rows(pool, kept, seed)) for seed in range(draws)])
     cells = [f"{mean:.3f} ± {sd:.3f}" for mean, sd in zip(chance.mean(0), chance.std(0, ddof=1), strict=True)]
-    yield f"chance ({draws} draws)".ljust(32) + "".join(f"{cell:>16}" for cell in cells)
+    yield f"chance ({draws} draws)".ljust(32) + "".join(f"{cell:>18}" for cell in cells)
     for by in BY_RARITY + BY_SCORE:
         for only in (True, False):
             rows = selected_rows(store, pool, Select(times, by=by, on_class=only, inside=only))
             name = f"{by}{', on class and inside' if only else ''}"
-            yield name.ljust(32) + "".join(f"{value:>16.3f}" for value in measures(pool, rows))
+            yield name.ljust(32) + "".join(f"{value:>18.3f}" for value in measures(pool, rows))
 
 
 def random_rows(pool: Pool, counts: dict[int, int], seed: int) -> NDArray[np.int64]:

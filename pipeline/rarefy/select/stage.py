@@ -8,11 +8,11 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 
-from rarefy.audit.audit import AuditOptions
 from rarefy.audit.features.extractors import kept_outputs, load_extractor
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.inputs.model import find_run_model
 from rarefy.audit.inputs.reference import load_reference
+from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.metrics.neighbors import Manifold, build_manifold
 from rarefy.audit.rarity.compute import Means, Progress, RealSide, write_rarity
 from rarefy.errors import ExhaustedError, OutputError, ShardError, bad, first_names
@@ -98,7 +98,7 @@ def measure_pool(store: Store, manifest: Manifest, options: SelectOptions, progr
     reference = load_reference(model.folder, None)
     if reference is None:
         raise OutputError(bad("out", store.root, "a run of a model folder with real images, which [select] needs"))
-    means = Means(load_extractor(), AuditOptions.k, options.device, options.ray_address)
+    means = Means(load_extractor(), DEFAULT_K, options.device, options.ray_address)
     markers = iter_committed(store, shard_names(manifest), manifest.digest)
     real = real_side(reference.real, means)
     problems = write_rarity(store, markers, sum(manifest.pool.values()), real, means, progress)
