@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rarefy.audit.current import discard_audit, shards_sha256
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
 from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
@@ -15,11 +16,13 @@ from rarefy.audit.inputs.model import allow_networks, find_run_model
 from rarefy.audit.inputs.reference import load_reference
 from rarefy.audit.measure import Progress, Setting, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
+from rarefy.audit.page.sheet import contact_sheet
 from rarefy.audit.result import build_result
-from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
-from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, write_samples
+from rarefy.audit.schema import METRICS_PATH, SHEET_PATH
+from rarefy.audit.strips import write_strips
+from rarefy.audit.tables import write_bootstrap, write_copies, write_samples
 from rarefy.device import find_device
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, ShardError, bad
 from rarefy.gates import Gate, check_measurable
 from rarefy.shards.store import Store
 
@@ -53,7 +56,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
 
     progress(stage, done, total) is called as work goes on. Raises OutputError or ShardError for a folder without a
     readable run; ManifestError, DataError, CheckpointError or DeviceError for options that do not work. Damaged parts
-    of a run raise nothing: they are ``problems`` of the result.
+    of a run raise nothing: they are ``problems`` of the result. An earlier audit is deleted before measuring starts.
     """
     if options.limit < 1:
         raise ManifestError(bad("limit", options.limit, "at least 1"))
@@ -62,7 +65,12 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     extractor = load_extractor(options.extractor, options.extractor_weights)
     setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)
     progress("reading shards", 0, 1)
-    run = read_run(store, options.limit)
+    try:
+        audited = shards_sha256(store)
+        run = read_run(store, options.limit)
+    except ShardError:
+        discard_audit(store)  # it is not about the files that are there now
+        raise
     gates = run.manifest.gates if options.gates is None else options.gates
     if not run.scored:
         _check_without_classifier(gates, options.tail)
@@ -70,20 +78,19 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     model = allow_networks(find_run_model(run.manifest.model, options.model, needed), options.allow_plugins)
     run = replace(run, manifest=replace(run.manifest, model=model))
     reference = load_reference(run.manifest.preset, options.reference)
+    discard_audit(store)  # from here on, an audit that fails leaves none behind
     scores, measured = None, None
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
         measured = measure(run, reference, None if scores is None else scores.confidence, setting, progress)
         run = measured.run
     result, estimates = build_result(run, reference, scores, measured, gates, setting)
+    result = replace(result, provenance=replace(result.provenance, shards_sha256=audited))
     write_samples(store, run.measured, run.manifest.preset, measured)
     write_bootstrap(store, estimates)
     if measured is not None:
-        write_rarest(store, measured)
+        store.write_bytes(SHEET_PATH, contact_sheet(write_strips(store, measured)))
         write_copies(store, measured)
-    else:  # those of an earlier audit, which had real images
-        store.delete(RAREST_PATH)
-        store.delete(COPIES_PATH)
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
     return content

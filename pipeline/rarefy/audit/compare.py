@@ -15,9 +15,10 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rarefy.audit.current import read_current
 from rarefy.audit.footing import check_footing
 from rarefy.audit.metrics.kinds import metric_label, reading_order
-from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry, read_result
+from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry
 from rarefy.audit.tables import read_replicates
 from rarefy.errors import OutputError, bad
 from rarefy.shards.store import Store
@@ -130,7 +131,7 @@ def compare_runs(outs: Sequence[str]) -> CompareResult:
     if len(outs) < 2:
         raise OutputError(bad("runs", " ".join(outs), "two or more output folders"))
     stores = [Store(out) for out in outs]
-    results = [read_result(store) for store in stores]
+    results = [read_current(store) for store in stores]
     labels = run_labels([result.provenance.run for result in results], outs)
     check_footing(dict(zip(labels, results, strict=True)))
     replicates = [read_replicates(store) for store in stores]

@@ -33,7 +33,8 @@ from rarefy.audit.schema import (
     SuspectedCopy,
     TailSummary,
 )
-from rarefy.gates import Gate, check_gates, gate_verdict
+from rarefy.audit.verdict import judge
+from rarefy.gates import Gate, Reading, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
 
 LIBRARIES = ("torch", "torch-fidelity", "scikit-learn", "numpy")
@@ -62,11 +63,10 @@ def build_result(
         _add_scores(per_class, run, scores, labels)
     if measured is not None:
         _add_neighbors(per_class, measured)
-    checks = check_gates(
-        gates, {name: entry.value for name, entry in metrics.items()}, [vars(row) for row in per_class]
-    )
+    readings = {name: Reading(entry.value, entry.interval, entry.floor) for name, entry in metrics.items()}
+    checks = check_gates(gates, readings, [vars(row) for row in per_class])
     problems = [*run.problems, *(() if measured is None else measured.problems)]
-    return AuditResult(
+    result = AuditResult(
         format=FORMAT,
         verdict=gate_verdict(checks),
         gates=checks,
@@ -79,7 +79,8 @@ def build_result(
         copies=[] if measured is None else _copies(measured),
         map=None if measured is None else _feature_map(measured),
         provenance=_provenance(run, reference, setting),
-    ), estimates
+    )
+    return replace(result, judgement=judge(result)), estimates
 
 
 def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:

@@ -25,11 +25,11 @@ METRIC_KINDS: dict[str, MetricKind] = {
         "Inception Score", "higher", False, "how certain the extractor's classifier is, and how many classes it sees"
     ),
     "precision": MetricKind("Precision", "higher", True, "fraction of generated images that lie within the real data"),
-    "recall": MetricKind("Recall", "higher", True, "fraction of real test images that the generated set covers"),
-    "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real test images"),
+    "recall": MetricKind("Recall", "higher", True, "fraction of real images that the generated set covers"),
+    "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real images"),
     "density": MetricKind("Density", "higher", True, "how deep within the real data images lie; real images reach 1"),
     "coverage": MetricKind("Coverage", "higher", True, "fraction of real neighbourhoods with a generated image inside"),
-    "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real test images"),
+    "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real images"),
     "rarity": MetricKind(
         "Mean rarity", "higher", True, "mean radius of the smallest real neighbourhood around each image that has one"
     ),
@@ -50,7 +50,7 @@ METRIC_KINDS: dict[str, MetricKind] = {
         "On class", "higher", False, "fraction of images that the guiding classifier assigns to the requested class"
     ),
 }
-HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on_class_rate")
+HEADLINE_METRICS = ("recall", "tail_recall", "precision", "on_class_rate", "rarity", "fid", "copies", "utility")
 
 
 def metric_name(kind: str, extractor: str) -> str:
