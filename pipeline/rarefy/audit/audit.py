@@ -14,11 +14,13 @@ from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.model import allow_networks, find_run_model
 from rarefy.audit.inputs.reference import load_reference
-from rarefy.audit.measure import Progress, Setting, measure
+from rarefy.audit.inputs.training import load_training
+from rarefy.audit.measure import measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.page.sheet import contact_sheet
 from rarefy.audit.result import build_result
 from rarefy.audit.schema import METRICS_PATH, SHEET_PATH
+from rarefy.audit.sides import Progress, Setting
 from rarefy.audit.strips import write_strips
 from rarefy.audit.tables import write_bootstrap, write_copies, write_samples
 from rarefy.device import find_device
@@ -31,7 +33,8 @@ from rarefy.shards.store import Store
 class AuditOptions:
     """What to measure with, and where. None of it changes the data set.
 
-    reference: a folder of real images (default: the model's own). limit: the maximum number of images measured; the
+    reference: a folder of real images (default: the model's own). training: the images that the model was trained on
+    (default: those that its folder names). limit: the maximum number of images measured; the
     embedded models hold out 10,000, and a larger set would have no real baseline of its size. tail: ``avgknn``,
     ``confidence`` or the path of a list of real images. ray_address: a cluster for the features. gates: used instead
     of the manifest's. model: where the run's model folder is now, if it has moved. allow_plugins: import networks of
@@ -43,6 +46,7 @@ class AuditOptions:
     extractor_weights: str | None = None
     device: str = "cpu"
     reference: str | None = None
+    training: str | None = None
     limit: int = 10_000
     tail: str = "avgknn"
     ray_address: str | None = None
@@ -82,7 +86,8 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     scores, measured = None, None
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
-        measured = measure(run, reference, None if scores is None else scores.confidence, setting, progress)
+        training = load_training(run, options.training, progress)
+        measured = measure(run, reference, training, None if scores is None else scores.confidence, setting, progress)
         run = measured.run
     result, estimates = build_result(run, reference, scores, measured, gates, setting)
     result = replace(result, provenance=replace(result.provenance, shards_sha256=audited))

@@ -17,7 +17,8 @@ from rarefy.audit.features.cache import array_digest
 from rarefy.audit.features.scores import ReferenceScores
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import Reference
-from rarefy.audit.measure import Measured, Setting
+from rarefy.audit.measure import Measured
+from rarefy.audit.memory import Memory
 from rarefy.audit.metrics.assembly import GENERATED, REAL
 from rarefy.audit.metrics.bootstrap import Estimate, chosen_rows, estimate_mean, fraction_interval
 from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_name
@@ -33,6 +34,7 @@ from rarefy.audit.schema import (
     SuspectedCopy,
     TailSummary,
 )
+from rarefy.audit.sides import Setting
 from rarefy.audit.verdict import judge
 from rarefy.gates import Gate, Reading, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
@@ -79,13 +81,14 @@ def build_result(
         copies=[] if measured is None else _copies(measured),
         map=None if measured is None else _feature_map(measured),
         provenance=_provenance(run, reference, setting),
+        memorization=None if measured is None else measured.memory.summary,
     )
     return replace(result, judgement=judge(result)), estimates
 
 
 def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:
     extractor = setting.extractor
-    counts = len(measured.run.measured), len(measured.real_images), len(measured.baseline_images)
+    counts = len(measured.run.measured), len(measured.real_images), len(measured.sides.draws[0])
     source = extractor.name, extractor.layer, setting.k
     entries = {
         kind: _entry(kind, estimate, measured.of_baseline.estimates[kind], source, counts)
@@ -94,9 +97,20 @@ def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntr
     of_run, of_baseline = measured.of_run, measured.of_baseline
     entries["kid"] = replace(entries["kid"], std=of_run.kid_std, floor_std=of_baseline.kid_std)
     entries["lof"] = replace(entries["lof"], sample_count=of_run.lof_count)
+    entries |= _memory_entries(measured.memory, source, counts)
     names = {kind: metric_name(kind, extractor.name) for kind in entries}
-    estimates = {names[kind]: estimate for kind, estimate in measured.of_run.estimates.items()}
+    of_kinds = {**measured.of_run.estimates, **measured.memory.of_run}
+    estimates = {names[kind]: estimate for kind, estimate in of_kinds.items()}
     return {names[kind]: entry for kind, entry in entries.items()}, estimates
+
+
+def _memory_entries(memory: Memory, source: tuple[str, str, int | None], counts: Counts) -> dict[str, MetricEntry]:
+    """The metrics of memorisation. Their baseline is of real images that no training step saw."""
+    counts = counts[0], memory.summary.count, memory.baseline_count
+    return {
+        kind: _entry(kind, estimate, memory.of_baseline.get(kind), source, counts)
+        for kind, estimate in memory.of_run.items()
+    }
 
 
 def _on_class(
@@ -172,6 +186,7 @@ def _add_neighbors(table: list[ClassRow], measured: Measured) -> None:
     of_run, of_baseline = measured.of_run.neighborhood, measured.of_baseline.neighborhood
     for row in table:
         own, real = measured.run.measured.class_id == row.class_id, measured.real_images.labels == row.class_id
+        row.copies = mean(measured.twins.copied[own])
         row.precision, row.precision_interval = fraction_interval(of_run.balls[own] > 0)
         row.recall, row.recall_interval = fraction_interval(of_run.recalled[real])
         row.recall_floor = mean(of_baseline.recalled[real])
@@ -213,12 +228,12 @@ def _copies(measured: Measured) -> list[SuspectedCopy]:
 
 def _feature_map(measured: Measured) -> FeatureMap:
     """PCA of at most 2,000 random real rows, with at most 2,000 generated rows projected onto it."""
-    real, run = measured.real.features, measured.run.measured
+    real, run = measured.sides.real.manifold.features, measured.run.measured
     real_rows, own_rows = chosen_rows(len(real), MAP_POINTS), chosen_rows(len(run), MAP_POINTS)
     model = PCA(n_components=2, svd_solver="randomized", random_state=0).fit(real[real_rows])
     real_points, own_points = (
         np.round(model.transform(features).astype(float), MAP_DIGITS).tolist()
-        for features in (real[real_rows], measured.generated.features[own_rows])
+        for features in (real[real_rows], measured.sides.generated.manifold.features[own_rows])
     )
     labels, classes = measured.real_images.labels[real_rows].tolist(), run.class_id[own_rows].tolist()
     keys = run.key[own_rows].tolist()
