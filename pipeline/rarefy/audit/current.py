@@ -17,7 +17,7 @@ from rarefy.audit.schema import (
     read_result,
 )
 from rarefy.errors import ShardError
-from rarefy.plan import run_spec, shard_names
+from rarefy.plan import data_names, data_store, run_spec
 from rarefy.shards.index import INDEX, DataSetFiles, is_sealed
 from rarefy.shards.listing import iter_committed
 from rarefy.shards.store import Store
@@ -34,15 +34,16 @@ class _Hash:
 
 
 def shards_sha256(store: Store) -> str:
-    """Identifies the run's committed shards: the SHA-256 of the index.json that lists them and their hashes.
+    """Identifies the data set's committed shards: the SHA-256 of the index.json that lists them and their hashes.
 
     Sealing or repairing a run without changing an image does not change it. Raises OutputError if there is no run.
     """
-    if is_sealed(store):
-        return hashlib.sha256(store.read_bytes(INDEX)).hexdigest()
     manifest, index = read_manifest(store), _Hash()
+    data = data_store(store, manifest)
+    if is_sealed(data):
+        return hashlib.sha256(data.read_bytes(INDEX)).hexdigest()
     files = DataSetFiles(run_spec(manifest), index, _Hash())
-    for marker in iter_committed(store, shard_names(manifest), manifest.digest):
+    for marker in iter_committed(data, data_names(manifest), manifest.digest):
         files.add(marker)
     files.end()
     return index.sha256.hexdigest()

@@ -35,7 +35,6 @@ from rarefy.audit.schema import (
     TailSummary,
 )
 from rarefy.audit.sides import Setting
-from rarefy.audit.verdict import judge
 from rarefy.gates import Gate, Reading, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
 
@@ -68,7 +67,7 @@ def build_result(
     readings = {name: Reading(entry.value, entry.interval, entry.floor) for name, entry in metrics.items()}
     checks = check_gates(gates, readings, [vars(row) for row in per_class])
     problems = [*run.problems, *(() if measured is None else measured.problems)]
-    result = AuditResult(
+    return AuditResult(
         format=FORMAT,
         verdict=gate_verdict(checks),
         gates=checks,
@@ -82,8 +81,7 @@ def build_result(
         map=None if measured is None else _feature_map(measured),
         provenance=_provenance(run, reference, setting),
         memorization=None if measured is None else measured.memory.summary,
-    )
-    return replace(result, judgement=judge(result)), estimates
+    ), estimates
 
 
 def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:

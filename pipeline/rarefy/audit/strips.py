@@ -16,6 +16,7 @@ from rarefy.audit.measure import Measured
 from rarefy.audit.metrics.bootstrap import SEED
 from rarefy.audit.schema import STRIPS_PATH
 from rarefy.audit.tables import read_rows
+from rarefy.images import LabelledImages
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
 
@@ -71,6 +72,7 @@ class _Writer:
     """Turns rows of the run, and of the real images, into rows of the file. side: largest height and width."""
 
     measured: Measured
+    baseline: LabelledImages
     side: int
 
     def generated(self, strip: str, class_id: int, rows: NDArray[np.int64]) -> Iterator[StripImage]:
@@ -93,7 +95,7 @@ class _Writer:
             )
 
     def real(self, class_id: int, rows: NDArray[np.int64]) -> Iterator[StripImage]:
-        images, rarity = self.measured.baseline_images, self.measured.of_baseline.neighborhood.rarity
+        images, rarity = self.baseline, self.measured.of_baseline.neighborhood.rarity
         for place, row in enumerate(rows):
             yield StripImage(REAL, class_id, place, images.keys[row], float(rarity[row]), self._png(images.images[row]))
 
@@ -124,11 +126,12 @@ def strip_length(classes: int) -> int:
 def _strips(measured: Measured) -> Iterator[StripImage]:
     classes = np.unique(measured.run.measured.class_id).tolist()
     length = strip_length(len(classes))
-    writer = _Writer(measured, int((MOST_PIXELS / (PER_CLASS * length * len(classes))) ** 0.5))
+    baseline = measured.baseline_images
+    writer = _Writer(measured, baseline, int((MOST_PIXELS / (PER_CLASS * length * len(classes))) ** 0.5))
     for class_id in classes:
         for strip in OF_RUN:
             yield from writer.generated(strip, class_id, chosen(measured, strip, class_id)[:length])
-        own = np.flatnonzero(measured.baseline_images.labels == class_id)
+        own = np.flatnonzero(baseline.labels == class_id)
         rarity = measured.of_baseline.neighborhood.rarity[own]
         inside = np.isfinite(rarity) & (measured.of_baseline.neighborhood.balls[own] > 0)
         yield from writer.real(class_id, _highest(own[inside], rarity[inside])[:length])
