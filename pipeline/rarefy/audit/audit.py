@@ -13,10 +13,11 @@ from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.model import allow_networks, find_run_model
 from rarefy.audit.inputs.reference import load_reference
-from rarefy.audit.measure import Progress, Setting, measure
+from rarefy.audit.measure import measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.result import build_result
 from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
+from rarefy.audit.sides import Progress, Setting
 from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, write_samples
 from rarefy.device import find_device
 from rarefy.errors import ManifestError, bad

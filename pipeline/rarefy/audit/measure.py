@@ -2,63 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rarefy.audit.features.extraction import outputs_of_parts
-from rarefy.audit.features.extractors import Extractor, Features, check_finite, kept_outputs
 from rarefy.audit.inputs.dataset import Problem, RunData
-from rarefy.audit.inputs.reference import Reference, rows_within
+from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.metrics import copies
 from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates
-from rarefy.audit.metrics.bootstrap import estimate_mean
+from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
-from rarefy.audit.metrics.neighbors import Bools, Manifold, Neighborhood, build_manifold, find_neighbors
+from rarefy.audit.metrics.neighbors import Bools, Neighborhood, find_neighbors
 from rarefy.audit.metrics.tail import Tail, find_tail
-from rarefy.errors import DataError
+from rarefy.audit.sides import Progress, Setting, Side, Sides, load_sides
 from rarefy.images import LabelledImages
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How to measure. tail: see ``find_tail``; ray_address: a cluster for the features, None for this process.
-
-    started: when the audit began, by time.monotonic().
-    """
-
-    extractor: Extractor
-    k: int
-    device: str
-    tail: str
-    ray_address: str | None
-    started: float
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Both comparisons, with everything that the tables and the page show.
+    """All comparisons, with everything that the tables and the page show.
 
-    run: reduced to the measured images; baseline_images: the held-out images of the real baseline; generated, real:
-    features with their neighbours; problems: classes that cannot be measured.
+    run: reduced to the measured images; sides: what was compared; of_run, of_draws: the metrics of the generated
+    images and of each of the baseline's draws; problems: classes that cannot be measured.
     """
 
     run: RunData
     real_images: LabelledImages
     held_out: LabelledImages
-    baseline_images: LabelledImages
-    generated: Manifold
-    real: Manifold
+    sides: Sides
     of_run: SetEstimates
-    of_baseline: SetEstimates
+    of_draws: tuple[SetEstimates, ...]
     tail: Tail
     twins: Twins
     problems: tuple[Problem, ...]
+
+    @property
+    def baseline_images(self) -> LabelledImages:
+        """The held-out images of the baseline's first draw, which the page shows."""
+        return self.held_out.take(self.sides.draw_rows[0])
+
+    @property
+    def of_baseline(self) -> SetEstimates:
+        """The metrics of the baseline's first draw."""
+        return self.of_draws[0]
 
     def other_key(self, twin: Twin) -> str:
         """Key of the twin in the set, or of the real image."""
@@ -75,86 +63,54 @@ class Measured:
         return self.held_out if twin.kind == copies.HELD_OUT else self.real_images
 
 
-@dataclass(frozen=True)
-class _Side:
-    """Images, their features with neighbours, and their logits (N, 0 or more)."""
-
-    manifold: Manifold
-    logits: Features
-    images: NDArray[np.uint8]
-
-    def part(self, rows: NDArray[np.int64], setting: Setting) -> _Side:
-        """These rows; neighbours are searched among them only."""
-        outputs = np.concatenate([self.manifold.features[rows], self.logits[rows]], axis=1)
-        return _side(outputs, self.images[rows], setting)
-
-
 def measure(
     run: RunData, reference: Reference, confidence: NDArray[np.float64] | None, setting: Setting, progress: Progress
 ) -> Measured:
     """Measure a run against the reference.
 
-    The number of images per class is limited to the held-out ones, so that each metric and its real baseline use equal
-    counts. confidence: the classifier's confidence for the real images, needed for a tail by confidence.
+    confidence: the classifier's confidence for the real images, needed for a tail by confidence.
     Raises DataError, ManifestError.
     """
-    outputs, device = _run_outputs(run, setting, progress), setting.device
-    rows, baseline_rows = _equal_rows(run, reference, setting.k)
-    problems = _class_problems(run, reference)
-    run = run.keep(rows)
-    generated = _side(outputs[rows], run.images, setting)
-    real = _real_side("features of the reference", reference.real, setting, progress)
-    held_out = _real_side("features of the held-out images", reference.held_out, setting, progress)
-    baseline = held_out.part(baseline_rows, setting)
-    tail = find_tail(setting.tail, real.manifold, confidence, reference.real.keys, reference.held_out.keys)
-    progress("comparing", 0, 2)
-    of_run = set_estimates(generated.manifold, real.manifold, tail.members, device)
-    progress("comparing", 1, 2)
-    of_baseline = set_estimates(baseline.manifold, real.manifold, tail.members, device)
-    # Held-out images are checked for copies too: those of the embedded models are training images.
-    among_held_out = find_neighbors(generated.manifold, held_out.manifold, device)
-    of_held_out = copies.find_copies(among_held_out, held_out.manifold, copies.HELD_OUT)
-    twins = _twins(generated, of_run.neighborhood, real.manifold, of_held_out)
-    repeated = copies.repeated(held_out.manifold)[baseline_rows]
-    baseline_twins = _twins(baseline, of_baseline.neighborhood, real.manifold, (repeated, []))
+    sides = load_sides(run, reference, setting, progress)
+    tail = find_tail(setting.tail, sides.real.manifold, confidence, reference.real.keys, reference.held_out.keys)
+    total = 1 + len(sides.draws)
+    progress("comparing", 0, total)
+    of_run = _compare(sides.generated, sides, tail, setting)
+    twins = _twins_of_run(sides, of_run.neighborhood, setting)
+    of_draws = []
+    for number, (draw, rows) in enumerate(zip(sides.draws, sides.draw_rows, strict=True)):
+        progress("comparing", 1 + number, total)
+        of_draw = _compare(draw, sides, tail, setting)
+        of_draws.append(_with(of_draw, _twin_estimates(_twins_of_draw(draw, rows, sides, of_draw.neighborhood))))
     return Measured(
-        run=run,
+        run=run.keep(sides.rows),
         real_images=reference.real,
         held_out=reference.held_out,
-        baseline_images=reference.held_out.take(baseline_rows),
-        generated=generated.manifold,
-        real=real.manifold,
-        of_run=_with_twins(of_run, twins, generated),
-        of_baseline=_with_twins(of_baseline, baseline_twins, baseline),
+        sides=sides,
+        of_run=_with(of_run, _twin_estimates(twins)),
+        of_draws=tuple(of_draws),
         tail=tail,
         twins=twins,
-        problems=problems,
+        problems=_class_problems(run, reference),
     )
 
 
-def _run_outputs(run: RunData, setting: Setting, progress: Progress) -> Features:
-    outputs = outputs_of_parts(
-        [run.images[part] for part in run.parts],
-        setting.extractor,
-        setting.device,
-        setting.ray_address,
-        lambda done, total: progress("features of the run", done, total),
-    )
-    check_finite("features", outputs, run.measured.key.tolist())
-    return outputs
+def _compare(side: Side, sides: Sides, tail: Tail, setting: Setting) -> SetEstimates:
+    """Every metric of the generated images or of a draw, except the copies."""
+    compared = set_estimates(side.manifold, sides.real.manifold, tail.members, setting.device)
+    return _with(compared, _further(side, sides, setting))
 
 
-def _equal_rows(run: RunData, reference: Reference, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the run and of the held-out images with the same number of images per class."""
-    class_ids, held_out = run.measured.class_id, reference.held_out.labels
-    rows = rows_within(class_ids, {each: int((held_out == each).sum()) for each in np.unique(class_ids)})
-    if len(rows) <= k:
-        raise DataError(
-            f"reference: it has real images for the comparison of only {len(rows)}, and the metrics need more than "
-            f"k = {k}; give more real images of the run's classes with --reference"
-        )
-    counts = {int(each): int((class_ids[rows] == each).sum()) for each in np.unique(class_ids)}
-    return rows, rows_within(held_out, counts)
+def _further(side: Side, sides: Sides, setting: Setting) -> dict[str, Estimate]:
+    """Metrics that need more than the features, by kind: each is one line here."""
+    estimates = {}
+    if side.logits.shape[1]:
+        estimates["inception_score"] = estimate_mean(inception_scores(side.logits), SUBSETS)
+    return estimates
+
+
+def _with(metrics: SetEstimates, further: dict[str, Estimate]) -> SetEstimates:
+    return replace(metrics, estimates=metrics.estimates | further)
 
 
 def _class_problems(run: RunData, reference: Reference) -> tuple[Problem, ...]:
@@ -170,36 +126,25 @@ def _class_problems(run: RunData, reference: Reference) -> tuple[Problem, ...]:
     return tuple(problems)
 
 
-def _side(outputs: Features, images: NDArray[np.uint8], setting: Setting) -> _Side:
-    features = np.ascontiguousarray(outputs[:, : setting.extractor.dim])
-    manifold = build_manifold(features, setting.k, setting.device)
-    return _Side(manifold, outputs[:, setting.extractor.dim :], images)
+def _twins_of_run(sides: Sides, neighborhood: Neighborhood, setting: Setting) -> Twins:
+    # Held-out images are checked for copies too: those of the embedded models are training images.
+    among_held_out = find_neighbors(sides.generated.manifold, sides.held_out.manifold, setting.device)
+    of_held_out = copies.find_copies(among_held_out, sides.held_out.manifold, copies.HELD_OUT)
+    return _twins(sides.generated, neighborhood, sides, of_held_out)
 
 
-def _real_side(stage: str, images: LabelledImages, setting: Setting, progress: Progress) -> _Side:
-    outputs = kept_outputs(
-        images.images,
-        setting.extractor,
-        setting.device,
-        lambda done, total: progress(stage, done, total),
-    )
-    check_finite("features", outputs, images.keys)
-    return _side(outputs, images.images, setting)
+def _twins_of_draw(draw: Side, rows: NDArray[np.int64], sides: Sides, neighborhood: Neighborhood) -> Twins:
+    return _twins(draw, neighborhood, sides, (copies.repeated(sides.held_out.manifold)[rows], []))
 
 
-def _twins(side: _Side, neighborhood: Neighborhood, real: Manifold, of_held_out: tuple[Bools, list[Twin]]) -> Twins:
+def _twins(side: Side, neighborhood: Neighborhood, sides: Sides, of_held_out: tuple[Bools, list[Twin]]) -> Twins:
     """Copies of reference or held-out images, and duplicates within the side."""
+    real = sides.real.manifold
     copied, of_reference = copies.find_copies(neighborhood, real, copies.REFERENCE)
     doubled, doubles = copies.find_duplicates(side.images, side.manifold, neighborhood, real)
     groups = [[twin for twin in doubles if twin.kind == kind] for kind in ("exact", "near")]
     return Twins(copied | of_held_out[0], doubled, copies.listed([of_reference, *groups, of_held_out[1]]))
 
 
-def _with_twins(metrics: SetEstimates, twins: Twins, side: _Side) -> SetEstimates:
-    """Add the metrics that need images or logits: duplicates, copies and the Inception Score."""
-    estimates = dict(metrics.estimates)
-    if side.logits.shape[1]:
-        estimates["inception_score"] = estimate_mean(inception_scores(side.logits), SUBSETS)
-    estimates["duplicates"] = estimate_mean(twins.doubled, GENERATED)
-    estimates["copies"] = estimate_mean(twins.copied, GENERATED)
-    return replace(metrics, estimates=estimates)
+def _twin_estimates(twins: Twins) -> dict[str, Estimate]:
+    return {"duplicates": estimate_mean(twins.doubled, GENERATED), "copies": estimate_mean(twins.copied, GENERATED)}

@@ -17,7 +17,7 @@ from rarefy.audit.features.cache import array_digest
 from rarefy.audit.features.scores import ReferenceScores
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import Reference
-from rarefy.audit.measure import Measured, Setting
+from rarefy.audit.measure import Measured
 from rarefy.audit.metrics.assembly import GENERATED, REAL
 from rarefy.audit.metrics.bootstrap import Estimate, chosen_rows, estimate_mean, fraction_interval
 from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_name
@@ -33,6 +33,7 @@ from rarefy.audit.schema import (
     SuspectedCopy,
     TailSummary,
 )
+from rarefy.audit.sides import Setting
 from rarefy.gates import Gate, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
 
@@ -84,7 +85,7 @@ def build_result(
 
 def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:
     extractor = setting.extractor
-    counts = len(measured.run.measured), len(measured.real_images), len(measured.baseline_images)
+    counts = len(measured.run.measured), len(measured.real_images), len(measured.sides.draws[0])
     source = extractor.name, extractor.layer, setting.k
     entries = {
         kind: _entry(kind, estimate, measured.of_baseline.estimates[kind], source, counts)
@@ -212,12 +213,12 @@ def _copies(measured: Measured) -> list[SuspectedCopy]:
 
 def _feature_map(measured: Measured) -> FeatureMap:
     """PCA of at most 2,000 random real rows, with at most 2,000 generated rows projected onto it."""
-    real, run = measured.real.features, measured.run.measured
+    real, run = measured.sides.real.manifold.features, measured.run.measured
     real_rows, own_rows = chosen_rows(len(real), MAP_POINTS), chosen_rows(len(run), MAP_POINTS)
     model = PCA(n_components=2, svd_solver="randomized", random_state=0).fit(real[real_rows])
     real_points, own_points = (
         np.round(model.transform(features).astype(float), MAP_DIGITS).tolist()
-        for features in (real[real_rows], measured.generated.features[own_rows])
+        for features in (real[real_rows], measured.sides.generated.manifold.features[own_rows])
     )
     labels, classes = measured.real_images.labels[real_rows].tolist(), run.class_id[own_rows].tolist()
     keys = run.key[own_rows].tolist()

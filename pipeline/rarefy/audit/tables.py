@@ -129,7 +129,7 @@ def write_samples(store: Store, rows: Rows, preset: ModelFolder, measured: Measu
             "nearest_distance": neighborhood.nearest,
             "knn_distance": neighborhood.mean_distance,
             "nearest_real": [measured.real_images.keys[place] for place in neighborhood.nearest_index],
-            "copy_ratio": spacing_ratio(neighborhood.nearest, neighborhood.nearest_index, measured.real),
+            "copy_ratio": spacing_ratio(neighborhood.nearest, neighborhood.nearest_index, measured.sides.real.manifold),
             "real_balls": neighborhood.balls,
         }
     empty: list[None] = [None] * len(rows)

@@ -80,6 +80,20 @@ def rows_within(class_ids: NDArray[np.int64], available: Mapping[int, int]) -> N
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
 
 
+def disjoint_rows(class_ids: NDArray[np.int64], counts: Mapping[int, int], draws: int) -> tuple[NDArray[np.int64], ...]:
+    """Up to ``draws`` disjoint sets of ascending random rows, each with the given number per class; at least one.
+
+    The first is that of ``rows_within``.
+    """
+    order = np.random.default_rng(SEED).permutation(len(class_ids))
+    rows = {class_id: order[class_ids[order] == class_id] for class_id in sorted(counts)}
+    possible = min(len(own) // counts[class_id] for class_id, own in rows.items())
+    return tuple(
+        np.sort(np.concatenate([own[place * counts[each] : (place + 1) * counts[each]] for each, own in rows.items()]))
+        for place in range(max(1, min(draws, possible)))
+    )
+
+
 def _halves(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     order = np.random.default_rng(SEED).permutation(len(labels))
     rank = np.empty(len(labels), np.int64)
