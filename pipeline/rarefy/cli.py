@@ -100,6 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_init(commands)
     command = _command(commands, "run", _run, "generate, seal, audit and report")
     _add_generate_arguments(command)
+    _add_training(command)
     _add_plan(commands)
     command = _command(commands, "generate", _generate, "generate every shard that is not committed yet")
     _add_generate_arguments(command)
@@ -222,6 +223,7 @@ def _add_audit(commands: Any) -> None:
     command = _command(commands, "audit", _audit, "measure a run against real images")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     command.add_argument("--reference", help="folder of real images (default: those in the model's folder)")
+    _add_training(command)
     command.add_argument("--model", help="where the run's model folder is now, if it has moved")
     text = "efficientnet-lite0 (default), inception-v3, vgg16, dinov2-* or clip-*"
     command.add_argument("--extractor", default="efficientnet-lite0", help=text)
@@ -234,6 +236,13 @@ def _add_audit(commands: Any) -> None:
     command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
     command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda or cuda:N")
     _add_plugins(command)
+
+
+def _add_training(command: argparse.ArgumentParser) -> None:
+    text = (
+        "the images that the model was trained on, to search for copies of them (default: those that its folder names)"
+    )
+    command.add_argument("--training", metavar="DATA", help=text)
 
 
 def _add_train(commands: Any) -> None:
@@ -295,7 +304,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     with watched(manifest, options, arguments.log_json) as watch:
         stage = stage_json if arguments.log_json else stage_line
-        result = run(manifest, options, watch.progress, stage, watch.notice, watch.listeners)
+        result = run(manifest, options, watch.progress, stage, watch.notice, watch.listeners, arguments.training)
     page = f"{arguments.out.rstrip('/')}/{result.report}"
     text = f"{result.generated.text()}\nsealed {result.sealed.samples:,} images\nreport: {page}"
     _print(arguments, dataclasses.asdict(result), "\n".join([text, *_audit_lines(result.metrics)]))
@@ -376,6 +385,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         extractor_weights=arguments.extractor_weights,
         device=arguments.device,
         reference=arguments.reference,
+        training=arguments.training,
         tail=arguments.tail,
         limit=arguments.limit,
         ray_address=arguments.ray_address,

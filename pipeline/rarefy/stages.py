@@ -43,18 +43,20 @@ def run(
     stage: StageProgress,
     notice: Callable[[str], None],
     listeners: Sequence[EventSink] = (),
+    training: str | None = None,
 ) -> RunResult:
     """Generate, seal, audit, report.
 
     Damaged shards are withdrawn and generated again, REPAIRS times at most. notice: is told why, in one line;
-    listeners: get the events of generate.
+    listeners: get the events of generate; training: the images that the model was trained on, for the audit.
     """
     store = Store(options.out)
     generated, sealed = _make(manifest, options, progress, notice, listeners)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
     allowed = manifest.preset.allow_plugins
-    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates, allow_plugins=allowed), stage)
+    audit = AuditOptions(device=device, gates=manifest.gates, allow_plugins=allowed, training=training)
+    metrics = run_audit(store, audit, stage)
     return RunResult(generated, sealed, metrics, write_report(store))
 
 

@@ -29,7 +29,8 @@ from rarefy.shards.store import Store
 class AuditOptions:
     """What to measure with, and where. None of it changes the data set.
 
-    reference: a folder of real images (default: the model's own). limit: the maximum number of images measured; the
+    reference: a folder of real images (default: the model's own). training: the images that the model was trained on
+    (default: those that its folder names). limit: the maximum number of images measured; the
     embedded models hold out 10,000, and a larger set would have no real baseline of its size. tail: ``avgknn``,
     ``confidence`` or the path of a list of real images. ray_address: a cluster for the features. gates: used instead
     of the manifest's. model: where the run's model folder is now, if it has moved. allow_plugins: import networks of
@@ -41,6 +42,7 @@ class AuditOptions:
     extractor_weights: str | None = None
     device: str = "cpu"
     reference: str | None = None
+    training: str | None = None
     limit: int = 10_000
     tail: str = "avgknn"
     ray_address: str | None = None
