@@ -69,9 +69,7 @@ def fit_probe(rows: Features, labels: Labels, classes: int, penalty: float, star
     dim = rows.shape[1]
     first = np.zeros((dim + 1, classes)) if start is None else start.weights
     options = {"maxiter": MAX_STEPS, "gtol": TOLERANCE, "ftol": 0.0}
-    found = minimize(
-        _loss, first.ravel(), (rows, labels, classes, penalty), "L-BFGS-B", jac=True, options=options
-    )
+    found = minimize(_loss, first.ravel(), (rows, labels, classes, penalty), "L-BFGS-B", jac=True, options=options)
     return Probe(found.x.reshape(dim + 1, classes))
 
 
@@ -89,9 +87,7 @@ def choose_penalty(rows: Features, labels: Labels, classes: int) -> float:
     return best
 
 
-def _loss(
-    flat: Doubles, rows: Features, labels: Labels, classes: int, penalty: float
-) -> tuple[float, Doubles]:
+def _loss(flat: Doubles, rows: Features, labels: Labels, classes: int, penalty: float) -> tuple[float, Doubles]:
     """The penalised mean cross-entropy and its gradient; products in float32, sums of the loss in float64."""
     probe = Probe(flat.reshape(-1, classes))
     logits = probe.logits(rows)
