@@ -13,6 +13,7 @@ from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.model import allow_networks, find_run_model
 from rarefy.audit.inputs.reference import load_reference
+from rarefy.audit.inputs.training import load_training
 from rarefy.audit.measure import measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.result import build_result
@@ -76,7 +77,8 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     scores, measured = None, None
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
-        measured = measure(run, reference, None if scores is None else scores.confidence, setting, progress)
+        training = load_training(run, options.training, progress)
+        measured = measure(run, reference, training, None if scores is None else scores.confidence, setting, progress)
         run = measured.run
     result, estimates = build_result(run, reference, scores, measured, gates, setting)
     write_samples(store, run.measured, run.manifest.preset, measured)

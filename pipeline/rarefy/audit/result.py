@@ -18,6 +18,7 @@ from rarefy.audit.features.scores import ReferenceScores
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.measure import Measured
+from rarefy.audit.memory import Memory
 from rarefy.audit.metrics.assembly import GENERATED, REAL
 from rarefy.audit.metrics.bootstrap import Estimate, chosen_rows, estimate_mean, fraction_interval
 from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_name
@@ -80,6 +81,7 @@ def build_result(
         copies=[] if measured is None else _copies(measured),
         map=None if measured is None else _feature_map(measured),
         provenance=_provenance(run, reference, setting),
+        memorization=None if measured is None else measured.memory.summary,
     ), estimates
 
 
@@ -94,9 +96,20 @@ def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntr
     of_run, of_baseline = measured.of_run, measured.of_baseline
     entries["kid"] = replace(entries["kid"], std=of_run.kid_std, floor_std=of_baseline.kid_std)
     entries["lof"] = replace(entries["lof"], sample_count=of_run.lof_count)
+    entries |= _memory_entries(measured.memory, source, counts)
     names = {kind: metric_name(kind, extractor.name) for kind in entries}
-    estimates = {names[kind]: estimate for kind, estimate in measured.of_run.estimates.items()}
+    of_kinds = {**measured.of_run.estimates, **measured.memory.of_run}
+    estimates = {names[kind]: estimate for kind, estimate in of_kinds.items()}
     return {names[kind]: entry for kind, entry in entries.items()}, estimates
+
+
+def _memory_entries(memory: Memory, source: tuple[str, str, int | None], counts: Counts) -> dict[str, MetricEntry]:
+    """The metrics of memorisation. Their baseline is of real images that no training step saw."""
+    counts = counts[0], memory.summary.count, memory.baseline_count
+    return {
+        kind: _entry(kind, estimate, memory.of_baseline.get(kind), source, counts)
+        for kind, estimate in memory.of_run.items()
+    }
 
 
 def _on_class(
@@ -172,6 +185,7 @@ def _add_neighbors(table: list[ClassRow], measured: Measured) -> None:
     of_run, of_baseline = measured.of_run.neighborhood, measured.of_baseline.neighborhood
     for row in table:
         own, real = measured.run.measured.class_id == row.class_id, measured.real_images.labels == row.class_id
+        row.copies = mean(measured.twins.copied[own])
         row.precision, row.precision_interval = fraction_interval(of_run.balls[own] > 0)
         row.recall, row.recall_interval = fraction_interval(of_run.recalled[real])
         row.recall_floor = mean(of_baseline.recalled[real])

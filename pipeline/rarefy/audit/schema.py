@@ -118,7 +118,11 @@ class TailSummary:
 
 @dataclass(frozen=True)
 class SuspectedCopy:
-    """kind: reference or held-out (other: key of that real image), exact or near (other: key of the twin)."""
+    """kind: training, reference or held-out (other: key of that real image), exact or near (other: key of the twin).
+
+    distance: root mean square difference in grey levels after the best flip, shift, brightness and contrast; ratio: the
+    distance over the largest that counts as a copy.
+    """
 
     key: str
     class_id: int

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from rarefy.audit.inputs.dataset import Rows
 from rarefy.audit.measure import Measured
 from rarefy.audit.metrics.bootstrap import Estimate
-from rarefy.audit.metrics.copies import spacing_ratio
 from rarefy.audit.metrics.summary import rarest
 from rarefy.audit.schema import BOOTSTRAP_PATH, COPIES_PATH, RAREST_PATH, SAMPLES_PATH
 from rarefy.errors import ShardError
@@ -46,7 +45,12 @@ SAMPLES_SCHEMA = pa.schema(
         _field("nearest_distance", pa.float32(), "distance to the nearest real image", "feature distance"),
         _field("knn_distance", pa.float32(), "mean distance to the k nearest real images", "feature distance"),
         _field("nearest_real", pa.string(), "key of the nearest real image"),
-        _field("copy_ratio", pa.float64(), "nearest_distance over that real image's own knn_distance", "1"),
+        _field(
+            "copy_ratio",
+            pa.float64(),
+            "distance to the likest real image over the largest of a copy",
+            "1",
+        ),
         _field("real_balls", pa.int32(), "real images whose k-NN ball contains this one; 0 is outside the real data"),
     ]
 )
@@ -68,9 +72,9 @@ COPIES_SCHEMA = pa.schema(
     [
         _field("key", pa.string(), "sample key"),
         _field("other", pa.string(), "key of the real image or of the twin"),
-        _field("kind", pa.string(), "reference, held-out, exact or near"),
-        _field("distance", pa.float64(), "distance between the two", "feature distance"),
-        _field("ratio", pa.float64(), "distance over the real images' spacing there", "1"),
+        _field("kind", pa.string(), "training, reference, held-out, exact or near"),
+        _field("distance", pa.float64(), "difference after the best flip, shift and brightness", "grey level"),
+        _field("ratio", pa.float64(), "distance over the largest of a copy", "1"),
         _field("png", pa.binary(), "the image"),
         _field("other_png", pa.binary(), "the other image"),
     ]
@@ -129,7 +133,7 @@ def write_samples(store: Store, rows: Rows, preset: ModelFolder, measured: Measu
             "nearest_distance": neighborhood.nearest,
             "knn_distance": neighborhood.mean_distance,
             "nearest_real": [measured.real_images.keys[place] for place in neighborhood.nearest_index],
-            "copy_ratio": spacing_ratio(neighborhood.nearest, neighborhood.nearest_index, measured.sides.real.manifold),
+            "copy_ratio": measured.twins.ratio,
             "real_balls": neighborhood.balls,
         }
     empty: list[None] = [None] * len(rows)

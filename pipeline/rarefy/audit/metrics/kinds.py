@@ -44,8 +44,20 @@ METRIC_KINDS: dict[str, MetricKind] = {
         "Nearest real", "neither", False, "mean distance to the nearest real image; small suggests copies"
     ),
     "lof": MetricKind("Local outlier factor", "lower", False, "how isolated images are compared with their neighbours"),
-    "duplicates": MetricKind("Duplicates", "lower", True, "fraction of images with an exact or near duplicate"),
-    "copies": MetricKind("Copies", "lower", True, "fraction of images that look copied from a real image"),
+    "duplicates": MetricKind("Duplicates", "lower", False, "fraction of images with an exact or near duplicate"),
+    "copies": MetricKind("Copies", "lower", False, "fraction of images that look copied from a training image"),
+    "authenticity": MetricKind(
+        "Authenticity",
+        "nearest",
+        False,
+        "fraction of images farther from the nearest training image than that is from its own nearest one",
+    ),
+    "ct": MetricKind(
+        "Copying test C_T",
+        "nearest",
+        False,
+        "z score: far below 0 if images are nearer to the training images than unseen real images are",
+    ),
     "on_class_rate": MetricKind(
         "On class", "higher", False, "fraction of images that the guiding classifier assigns to the requested class"
     ),
