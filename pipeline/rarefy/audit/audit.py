@@ -10,12 +10,13 @@ from typing import Any
 
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
 from rarefy.audit.features.scores import score_reference
-from rarefy.audit.inputs.dataset import read_run
+from rarefy.audit.inputs.dataset import Problem, RunData, read_run
 from rarefy.audit.inputs.model import allow_networks, find_run_model
-from rarefy.audit.inputs.reference import load_reference
+from rarefy.audit.inputs.reference import Reference, load_reference
 from rarefy.audit.inputs.training import load_training
-from rarefy.audit.measure import measure
+from rarefy.audit.measure import Measured, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
+from rarefy.audit.rarity.compute import Means, RealSide, write_rarity
 from rarefy.audit.result import build_result
 from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
 from rarefy.audit.sides import Progress, Setting
@@ -23,6 +24,9 @@ from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, wri
 from rarefy.device import find_device
 from rarefy.errors import ManifestError, bad
 from rarefy.gates import Gate, check_measurable
+from rarefy.plan import shard_names
+from rarefy.shards.listing import iter_committed
+from rarefy.shards.metadata import tar_path
 from rarefy.shards.store import Store
 
 
@@ -79,7 +83,8 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
         scores = score_reference(run.manifest, reference.real, options.device, progress)
         training = load_training(run, options.training, progress)
         measured = measure(run, reference, training, None if scores is None else scores.confidence, setting, progress)
-        run = measured.run
+        problems = _write_rarity(store, run, reference, measured, setting, progress)
+        run = replace(measured.run, problems=(*measured.run.problems, *problems))
     result, estimates = build_result(run, reference, scores, measured, gates, setting)
     write_samples(store, run.measured, run.manifest.preset, measured)
     write_bootstrap(store, estimates)
@@ -92,6 +97,24 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
     return content
+
+
+def _write_rarity(
+    store: Store, run: RunData, reference: Reference, measured: Measured, setting: Setting, progress: Progress
+) -> list[Problem]:
+    """Write OUT/rarity for every image that the run has sampled, except for shards that are problems already.
+
+    That of a run whose [select] depends on it stays as it is, whatever this audit measures with.
+    """
+    manifest = run.manifest
+    if manifest.select is not None and manifest.select.needs_real_images:
+        return []
+    named = {problem.where.split()[0] for problem in run.problems}
+    committed = iter_committed(store, shard_names(manifest), manifest.digest)
+    markers = (marker for marker in committed if tar_path(marker.name) not in named)
+    real = RealSide(reference.real, reference.real.sha256(), lambda: measured.sides.real.manifold)
+    means = Means(setting.extractor, setting.k, setting.device, setting.ray_address)
+    return write_rarity(store, markers, sum(manifest.pool.values()), real, means, progress)
 
 
 def _check_without_classifier(gates: Iterable[Gate], tail: str) -> None:

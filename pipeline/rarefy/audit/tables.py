@@ -14,6 +14,7 @@ from rarefy.audit.inputs.dataset import Rows
 from rarefy.audit.measure import Measured
 from rarefy.audit.metrics.bootstrap import Estimate
 from rarefy.audit.metrics.summary import rarest
+from rarefy.audit.rarity.compute import finite_rarity
 from rarefy.audit.schema import BOOTSTRAP_PATH, COPIES_PATH, RAREST_PATH, SAMPLES_PATH
 from rarefy.errors import ShardError
 from rarefy.models.folder import ModelFolder
@@ -39,7 +40,7 @@ SAMPLES_SCHEMA = pa.schema(
         _field(
             "rarity",
             pa.float32(),
-            "smallest k-NN radius of a real image whose ball contains this one; null outside",
+            "smallest k-NN radius of a real image whose ball contains this one; outside, the distance to the nearest",
             "feature distance",
         ),
         _field("nearest_distance", pa.float32(), "distance to the nearest real image", "feature distance"),
@@ -129,7 +130,7 @@ def write_samples(store: Store, rows: Rows, preset: ModelFolder, measured: Measu
     if measured is not None:
         neighborhood = measured.of_run.neighborhood
         columns |= {
-            "rarity": pa.array(neighborhood.rarity, from_pandas=True),
+            "rarity": finite_rarity(neighborhood),
             "nearest_distance": neighborhood.nearest,
             "knn_distance": neighborhood.mean_distance,
             "nearest_real": [measured.real_images.keys[place] for place in neighborhood.nearest_index],
