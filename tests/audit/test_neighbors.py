@@ -35,6 +35,22 @@ def test_a_duplicate_is_a_neighbour_and_the_row_itself_is_not() -> None:
     assert build_manifold(column(5, 5, 9), k=1).radius == pytest.approx([0, 0, 4])
 
 
+def test_the_nearest_rows_are_listed_by_distance() -> None:
+    manifold = build_manifold(column(0, 1, 3, 7), k=2)
+    assert manifold.near.tolist() == [[1, 3], [1, 2], [2, 3], [4, 6]]
+    assert manifold.near_index.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
+
+
+def test_large_balls_are_clipped_at_the_median_radius() -> None:
+    # Radii 1, 1, 3, 47 (k=1), median 2: only the balls of 4 and 51 shrink, to [2, 6] and [49, 53].
+    real = build_manifold(column(0, 1, 4, 51), k=1)
+    hood = find_neighbors(build_manifold(column(1.5, 5, 30), k=1), real)
+    assert hood.balls.tolist() == [2, 2, 1]
+    assert hood.inside.tolist() == [0, 1, 2, 2]
+    assert hood.clipped_balls.tolist() == [1, 1, 0]
+    assert hood.clipped_inside.tolist() == [0, 1, 1, 0]
+
+
 def test_neighborhood_by_hand() -> None:
     # Real balls (k=1): [-1,1] of 0, [0,2] of 1, [2,6] of 4 (radius 3 -> [1,7]); generated at 0.5, 6.5, 20.
     real = build_manifold(column(0, 1, 4), k=1)
@@ -62,9 +78,7 @@ def test_recall_and_coverage_miss_what_is_not_reached() -> None:
 def test_agrees_with_brute_force(k: int) -> None:
     generated, real = random_sets()
     wide, base = generated.astype(np.float64), real.astype(np.float64)
-    own = np.linalg.norm(base[:, None] - base[None], axis=2)
-    np.fill_diagonal(own, np.inf)
-    radius = np.sort(own, axis=1)[:, k - 1]
+    radius = own_radius(base, k)
     cross = np.linalg.norm(wide[:, None] - base[None], axis=2)
     held = cross <= radius
     rarity = np.where(held, radius, np.inf).min(axis=1)
@@ -72,7 +86,16 @@ def test_agrees_with_brute_force(k: int) -> None:
     assert hood.balls.tolist() == held.sum(axis=1).tolist()
     np.testing.assert_allclose(hood.rarity, np.where(np.isinf(rarity), np.nan, rarity), atol=1e-5)
     np.testing.assert_allclose(hood.mean_distance, np.sort(cross, axis=1)[:, :k].mean(axis=1), atol=1e-5)
-    assert hood.covered.tolist() == held.any(axis=0).tolist()
+    assert hood.inside.tolist() == held.sum(axis=0).tolist()
+    clipped = cross <= np.minimum(radius, np.median(radius))
+    assert hood.clipped_balls.tolist() == clipped.sum(axis=1).tolist()
+    assert hood.clipped_inside.tolist() == clipped.sum(axis=0).tolist()
+    assert hood.recalled.tolist() == (cross <= own_radius(wide, k)[:, None]).any(axis=0).tolist()
+
+
+def own_radius(rows: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+    return np.asarray(np.sort(distances, axis=1)[:, k])
 
 
 @pytest.mark.parametrize(("k", "shift"), [(3, 0.0), (3, 1.5), (5, 0.6)])
@@ -90,7 +113,7 @@ def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = find_neighbors(build_manifold(generated, 3), build_manifold(real, 3))
     monkeypatch.setattr(neighbors, "BLOCK_ELEMENTS", 7 * len(real))
     parts = find_neighbors(build_manifold(generated, 3), build_manifold(real, 3))
-    for name in ("balls", "recalled", "covered", "sole_recall", "sole_cover"):
+    for name in ("balls", "inside", "clipped_balls", "clipped_inside", "recalled", "sole_recall", "sole_cover"):
         assert getattr(parts, name).tolist() == getattr(whole, name).tolist()
     np.testing.assert_allclose(parts.rarity, whole.rarity, atol=1e-5)
 

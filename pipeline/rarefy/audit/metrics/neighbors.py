@@ -26,17 +26,38 @@ Bools = NDArray[np.bool_]
 class Manifold:
     """A feature matrix and the k-NN ball around each row.
 
-    features (N, D); radius (N,): distance to the k-th nearest other row; mean_distance (N,): mean distance to the k
-    nearest other rows (AvgkNN, Sehwag et al. 2022), large where the data are sparse; nearest, nearest_index (N,): the
-    nearest other row.
+    features (N, D); near, near_index (N, k): distances and rows of the k nearest other rows, nearest first.
     """
 
     features: Features
     k: int
-    radius: Floats
-    mean_distance: Floats
-    nearest: Floats
-    nearest_index: Indices
+    near: Floats
+    near_index: Indices
+
+    @property
+    def radius(self) -> Floats:
+        """(N,) distance to the k-th nearest other row."""
+        return self.near[:, -1]
+
+    @property
+    def clipped_radius(self) -> Floats:
+        """(N,) radius, at most the median radius: a ball around an outlier grows no larger (Salvy et al. 2025)."""
+        return np.minimum(self.radius, np.median(self.radius))
+
+    @property
+    def mean_distance(self) -> Floats:
+        """(N,) mean distance to the k nearest other rows (AvgkNN, Sehwag et al. 2022), large in sparse regions."""
+        return np.asarray(self.near.mean(axis=1))
+
+    @property
+    def nearest(self) -> Floats:
+        """(N,) distance to the nearest other row."""
+        return self.near[:, 0]
+
+    @property
+    def nearest_index(self) -> Indices:
+        """(N,) the nearest other row."""
+        return self.near_index[:, 0]
 
 
 @dataclass(frozen=True)
@@ -46,8 +67,9 @@ class Neighborhood:
     nearest, nearest_index, mean_distance (N,): the nearest real row, and the mean distance to the k nearest.
     balls (N,): number of real balls that contain the row; 0 means outside the real manifold.
     rarity (N,): the smallest radius among those balls (Han et al., ICLR 2023), NaN outside the manifold.
+    inside (M,): number of generated rows in the real ball.
+    clipped_balls (N,), clipped_inside (M,): balls and inside with the real radii clipped at their median.
     recalled (M,): the real row lies in some generated ball.
-    covered (M,): the real ball contains some generated row.
     sole_recall, sole_cover (M,): the only generated row for which this holds; -1 if there is none or more than one.
     """
 
@@ -56,8 +78,10 @@ class Neighborhood:
     mean_distance: Floats
     balls: Indices
     rarity: Floats
+    inside: Indices
+    clipped_balls: Indices
+    clipped_inside: Indices
     recalled: Bools
-    covered: Bools
     sole_recall: Indices
     sole_cover: Indices
 
@@ -74,6 +98,11 @@ class Neighborhood:
     def density(self, k: int) -> float:
         """Mean number of real balls around a generated row, divided by k (Naeem et al. 2020); may exceed 1."""
         return float(self.balls.mean() / k)
+
+    @property
+    def covered(self) -> Bools:
+        """(M,) the real ball contains some generated row."""
+        return np.asarray(self.inside > 0)
 
     @property
     def coverage(self) -> float:
@@ -97,14 +126,7 @@ def build_manifold(features: Features, k: int, device: str = "cpu") -> Manifold:
         pairs = _pairs(upper.sub_(2 * share * whole.norms) <= reach[:, None])
         distances = exact_distances(rows[part], rows, pairs)
         near[part], index[part] = (result.cpu() for result in smallest(pairs, distances, len(upper), k))
-    return Manifold(
-        features,
-        k,
-        near[:, -1].contiguous().numpy(),
-        near.mean(dim=1).numpy(),
-        near[:, 0].contiguous().numpy(),
-        index[:, 0].contiguous().numpy(),
-    )
+    return Manifold(features, k, near.numpy(), index.numpy())
 
 
 def find_neighbors(generated: Manifold, real: Manifold, device: str = "cpu") -> Neighborhood:
@@ -148,11 +170,12 @@ class _Crossing:
     def __init__(self, rows: int, columns: Sketch, real: Manifold) -> None:
         device = columns.rows.device
         self._real, self._k = columns, min(real.k, len(columns.rows))
-        self._radius = torch.from_numpy(real.radius).to(device)
+        self._radius, self._clipped = (torch.from_numpy(each).to(device) for each in (real.radius, real.clipped_radius))
         self._covered, self._recalled = (_Reached(len(columns.rows), device) for _ in range(2))
+        self._clipped_inside = torch.zeros(len(columns.rows), dtype=torch.int64, device=device)
         # On the CPU, allocated at once: millions of rows in small parts would fragment its memory.
         self._near, self._rarity = torch.empty(rows, self._k), torch.empty(rows)
-        self._index, self._balls = (torch.empty(rows, dtype=torch.int64) for _ in range(2))
+        self._index, self._balls, self._clipped_balls = (torch.empty(rows, dtype=torch.int64) for _ in range(3))
 
     def result(self) -> Neighborhood:
         return Neighborhood(
@@ -162,7 +185,9 @@ class _Crossing:
             balls=self._balls.numpy(),
             rarity=self._rarity.numpy(),
             recalled=self._recalled.any(),
-            covered=self._covered.any(),
+            inside=self._covered.count.cpu().numpy(),
+            clipped_balls=self._clipped_balls.numpy(),
+            clipped_inside=self._clipped_inside.cpu().numpy(),
             sole_recall=self._recalled.sole(),
             sole_cover=self._covered.sole(),
         )
@@ -201,14 +226,18 @@ class _Crossing:
         bounds: lower and upper bounds of the squared distances, and whether they may be among the k nearest.
         """
         (i, j), (low, high, near) = pairs, bounds
-        ball, mine = self._radius[j].square(), own.square()[i]
+        ball, clip, mine = self._radius[j].square(), self._clipped[j].square(), own.square()[i]
         sure = high <= mine
         self._recalled.add(j[sure], i[sure] + part.start)
         # Results depend only on whether no, one or several generated balls contain a real row.
-        unsure = near | ((low <= ball) & (high > ball)) | ((low <= mine) & ~sure & (self._recalled.count[j] < 2))
+        unsure = near | ((low <= ball) & (high > ball)) | ((low <= clip) & (high > clip))
+        unsure |= (low <= mine) & ~sure & (self._recalled.count[j] < 2)
         exact = torch.full_like(high, torch.inf)
         exact[unsure] = exact_distances(rows, self._real.rows, (i[unsure], j[unsure]))
         inside = (high <= ball) & ~unsure | (exact <= self._radius[j])
+        clipped = (high <= clip) & ~unsure | (exact <= self._clipped[j])
+        self._clipped_inside += torch.bincount(j[clipped], minlength=len(self._clipped_inside))
+        self._clipped_balls[part] = torch.bincount(i[clipped], minlength=len(rows)).cpu()
         late = ~sure & (exact <= own[i])
         self._recalled.add(j[late], i[late] + part.start)
         self._covered.add(j[inside], i[inside] + part.start)
