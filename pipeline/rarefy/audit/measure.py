@@ -11,12 +11,18 @@ from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.inputs.training import TrainingSet
 from rarefy.audit.memory import Memory, measure_memory
-from rarefy.audit.metrics.assembly import SUBSETS, SetEstimates, set_estimates
+from rarefy.audit.metrics import vendi
+from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates
 from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
+from rarefy.audit.metrics.cmmd import cmmd, kernel_set
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
+from rarefy.audit.metrics.extrapolation import fd_infinity, moved_to
+from rarefy.audit.metrics.spread import BOTH
 from rarefy.audit.metrics.tail import Tail, find_tail
 from rarefy.audit.sides import Progress, Setting, Side, Sides, load_sides
+from rarefy.audit.utility.measure import Answer
+from rarefy.audit.utility.question import answer_utility
 from rarefy.images import LabelledImages
 
 
@@ -25,7 +31,8 @@ class Measured:
     """All comparisons, with everything that the tables and the page show.
 
     run: reduced to the measured images; sides: what was compared; of_run, of_draws: the metrics of the generated
-    images and of each of the baseline's draws; problems: classes that cannot be measured.
+    images and of each of the baseline's draws; utility: None if it cannot be measured; problems: classes that cannot be
+    measured.
     """
 
     run: RunData
@@ -36,6 +43,7 @@ class Measured:
     of_draws: tuple[SetEstimates, ...]
     tail: Tail
     memory: Memory
+    utility: Answer | None
     problems: tuple[Problem, ...]
 
     @property
@@ -95,6 +103,7 @@ def measure(
         of_draws=tuple(of_draws),
         tail=tail,
         memory=measure_memory(sides, reference, training, setting, progress),
+        utility=answer_utility(run, sides, tail, training, setting, progress),
         problems=_class_problems(run, reference),
     )
 
@@ -102,12 +111,18 @@ def measure(
 def _compare(side: Side, sides: Sides, tail: Tail, setting: Setting) -> SetEstimates:
     """Every metric of the generated images or of a draw, except the copies."""
     compared = set_estimates(side.manifold, sides.real.manifold, tail.members, setting.device)
-    return _with(compared, _further(side, sides, setting))
+    return _with(compared, _further(side, sides, compared.estimates["fid"]))
 
 
-def _further(side: Side, sides: Sides, setting: Setting) -> dict[str, Estimate]:
-    """Metrics that need more than the features, by kind: each is one line here."""
-    estimates = {}
+def _further(side: Side, sides: Sides, fid: Estimate) -> dict[str, Estimate]:
+    """Metrics that need more than neighbours, by kind: each is one line here."""
+    features = side.manifold.features
+    estimates = {
+        "cmmd": cmmd(kernel_set(features, side.labels), sides.real_kernel, BOTH),
+        "vendi": vendi.mean_score(features, side.labels, GENERATED),
+    }
+    if sides.real_gaussians:
+        estimates["fd_infinity"] = moved_to(fid, fd_infinity(features, sides.real_gaussians))
     if side.logits.shape[1]:
         estimates["inception_score"] = estimate_mean(inception_scores(side.logits), SUBSETS)
     return estimates

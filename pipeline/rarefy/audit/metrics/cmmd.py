@@ -1,8 +1,8 @@
 """CMMD (Jayasumana et al. 2024): the maximum mean discrepancy of normalised features under a Gaussian kernel.
 
-With CLIP's features (``--extractor clip-vit-l-14-336px``) this is the paper's metric; with others its name includes the
-extractor. It assumes no Gaussian features, and the estimate is unbiased: its expectation does not depend on the number
-of images, and it can be slightly below 0. (The authors' code keeps the pairs of an image with itself, which adds a bias.)
+With CLIP's features (``--extractor clip-vit-l-14-336px``) this is the paper's metric; the name includes the extractor's.
+It assumes no Gaussian features, and the estimate is unbiased: its expectation does not depend on the number of images,
+and it can be slightly below 0. (The authors' code keeps the pairs of an image with itself, which adds a bias.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rarefy.audit.features.cache import array_digest, cached
 from rarefy.audit.features.extractors import Features
-from rarefy.audit.metrics.bootstrap import Estimate, around
+from rarefy.audit.metrics.bootstrap import Estimate, around, centred
 
 SIGMA = 10.0
 SCALE = 1000.0
@@ -25,28 +25,32 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class KernelSet:
-    """Normalised rows (N, D), and each row's sum (N,) of the kernel minus 1 with the other rows of the set."""
+    """Normalised rows (N, D) with labels (N,), and each row's sum (N,) of the kernel minus 1 with the other rows."""
 
     rows: Features
+    labels: NDArray[np.int64]
     sums: Doubles
 
 
-def kernel_set(features: Features, keep: bool = False) -> KernelSet:
+def kernel_set(features: Features, labels: NDArray[np.int64], keep: bool = False) -> KernelSet:
     """keep: through the disk cache, for a set that later audits measure against, too."""
     rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-30)
     if not keep:
-        return KernelSet(rows, _sums(rows))
+        return KernelSet(rows, labels, _sums(rows))
     parts = ("kernel sums", str(SIGMA), array_digest(features))
-    return KernelSet(rows, np.asarray(cached(parts, lambda: {"sums": _sums(rows)})["sums"], np.float64))
+    return KernelSet(rows, labels, np.asarray(cached(parts, lambda: {"sums": _sums(rows)})["sums"], np.float64))
 
 
 def cmmd(generated: KernelSet, real: KernelSet, over: str) -> Estimate:
-    """The squared discrepancy times 1000, with resamples by the rows' influences. Both sets need two rows or more."""
+    """The squared discrepancy times 1000, varied by the rows' influences. Both sets need two rows or more."""
     n, m = len(generated.rows), len(real.rows)
     of_generated, of_real = _crossing(generated.rows, real.rows)
     own, other = generated.sums / (n - 1), real.sums / (m - 1)
     value = own.mean() + other.mean() - 2 * of_generated.mean() / m
-    influences = 2 * SCALE * (own - of_generated / m), 2 * SCALE * (other - of_real / n)
+    influences = (
+        centred(2 * SCALE * (own - of_generated / m), generated.labels),
+        centred(2 * SCALE * (other - of_real / n), real.labels),
+    )
     return around(SCALE * float(value), influences, over)
 
 

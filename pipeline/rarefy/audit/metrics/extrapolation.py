@@ -1,7 +1,7 @@
 """FD infinity: the Fréchet distance of infinitely many images, by linear extrapolation (Chong and Forsyth 2020).
 
-The Fréchet distance of finite sets is too large by a/N + b/M, to first order in the numbers N and M of images. Here both
-sets are halved: twice the distance of the whole sets minus the mean distance of the halves is the line's value at
+The Fréchet distance of finite sets is too large by a/N + b/M, to first order in the numbers N and M of images. Both sets
+are halved here: twice the distance of the whole sets minus the mean distance of the halves is the line's value at
 1/N = 1/M = 0. Chong and Forsyth extrapolate over the generated images alone, which leaves b/M.
 
 The bias is linear only if each half has more images than the features are long.
@@ -9,13 +9,13 @@ The bias is linear only if each half has more images than the features are long.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.features.extractors import Features
-from rarefy.audit.metrics.bootstrap import SEED
+from rarefy.audit.metrics.bootstrap import SEED, Estimate
 
 Doubles = NDArray[np.float64]
 
@@ -43,6 +43,12 @@ def fd_infinity(features: Features, real: tuple[Gaussian, ...]) -> float:
     """The extrapolated distance of generated features (N, D) from the real ones; it can be slightly below 0."""
     whole, *halves = (_distance(features[rows], side) for rows, side in zip(_parts(len(features)), real, strict=True))
     return 2 * whole - float(np.mean(halves))
+
+
+def moved_to(distance: Estimate, value: float) -> Estimate:
+    """The value with the spread of the plain distance: to first order, the bias varies with neither side's draw."""
+    moves = distance.replicates
+    return replace(distance, value=value, replicates=None if moves is None else moves + (value - distance.value))
 
 
 def _parts(rows: int) -> tuple[NDArray[np.int64], ...]:

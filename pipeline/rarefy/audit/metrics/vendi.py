@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.features.extractors import Features
-from rarefy.audit.metrics.bootstrap import Estimate, around, chosen_rows
+from rarefy.audit.metrics.bootstrap import Estimate, around, centred, chosen_rows
 
 MAX_ROWS = 1000  # per class; an eigenvalue problem of this size takes a fraction of a second
 
@@ -36,7 +36,7 @@ def mean_score(features: Features, labels: NDArray[np.int64], over: str) -> Esti
         members = np.flatnonzero(labels == class_id)
         rows = members[chosen_rows(len(members), MAX_ROWS)]
         influences[rows] = moves * (len(labels) / len(rows) / len(scores))
-    return around(value, (influences,), over)
+    return around(value, (centred(influences, labels),), over)
 
 
 def _scores(features: Features, labels: NDArray[np.int64]) -> dict[int, tuple[float, Doubles]]:

@@ -1,10 +1,10 @@
 """Measures what the generated images add to real ones: classifiers trained on either or both, tested on real images.
 
-The probe is always trained, the network on request. For the probe, intervals hold the draw of the training images: each
-of eight seeds leaves a random half of them out (the delete-half jackknife, whose spread is that of new draws of the
-whole number), with the penalty and the axes fixed. For the network they hold its initial weights and the order of the images. The metrics ``utility`` and
-``tail_utility`` are the probe's gain in accuracy by adding all generated images; their intervals hold the draw of the
-test images too. Their real baseline is what equally many real images, per class, add to the other real ones.
+The probe is always trained, the network on request. Intervals of the probe cover the draw of the training images: each
+of eight seeds trains on a random half of them, with the penalty and the axes fixed. Those of the network cover its
+initial weights and the order of the images. The metrics ``utility`` and ``tail_utility`` are the probe's gain in
+accuracy when all generated images are added; their intervals cover the draw of the test images too. Their real baseline
+is what equally many real images of each class add to the other real ones.
 """
 
 from __future__ import annotations
@@ -45,14 +45,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """tables: for metrics.json; gains, baselines: ``utility`` and ``tail_utility``; baselines are empty if there is none.
+    """tables: for metrics.json; gains: ``utility`` and ``tail_utility``; baselines: theirs, empty if there is none.
 
+    counts: of the added generated images, the real images they are added to, and the real images that the baseline adds.
     class_gains, class_accuracies: by class id, the accuracy gained and that with the real images alone.
     """
 
     tables: list[Utility]
     gains: dict[str, Estimate]
     baselines: dict[str, Estimate]
+    counts: tuple[int, int, int]
     class_gains: dict[int, float]
     class_accuracies: dict[int, float]
 
@@ -71,29 +73,31 @@ def measure_utility(question: Question, network_device: str | None, progress: Pr
     less = [outcome for outcome in outcomes if outcome.mix.data == LESS_REAL]
     labels = question.test.labels
     of_class = {i: labels == i for i in np.unique(labels).tolist()}
+    count = len(question.real)
     return Answer(
         tables,
-        _gains(both, real, question.tail),
-        _gains(real, less[0], question.tail) if less else {},
+        _gains(both, real, question),
+        _gains(real, less[0], question) if less else {},
+        (len(question.generated), count, count - len(less[0].mix) if less else 0),
         {i: both.accuracy(members, real).value for i, members in of_class.items()},
         {i: real.accuracy(members).value for i, members in of_class.items()},
     )
 
 
-def _gains(more: Outcome, less: Outcome, tail: Bools) -> dict[str, Estimate]:
-    sets = {"utility": np.ones_like(tail), "tail_utility": tail}
-    return {kind: _gain(more, less, members) for kind, members in sets.items()}
+def _gains(more: Outcome, less: Outcome, question: Question) -> dict[str, Estimate]:
+    sets = {"utility": np.ones_like(question.tail), "tail_utility": question.tail}
+    return {kind: _gain(more, less, members, question.test.labels) for kind, members in sets.items()}
 
 
-def _gain(more: Outcome, less: Outcome, members: Bools) -> Estimate:
-    """The gain in accuracy. Its resamples draw the test images, and add the error by the training images."""
+def _gain(more: Outcome, less: Outcome, members: Bools, labels: NDArray[np.int64]) -> Estimate:
+    """The gain in accuracy. Its replicates draw the test images, and add the error by the training images."""
     spread = more.accuracy(members, less)
-    drawn = estimate_mean((more.hits - less.hits)[members], OVER)
+    drawn = estimate_mean((more.hits - less.hits)[members], OVER, labels[members])
     # Two runs draw the same test images but not the same training images: the noise depends on the result.
     generator = np.random.default_rng([SEED, *more.by_seed.sum(axis=1).tolist()])
-    noise = spread.error * generator.standard_t(spread.degrees, REPLICATES)
+    noise = spread.error * generator.standard_normal(REPLICATES)
     base = spread.value if drawn.replicates is None else drawn.replicates
-    return Estimate(spread.value, base + noise, OVER)
+    return Estimate(spread.value, base + noise, OVER, degrees=spread.degrees)
 
 
 def _probe_outcomes(question: Question, mixes: Sequence[Mix], progress: Progress) -> list[Outcome]:

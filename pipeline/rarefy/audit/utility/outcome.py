@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from rarefy.audit.metrics.bootstrap import EDGES
+from rarefy.audit.metrics.bootstrap import UPPER
 from rarefy.audit.metrics.neighbors import Bools
 from rarefy.audit.schema import Training
 from rarefy.audit.utility.trainings import Mix
@@ -28,7 +28,8 @@ class Spread:
     @property
     def interval(self) -> list[float]:
         """95%, by Student's t."""
-        return [self.value + float(edge) * self.error for edge in student.ppf(EDGES, self.degrees)]
+        width = float(student.ppf(UPPER, self.degrees)) * self.error
+        return [self.value - width, self.value + width]
 
 
 @dataclass(frozen=True)
