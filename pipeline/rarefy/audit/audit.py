@@ -56,6 +56,8 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     readable run; ManifestError, DataError, CheckpointError or DeviceError for options that do not work. Damaged parts
     of a run raise nothing: they are ``problems`` of the result.
     """
+    if options.k < 1:
+        raise ManifestError(bad("k", options.k, "at least 1"))
     if options.limit < 1:
         raise ManifestError(bad("limit", options.limit, "at least 1"))
     find_device(options.device)
@@ -73,6 +75,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     reference = load_reference(run.manifest.preset, options.reference)
     scores, measured = None, None
     if reference is not None:
+        reference = reference.of_classes(run.manifest.counts)
         scores = score_reference(run.manifest, reference.real, options.device, progress)
         measured = measure(run, reference, None if scores is None else scores.confidence, setting, progress)
         run = measured.run

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.metrics import copies
-from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates
+from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates, set_values
+from rarefy.audit.metrics.baseline import FEWEST_DRAWS
 from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
@@ -72,7 +73,7 @@ def measure(
     Raises DataError, ManifestError.
     """
     sides = load_sides(run, reference, setting, progress)
-    tail = find_tail(setting.tail, sides.real.manifold, confidence, reference.real.keys, reference.held_out.keys)
+    tail = find_tail(setting.tail, sides.real.labelled, confidence, reference.real.keys, reference.other_keys)
     total = 1 + len(sides.draws)
     progress("comparing", 0, total)
     of_run = _compare(sides.generated, sides, tail, setting)
@@ -80,14 +81,15 @@ def measure(
     of_draws = []
     for number, (draw, rows) in enumerate(zip(sides.draws, sides.draw_rows, strict=True)):
         progress("comparing", 1 + number, total)
-        of_draw = _compare(draw, sides, tail, setting)
-        of_draws.append(_with(of_draw, _twin_estimates(_twins_of_draw(draw, rows, sides, of_draw.neighborhood))))
+        spread = number == 0 and len(sides.draws) < FEWEST_DRAWS
+        of_draw = _compare(draw, sides, tail, setting, spread)
+        of_draws.append(_with(of_draw, _twin_estimates(draw, _twins_of_draw(draw, rows, sides, of_draw.neighborhood))))
     return Measured(
         run=run.keep(sides.rows),
         real_images=reference.real,
         held_out=reference.held_out,
         sides=sides,
-        of_run=_with(of_run, _twin_estimates(twins)),
+        of_run=_with(of_run, _twin_estimates(sides.generated, twins)),
         of_draws=tuple(of_draws),
         tail=tail,
         twins=twins,
@@ -95,9 +97,12 @@ def measure(
     )
 
 
-def _compare(side: Side, sides: Sides, tail: Tail, setting: Setting) -> SetEstimates:
-    """Every metric of the generated images or of a draw, except the copies."""
-    compared = set_estimates(side.manifold, sides.real.manifold, tail.members, setting.device)
+def _compare(side: Side, sides: Sides, tail: Tail, setting: Setting, spread: bool = True) -> SetEstimates:
+    """Every metric of the generated images or of a draw, except the copies. spread: with intervals."""
+    if spread:
+        compared = set_estimates(side.labelled, sides.real.labelled, tail, setting.device)
+    else:
+        compared = set_values(side.manifold, sides.real.manifold, tail.members, setting.device)
     return _with(compared, _further(side, sides, setting))
 
 
@@ -146,5 +151,6 @@ def _twins(side: Side, neighborhood: Neighborhood, sides: Sides, of_held_out: tu
     return Twins(copied | of_held_out[0], doubled, copies.listed([of_reference, *groups, of_held_out[1]]))
 
 
-def _twin_estimates(twins: Twins) -> dict[str, Estimate]:
-    return {"duplicates": estimate_mean(twins.doubled, GENERATED), "copies": estimate_mean(twins.copied, GENERATED)}
+def _twin_estimates(side: Side, twins: Twins) -> dict[str, Estimate]:
+    columns = {"duplicates": twins.doubled, "copies": twins.copied}
+    return {kind: estimate_mean(column, GENERATED, side.labels) for kind, column in columns.items()}

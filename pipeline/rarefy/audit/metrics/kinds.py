@@ -10,7 +10,10 @@ from rarefy.gates import NAMED_AFTER_EXTRACTOR, metric_kind
 
 @dataclass(frozen=True)
 class MetricKind:
-    """better: higher, lower or neither; uses_k: the value depends on the neighbourhood size k."""
+    """better: higher, lower, nearest (to the real baseline) or neither.
+
+    uses_k: the value depends on the neighbourhood size k.
+    """
 
     label: str
     better: str
@@ -27,7 +30,7 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "precision": MetricKind("Precision", "higher", True, "fraction of generated images that lie within the real data"),
     "recall": MetricKind("Recall", "higher", True, "fraction of real test images that the generated set covers"),
     "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real test images"),
-    "density": MetricKind("Density", "higher", True, "how deep within the real data images lie; real images reach 1"),
+    "density": MetricKind("Density", "nearest", True, "how deep within the real data images lie; real images reach 1"),
     "coverage": MetricKind("Coverage", "higher", True, "fraction of real neighbourhoods with a generated image inside"),
     "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real test images"),
     "rarity": MetricKind(
@@ -43,13 +46,20 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "nearest": MetricKind(
         "Nearest real", "neither", False, "mean distance to the nearest real image; small suggests copies"
     ),
-    "lof": MetricKind("Local outlier factor", "lower", False, "how isolated images are compared with their neighbours"),
+    "lof": MetricKind(
+        "Local outlier factor", "nearest", False, "how isolated images are compared with their neighbours"
+    ),
     "duplicates": MetricKind("Duplicates", "lower", True, "fraction of images with an exact or near duplicate"),
     "copies": MetricKind("Copies", "lower", True, "fraction of images that look copied from a real image"),
     "on_class_rate": MetricKind(
         "On class", "higher", False, "fraction of images that the guiding classifier assigns to the requested class"
     ),
 }
+# Fractions of images: their intervals end at 0 and 1.
+FRACTIONS = frozenset({
+    "precision", "recall", "tail_recall", "coverage", "tail_coverage", "outside", "duplicates", "copies",
+    "on_class_rate",
+})  # fmt: skip
 HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on_class_rate")
 
 
