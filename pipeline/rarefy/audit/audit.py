@@ -14,7 +14,7 @@ from rarefy.audit.inputs.dataset import Problem, RunData, read_run
 from rarefy.audit.inputs.model import allow_networks, find_run_model
 from rarefy.audit.inputs.reference import Reference, load_reference
 from rarefy.audit.inputs.training import load_training
-from rarefy.audit.measure import Measured, measure
+from rarefy.audit.measure import Compared, Measured, compare, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.rarity.compute import Means, RealSide, write_rarity
 from rarefy.audit.result import build_result
@@ -39,7 +39,8 @@ class AuditOptions:
     embedded models hold out 10,000, and a larger set would have no real baseline of its size. tail: ``avgknn``,
     ``confidence`` or the path of a list of real images. ray_address: a cluster for the features. gates: used instead
     of the manifest's. model: where the run's model folder is now, if it has moved. allow_plugins: import networks of
-    your own that the run's model names; without it, the real images are not scored by them.
+    your own that the run's model names; without it, the real images are not scored by them. further_extractors: others
+    to measure with, too, as (name, weights file or None). utility: also train a small network on pixels.
     """
 
     extractor: str = DEFAULT_EXTRACTOR
@@ -54,6 +55,8 @@ class AuditOptions:
     gates: tuple[Gate, ...] | None = None
     model: str | None = None
     allow_plugins: bool = False
+    further_extractors: tuple[tuple[str, str | None], ...] = ()
+    utility: bool = False
 
 
 def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[str, Any]:
@@ -63,14 +66,19 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     readable run; ManifestError, DataError, CheckpointError or DeviceError for options that do not work. Damaged parts
     of a run raise nothing: they are ``problems`` of the result.
     """
+    if options.k < 1:
+        raise ManifestError(bad("k", options.k, "at least 1"))
     if options.limit < 1:
         raise ManifestError(bad("limit", options.limit, "at least 1"))
     find_device(options.device)
     started = time.monotonic()
-    extractor = load_extractor(options.extractor, options.extractor_weights)
-    setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)
+    setting, *further = _settings(options, started)
     progress("reading shards", 0, 1)
     run = read_run(store, options.limit)
+    for each in (setting, *further):
+        each.extractor.check_side(run.manifest.preset.image_size)
+    if options.utility and not run.manifest.preset.knows_classes:
+        raise ManifestError(bad("utility", run.manifest.preset.name, "possible for: this model knows no classes"))
     gates = run.manifest.gates if options.gates is None else options.gates
     if not run.scored:
         _check_without_classifier(gates, options.tail)
@@ -78,14 +86,19 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     model = allow_networks(find_run_model(run.manifest.model, options.model, needed), options.allow_plugins)
     run = replace(run, manifest=replace(run.manifest, model=model))
     reference = load_reference(run.manifest.preset, options.reference)
-    scores, measured = None, None
+    scores, measured, others = None, None, list[Compared]()
+    if reference is None and options.utility:
+        raise ManifestError(bad("utility", "no real images", "possible: give --reference"))
     if reference is not None:
+        reference = reference.of_classes(run.manifest.counts)
         scores = score_reference(run.manifest, reference.real, options.device, progress)
         training = load_training(run, options.training, progress)
-        measured = measure(run, reference, training, None if scores is None else scores.confidence, setting, progress)
+        confidence = None if scores is None else scores.confidence
+        measured = measure(run, reference, training, confidence, setting, progress)
+        others = [compare(run, reference, confidence, each, progress) for each in further]
         problems = _write_rarity(store, run, reference, measured, setting, progress)
         run = replace(measured.run, problems=(*measured.run.problems, *problems))
-    result, estimates = build_result(run, reference, scores, measured, gates, setting)
+    result, estimates = build_result(run, reference, scores, measured, gates, setting, others)
     write_samples(store, run.measured, run.manifest.preset, measured)
     write_bootstrap(store, estimates)
     if measured is not None:
@@ -97,6 +110,17 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
     return content
+
+
+def _settings(options: AuditOptions, started: float) -> list[Setting]:
+    """One per extractor, the main one first. Raises ManifestError for an extractor that was given twice."""
+    named = [(options.extractor, options.extractor_weights), *options.further_extractors]
+    names = [name for name, _ in named]
+    for name in names:
+        if names.count(name) > 1:
+            raise ManifestError(f"extractor: {name!r} was given twice; name each extractor once")
+    how = options.k, options.device, options.tail, options.ray_address, started, options.utility
+    return [Setting(load_extractor(*each), *how) for each in named]
 
 
 def _write_rarity(

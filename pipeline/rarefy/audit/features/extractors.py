@@ -152,8 +152,8 @@ class FoldedConv(nn.Module):
 class FoldedEfficientNet(nn.Module):
     """EfficientNet-lite features: folded batch norms, channels last, pooled after the head, for RGB or grey images.
 
-    Agrees with the plain network within 1e-4. side: images of another size are resized bilinearly (antialiased when they
-    shrink); None: they keep their size.
+    Agrees with the plain network within 1e-4. side: images of another size are resized bilinearly (antialiased when
+    they shrink); None: they keep their size.
     """
 
     def __init__(self, plain: nn.Module, side: int | None = SIDE) -> None:

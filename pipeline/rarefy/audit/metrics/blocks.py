@@ -1,8 +1,8 @@
 """How much metrics of neighbourhoods vary with other draws of both sides.
 
 Resampling with replacement distorts neighbourhoods: a repeated row is its own neighbour. Random disjoint blocks of both
-sides are free of this, for they are fresh draws, only smaller. Metrics of neighbourhoods keep their scale when both sides
-shrink alike, so b blocks that deviate from each other with variance b s^2 say that the whole varies with variance s^2.
+sides do not: they are fresh draws, only smaller. Metrics of neighbourhoods keep their scale when both sides shrink
+alike, so if a b-th of the rows gives a metric with variance b s^2, all rows give it with variance s^2.
 """
 
 from __future__ import annotations

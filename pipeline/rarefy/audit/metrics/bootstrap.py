@@ -128,5 +128,5 @@ def chosen_rows(rows: int, count: int) -> NDArray[np.int64]:
 
 
 def _effective_rows(share: float, spread: float, rows: int) -> float:
-    """The number of independent rows with the fraction's spread (Korn and Graubard 1998); all rows where it has none."""
+    """The number of independent rows with the fraction's spread (Korn and Graubard 1998); all rows if it has none."""
     return share * (1 - share) / spread**2 if spread > 0 and 0 < share < 1 else rows

@@ -47,4 +47,3 @@ def expected_coverage(k: int, real: int, rows: int) -> Doubles:
         log_beta = betaln(k + j, real - k + np.maximum(m - j, 0)) - betaln(k, real - k)
         short += np.where(m >= j, (k - j) * np.exp(log_choose + log_beta), 0.0)
     return np.asarray(1 - short / k)
-

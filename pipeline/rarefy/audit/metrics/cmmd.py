@@ -1,8 +1,8 @@
 """CMMD (Jayasumana et al. 2024): the maximum mean discrepancy of normalised features under a Gaussian kernel.
 
-With CLIP's features (``--extractor clip-vit-l-14-336px``) this is the paper's metric; the name includes the extractor's.
-It assumes no Gaussian features, and the estimate is unbiased: its expectation does not depend on the number of images,
-and it can be slightly below 0. (The authors' code keeps the pairs of an image with itself, which adds a bias.)
+With CLIP's features (``--extractor clip-vit-l-14-336px``) this is the paper's metric; its name includes the extractor.
+It does not take features to be Gaussian, and the estimate is unbiased: its expectation does not depend on the number of
+images, and it can be slightly below 0. (The authors' code counts the pairs of an image with itself, which adds a bias.)
 """
 
 from __future__ import annotations

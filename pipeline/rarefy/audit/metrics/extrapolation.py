@@ -1,7 +1,7 @@
 """FD infinity: the Fréchet distance of infinitely many images, by linear extrapolation (Chong and Forsyth 2020).
 
-The Fréchet distance of finite sets is too large by a/N + b/M, to first order in the numbers N and M of images. Both sets
-are halved here: twice the distance of the whole sets minus the mean distance of the halves is the line's value at
+The Fréchet distance of finite sets is too large by a/N + b/M, to first order in the numbers N and M of images. Both
+sets are halved here: twice the distance of the whole sets minus the mean distance of the halves is the line's value at
 1/N = 1/M = 0. Chong and Forsyth extrapolate over the generated images alone, which leaves b/M.
 
 The bias is linear only if each half has more images than the features are long.

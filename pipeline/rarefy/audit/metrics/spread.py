@@ -14,14 +14,7 @@ from numpy.typing import NDArray
 from rarefy.audit.features.extractors import Features
 from rarefy.audit.metrics.blocks import Labels, Rows, assign_blocks
 from rarefy.audit.metrics.bootstrap import SEED, Estimate, Floats, around, centred, chosen_rows, from_contrasts
-from rarefy.audit.metrics.distances import (
-    KERNEL_ROWS,
-    KID_SUBSETS,
-    frechet_distance,
-    frechet_influences,
-    kernel_distances,
-    kernel_influences,
-)
+from rarefy.audit.metrics.distances import KERNEL_ROWS, KID_SUBSETS, frechet_influences, kernel_influences
 
 BOTH = "both sides"
 SPLITS = 24  # random halves for sets with fewer rows than features
@@ -29,9 +22,9 @@ FEW_SPLITS = 4  # for larger sets, where the influences are accurate and halves 
 LEAST = 0.25  # smallest fraction of the uncorrected variance
 
 
-def frechet_estimate(generated: Features, real: Features, labels: Labels) -> Estimate:
-    """FID with its spread. labels: classes of both sides."""
-    value = frechet_distance(generated, real)
+def frechet_estimate(value: float, features: tuple[Features, Features], labels: Labels) -> Estimate:
+    """FID's value with its spread. features, labels: of the generated and the real rows."""
+    generated, real = features
     if min(map(len, labels)) < 4:
         return Estimate(value, None, BOTH)
     sums = _Products(generated, real)
@@ -45,14 +38,13 @@ def frechet_estimate(generated: Features, real: Features, labels: Labels) -> Est
     return around(value, sides, BOTH, _scale(first, _of_pairs(_half_values(sums, labels, FEW_SPLITS))))
 
 
-def kernel_estimate(generated: Features, real: Features, labels: Labels) -> tuple[Estimate, float]:
-    """KID with its spread, and the standard deviation over its subsets."""
-    subsets, influences = kernel_distances(generated, real), kernel_influences(generated, real)
+def kernel_estimate(value: float, std: float, features: tuple[Features, Features], labels: Labels) -> Estimate:
+    """KID's value with its spread. std: over the random subsets whose mean the value is."""
+    influences = kernel_influences(*features)
     sides = centred(influences[0], labels[0]), centred(influences[1], labels[1])
     first = sum(float((side**2).mean()) / len(side) for side in sides)
-    true = kernel_variance(generated, real, labels) + float(subsets.var()) / KID_SUBSETS
-    scale = np.sqrt(true / first) if first > 0 else 1.0
-    return around(float(subsets.mean()), sides, BOTH, float(scale)), float(subsets.std())
+    true = kernel_variance(*features, labels) + std**2 / KID_SUBSETS
+    return around(value, sides, BOTH, float(np.sqrt(true / first)) if first > 0 else 1.0)
 
 
 def kernel_variance(generated: Features, real: Features, labels: Labels) -> float:

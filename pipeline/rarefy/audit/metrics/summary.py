@@ -57,7 +57,7 @@ def rarest(class_ids: Array, rarity: NDArray[np.float32], count: int) -> dict[in
 
 def mean(values: Array) -> float | None:
     """The mean; None without values."""
-    return float(np.mean(values.astype(np.float64))) if len(values) else None
+    return float(np.mean(values.astype(np.float64))) if values.size else None
 
 
 def _finite(values: Array) -> NDArray[np.float64]:

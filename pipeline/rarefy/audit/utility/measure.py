@@ -47,7 +47,7 @@ class Question:
 class Answer:
     """tables: for metrics.json; gains: ``utility`` and ``tail_utility``; baselines: theirs, empty if there is none.
 
-    counts: of the added generated images, the real images they are added to, and the real images that the baseline adds.
+    counts: of added generated images, of real images that they are added to, and of real images that the baseline adds.
     class_gains, class_accuracies: by class id, the accuracy gained and that with the real images alone.
     """
 

@@ -71,7 +71,8 @@ def train_network(images: Images, labels: Labels, classes: int, seed: int, devic
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = SmallResNet(images.shape[1], classes).to(place, memory_format=torch.channels_last)
+        network = SmallResNet(images.shape[1], classes).to(place)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     optimizer = torch.optim.AdamW(network.parameters(), PEAK_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=STEPS)
     for _ in range(STEPS):

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from rarefy.audit.features.index import index_features
 from rarefy.audit.inputs.dataset import RunData
-from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.inputs.training import TrainingSet
 from rarefy.audit.metrics.tail import Tail
 from rarefy.audit.sides import Progress, Setting, Side, Sides
@@ -34,7 +33,8 @@ def answer_utility(
     """Utility of all images of the run; None for a model without classes or with fewer than 20 images of either kind.
 
     The real training images are at most 10,000 random ones of the model's whole training set or, where the audit does
-    not have it, those that are held out from the reference. Raises DataError if there is no answer although the network was asked for.
+    not have it, those that are held out from the reference. Raises DataError if there is no answer although the network
+    was asked for.
     """
     test = _examples(sides.real)
     real, source = _real(sides, training, test, setting, progress)
