@@ -103,6 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_generate_arguments(command)
     _add_training(command)
     _add_against(command)
+    _add_utility(command)
     _add_plan(commands)
     command = _command(commands, "generate", _generate, "generate every shard that is not committed yet")
     _add_generate_arguments(command)
@@ -239,11 +240,16 @@ def _add_audit(commands: Any) -> None:
     command.add_argument("--reference", help="folder of real images (default: those in the model's folder)")
     _add_training(command)
     _add_against(command)
+    _add_utility(command)
     command.add_argument("--model", help="where the run's model folder is now, if it has moved")
-    text = "efficientnet-lite0 (default), inception-v3, vgg16, dinov2-* or clip-*"
-    command.add_argument("--extractor", default="efficientnet-lite0", help=text)
-    text = "weights file of another extractor (default: torch-fidelity downloads it)"
-    command.add_argument("--extractor-weights", "--inception-weights", help=text)
+    text = (
+        "efficientnet-lite0 (default), efficientnet-lite0-native, inception-v3, vgg16, dinov2-* or clip-*; with =FILE "
+        "the file of its weights; may be repeated: the first one is the main one"
+    )
+    command.add_argument("--extractor", action="append", metavar="NAME[=FILE]", help=text)
+    text = "weights file of the first extractor (default: it is downloaded)"
+    command.add_argument("--extractor-weights", "--inception-weights", metavar="FILE", help=text)
+    command.add_argument("--k", type=int, default=3, help="neighbours per image (default 3)")
     text = "which real images are rare: avgknn (default), confidence or a file of their keys, one per line"
     command.add_argument("--tail", default="avgknn", help=text)
     command.add_argument("--limit", type=int, default=10_000, help="measure at most this many images (default 10,000)")
@@ -251,6 +257,11 @@ def _add_audit(commands: Any) -> None:
     command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
     command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda or cuda:N")
     _add_plugins(command)
+
+
+def _add_utility(command: argparse.ArgumentParser) -> None:
+    text = "also train a small network on pixels, with and without the images that were made (minutes on a CPU)"
+    command.add_argument("--utility", action="store_true", help=text)
 
 
 def _add_training(command: argparse.ArgumentParser) -> None:
@@ -325,7 +336,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     with watched(manifest, options, arguments.log_json) as watch:
         stage = stage_json if arguments.log_json else stage_line
-        audit = AuditOptions(training=arguments.training, against=arguments.against)
+        audit = AuditOptions(training=arguments.training, against=arguments.against, utility=arguments.utility)
         result = run(manifest, options, audit, Reports(watch.progress, stage, watch.notice, watch.listeners))
     page = f"{arguments.out.rstrip('/')}/{result.report}"
     selected = [] if result.selected is None else [result.selected.text()]
@@ -412,13 +423,18 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _audit(arguments: argparse.Namespace) -> int:
     from rarefy.audit.audit import AuditOptions, run_audit
+    from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR
     from rarefy.gates import load_gates
     from rarefy.generate.progress import stage_line
     from rarefy.shards.store import Store
 
+    (extractor, weights), *further = [_named_weights(text) for text in arguments.extractor or [DEFAULT_EXTRACTOR]]
     options = AuditOptions(
-        extractor=arguments.extractor,
-        extractor_weights=arguments.extractor_weights,
+        extractor=extractor,
+        extractor_weights=arguments.extractor_weights or weights,
+        further_extractors=tuple(further),
+        k=arguments.k,
+        utility=arguments.utility,
         device=arguments.device,
         reference=arguments.reference,
         training=arguments.training,
@@ -435,6 +451,12 @@ def _audit(arguments: argparse.Namespace) -> int:
              for name, entry in result["metrics"].items()]  # fmt: skip
     _print(arguments, result, "\n".join([*lines, *_audit_lines(result)]))
     return _audit_code(result)
+
+
+def _named_weights(text: str) -> tuple[str, str | None]:
+    """NAME or NAME=FILE."""
+    name, _, path = text.partition("=")
+    return name, path or None
 
 
 def _audit_lines(result: dict[str, Any]) -> list[str]:

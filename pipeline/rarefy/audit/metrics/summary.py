@@ -46,7 +46,7 @@ def wasserstein_1(first: NDArray[np.float64], second: NDArray[np.float64]) -> fl
 
 def mean(values: Array) -> float | None:
     """The mean; None without values."""
-    return float(np.mean(values.astype(np.float64))) if len(values) else None
+    return float(np.mean(values.astype(np.float64))) if values.size else None
 
 
 def _finite(values: Array) -> NDArray[np.float64]:
