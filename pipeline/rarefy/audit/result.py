@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,15 @@ from rarefy.audit.features.cache import array_digest
 from rarefy.audit.features.scores import ReferenceScores
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import Reference
-from rarefy.audit.measure import Measured
-from rarefy.audit.metrics.assembly import GENERATED, REAL
+from rarefy.audit.measure import Compared, Measured
+from rarefy.audit.memory import Memory
+from rarefy.audit.metrics.assembly import GENERATED, REAL, SetEstimates
+from rarefy.audit.metrics.baseline import Baseline, summarize
 from rarefy.audit.metrics.bootstrap import Estimate, chosen_rows, estimate_mean, fraction_interval
-from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_name
+from rarefy.audit.metrics.kinds import FRACTIONS, METRIC_KINDS, metric_name
 from rarefy.audit.metrics.summary import Histogram, histogram, mean, wasserstein_1
 from rarefy.audit.metrics.tail import Tail
+from rarefy.audit.metrics.vendi import class_scores
 from rarefy.audit.schema import (
     FORMAT,
     AuditResult,
@@ -33,8 +37,9 @@ from rarefy.audit.schema import (
     SuspectedCopy,
     TailSummary,
 )
-from rarefy.audit.sides import Setting
-from rarefy.gates import Gate, check_gates, gate_verdict
+from rarefy.audit.sides import Setting, Sides
+from rarefy.audit.utility.measure import Answer
+from rarefy.gates import Gate, Reading, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
 
 LIBRARIES = ("torch", "torch-fidelity", "scikit-learn", "numpy")
@@ -43,6 +48,8 @@ MAP_POINTS = 2000
 MAP_DIGITS = 4
 
 Counts = tuple[int, int, int]  # generated, real and baseline images
+Source = tuple[str, str, int | None]  # extractor, layer and k
+Value = TypeVar("Value")
 
 
 def build_result(
@@ -52,8 +59,12 @@ def build_result(
     measured: Measured | None,
     gates: Sequence[Gate],
     setting: Setting,
+    others: Sequence[Compared] = (),
 ) -> tuple[AuditResult, dict[str, Estimate]]:
-    """The result, and its estimates by metric name. ``run.measured`` has only the measured images."""
+    """The result, and its estimates by metric name.
+
+    ``run.measured`` has only the measured images. others: the comparisons in the features of further extractors.
+    """
     labels = None if reference is None else reference.real.labels
     metrics, estimates = ({}, {}) if measured is None else _metrics(measured, setting)
     if run.scored:
@@ -63,9 +74,9 @@ def build_result(
         _add_scores(per_class, run, scores, labels)
     if measured is not None:
         _add_neighbors(per_class, measured)
-    checks = check_gates(
-        gates, {name: entry.value for name, entry in metrics.items()}, [vars(row) for row in per_class]
-    )
+        _add_diversity(per_class, measured)
+    readings = {name: Reading(entry.value, entry.interval, entry.floor) for name, entry in metrics.items()}
+    checks = check_gates(gates, readings, [vars(row) for row in per_class])
     problems = [*run.problems, *(() if measured is None else measured.problems)]
     return AuditResult(
         format=FORMAT,
@@ -80,40 +91,94 @@ def build_result(
         copies=[] if measured is None else _copies(measured),
         map=None if measured is None else _feature_map(measured),
         provenance=_provenance(run, reference, setting),
+        memorization=None if measured is None else measured.memory.summary,
+        utility=[] if measured is None or measured.utility is None else measured.utility.tables,
+        other_extractors={compared.setting.extractor.name: other_metrics(compared) for compared in others},
     ), estimates
 
 
 def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:
-    extractor = setting.extractor
-    counts = len(measured.run.measured), len(measured.real_images), len(measured.sides.draws[0])
-    source = extractor.name, extractor.layer, setting.k
+    compared = Compared(setting, measured.sides, measured.tail, measured.of_run, measured.of_draws)
+    source, counts = _source(setting), _counts(measured.sides)
+    utility = measured.utility
+    entries = _compared_entries(compared) | _memory_entries(measured.memory, source, counts)
+    of_kinds = {**measured.of_run.estimates, **measured.memory.of_run}
+    if utility is not None:
+        entries |= _utility_entries(utility, source)
+        of_kinds |= utility.gains
+    return _named(entries, setting), _named(of_kinds, setting)
+
+
+def other_metrics(compared: Compared) -> dict[str, MetricEntry]:
+    """The metrics in the features of a further extractor, by name."""
+    return _named(_compared_entries(compared), compared.setting)
+
+
+def _named(values: Mapping[str, Value], setting: Setting) -> dict[str, Value]:
+    return {metric_name(kind, setting.extractor.name): value for kind, value in values.items()}
+
+
+def _source(setting: Setting) -> Source:
+    return setting.extractor.name, setting.extractor.layer, setting.k
+
+
+def _counts(sides: Sides) -> Counts:
+    return len(sides.generated), len(sides.real), len(sides.draws[0])
+
+
+def _compared_entries(compared: Compared) -> dict[str, MetricEntry]:
+    """Each metric that compares features, with its baseline, by kind."""
+    of_run, of_draws = compared.of_run, compared.of_draws
+    source, counts = _source(compared.setting), _counts(compared.sides)
     entries = {
-        kind: _entry(kind, estimate, measured.of_baseline.estimates[kind], source, counts)
-        for kind, estimate in measured.of_run.estimates.items()
+        kind: _entry(kind, estimate, _baseline(kind, of_draws), source, counts)
+        for kind, estimate in of_run.estimates.items()
     }
-    of_run, of_baseline = measured.of_run, measured.of_baseline
-    entries["kid"] = replace(entries["kid"], std=of_run.kid_std, floor_std=of_baseline.kid_std)
+    entries["kid"] = replace(entries["kid"], std=of_run.kid_std, floor_std=of_draws[0].kid_std)
     entries["lof"] = replace(entries["lof"], sample_count=of_run.lof_count)
-    names = {kind: metric_name(kind, extractor.name) for kind in entries}
-    estimates = {names[kind]: estimate for kind, estimate in measured.of_run.estimates.items()}
-    return {names[kind]: entry for kind, entry in entries.items()}, estimates
+    return entries
+
+
+def _baseline(kind: str, of_draws: Sequence[SetEstimates]) -> Baseline:
+    return summarize([draw.estimates[kind] for draw in of_draws], kind in FRACTIONS)
+
+
+def _memory_entries(memory: Memory, source: Source, counts: Counts) -> dict[str, MetricEntry]:
+    """The metrics of memorisation. Their baseline is of real images that no training step saw."""
+    counts = counts[0], memory.summary.count, memory.baseline_count
+    return {
+        kind: _entry(kind, estimate, _one_draw(kind, memory.of_baseline), source, counts)
+        for kind, estimate in memory.of_run.items()
+    }
+
+
+def _utility_entries(utility: Answer, source: Source) -> dict[str, MetricEntry]:
+    """What the generated images add in training. The baseline is what equally many real images add."""
+    return {
+        kind: _entry(kind, estimate, _one_draw(kind, utility.baselines), source, utility.counts)
+        for kind, estimate in utility.gains.items()
+    }
+
+
+def _one_draw(kind: str, estimates: Mapping[str, Estimate]) -> Baseline | None:
+    """The baseline of a single draw, if it has this metric."""
+    return summarize([estimates[kind]], kind in FRACTIONS) if kind in estimates else None
 
 
 def _on_class(
     run: RunData, scores: ReferenceScores | None, labels: NDArray[np.int64] | None
 ) -> tuple[Estimate, MetricEntry]:
     """How often the classifier predicts the requested class; the baseline is its accuracy on the real images."""
-    estimate = estimate_mean(run.rows.predicted_id == run.rows.class_id, GENERATED)
-    baseline = None if scores is None or labels is None else estimate_mean(scores.predicted_id == labels, REAL)
+    estimate = estimate_mean(run.rows.predicted_id == run.rows.class_id, GENERATED, run.rows.class_id)
+    baseline = None
+    if scores is not None and labels is not None:
+        baseline = summarize([estimate_mean(scores.predicted_id == labels, REAL, labels)], True)
     real_count = 0 if labels is None else len(labels)
     counts = len(run.rows), real_count, real_count
     return estimate, _entry(ON_CLASS, estimate, baseline, ("guiding classifier", "softmax at t = 0", None), counts)
 
 
-def _entry(
-    kind: str, estimate: Estimate, baseline: Estimate | None, source: tuple[str, str, int | None], counts: Counts
-) -> MetricEntry:
-    """source: extractor, layer and k."""
+def _entry(kind: str, estimate: Estimate, baseline: Baseline | None, source: Source, counts: Counts) -> MetricEntry:
     extractor, layer, k = source
     generated_count, real_count, baseline_count = counts
     return MetricEntry(
@@ -129,6 +194,8 @@ def _entry(
         generated_count=generated_count,
         real_count=real_count,
         floor_count=baseline_count,
+        floor_draws=None if baseline is None else baseline.draws,
+        floor_spread=None if baseline is None else baseline.spread,
     )
 
 
@@ -168,15 +235,33 @@ def _add_scores(table: list[ClassRow], run: RunData, scores: ReferenceScores, la
 
 
 def _add_neighbors(table: list[ClassRow], measured: Measured) -> None:
-    """Add precision, recall and coverage of each class, and recall and coverage of the real baseline."""
-    of_run, of_baseline = measured.of_run.neighborhood, measured.of_baseline.neighborhood
+    """Add precision, recall, tail recall and coverage of each class, with the real baseline's where it has them."""
+    of_run, draws = measured.of_run.neighborhood, [draw.neighborhood for draw in measured.of_draws]
     for row in table:
         own, real = measured.run.measured.class_id == row.class_id, measured.real_images.labels == row.class_id
+        tail = real & measured.tail.members
+        row.copies = mean(measured.twins.copied[own])
         row.precision, row.precision_interval = fraction_interval(of_run.balls[own] > 0)
         row.recall, row.recall_interval = fraction_interval(of_run.recalled[real])
-        row.recall_floor = mean(of_baseline.recalled[real])
+        row.recall_floor = mean(np.array([draw.recalled[real] for draw in draws]))
+        row.tail_recall, row.tail_recall_interval = fraction_interval(of_run.recalled[tail])
+        row.tail_recall_floor = mean(np.array([draw.recalled[tail] for draw in draws]))
         row.coverage, row.coverage_interval = fraction_interval(of_run.covered[real])
-        row.coverage_floor = mean(of_baseline.covered[real])
+        row.coverage_floor = mean(np.array([draw.covered[real] for draw in draws]))
+
+
+def _add_diversity(table: list[ClassRow], measured: Measured) -> None:
+    """Add each class's Vendi score with its baseline, and the accuracy that the class gains by the generated images."""
+    of_run, *of_draws = (
+        class_scores(side.manifold.features, side.labels) for side in (measured.sides.generated, *measured.sides.draws)
+    )
+    utility = measured.utility
+    for row in table:
+        row.vendi = of_run.get(row.class_id)
+        row.vendi_floor = mean(np.array([scores[row.class_id] for scores in of_draws if row.class_id in scores]))
+        if utility is not None:
+            row.utility = utility.class_gains.get(row.class_id)
+            row.utility_real = utility.class_accuracies.get(row.class_id)
 
 
 def _tail_summary(tail: Tail) -> TailSummary:

@@ -16,7 +16,7 @@ import numpy as np
 
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import read_embedded, with_keys
-from rarefy.errors import DataError, ManifestError, OutputError
+from rarefy.errors import DataError, ManifestError, OutputError, bad
 from rarefy.fields import Table, get_path, get_text
 from rarefy.images import LabelledImages, load_images
 from rarefy.models.folder import ModelFolder
@@ -115,6 +115,8 @@ def _read(preset: ModelFolder, place: _Place, expected: str | None, progress: Pr
     sha256 = chosen.sha256(partial(progress, "hashing the training images"))
     if chosen.excluded:
         images = images.take(chosen.rows)
+    if len(images) < 2:
+        raise DataError(bad(f"data: {place.data}", f"{len(images)} images", "at least 2 images"))
     whole = sha256 == expected
     what = "the model's whole training set" if whole else "training images as given"
     return TrainingSet(with_keys(images), f"{what} in {os.path.normpath(place.data)}", sha256, whole)
