@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,20 @@ def test_another_driver_and_another_time_give_the_same_bytes(
     assert list(verify_run(store)) == ["selected/rare-000001"]
     make(store)
     assert {name: data.read_bytes(name) for name in first} == first and verify_run(store) == {}
+
+
+def test_two_drivers_at_once_make_one_set(tmp_path: Path, commit_images: Commit, blob: Blob) -> None:
+    store, alone = (Store(str(tmp_path / name)) for name in ("out", "alone"))
+    for each in (store, alone):
+        pool_of(each, commit_images, blob)
+    make(alone)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(make, [store, store]))
+    assert [result.sealed.samples for result in results] == [12, 12]
+    assert verify_run(store) == {} and chosen(store) == chosen(alone)
+    for name in KEPT:
+        rel = f"selected/shards/{name}.tar"
+        assert store.read_bytes(rel) == alone.read_bytes(rel)
 
 
 def test_verify_names_a_set_that_does_not_follow_from_the_pool(
