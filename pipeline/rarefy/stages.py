@@ -70,11 +70,11 @@ def run(manifest: Manifest, options: GenerateOptions, audit: AuditOptions, repor
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     selected = None
     if manifest.select is not None:
-        means = SelectOptions(device, options.ray_address, keep_exhausted=options.keep_exhausted)
-        selected = select(store, means, reports.stage)
+        selected = select(store, SelectOptions(device, keep_exhausted=options.keep_exhausted), reports.stage)
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
-    audit = replace(audit, gates=manifest.gates, allow_plugins=manifest.preset.allow_plugins)
-    metrics = run_audit(store, replace(audit, device=device, ray_address=options.ray_address), reports.stage)
+    allowed = manifest.preset.allow_plugins
+    audit = replace(audit, device=device, gates=manifest.gates, allow_plugins=allowed)
+    metrics = run_audit(store, audit, reports.stage)
     return RunResult(generated, sealed, metrics, write_report(store), selected)
 
 
