@@ -241,8 +241,8 @@ def _add_audit(commands: Any) -> None:
     _add_utility(command)
     command.add_argument("--model", help="where the run's model folder is now, if it has moved")
     text = (
-        "efficientnet-lite0 (default), efficientnet-lite0-native, inception-v3, vgg16, dinov2-* or clip-*; with =FILE the "
-        "file of its weights; may be repeated: the first one is the main one"
+        "efficientnet-lite0 (default), efficientnet-lite0-native, inception-v3, vgg16, dinov2-* or clip-*; =FILE is "
+        "the file of its weights; may be repeated: the first one is the main one"
     )
     command.add_argument("--extractor", action="append", metavar="NAME[=FILE]", help=text)
     text = "weights file of the first extractor (default: it is downloaded)"

@@ -105,7 +105,7 @@ HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on
 
 
 def metric_name(kind: str, extractor: str) -> str:
-    """The name in metrics.json. Distances between sets include the extractor's, to tell them from Inception's or CLIP's."""
+    """The name in metrics.json. Distances between sets include the extractor's, since others are usual."""
     return f"{kind}_{extractor.replace('-', '_')}" if kind in NAMED_AFTER_EXTRACTOR else kind
 
 
