@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class Benchmark:
-    """The search of one data set, in which five images also occur five times, once as they are and with slight noise."""
+    """The search of one data set, in which some images occur five times: three times as they are, twice with noise."""
 
     def __init__(self, training: LabelledImages, test: LabelledImages, copies: int, unseen: int) -> None:
         self.extractor, self.generator = load_extractor(), np.random.default_rng(0)

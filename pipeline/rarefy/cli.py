@@ -102,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = _command(commands, "run", _run, "generate, seal, audit and report")
     _add_generate_arguments(command)
     _add_training(command)
+    _add_against(command)
     _add_utility(command)
     _add_plan(commands)
     command = _command(commands, "generate", _generate, "generate every shard that is not committed yet")
@@ -238,10 +239,11 @@ def _add_audit(commands: Any) -> None:
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     command.add_argument("--reference", help="folder of real images (default: those in the model's folder)")
     _add_training(command)
+    _add_against(command)
     _add_utility(command)
     command.add_argument("--model", help="where the run's model folder is now, if it has moved")
     text = (
-        "efficientnet-lite0 (default), efficientnet-lite0-native, inception-v3, vgg16, dinov2-* or clip-*; =FILE is "
+        "efficientnet-lite0 (default), efficientnet-lite0-native, inception-v3, vgg16, dinov2-* or clip-*; with =FILE "
         "the file of its weights; may be repeated: the first one is the main one"
     )
     command.add_argument("--extractor", action="append", metavar="NAME[=FILE]", help=text)
@@ -267,6 +269,11 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "the images that the model was trained on, to search for copies of them (default: those that its folder names)"
     )
     command.add_argument("--training", metavar="DATA", help=text)
+
+
+def _add_against(command: argparse.ArgumentParser) -> None:
+    text = "an audited run of plain sampling, to compare with (default: the numbers that ship with the model, if any)"
+    command.add_argument("--against", metavar="OUT", help=text)
 
 
 def _add_train(commands: Any) -> None:
@@ -329,7 +336,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     with watched(manifest, options, arguments.log_json) as watch:
         stage = stage_json if arguments.log_json else stage_line
-        audit = AuditOptions(training=arguments.training, utility=arguments.utility)
+        audit = AuditOptions(training=arguments.training, against=arguments.against, utility=arguments.utility)
         result = run(manifest, options, audit, Reports(watch.progress, stage, watch.notice, watch.listeners))
     page = f"{arguments.out.rstrip('/')}/{result.report}"
     selected = [] if result.selected is None else [result.selected.text()]
@@ -431,6 +438,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         reference=arguments.reference,
         training=arguments.training,
+        against=arguments.against,
         tail=arguments.tail,
         limit=arguments.limit,
         ray_address=arguments.ray_address,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rarefy.audit.against import check_against, compare_with, read_against, stored_against, stored_plain
+from rarefy.audit.current import discard_audit, shards_sha256
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
 from rarefy.audit.features.scores import score_reference
 from rarefy.audit.inputs.dataset import Problem, RunData, read_run
@@ -16,13 +18,17 @@ from rarefy.audit.inputs.reference import Reference, load_reference
 from rarefy.audit.inputs.training import load_training
 from rarefy.audit.measure import Compared, Measured, compare, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
+from rarefy.audit.metrics.bootstrap import Estimate
+from rarefy.audit.page.sheet import contact_sheet
 from rarefy.audit.rarity.compute import Means, RealSide, write_rarity
 from rarefy.audit.result import build_result
-from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
+from rarefy.audit.schema import METRICS_PATH, SHEET_PATH, AuditResult
 from rarefy.audit.sides import Progress, Setting
-from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, write_samples
+from rarefy.audit.strips import write_strips
+from rarefy.audit.tables import write_bootstrap, write_copies, write_samples
+from rarefy.audit.verdict import judge
 from rarefy.device import find_device
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, ShardError, bad
 from rarefy.gates import Gate, check_measurable
 from rarefy.plan import shard_names
 from rarefy.shards.listing import iter_committed
@@ -39,8 +45,10 @@ class AuditOptions:
     embedded models hold out 10,000, and a larger set would have no real baseline of its size. tail: ``avgknn``,
     ``confidence`` or the path of a list of real images. ray_address: a cluster for the features. gates: used instead
     of the manifest's. model: where the run's model folder is now, if it has moved. allow_plugins: import networks of
-    your own that the run's model names; without it, the real images are not scored by them. further_extractors: others
-    to measure with, too, as (name, weights file or None). utility: also train a small network on pixels.
+    your own that the run's model names; without it, the real images are not scored by them. against: the folder of an
+    audited run of plain sampling to compare with (default: the numbers that ship with the model, if there are any).
+    further_extractors: others to measure with, too, as (name, weights file or None). utility: also train a small
+    network on pixels.
     """
 
     extractor: str = DEFAULT_EXTRACTOR
@@ -55,6 +63,7 @@ class AuditOptions:
     gates: tuple[Gate, ...] | None = None
     model: str | None = None
     allow_plugins: bool = False
+    against: str | None = None
     further_extractors: tuple[tuple[str, str | None], ...] = ()
     utility: bool = False
 
@@ -64,33 +73,30 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
 
     progress(stage, done, total) is called as work goes on. Raises OutputError or ShardError for a folder without a
     readable run; ManifestError, DataError, CheckpointError or DeviceError for options that do not work. Damaged parts
-    of a run raise nothing: they are ``problems`` of the result.
+    of a run raise nothing: they are ``problems`` of the result. An earlier audit is deleted before measuring starts.
     """
-    if options.k < 1:
-        raise ManifestError(bad("k", options.k, "at least 1"))
-    if options.limit < 1:
-        raise ManifestError(bad("limit", options.limit, "at least 1"))
+    for name, value in (("k", options.k), ("limit", options.limit)):
+        if value < 1:
+            raise ManifestError(bad(name, value, "at least 1"))
     find_device(options.device)
-    started = time.monotonic()
-    setting, *further = _settings(options, started)
+    setting, *further = _settings(options, time.monotonic())
+    other = None if options.against is None else read_against(options.against, store)
     progress("reading shards", 0, 1)
-    run = read_run(store, options.limit)
-    for each in (setting, *further):
-        each.extractor.check_side(run.manifest.preset.image_size)
-    if options.utility and not run.manifest.preset.knows_classes:
-        raise ManifestError(bad("utility", run.manifest.preset.name, "possible for: this model knows no classes"))
+    audited, run = _read(store, options.limit)
     gates = run.manifest.gates if options.gates is None else options.gates
-    if not run.scored:
-        _check_without_classifier(gates, options.tail)
+    _check_possible(run, gates, options, (setting, *further))
     needed = options.reference is None and "reference" in run.manifest.preset.files
     model = allow_networks(find_run_model(run.manifest.model, options.model, needed), options.allow_plugins)
     run = replace(run, manifest=replace(run.manifest, model=model))
     reference = load_reference(run.manifest.preset, options.reference)
-    scores, measured, others = None, None, list[Compared]()
     if reference is None and options.utility:
         raise ManifestError(bad("utility", "no real images", "possible: give --reference"))
+    reference = None if reference is None else reference.of_classes(run.manifest.counts)
+    if other is not None and options.against is not None:
+        check_against(options.against, other, _shared(reference, setting))
+    discard_audit(store)  # from here on, an audit that fails leaves none behind
+    scores, measured, others = None, None, list[Compared]()
     if reference is not None:
-        reference = reference.of_classes(run.manifest.counts)
         scores = score_reference(run.manifest, reference.real, options.device, progress)
         training = load_training(run, options.training, progress)
         confidence = None if scores is None else scores.confidence
@@ -99,17 +105,58 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
         problems = _write_rarity(store, run, reference, measured, setting, progress)
         run = replace(measured.run, problems=(*measured.run.problems, *problems))
     result, estimates = build_result(run, reference, scores, measured, gates, setting, others)
+    result = replace(result, provenance=replace(result.provenance, shards_sha256=audited))
+    if other is not None and options.against is not None:
+        result = replace(result, against=compare_with(options.against, other, result))
+    elif run.manifest.terms or run.manifest.select is not None:
+        result = replace(result, against=stored_against(result, stored_plain()))
+    return _write(store, run, measured, replace(result, judgement=judge(result)), estimates)
+
+
+def _read(store: Store, limit: int) -> tuple[str, RunData]:
+    """What identifies the shards, and the run. An earlier audit goes with shards that cannot be read any more."""
+    try:
+        return shards_sha256(store), read_run(store, limit)
+    except ShardError:
+        discard_audit(store)
+        raise
+
+
+def _check_possible(run: RunData, gates: Iterable[Gate], options: AuditOptions, settings: Iterable[Setting]) -> None:
+    """Raise ManifestError for what this run's model cannot be measured with."""
+    preset = run.manifest.preset
+    for each in settings:
+        each.extractor.check_side(preset.image_size)
+    if options.utility and not preset.knows_classes:
+        raise ManifestError(bad("utility", preset.name, "possible for: this model knows no classes"))
+    if not run.scored:
+        _check_without_classifier(gates, options.tail)
+
+
+def _write(
+    store: Store, run: RunData, measured: Measured | None, result: AuditResult, estimates: Mapping[str, Estimate]
+) -> dict[str, Any]:
+    """Write OUT/audit, metrics.json last, and return its content."""
     write_samples(store, run.measured, run.manifest.preset, measured)
     write_bootstrap(store, estimates)
     if measured is not None:
-        write_rarest(store, measured)
+        store.write_bytes(SHEET_PATH, contact_sheet(write_strips(store, measured)))
         write_copies(store, measured)
-    else:  # those of an earlier audit, which had real images
-        store.delete(RAREST_PATH)
-        store.delete(COPIES_PATH)
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
     return content
+
+
+def _shared(reference: Reference | None, setting: Setting) -> dict[str, object]:
+    """What this audit must share with another one that it is compared with."""
+    extractor = setting.extractor
+    return {
+        "reference_sha256": None if reference is None else reference.real.sha256(),
+        "extractor_sha256": extractor.digest,
+        "extractor_layer": extractor.layer,
+        "preprocessing": extractor.preprocessing,
+        "k": setting.k,
+    }
 
 
 def _settings(options: AuditOptions, started: float) -> list[Setting]:

@@ -39,7 +39,7 @@ from rarefy.audit.schema import (
 )
 from rarefy.audit.sides import Setting, Sides
 from rarefy.audit.utility.measure import Answer
-from rarefy.gates import Gate, check_gates, gate_verdict
+from rarefy.gates import Gate, Reading, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
 
 LIBRARIES = ("torch", "torch-fidelity", "scikit-learn", "numpy")
@@ -75,9 +75,8 @@ def build_result(
     if measured is not None:
         _add_neighbors(per_class, measured)
         _add_diversity(per_class, measured)
-    checks = check_gates(
-        gates, {name: entry.value for name, entry in metrics.items()}, [vars(row) for row in per_class]
-    )
+    readings = {name: Reading(entry.value, entry.interval, entry.floor) for name, entry in metrics.items()}
+    checks = check_gates(gates, readings, [vars(row) for row in per_class])
     problems = [*run.problems, *(() if measured is None else measured.problems)]
     return AuditResult(
         format=FORMAT,

@@ -19,6 +19,7 @@ from rarefy.audit.metrics.spread import BOTH, frechet_estimate, kernel_estimate
 from rarefy.audit.metrics.tail import Tail, tail_members
 
 DEFAULT_K = 3
+LOF_FEWEST = (125, 500)  # rows of a block: LOF uses more neighbours than the other metrics
 NOT_BY_BLOCKS = ("fid", "kid", "lof")
 GENERATED, REAL, SUBSETS = "generated rows", "real rows", "random subsets"
 OF_GENERATED, OF_REAL = ("precision", "outside"), ("recall", "coverage")  # fractions of the rows of either side
@@ -163,5 +164,5 @@ def _lof_estimate(value: float, features: tuple[Features, Features], labels: Lab
     def evaluate(generated: Rows, real: Rows) -> Floats:
         return np.array([local_outlier_factors(rows[0][generated], rows[1][real]).mean()])
 
-    contrasts = block_contrasts((labels[0][chosen[0]], labels[1][chosen[1]]), evaluate, 3)
+    contrasts = block_contrasts((labels[0][chosen[0]], labels[1][chosen[1]]), evaluate, 3, LOF_FEWEST)
     return Estimate(value) if contrasts is None else from_contrasts(value, contrasts[:, 0], BOTH)

@@ -15,21 +15,23 @@ from scipy.linalg import hadamard
 
 from rarefy.audit.metrics.bootstrap import SEED, Floats
 
-# Fewest generated and real rows of a block for 4 or 8 blocks; with fewer rows there are 2.
-FEWEST = (125, 250)
+FEWEST = (125, 250)  # generated and real rows of a block for 4 or 8 blocks; with fewer rows there are 2
 ROUNDS = {2: 24, 4: 8, 8: 4}  # random partitions by number of blocks: 24 to 28 deviations
 
 Rows = NDArray[np.int64]
 Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def block_contrasts(labels: Labels, evaluate: Callable[[Rows, Rows], Floats], smallest: int) -> Floats | None:
+def block_contrasts(
+    labels: Labels, evaluate: Callable[[Rows, Rows], Floats], smallest: int, fewest: tuple[int, int] = FEWEST
+) -> Floats | None:
     """(C, m) independent deviations with the spread of m metrics; None if a block would have too few rows.
 
     labels: classes of the generated (N,) and of the real rows (M,), by which the blocks are stratified;
-    evaluate(generated rows, real rows) -> (m,) the metrics of a block; smallest: fewest rows it needs of either side.
+    evaluate(generated rows, real rows) -> (m,) the metrics of a block; smallest: fewest rows it needs of either side;
+    fewest: generated and real rows from which a block resembles the whole.
     """
-    blocks = block_number(len(labels[0]), len(labels[1]))
+    blocks = block_number(len(labels[0]), len(labels[1]), fewest)
     generators = [np.random.default_rng([SEED, side]) for side in range(2)]
     contrasts = []
     for _ in range(ROUNDS[blocks]):
@@ -41,9 +43,9 @@ def block_contrasts(labels: Labels, evaluate: Callable[[Rows, Rows], Floats], sm
     return np.concatenate(contrasts)
 
 
-def block_number(generated: int, real: int) -> int:
+def block_number(generated: int, real: int, fewest: tuple[int, int] = FEWEST) -> int:
     """8, 4 or 2 blocks: smaller ones are quicker to compare, but must still resemble the whole."""
-    return next((each for each in (8, 4) if generated >= each * FEWEST[0] and real >= each * FEWEST[1]), 2)
+    return next((each for each in (8, 4) if generated >= each * fewest[0] and real >= each * fewest[1]), 2)
 
 
 def assign_blocks(labels: NDArray[np.int64], blocks: int, generator: np.random.Generator) -> Rows:

@@ -35,11 +35,11 @@ METRIC_KINDS: dict[str, MetricKind] = {
         "Inception Score", "higher", False, "how certain the extractor's classifier is, and how many classes it sees"
     ),
     "precision": MetricKind("Precision", "higher", True, "fraction of generated images that lie within the real data"),
-    "recall": MetricKind("Recall", "higher", True, "fraction of real test images that the generated set covers"),
-    "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real test images"),
+    "recall": MetricKind("Recall", "higher", True, "fraction of real images that the generated set covers"),
+    "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real images"),
     "density": MetricKind("Density", "nearest", True, "how deep within the real data images lie; real images reach 1"),
     "coverage": MetricKind("Coverage", "higher", True, "fraction of real neighbourhoods with a generated image inside"),
-    "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real test images"),
+    "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real images"),
     "clipped_density": MetricKind(
         "Clipped density",
         "higher",
@@ -101,11 +101,11 @@ FRACTIONS = frozenset({
     "precision", "recall", "tail_recall", "coverage", "tail_coverage", "clipped_density", "clipped_coverage", "outside",
     "duplicates", "copies", "authenticity", "on_class_rate",
 })  # fmt: skip
-HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on_class_rate")
+HEADLINE_METRICS = ("recall", "tail_recall", "precision", "on_class_rate", "rarity", "fid", "copies", "utility")
 
 
 def metric_name(kind: str, extractor: str) -> str:
-    """The name in metrics.json. Distances between sets include the extractor's, since others are usual."""
+    """The name in metrics.json. Distances between sets include the extractor's, because they depend on it."""
     return f"{kind}_{extractor.replace('-', '_')}" if kind in NAMED_AFTER_EXTRACTOR else kind
 
 

@@ -18,7 +18,7 @@ from rarefy.audit.metrics.distances import KERNEL_ROWS, KID_SUBSETS, frechet_inf
 
 BOTH = "both sides"
 SPLITS = 24  # random halves for sets with fewer rows than features
-FEW_SPLITS = 4  # for larger sets, where the influences are accurate and halves only correct them
+FEW_SPLITS = 6  # for larger sets, where the influences are accurate and halves only correct them
 LEAST = 0.25  # smallest fraction of the uncorrected variance
 
 
