@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from rarefy.audit.audit import AuditOptions, run_audit
 from rarefy.audit.features.fidelity import load_module
@@ -17,6 +20,7 @@ from rarefy.manifest import Manifest
 from rarefy.shards.store import Store
 
 CommitRun = Callable[[Store, str], Manifest]
+Blob = Callable[[int, int], tuple[NDArray[np.uint8], int, float]]
 RUN = """name = "two"
 [model]
 name = "fashion-mnist-28"
@@ -61,12 +65,16 @@ def grids() -> Iterator[None]:
 
 @pytest.mark.usefixtures("grids")
 def test_an_audit_with_two_extractors_and_utility(
-    tmp_path: Path, real_folder: Path, commit_run: CommitRun, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, real_folder: Path, blob: Blob, commit_run: CommitRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "STEPS", 2)
+    for class_id in range(10):
+        (folder := tmp_path / "training" / str(class_id)).mkdir(parents=True)
+        for ordinal in range(4):
+            Image.fromarray(blob(class_id, 2000 + ordinal)[0][0]).save(folder / f"{ordinal}.png")
     store = Store(str(tmp_path / "out"))
     commit_run(store, RUN)
-    folders = {"reference": str(real_folder), "training": str(real_folder)}
+    folders = {"reference": str(real_folder), "training": str(tmp_path / "training")}
     options = AuditOptions("grid-3", 2, further_extractors=(("grid-4", None),), utility=True, **folders)
     run_audit(store, options, lambda stage, done, total: None)
     result = read_result(store)
