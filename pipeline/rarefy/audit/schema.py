@@ -66,7 +66,8 @@ class ClassRow:
     on_class_rate, precision, recall, coverage: fractions with 95% intervals; acceptance_rate: accepted / drawn, None
     without a filter; *_w1: Wasserstein-1 distance to the values of the real images; reference_*: values of the real
     images, which need the classifier's weights; utility: accuracy that the probe gains on this class when the generated
-    images are added, utility_real: its accuracy with the real ones alone; *_floor: the real baseline. Columns without values are not written.
+    images are added, utility_real: its accuracy with the real ones alone; *_floor: the real baseline. Columns without
+    values are not written.
     """
 
     class_id: int
