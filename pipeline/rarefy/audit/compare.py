@@ -3,9 +3,9 @@
 Significance: the replicates of both audits are subtracted, one by one. The spread of these
 differences around their mean estimates what chance alone can do (Efron and Tibshirani 1993, ch. 16). p is the fraction
 of replicates at least as far from that mean as the observed difference is from zero. The interval is the middle 95% of
-the spread, shifted to the observed difference. Replicates with the same number use the same draw of the real
-images, so both runs are compared with the same ones. Differences of one class are judged by the Wilson intervals of both
-fractions (Newcombe 1998, method 10), which takes the runs for independent.
+the spread, shifted to the observed difference. Replicates with the same number use the same draw of the real images, so
+both runs are compared with the same ones. Differences of one class are judged by the Wilson intervals of both fractions
+(Newcombe 1998, method 10), which takes the runs for independent.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rarefy.audit.current import read_current
 from rarefy.audit.footing import check_footing
 from rarefy.audit.metrics.kinds import metric_label, reading_order
-from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry, read_result
+from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry
 from rarefy.audit.tables import read_replicates
 from rarefy.errors import OutputError, bad
 from rarefy.shards.store import Store
@@ -152,7 +153,7 @@ def compare_runs(outs: Sequence[str]) -> CompareResult:
     if len(outs) < 2:
         raise OutputError(bad("runs", " ".join(outs), "two or more output folders"))
     stores = [Store(out) for out in outs]
-    results = [read_result(store) for store in stores]
+    results = [read_current(store) for store in stores]
     labels = run_labels([result.provenance.run for result in results], outs)
     check_footing(dict(zip(labels, results, strict=True)))
     replicates = [read_replicates(store) for store in stores]

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference
-from rarefy.audit.metrics import copies
-from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates, set_values
+from rarefy.audit.inputs.training import TrainingSet
+from rarefy.audit.memory import Memory, measure_memory
+from rarefy.audit.metrics.assembly import SUBSETS, SetEstimates, set_estimates, set_values
 from rarefy.audit.metrics.baseline import FEWEST_DRAWS
 from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
-from rarefy.audit.metrics.neighbors import Bools, Neighborhood, find_neighbors
 from rarefy.audit.metrics.tail import Tail, find_tail
 from rarefy.audit.sides import Progress, Setting, Side, Sides, load_sides
 from rarefy.images import LabelledImages
@@ -36,7 +36,7 @@ class Measured:
     of_run: SetEstimates
     of_draws: tuple[SetEstimates, ...]
     tail: Tail
-    twins: Twins
+    memory: Memory
     problems: tuple[Problem, ...]
 
     @property
@@ -49,25 +49,31 @@ class Measured:
         """The metrics of the baseline's first draw."""
         return self.of_draws[0]
 
+    @property
+    def twins(self) -> Twins:
+        """The copies and duplicates among the generated images."""
+        return self.memory.twins
+
     def other_key(self, twin: Twin) -> str:
         """Key of the twin in the set, or of the real image."""
-        if twin.kind in copies.OF_REAL:
-            return self._real_side(twin).keys[twin.other]
-        return str(self.run.measured.key[twin.other])
+        source = self.memory.sources.get(twin.kind)
+        return str(self.run.measured.key[twin.other]) if source is None else source.keys[twin.other]
 
     def other_image(self, twin: Twin) -> NDArray[np.uint8]:
         """The image of the twin in the set, or the real image."""
-        images = self._real_side(twin).images if twin.kind in copies.OF_REAL else self.run.images
-        return np.asarray(images[twin.other])
-
-    def _real_side(self, twin: Twin) -> LabelledImages:
-        return self.held_out if twin.kind == copies.HELD_OUT else self.real_images
+        source = self.memory.sources.get(twin.kind)
+        return np.asarray((self.run.images if source is None else source.images)[twin.other])
 
 
 def measure(
-    run: RunData, reference: Reference, confidence: NDArray[np.float64] | None, setting: Setting, progress: Progress
+    run: RunData,
+    reference: Reference,
+    training: TrainingSet | None,
+    confidence: NDArray[np.float64] | None,
+    setting: Setting,
+    progress: Progress,
 ) -> Measured:
-    """Measure a run against the reference.
+    """Measure a run against the reference, and search it for copies of the training images.
 
     confidence: the classifier's confidence for the real images, needed for a tail by confidence.
     Raises DataError, ManifestError.
@@ -77,22 +83,20 @@ def measure(
     total = 1 + len(sides.draws)
     progress("comparing", 0, total)
     of_run = _compare(sides.generated, sides, tail, setting)
-    twins = _twins_of_run(sides, of_run.neighborhood, setting)
     of_draws = []
-    for number, (draw, rows) in enumerate(zip(sides.draws, sides.draw_rows, strict=True)):
+    for number, draw in enumerate(sides.draws):
         progress("comparing", 1 + number, total)
         spread = number == 0 and len(sides.draws) < FEWEST_DRAWS
-        of_draw = _compare(draw, sides, tail, setting, spread)
-        of_draws.append(_with(of_draw, _twin_estimates(draw, _twins_of_draw(draw, rows, sides, of_draw.neighborhood))))
+        of_draws.append(_compare(draw, sides, tail, setting, spread))
     return Measured(
         run=run.keep(sides.rows),
         real_images=reference.real,
         held_out=reference.held_out,
         sides=sides,
-        of_run=_with(of_run, _twin_estimates(sides.generated, twins)),
+        of_run=of_run,
         of_draws=tuple(of_draws),
         tail=tail,
-        twins=twins,
+        memory=measure_memory(sides, reference, training, setting, progress),
         problems=_class_problems(run, reference),
     )
 
@@ -129,28 +133,3 @@ def _class_problems(run: RunData, reference: Reference) -> tuple[Problem, ...]:
         if not all(class_id in half for half in halves):
             problems.append(Problem(preset.class_name(class_id), "the reference has fewer than two images of it"))
     return tuple(problems)
-
-
-def _twins_of_run(sides: Sides, neighborhood: Neighborhood, setting: Setting) -> Twins:
-    # Held-out images are checked for copies too: those of the embedded models are training images.
-    among_held_out = find_neighbors(sides.generated.manifold, sides.held_out.manifold, setting.device)
-    of_held_out = copies.find_copies(among_held_out, sides.held_out.manifold, copies.HELD_OUT)
-    return _twins(sides.generated, neighborhood, sides, of_held_out)
-
-
-def _twins_of_draw(draw: Side, rows: NDArray[np.int64], sides: Sides, neighborhood: Neighborhood) -> Twins:
-    return _twins(draw, neighborhood, sides, (copies.repeated(sides.held_out.manifold)[rows], []))
-
-
-def _twins(side: Side, neighborhood: Neighborhood, sides: Sides, of_held_out: tuple[Bools, list[Twin]]) -> Twins:
-    """Copies of reference or held-out images, and duplicates within the side."""
-    real = sides.real.manifold
-    copied, of_reference = copies.find_copies(neighborhood, real, copies.REFERENCE)
-    doubled, doubles = copies.find_duplicates(side.images, side.manifold, neighborhood, real)
-    groups = [[twin for twin in doubles if twin.kind == kind] for kind in ("exact", "near")]
-    return Twins(copied | of_held_out[0], doubled, copies.listed([of_reference, *groups, of_held_out[1]]))
-
-
-def _twin_estimates(side: Side, twins: Twins) -> dict[str, Estimate]:
-    columns = {"duplicates": twins.doubled, "copies": twins.copied}
-    return {kind: estimate_mean(column, GENERATED, side.labels) for kind, column in columns.items()}

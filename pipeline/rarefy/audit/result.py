@@ -18,6 +18,7 @@ from rarefy.audit.features.scores import ReferenceScores
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.measure import Measured
+from rarefy.audit.memory import Memory
 from rarefy.audit.metrics.assembly import GENERATED, REAL
 from rarefy.audit.metrics.baseline import Baseline, summarize
 from rarefy.audit.metrics.bootstrap import Estimate, chosen_rows, estimate_mean, fraction_interval
@@ -35,7 +36,7 @@ from rarefy.audit.schema import (
     TailSummary,
 )
 from rarefy.audit.sides import Setting
-from rarefy.gates import Gate, check_gates, gate_verdict
+from rarefy.gates import Gate, Reading, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
 
 LIBRARIES = ("torch", "torch-fidelity", "scikit-learn", "numpy")
@@ -64,9 +65,8 @@ def build_result(
         _add_scores(per_class, run, scores, labels)
     if measured is not None:
         _add_neighbors(per_class, measured)
-    checks = check_gates(
-        gates, {name: entry.value for name, entry in metrics.items()}, [vars(row) for row in per_class]
-    )
+    readings = {name: Reading(entry.value, entry.interval, entry.floor) for name, entry in metrics.items()}
+    checks = check_gates(gates, readings, [vars(row) for row in per_class])
     problems = [*run.problems, *(() if measured is None else measured.problems)]
     return AuditResult(
         format=FORMAT,
@@ -81,6 +81,7 @@ def build_result(
         copies=[] if measured is None else _copies(measured),
         map=None if measured is None else _feature_map(measured),
         provenance=_provenance(run, reference, setting),
+        memorization=None if measured is None else measured.memory.summary,
     ), estimates
 
 
@@ -95,13 +96,28 @@ def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntr
     of_run, of_baseline = measured.of_run, measured.of_baseline
     entries["kid"] = replace(entries["kid"], std=of_run.kid_std, floor_std=of_baseline.kid_std)
     entries["lof"] = replace(entries["lof"], sample_count=of_run.lof_count)
+    entries |= _memory_entries(measured.memory, source, counts)
     names = {kind: metric_name(kind, extractor.name) for kind in entries}
-    estimates = {names[kind]: estimate for kind, estimate in measured.of_run.estimates.items()}
+    of_kinds = {**measured.of_run.estimates, **measured.memory.of_run}
+    estimates = {names[kind]: estimate for kind, estimate in of_kinds.items()}
     return {names[kind]: entry for kind, entry in entries.items()}, estimates
 
 
 def _baseline(kind: str, measured: Measured) -> Baseline:
     return summarize([draw.estimates[kind] for draw in measured.of_draws], kind in FRACTIONS)
+
+
+def _memory_entries(memory: Memory, source: tuple[str, str, int | None], counts: Counts) -> dict[str, MetricEntry]:
+    """The metrics of memorisation. Their baseline is of real images that no training step saw."""
+    counts = counts[0], memory.summary.count, memory.baseline_count
+    return {
+        kind: _entry(kind, estimate, _memory_baseline(kind, memory), source, counts)
+        for kind, estimate in memory.of_run.items()
+    }
+
+
+def _memory_baseline(kind: str, memory: Memory) -> Baseline | None:
+    return summarize([memory.of_baseline[kind]], kind in FRACTIONS) if kind in memory.of_baseline else None
 
 
 def _on_class(
@@ -182,6 +198,7 @@ def _add_neighbors(table: list[ClassRow], measured: Measured) -> None:
     for row in table:
         own, real = measured.run.measured.class_id == row.class_id, measured.real_images.labels == row.class_id
         tail = real & measured.tail.members
+        row.copies = mean(measured.twins.copied[own])
         row.precision, row.precision_interval = fraction_interval(of_run.balls[own] > 0)
         row.recall, row.recall_interval = fraction_interval(of_run.recalled[real])
         row.recall_floor = mean(np.array([draw.recalled[real] for draw in draws]))

@@ -33,7 +33,7 @@ def main() -> None:
     for name in NETWORKS:
         if source := arguments[name.replace("-", "_")]:
             shutil.copyfile(source / "weights.safetensors", model.path / f"{name}.safetensors")
-            record[name] = json.loads((source / "provenance.json").read_text())
+            record[name] = json.loads((source / "provenance.json").read_text()) | {"data": arguments["data"]}
     train = first_per_class(load_images(arguments["data"], 28, 1, "train"), TRAIN_IMAGES_PER_CLASS)
     record["reference"] = {}
     for split, data in (("test", load_images(arguments["data"], 28, 1, "test")), ("train", train)):

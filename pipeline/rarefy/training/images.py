@@ -38,7 +38,8 @@ def project_images(project: Project) -> RealImages:
         held_out = _read(project.reference, size, channels, "train", ClassNames(data.class_names))
     chosen = without_held_out(data, held_out, progress("comparing with held-out images"))
     _describe(project, chosen, held_out)
-    return RealImages(chosen, held_out, chosen.sha256(progress("hashing")))
+    held_out_path = None if held_out is None else project.reference
+    return RealImages(chosen, held_out, chosen.sha256(progress("hashing")), held_out_path)
 
 
 def check_size(folder: Path, size: int) -> None:

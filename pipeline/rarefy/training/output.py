@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +61,15 @@ class Places:
 
 @dataclass(frozen=True, eq=False)
 class RealImages:
-    """Images to train on and held-out ones to measure with, if there are any. sha256: of the former."""
+    """Images to train on and held-out ones to measure with, if there are any.
+
+    sha256: of the former; held_out_path: where the latter are, if they were compared with the images to train on.
+    """
 
     train: TrainingSet
     held_out: LabelledImages | None
     sha256: str
+    held_out_path: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +131,8 @@ def write_result(
         "recipe": values_text(values),
         "init_sha256": values.get("init_sha256"),
         "data_sha256": values["data_sha256"],
+        "data": _relative(recipe.data, places),
+        "held_out": _relative(job.images.held_out_path, places),
         "data_images": len(data),
         "classes": dict(zip(data.source.class_names, data.counts.tolist(), strict=True)),
         "excluded_images": data.excluded,
@@ -140,6 +147,11 @@ def write_result(
     }
     places.write_record(result)
     return result
+
+
+def _relative(path: Path | None, places: Places) -> str | None:
+    """A path as seen from the provenance's folder, so that both can move together."""
+    return None if path is None else os.path.relpath(path, places.provenance.parent)
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -60,7 +60,7 @@ def load_reference(preset: ModelFolder, folder: str | None) -> Reference | None:
     own = preset.file("reference")
     if own.suffix != ".npz":
         return _from_folder(preset, str(own), "held-out images of the model")
-    test, train = (_named(read_embedded(preset, role)) for role in ("reference", "held_out"))
+    test, train = (with_keys(read_embedded(preset, role)) for role in ("reference", "held_out"))
     return Reference(test, train, "embedded test images")
 
 
@@ -123,5 +123,6 @@ def _halves(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     return np.flatnonzero(even), np.flatnonzero(~even)
 
 
-def _named(images: LabelledImages) -> LabelledImages:
+def with_keys(images: LabelledImages) -> LabelledImages:
+    """The same images with their numbers from 0 as keys, if they have no keys."""
     return images if images.keys else replace(images, keys=tuple(str(row) for row in range(len(images))))

@@ -1,7 +1,8 @@
-"""Images that look copied: exactly or nearly, from real images or from each other within the set.
+"""The rule by which an image counts as copied: from a real image, or from another image of its own set.
 
-A distance needs a scale, so each is divided by the spacing of the real data there: the mean distance of the nearest
-real image to its own k nearest neighbours. The real baseline counts the same among real images.
+An image is compared with others by pixels (after the best flip, shift, brightness and contrast) and by features. Each
+distance is divided by the spacing of the real images there, and compared with what real images that no training step
+saw reach: at most 1% of them may count as copies.
 """
 
 from __future__ import annotations
@@ -12,19 +13,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rarefy.audit.metrics.neighbors import Floats, Indices, Manifold, Neighborhood
+from rarefy.images import pixel_digest
 
-RATIO = 1 / 3  # fraction of the real spacing below which an image counts as copied
+ALARMS = 0.005  # largest fraction of the unseen real images that each of the two distances may flag
+CAP = 0.5  # fraction of the spacing that no limit exceeds, however few real images there are
+UNCALIBRATED = 1 / 3  # the limit without unseen real images
+RANKS = (8, 17)
 LISTED = 24
-REFERENCE, HELD_OUT = OF_REAL = ("reference", "held-out")  # kinds in which the other image is real
+TRAINING, REFERENCE, HELD_OUT = OF_REAL = ("training", "reference", "held-out")  # kinds: the other image is real
+
+Indices = NDArray[np.int64]
+Ratios = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Twin:
-    """One suspected copy. row: of the generated image; kind: reference, held-out, exact or near.
+    """One suspected copy. row: of the generated image; kind: training, reference, held-out, exact or near.
 
-    other: row of the real image (reference, held-out) or of the twin in the set (exact, near); distance: in feature
-    units; ratio: distance over the real spacing there.
+    other: row of the real image (training, reference, held-out) or of the twin in the set (exact, near); distance: root
+    mean square difference in grey levels after the best flip, shift, brightness and contrast; ratio: the distance over
+    the largest that still counts as a copy there, 0 to 1.
     """
 
     row: int
@@ -36,54 +44,84 @@ class Twin:
 
 @dataclass(frozen=True)
 class Twins:
-    """copied (N,): too close to a real image; doubled (N,): has a twin in the set; listed: the closest twins."""
+    """Copies and duplicates among N generated images.
 
+    ratio (N,): distance to the most similar real image over the largest that counts as a copy: below 1 is a copy;
+    copied (N,): such a copy; doubled (N,): has a twin in the set; listed: the closest twins.
+    """
+
+    ratio: Ratios
     copied: NDArray[np.bool_]
     doubled: NDArray[np.bool_]
     listed: list[Twin]
 
 
-def spacing_ratio(distance: Floats, places: Indices, real: Manifold) -> NDArray[np.float64]:
-    """(N,) distances over the mean distance of the real rows at ``places`` to their own k nearest neighbours.
+@dataclass(frozen=True)
+class Closeness:
+    """How close each of N images is to its most similar one: distances over the spacing of the real images there.
 
-    0 for identical features, infinite where the real images themselves coincide.
+    pixel, feature (N,): by pixels and by features; pixel_index, feature_index (N,): which image that is.
     """
-    top, bottom = distance.astype(np.float64), real.mean_distance[places].astype(np.float64)
-    ratio = np.divide(top, bottom, out=np.full_like(top, np.inf), where=bottom > 0)
-    return np.asarray(np.where(top == 0, 0.0, ratio))
+
+    pixel: Ratios
+    feature: Ratios
+    pixel_index: Indices
+    feature_index: Indices
+
+    def take(self, rows: Indices) -> Closeness:
+        return Closeness(self.pixel[rows], self.feature[rows], self.pixel_index[rows], self.feature_index[rows])
 
 
-def find_copies(neighborhood: Neighborhood, real: Manifold, kind: str) -> tuple[NDArray[np.bool_], list[Twin]]:
-    """Which generated rows look copied from the real ones, and a Twin of that kind for each, closest first."""
-    ratio = spacing_ratio(neighborhood.nearest, neighborhood.nearest_index, real)
-    copied = ratio < RATIO
-    rows = np.flatnonzero(copied)
-    twins = [
-        Twin(int(row), kind, int(neighborhood.nearest_index[row]), float(neighborhood.nearest[row]), float(ratio[row]))
-        for row in rows[np.argsort(ratio[rows], kind="stable")]
-    ]
-    return np.asarray(copied), twins
+@dataclass(frozen=True)
+class Rule:
+    """The largest ratios that count as a copy."""
+
+    pixel: float
+    feature: float
+
+    def ratio(self, closeness: Closeness) -> Ratios:
+        """(N,) how close each image is to its most similar one, relative to the rule: below 1 counts as a copy."""
+        return np.asarray(np.minimum(closeness.pixel / self.pixel, closeness.feature / self.feature))
+
+    def other(self, closeness: Closeness) -> Indices:
+        """(N,) the image that ``ratio`` refers to."""
+        by_pixels = closeness.pixel / self.pixel <= closeness.feature / self.feature
+        return np.asarray(np.where(by_pixels, closeness.pixel_index, closeness.feature_index))
 
 
-def repeated(real: Manifold) -> NDArray[np.bool_]:
-    """Which real rows look copied from another real row: the baseline for ``find_copies``."""
-    return np.asarray(spacing_ratio(real.nearest, real.nearest_index, real) < RATIO)
+def calibrate(unseen: Closeness) -> Rule:
+    """The rule by which at most 1% of these real images, which no training step saw, count as copies."""
+    return Rule(_limit(unseen.pixel), _limit(unseen.feature))
 
 
-def find_duplicates(
-    images: NDArray[np.uint8], own: Manifold, neighborhood: Neighborhood, real: Manifold
-) -> tuple[NDArray[np.bool_], list[Twin]]:
-    """Which rows have a twin in their own set: equal pixels, or features far closer than real images there."""
-    ratio = spacing_ratio(own.nearest, neighborhood.nearest_index, real)
-    same = _same_pixels(images)
-    near = np.asarray(ratio < RATIO)
-    twins = [Twin(row, "exact", other, 0.0, 0.0) for row, other in sorted(same.items())]
-    rows = np.array([row for row in np.flatnonzero(near) if row not in same], np.int64)
-    for row in rows[np.argsort(ratio[rows], kind="stable")]:
-        twins.append(Twin(int(row), "near", int(own.nearest_index[row]), float(own.nearest[row]), float(ratio[row])))
-    doubled = near.copy()
-    doubled[list(same)] = True
-    return doubled, twins
+def spacing_ratios(distance: NDArray[np.floating], spacing: Ratios | None = None) -> Ratios:
+    """(N,) nearest distances over the spacing, from the distances (N, K) to the nearest real images, ascending.
+
+    spacing (N,): by default ``real_spacing`` of the same distances. 0 where the nearest distance is 0.
+    """
+    if distance.shape[1] == 0:
+        return np.full(len(distance), np.inf)
+    nearest, scale = distance[:, 0].astype(np.float64), real_spacing(distance) if spacing is None else spacing
+    ratio = np.divide(nearest, scale, out=np.full_like(nearest, np.inf), where=scale > 0)
+    return np.asarray(np.where(nearest == 0, 0.0, ratio))
+
+
+def real_spacing(distance: NDArray[np.floating]) -> Ratios:
+    """(N,) mean distance of the ninth to the seventeenth nearest real image; of the last ones if there are fewer.
+
+    The nearest ones set no scale, because data may hold the same picture several times, slightly changed.
+    """
+    first = max(0, min(RANKS[0], distance.shape[1] - 1))
+    return np.asarray(distance[:, first : RANKS[1]].astype(np.float64).mean(axis=1))
+
+
+def same_pixels(images: NDArray[np.uint8]) -> dict[int, int]:
+    """For every row with the same pixels as another: one such row."""
+    rows_of = defaultdict[bytes, list[int]](list)
+    for row, image in enumerate(images):
+        rows_of[pixel_digest(image)].append(row)
+    groups = [rows for rows in rows_of.values() if len(rows) > 1]
+    return {row: rows[0] if row != rows[0] else rows[1] for rows in groups for row in rows}
 
 
 def listed(groups: list[list[Twin]]) -> list[Twin]:
@@ -101,10 +139,9 @@ def listed(groups: list[list[Twin]]) -> list[Twin]:
     return shown
 
 
-def _same_pixels(images: NDArray[np.uint8]) -> dict[int, int]:
-    """For every row with the same pixels as another: one such row."""
-    rows_of = defaultdict[bytes, list[int]](list)
-    for row, image in enumerate(images):
-        rows_of[image.tobytes()].append(row)
-    groups = [rows for rows in rows_of.values() if len(rows) > 1]
-    return {row: rows[0] if row != rows[0] else rows[1] for rows in groups for row in rows}
+def _limit(ratios: Ratios) -> float:
+    """The largest limit that at most ``ALARMS`` of the ratios lie below; images that are equal to one do not count."""
+    apart = np.sort(ratios[ratios > 0])
+    if not len(apart):
+        return UNCALIBRATED
+    return float(min(CAP, apart[int(ALARMS * len(apart))]))

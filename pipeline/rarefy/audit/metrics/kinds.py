@@ -28,11 +28,11 @@ METRIC_KINDS: dict[str, MetricKind] = {
         "Inception Score", "higher", False, "how certain the extractor's classifier is, and how many classes it sees"
     ),
     "precision": MetricKind("Precision", "higher", True, "fraction of generated images that lie within the real data"),
-    "recall": MetricKind("Recall", "higher", True, "fraction of real test images that the generated set covers"),
-    "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real test images"),
+    "recall": MetricKind("Recall", "higher", True, "fraction of real images that the generated set covers"),
+    "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real images"),
     "density": MetricKind("Density", "nearest", True, "how deep within the real data images lie; real images reach 1"),
     "coverage": MetricKind("Coverage", "higher", True, "fraction of real neighbourhoods with a generated image inside"),
-    "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real test images"),
+    "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real images"),
     "rarity": MetricKind(
         "Mean rarity", "higher", True, "mean radius of the smallest real neighbourhood around each image that has one"
     ),
@@ -49,8 +49,20 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "lof": MetricKind(
         "Local outlier factor", "nearest", False, "how isolated images are compared with their neighbours"
     ),
-    "duplicates": MetricKind("Duplicates", "lower", True, "fraction of images with an exact or near duplicate"),
-    "copies": MetricKind("Copies", "lower", True, "fraction of images that look copied from a real image"),
+    "duplicates": MetricKind("Duplicates", "lower", False, "fraction of images with an exact or near duplicate"),
+    "copies": MetricKind("Copies", "lower", False, "fraction of images that look copied from a training image"),
+    "authenticity": MetricKind(
+        "Authenticity",
+        "nearest",
+        False,
+        "fraction of images farther from the nearest training image than that is from its own nearest one",
+    ),
+    "ct": MetricKind(
+        "Copying test C_T",
+        "nearest",
+        False,
+        "z score: far below 0 if images are nearer to the training images than unseen real images are",
+    ),
     "on_class_rate": MetricKind(
         "On class", "higher", False, "fraction of images that the guiding classifier assigns to the requested class"
     ),
@@ -58,9 +70,9 @@ METRIC_KINDS: dict[str, MetricKind] = {
 # Fractions of images: their intervals end at 0 and 1.
 FRACTIONS = frozenset({
     "precision", "recall", "tail_recall", "coverage", "tail_coverage", "outside", "duplicates", "copies",
-    "on_class_rate",
+    "authenticity", "on_class_rate",
 })  # fmt: skip
-HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on_class_rate")
+HEADLINE_METRICS = ("recall", "tail_recall", "precision", "on_class_rate", "rarity", "fid", "copies", "utility")
 
 
 def metric_name(kind: str, extractor: str) -> str:

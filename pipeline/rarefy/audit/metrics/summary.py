@@ -1,4 +1,4 @@
-"""Summaries of arrays: histograms, distances between distributions, the rarest rows of each class."""
+"""Summaries of arrays: histograms and distances between distributions."""
 
 from __future__ import annotations
 
@@ -42,17 +42,6 @@ def wasserstein_1(first: NDArray[np.float64], second: NDArray[np.float64]) -> fl
     edges = np.sort(np.concatenate([first, second]))
     below = [np.searchsorted(np.sort(side), edges[:-1], side="right") / len(side) for side in (first, second)]
     return float(np.sum(np.abs(below[0] - below[1]) * np.diff(edges)))
-
-
-def rarest(class_ids: Array, rarity: NDArray[np.float32], count: int) -> dict[int, list[int]]:
-    """The ``count`` rows with the highest rarity per class, highest first, without rows outside the real manifold."""
-    chosen: dict[int, list[int]] = {}
-    order = np.argsort(-rarity, kind="stable")
-    for row in order[np.isfinite(rarity[order])]:
-        own = chosen.setdefault(int(class_ids[row]), [])
-        if len(own) < count:
-            own.append(int(row))
-    return chosen
 
 
 def mean(values: Array) -> float | None:
