@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +12,12 @@ from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.inputs.training import TrainingSet
 from rarefy.audit.memory import Memory, measure_memory
-from rarefy.audit.metrics.assembly import SUBSETS, SetEstimates, set_estimates, set_values
+from rarefy.audit.metrics.assembly import SUBSETS, SetEstimates, set_estimates
 from rarefy.audit.metrics.baseline import FEWEST_DRAWS
 from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
+from rarefy.audit.metrics.draws import draw_values
 from rarefy.audit.metrics.tail import Tail, find_tail
 from rarefy.audit.sides import Progress, Setting, Side, Sides, load_sides
 from rarefy.images import LabelledImages
@@ -82,12 +84,12 @@ def measure(
     tail = find_tail(setting.tail, sides.real.labelled, confidence, reference.real.keys, reference.other_keys)
     total = 1 + len(sides.draws)
     progress("comparing", 0, total)
-    of_run = _compare(sides.generated, sides, tail, setting)
-    of_draws = []
-    for number, draw in enumerate(sides.draws):
-        progress("comparing", 1 + number, total)
-        spread = number == 0 and len(sides.draws) < FEWEST_DRAWS
-        of_draws.append(_compare(draw, sides, tail, setting, spread))
+    compared = set_estimates(sides.generated.labelled, sides.real.labelled, tail, setting.device)
+    of_run = _with(compared, _further(sides.generated, sides, setting))
+    of_draws = list[SetEstimates]()
+    for draw, of_draw in zip(sides.draws, _compare_draws(sides, tail, setting), strict=True):
+        progress("comparing", 1 + len(of_draws), total)
+        of_draws.append(_with(of_draw, _further(draw, sides, setting)))
     return Measured(
         run=run.keep(sides.rows),
         real_images=reference.real,
@@ -101,13 +103,12 @@ def measure(
     )
 
 
-def _compare(side: Side, sides: Sides, tail: Tail, setting: Setting, spread: bool = True) -> SetEstimates:
-    """Every metric of the generated images or of a draw, except the copies. spread: with intervals."""
-    if spread:
-        compared = set_estimates(side.labelled, sides.real.labelled, tail, setting.device)
-    else:
-        compared = set_values(side.manifold, sides.real.manifold, tail.members, setting.device)
-    return _with(compared, _further(side, sides, setting))
+def _compare_draws(sides: Sides, tail: Tail, setting: Setting) -> Iterator[SetEstimates]:
+    """The metrics of the features of each draw. The first one has intervals if there are few."""
+    real, draws = sides.real, list(sides.draws)
+    if len(draws) < FEWEST_DRAWS:
+        yield set_estimates(draws.pop(0).labelled, real.labelled, tail, setting.device)
+    yield from draw_values([draw.manifold for draw in draws], real.manifold, tail.members, setting.device)
 
 
 def _further(side: Side, sides: Sides, setting: Setting) -> dict[str, Estimate]:

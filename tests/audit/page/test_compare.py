@@ -264,7 +264,7 @@ def test_fractions_of_a_class_are_judged_as_by_a_peer_library(
     assert significant_fractions(fractions[0], fractions[1]) is significant
     assert significant_fractions(fractions[1], fractions[0]) is significant
     table = [[hit, count - hit] for hit, count in zip(hits, counts, strict=True)]
-    assert (barnard_exact(table).pvalue < 0.05) is significant
+    assert bool(barnard_exact(table).pvalue < 0.05) is significant
     assert significant_fractions(None, fractions[0]) is None
 
 
