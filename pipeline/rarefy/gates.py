@@ -27,16 +27,16 @@ from rarefy.errors import ManifestError, bad
 from rarefy.fields import Table, get_number, get_table, known_keys, parse_toml
 
 METRICS = (
-    "fid", "kid", "inception_score", "precision", "recall", "tail_recall", "density", "coverage", "tail_coverage",
-    "rarity", "outside", "avg_knn", "nearest", "lof", "duplicates", "copies", "authenticity", "ct",
-    "on_class_rate",
+    "fid", "fd_infinity", "kid", "cmmd", "inception_score", "precision", "recall", "tail_recall", "density", "coverage",
+    "tail_coverage", "clipped_density", "clipped_coverage", "vendi", "rarity", "outside", "avg_knn", "nearest", "lof",
+    "duplicates", "copies", "authenticity", "ct", "utility", "tail_utility", "on_class_rate",
 )  # fmt: skip
 PER_CLASS = (
-    "count", "copies", "precision", "recall", "coverage", "on_class_rate", "confidence", "entropy", "confidence_w1",
-    "entropy_w1", "acceptance_rate",
+    "count", "copies", "precision", "recall", "coverage", "vendi", "utility", "on_class_rate", "confidence", "entropy",
+    "confidence_w1", "entropy_w1", "acceptance_rate",
 )  # fmt: skip
 OF_CLASSIFIER = ("on_class_rate", "confidence", "entropy", "confidence_w1", "entropy_w1")
-NAMED_AFTER_EXTRACTOR = ("fid", "kid")
+NAMED_AFTER_EXTRACTOR = ("fid", "fd_infinity", "kid", "cmmd")
 FAR = 1e12
 WHOLE_SET = "all"
 BOUNDS = ("min", "max", "min_ratio", "max_ratio", "max_excess")
@@ -215,7 +215,7 @@ def _class_reading(row: Mapping[str, Any], metric: str) -> Reading:
 
 
 def _find(name: str, metrics: Mapping[str, Reading]) -> Reading:
-    """The metric with that name; fid and kid match with or without the extractor's name that the audit appends."""
+    """The metric with that name; fid and the like match with or without the extractor's name that the audit appends."""
     return next((value for key, value in metrics.items() if name in (key, metric_kind(key))), Reading(None))
 
 

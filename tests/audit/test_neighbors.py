@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from prdc import compute_prdc
 
-from rarefy.audit.metrics import neighbors
+from rarefy.audit.metrics import search
 from rarefy.audit.metrics.distances import precision_recall
 from rarefy.audit.metrics.neighbors import build_manifold, find_neighbors
 from rarefy.errors import DataError
@@ -111,7 +111,7 @@ def test_agrees_with_prdc_and_torch_fidelity(k: int, shift: float) -> None:
 def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generated, real = random_sets()
     whole = find_neighbors(build_manifold(generated, 3), build_manifold(real, 3))
-    monkeypatch.setattr(neighbors, "BLOCK_ELEMENTS", 7 * len(real))
+    monkeypatch.setattr(search, "TILE_ROWS", 7)
     parts = find_neighbors(build_manifold(generated, 3), build_manifold(real, 3))
     for name in ("balls", "inside", "clipped_balls", "clipped_inside", "recalled", "sole_recall", "sole_cover"):
         assert getattr(parts, name).tolist() == getattr(whole, name).tolist()

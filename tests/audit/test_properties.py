@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from rarefy.audit.metrics import neighbors
+from rarefy.audit.metrics import search
 from rarefy.audit.metrics.neighbors import Neighborhood, build_manifold, find_neighbors
-from rarefy.audit.metrics.search import error_share, fast_dtype, sketch
+from rarefy.audit.metrics.search import point_set, tiles
 from rarefy.errors import DataError
 
 Floats = NDArray[np.float32]
@@ -88,10 +88,10 @@ def test_neighbours_are_scikit_learns(columns: int) -> None:
     np.testing.assert_allclose(hood.mean_distance, distances.mean(axis=1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_rounding_never_shows(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clusters far from the origin and exact doubles, in both precisions, against float64."""
-    monkeypatch.setattr(neighbors, "fast_dtype", lambda _: getattr(torch, dtype))
+@pytest.mark.parametrize("tile", [1024, 30])
+def test_the_rounding_never_shows(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters far from the origin and exact doubles against float64, in one tile and in many."""
+    monkeypatch.setattr(search, "TILE_ROWS", tile)
     real = np.concatenate([points(0, 60, 16) + 500, points(1, 60, 16, 1e-3), points(2, 4, 16, 50)])
     real = np.concatenate([real, real[:10]]).astype(np.float32)
     generated = np.concatenate([points(3, 50, 16) + 500, points(4, 50, 16, 1e-3), real[:5]]).astype(np.float32)
@@ -116,13 +116,11 @@ def test_the_rounding_never_shows(dtype: str, monkeypatch: pytest.MonkeyPatch) -
 def test_the_error_bound_holds(shape: tuple[int, int, int], spread: float) -> None:
     seed, rows, columns = shape
     real = torch.from_numpy(points(seed, rows, columns, spread))
-    for dtype in (torch.bfloat16, torch.float32):
-        whole = sketch(real, real.mean(dim=0), dtype)
-        share = error_share(whole, whole)
-        sums = whole.norms[:, None] + whole.norms
-        estimate = sums - 2 * (whole.rounded @ whole.rounded.T).float()
-        exact = (real.double()[:, None] - real.double()[None]).square().sum(dim=2)
-        assert ((estimate - exact).abs() <= share * sums).all()
+    whole = point_set(real, real.mean(dim=0))
+    (tile,) = tiles(whole, whole)
+    exact = (real.double()[:, None] - real.double()[None]).square().sum(dim=2)
+    assert (tile.lower <= exact).all()
+    assert (tile.lower + tile.slack_rows[:, None] + tile.slack_columns >= exact).all()
 
 
 def test_what_is_not_finite_or_of_another_length_is_named() -> None:
@@ -133,8 +131,3 @@ def test_what_is_not_finite_or_of_another_length_is_named() -> None:
         build_manifold(wrong, 3)
     with pytest.raises(DataError, match="features: 5 is not 4 long"):
         find_neighbors(build_manifold(points(0, 6, 5), 3), build_manifold(rows, 3))
-
-
-def test_the_processor_decides_the_precision() -> None:
-    assert fast_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
-    assert fast_dtype(torch.device("meta")) == torch.float32

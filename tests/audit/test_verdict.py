@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rarefy.audit.schema import AuditResult, Verdict
-from rarefy.audit.verdict import judge, outcome
+from rarefy.audit.verdict import CLOSE, judge, outcome
+from rarefy.gates import DEFAULT_GATES
 
 Result = dict[str, Any]
 
@@ -91,9 +92,7 @@ def test_the_tail_recall_of_the_demo_is_not_green() -> None:
     verdict = judge(made(tail_recall=(0.41, 0.36, 0.46)))
     assert verdict.level == "far"
     assert verdict.headline == "Far from real data: tail recall, at the boundary to usable"
-    assert text_of(verdict, "tail_recall") == (
-        "Tail recall 0.410 (0.360 to 0.460), real images 0.550, which is 75% of them; usable from 75%, close from 90%"
-    )
+    assert text_of(verdict, "tail_recall") == ("Tail recall 0.410 (0.360 to 0.460), real baseline 0.550: 75% of it")
     assert outcome(verdict.reasons[0]) == "far, at the boundary to usable"
 
 
@@ -163,3 +162,14 @@ def test_the_tail_that_was_chosen_is_named(rule: str, words: str) -> None:
     assert result.tail
     tail = dataclasses.replace(result.tail, rule=rule, share=0.1, count=1234)
     assert words in judge(dataclasses.replace(result, tail=tail)).lines[0]
+
+
+def test_the_limits_that_the_page_names_are_those_that_are_used() -> None:
+    relative = {gate.metric for gate in DEFAULT_GATES if (gate.bound, gate.limit) == ("min_ratio", 0.75)}
+    excess = {gate.metric for gate in DEFAULT_GATES if (gate.bound, gate.limit) == ("max_excess", 0.05)}
+    assert relative == {"recall", "tail_recall", "precision", "coverage", "on_class_rate"}
+    assert excess == {"copies", "duplicates"}
+    assert {gate.metric: gate.limit for gate in DEFAULT_GATES if gate.bound == "min"} == {"utility": -0.01}
+    assert {CLOSE[metric] for metric in relative} == {0.9}
+    assert {CLOSE[metric] for metric in excess} == {0.01}
+    assert CLOSE["utility"] == 0.0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rarefy.audit.against import check_against, compare_with, read_against, stored_against, stored_plain
+from rarefy.audit.card import write_audit
 from rarefy.audit.current import discard_audit, shards_sha256
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
 from rarefy.audit.features.scores import score_reference
@@ -16,12 +17,13 @@ from rarefy.audit.inputs.dataset import Problem, RunData, read_run
 from rarefy.audit.inputs.model import allow_networks, find_run_model
 from rarefy.audit.inputs.reference import Reference, load_reference
 from rarefy.audit.inputs.training import load_training
-from rarefy.audit.measure import Measured, measure
+from rarefy.audit.measure import Compared, Measured, compare, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
-from rarefy.audit.page.sheet import contact_sheet
+from rarefy.audit.metrics.bootstrap import Estimate
 from rarefy.audit.rarity.compute import Means, RealSide, write_rarity
 from rarefy.audit.result import build_result
-from rarefy.audit.schema import METRICS_PATH, SHEET_PATH
+from rarefy.audit.schema import METRICS_PATH, AuditResult
+from rarefy.audit.sheet import contact_sheet
 from rarefy.audit.sides import Progress, Setting
 from rarefy.audit.strips import write_strips
 from rarefy.audit.tables import write_bootstrap, write_copies, write_samples
@@ -46,6 +48,8 @@ class AuditOptions:
     of the manifest's. model: where the run's model folder is now, if it has moved. allow_plugins: import networks of
     your own that the run's model names; without it, the real images are not scored by them. against: the folder of an
     audited run of plain sampling to compare with (default: the numbers that ship with the model, if there are any).
+    further_extractors: others to measure with, too, as (name, weights file or None). utility: also train a small
+    network on pixels.
     """
 
     extractor: str = DEFAULT_EXTRACTOR
@@ -61,6 +65,8 @@ class AuditOptions:
     model: str | None = None
     allow_plugins: bool = False
     against: str | None = None
+    further_extractors: tuple[tuple[str, str | None], ...] = ()
+    utility: bool = False
 
 
 def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[str, Any]:
@@ -70,54 +76,77 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     readable run; ManifestError, DataError, CheckpointError or DeviceError for options that do not work. Damaged parts
     of a run raise nothing: they are ``problems`` of the result. An earlier audit is deleted before measuring starts.
     """
-    if options.k < 1:
-        raise ManifestError(bad("k", options.k, "at least 1"))
-    if options.limit < 1:
-        raise ManifestError(bad("limit", options.limit, "at least 1"))
+    for name, value in (("k", options.k), ("limit", options.limit)):
+        if value < 1:
+            raise ManifestError(bad(name, value, "at least 1"))
     find_device(options.device)
-    started = time.monotonic()
-    extractor = load_extractor(options.extractor, options.extractor_weights)
-    setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)
+    setting, *further = _settings(options, time.monotonic())
     other = None if options.against is None else read_against(options.against, store)
     progress("reading shards", 0, 1)
-    try:
-        audited = shards_sha256(store)
-        run = read_run(store, options.limit)
-    except ShardError:
-        discard_audit(store)  # it is not about the files that are there now
-        raise
+    audited, run = _read(store, options.limit)
     gates = run.manifest.gates if options.gates is None else options.gates
-    if not run.scored:
-        _check_without_classifier(gates, options.tail)
+    _check_possible(run, gates, options, (setting, *further))
     needed = options.reference is None and "reference" in run.manifest.preset.files
     model = allow_networks(find_run_model(run.manifest.model, options.model, needed), options.allow_plugins)
     run = replace(run, manifest=replace(run.manifest, model=model))
     reference = load_reference(run.manifest.preset, options.reference)
-    if reference is not None:
-        reference = reference.of_classes(run.manifest.counts)
+    if reference is None and options.utility:
+        raise ManifestError(bad("utility", "no real images", "possible: give --reference"))
+    reference = None if reference is None else reference.of_classes(run.manifest.counts)
     if other is not None and options.against is not None:
         check_against(options.against, other, _shared(reference, setting))
     discard_audit(store)  # from here on, an audit that fails leaves none behind
-    scores, measured = None, None
+    scores, measured, others = None, None, list[Compared]()
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
         training = load_training(run, options.training, progress)
-        measured = measure(run, reference, training, None if scores is None else scores.confidence, setting, progress)
+        confidence = None if scores is None else scores.confidence
+        measured = measure(run, reference, training, confidence, setting, progress)
+        others = [compare(run, reference, confidence, each, progress) for each in further]
         problems = _write_rarity(store, run, reference, measured, setting, progress)
         run = replace(measured.run, problems=(*measured.run.problems, *problems))
-    result, estimates = build_result(run, reference, scores, measured, gates, setting)
+    result, estimates = build_result(run, reference, scores, measured, gates, setting, others)
+    result = replace(result, provenance=replace(result.provenance, shards_sha256=audited))
     if other is not None and options.against is not None:
         result = replace(result, against=compare_with(options.against, other, result))
     elif run.manifest.terms or run.manifest.select is not None:
         result = replace(result, against=stored_against(result, stored_plain()))
-    result = replace(result, provenance=replace(result.provenance, shards_sha256=audited), judgement=judge(result))
+    return _write(store, run, measured, replace(result, judgement=judge(result)), estimates)
+
+
+def _read(store: Store, limit: int) -> tuple[str, RunData]:
+    """What identifies the shards, and the run. An earlier audit goes with shards that cannot be read any more."""
+    try:
+        return shards_sha256(store), read_run(store, limit)
+    except ShardError:
+        discard_audit(store)
+        raise
+
+
+def _check_possible(run: RunData, gates: Iterable[Gate], options: AuditOptions, settings: Iterable[Setting]) -> None:
+    """Raise ManifestError for what this run's model cannot be measured with."""
+    preset = run.manifest.preset
+    for each in settings:
+        each.extractor.check_side(preset.image_size)
+    if options.utility and not preset.knows_classes:
+        raise ManifestError(bad("utility", preset.name, "possible for: this model knows no classes"))
+    if not run.scored:
+        _check_without_classifier(gates, options.tail)
+
+
+def _write(
+    store: Store, run: RunData, measured: Measured | None, result: AuditResult, estimates: Mapping[str, Estimate]
+) -> dict[str, Any]:
+    """Write OUT/audit, metrics.json last, and the card's section; return the content of metrics.json."""
+    picture = None
     write_samples(store, run.measured, run.manifest.preset, measured)
     write_bootstrap(store, estimates)
     if measured is not None:
-        store.write_bytes(SHEET_PATH, contact_sheet(write_strips(store, measured)))
+        picture = contact_sheet(write_strips(store, measured))
         write_copies(store, measured)
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+    write_audit(store, result, picture)
     return content
 
 
@@ -131,6 +160,17 @@ def _shared(reference: Reference | None, setting: Setting) -> dict[str, object]:
         "preprocessing": extractor.preprocessing,
         "k": setting.k,
     }
+
+
+def _settings(options: AuditOptions, started: float) -> list[Setting]:
+    """One per extractor, the main one first. Raises ManifestError for an extractor that was given twice."""
+    named = [(options.extractor, options.extractor_weights), *options.further_extractors]
+    names = [name for name, _ in named]
+    for name in names:
+        if names.count(name) > 1:
+            raise ManifestError(f"extractor: {name!r} was given twice; name each extractor once")
+    how = options.k, options.device, options.tail, options.ray_address, started, options.utility
+    return [Setting(load_extractor(*each), *how) for each in named]
 
 
 def _write_rarity(

@@ -12,14 +12,20 @@ from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.inputs.training import TrainingSet
 from rarefy.audit.memory import Memory, measure_memory
-from rarefy.audit.metrics.assembly import SUBSETS, SetEstimates, set_estimates
+from rarefy.audit.metrics import vendi
+from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates
 from rarefy.audit.metrics.baseline import FEWEST_DRAWS
 from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
+from rarefy.audit.metrics.cmmd import cmmd, kernel_set
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
 from rarefy.audit.metrics.draws import draw_values
+from rarefy.audit.metrics.extrapolation import fd_infinity, moved_to
+from rarefy.audit.metrics.spread import BOTH
 from rarefy.audit.metrics.tail import Tail, find_tail
 from rarefy.audit.sides import Progress, Setting, Side, Sides, load_sides
+from rarefy.audit.utility.measure import Answer
+from rarefy.audit.utility.question import answer_utility
 from rarefy.images import LabelledImages
 
 
@@ -28,7 +34,8 @@ class Measured:
     """All comparisons, with everything that the tables and the page show.
 
     run: reduced to the measured images; sides: what was compared; of_run, of_draws: the metrics of the generated
-    images and of each of the baseline's draws; problems: classes that cannot be measured.
+    images and of each of the baseline's draws; utility: None if it cannot be measured; problems: classes that cannot be
+    measured.
     """
 
     run: RunData
@@ -39,6 +46,7 @@ class Measured:
     of_draws: tuple[SetEstimates, ...]
     tail: Tail
     memory: Memory
+    utility: Answer | None
     problems: tuple[Problem, ...]
 
     @property
@@ -67,6 +75,17 @@ class Measured:
         return np.asarray((self.run.images if source is None else source.images)[twin.other])
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The run and the baseline's draws compared with the reference in the features of one extractor, the setting's."""
+
+    setting: Setting
+    sides: Sides
+    tail: Tail
+    of_run: SetEstimates
+    of_draws: tuple[SetEstimates, ...]
+
+
 def measure(
     run: RunData,
     reference: Reference,
@@ -75,32 +94,43 @@ def measure(
     setting: Setting,
     progress: Progress,
 ) -> Measured:
-    """Measure a run against the reference, and search it for copies of the training images.
+    """Measure a run against the reference, search it for copies of the training images, and train on it.
 
     confidence: the classifier's confidence for the real images, needed for a tail by confidence.
     Raises DataError, ManifestError.
     """
-    sides = load_sides(run, reference, setting, progress)
-    tail = find_tail(setting.tail, sides.real.labelled, confidence, reference.real.keys, reference.other_keys)
-    total = 1 + len(sides.draws)
-    progress("comparing", 0, total)
-    compared = set_estimates(sides.generated.labelled, sides.real.labelled, tail, setting.device)
-    of_run = _with(compared, _further(sides.generated, sides, setting))
-    of_draws = list[SetEstimates]()
-    for draw, of_draw in zip(sides.draws, _compare_draws(sides, tail, setting), strict=True):
-        progress("comparing", 1 + len(of_draws), total)
-        of_draws.append(_with(of_draw, _further(draw, sides, setting)))
+    compared = compare(run, reference, confidence, setting, progress)
+    sides, tail = compared.sides, compared.tail
     return Measured(
         run=run.keep(sides.rows),
         real_images=reference.real,
         held_out=reference.held_out,
         sides=sides,
-        of_run=of_run,
-        of_draws=tuple(of_draws),
+        of_run=compared.of_run,
+        of_draws=compared.of_draws,
         tail=tail,
         memory=measure_memory(sides, reference, training, setting, progress),
+        utility=answer_utility(run, sides, tail, training, setting, progress),
         problems=_class_problems(run, reference),
     )
+
+
+def compare(
+    run: RunData, reference: Reference, confidence: NDArray[np.float64] | None, setting: Setting, progress: Progress
+) -> Compared:
+    """The metrics of ``measure`` that need the setting's features alone."""
+    sides = load_sides(run, reference, setting, progress)
+    tail = find_tail(setting.tail, sides.real.labelled, confidence, reference.real.keys, reference.other_keys)
+    total = 1 + len(sides.draws)
+    progress("comparing", 0, total)
+    of_run = _with_further(
+        set_estimates(sides.generated.labelled, sides.real.labelled, tail, setting.device), sides.generated, sides
+    )
+    of_draws = list[SetEstimates]()
+    for draw, of_draw in zip(sides.draws, _compare_draws(sides, tail, setting), strict=True):
+        progress("comparing", 1 + len(of_draws), total)
+        of_draws.append(_with_further(of_draw, draw, sides))
+    return Compared(setting, sides, tail, of_run, tuple(of_draws))
 
 
 def _compare_draws(sides: Sides, tail: Tail, setting: Setting) -> Iterator[SetEstimates]:
@@ -111,16 +141,22 @@ def _compare_draws(sides: Sides, tail: Tail, setting: Setting) -> Iterator[SetEs
     yield from draw_values([draw.manifold for draw in draws], real.manifold, tail.members, setting.device)
 
 
-def _further(side: Side, sides: Sides, setting: Setting) -> dict[str, Estimate]:
-    """Metrics that need more than the features, by kind: each is one line here."""
-    estimates = {}
+def _with_further(compared: SetEstimates, side: Side, sides: Sides) -> SetEstimates:
+    return replace(compared, estimates=compared.estimates | _further(side, sides, compared.estimates["fid"]))
+
+
+def _further(side: Side, sides: Sides, fid: Estimate) -> dict[str, Estimate]:
+    """Metrics that need more than neighbours, by kind: each is one line here."""
+    features = side.manifold.features
+    estimates = {
+        "cmmd": cmmd(kernel_set(features, side.labels), sides.real_kernel, BOTH),
+        "vendi": vendi.mean_score(features, side.labels, GENERATED),
+    }
+    if sides.real_gaussians:
+        estimates["fd_infinity"] = moved_to(fid, fd_infinity(features, sides.real_gaussians))
     if side.logits.shape[1]:
         estimates["inception_score"] = estimate_mean(inception_scores(side.logits), SUBSETS)
     return estimates
-
-
-def _with(metrics: SetEstimates, further: dict[str, Estimate]) -> SetEstimates:
-    return replace(metrics, estimates=metrics.estimates | further)
 
 
 def _class_problems(run: RunData, reference: Reference) -> tuple[Problem, ...]:

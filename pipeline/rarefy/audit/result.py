@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,15 @@ from rarefy.audit.features.cache import array_digest
 from rarefy.audit.features.scores import ReferenceScores
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import Reference
-from rarefy.audit.measure import Measured
+from rarefy.audit.measure import Compared, Measured
 from rarefy.audit.memory import Memory
-from rarefy.audit.metrics.assembly import GENERATED, REAL
+from rarefy.audit.metrics.assembly import GENERATED, REAL, SetEstimates
 from rarefy.audit.metrics.baseline import Baseline, summarize
 from rarefy.audit.metrics.bootstrap import Estimate, chosen_rows, estimate_mean, fraction_interval
 from rarefy.audit.metrics.kinds import FRACTIONS, METRIC_KINDS, metric_name
 from rarefy.audit.metrics.summary import Histogram, histogram, mean, wasserstein_1
 from rarefy.audit.metrics.tail import Tail
+from rarefy.audit.metrics.vendi import class_scores
 from rarefy.audit.schema import (
     FORMAT,
     AuditResult,
@@ -35,7 +37,8 @@ from rarefy.audit.schema import (
     SuspectedCopy,
     TailSummary,
 )
-from rarefy.audit.sides import Setting
+from rarefy.audit.sides import Setting, Sides
+from rarefy.audit.utility.measure import Answer
 from rarefy.gates import Gate, Reading, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
 
@@ -45,6 +48,8 @@ MAP_POINTS = 2000
 MAP_DIGITS = 4
 
 Counts = tuple[int, int, int]  # generated, real and baseline images
+Source = tuple[str, str, int | None]  # extractor, layer and k
+Value = TypeVar("Value")
 
 
 def build_result(
@@ -54,8 +59,12 @@ def build_result(
     measured: Measured | None,
     gates: Sequence[Gate],
     setting: Setting,
+    others: Sequence[Compared] = (),
 ) -> tuple[AuditResult, dict[str, Estimate]]:
-    """The result, and its estimates by metric name. ``run.measured`` has only the measured images."""
+    """The result, and its estimates by metric name.
+
+    ``run.measured`` has only the measured images. others: the comparisons in the features of further extractors.
+    """
     labels = None if reference is None else reference.real.labels
     metrics, estimates = ({}, {}) if measured is None else _metrics(measured, setting)
     if run.scored:
@@ -65,6 +74,7 @@ def build_result(
         _add_scores(per_class, run, scores, labels)
     if measured is not None:
         _add_neighbors(per_class, measured)
+        _add_diversity(per_class, measured)
     readings = {name: Reading(entry.value, entry.interval, entry.floor) for name, entry in metrics.items()}
     checks = check_gates(gates, readings, [vars(row) for row in per_class])
     problems = [*run.problems, *(() if measured is None else measured.problems)]
@@ -82,42 +92,77 @@ def build_result(
         map=None if measured is None else _feature_map(measured),
         provenance=_provenance(run, reference, setting),
         memorization=None if measured is None else measured.memory.summary,
+        utility=[] if measured is None or measured.utility is None else measured.utility.tables,
+        other_extractors={compared.setting.extractor.name: other_metrics(compared) for compared in others},
     ), estimates
 
 
 def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntry], dict[str, Estimate]]:
-    extractor = setting.extractor
-    counts = len(measured.run.measured), len(measured.real_images), len(measured.sides.draws[0])
-    source = extractor.name, extractor.layer, setting.k
-    entries = {
-        kind: _entry(kind, estimate, _baseline(kind, measured), source, counts)
-        for kind, estimate in measured.of_run.estimates.items()
-    }
-    of_run, of_baseline = measured.of_run, measured.of_baseline
-    entries["kid"] = replace(entries["kid"], std=of_run.kid_std, floor_std=of_baseline.kid_std)
-    entries["lof"] = replace(entries["lof"], sample_count=of_run.lof_count)
-    entries |= _memory_entries(measured.memory, source, counts)
-    names = {kind: metric_name(kind, extractor.name) for kind in entries}
+    compared = Compared(setting, measured.sides, measured.tail, measured.of_run, measured.of_draws)
+    source, counts = _source(setting), _counts(measured.sides)
+    utility = measured.utility
+    entries = _compared_entries(compared) | _memory_entries(measured.memory, source, counts)
     of_kinds = {**measured.of_run.estimates, **measured.memory.of_run}
-    estimates = {names[kind]: estimate for kind, estimate in of_kinds.items()}
-    return {names[kind]: entry for kind, entry in entries.items()}, estimates
+    if utility is not None:
+        entries |= _utility_entries(utility, source)
+        of_kinds |= utility.gains
+    return _named(entries, setting), _named(of_kinds, setting)
 
 
-def _baseline(kind: str, measured: Measured) -> Baseline:
-    return summarize([draw.estimates[kind] for draw in measured.of_draws], kind in FRACTIONS)
+def other_metrics(compared: Compared) -> dict[str, MetricEntry]:
+    """The metrics in the features of a further extractor, by name."""
+    return _named(_compared_entries(compared), compared.setting)
 
 
-def _memory_entries(memory: Memory, source: tuple[str, str, int | None], counts: Counts) -> dict[str, MetricEntry]:
+def _named(values: Mapping[str, Value], setting: Setting) -> dict[str, Value]:
+    return {metric_name(kind, setting.extractor.name): value for kind, value in values.items()}
+
+
+def _source(setting: Setting) -> Source:
+    return setting.extractor.name, setting.extractor.layer, setting.k
+
+
+def _counts(sides: Sides) -> Counts:
+    return len(sides.generated), len(sides.real), len(sides.draws[0])
+
+
+def _compared_entries(compared: Compared) -> dict[str, MetricEntry]:
+    """Each metric that compares features, with its baseline, by kind."""
+    of_run, of_draws = compared.of_run, compared.of_draws
+    source, counts = _source(compared.setting), _counts(compared.sides)
+    entries = {
+        kind: _entry(kind, estimate, _baseline(kind, of_draws), source, counts)
+        for kind, estimate in of_run.estimates.items()
+    }
+    entries["kid"] = replace(entries["kid"], std=of_run.kid_std, floor_std=of_draws[0].kid_std)
+    entries["lof"] = replace(entries["lof"], sample_count=of_run.lof_count)
+    return entries
+
+
+def _baseline(kind: str, of_draws: Sequence[SetEstimates]) -> Baseline:
+    return summarize([draw.estimates[kind] for draw in of_draws], kind in FRACTIONS)
+
+
+def _memory_entries(memory: Memory, source: Source, counts: Counts) -> dict[str, MetricEntry]:
     """The metrics of memorisation. Their baseline is of real images that no training step saw."""
     counts = counts[0], memory.summary.count, memory.baseline_count
     return {
-        kind: _entry(kind, estimate, _memory_baseline(kind, memory), source, counts)
+        kind: _entry(kind, estimate, _one_draw(kind, memory.of_baseline), source, counts)
         for kind, estimate in memory.of_run.items()
     }
 
 
-def _memory_baseline(kind: str, memory: Memory) -> Baseline | None:
-    return summarize([memory.of_baseline[kind]], kind in FRACTIONS) if kind in memory.of_baseline else None
+def _utility_entries(utility: Answer, source: Source) -> dict[str, MetricEntry]:
+    """What the generated images add in training. The baseline is what equally many real images add."""
+    return {
+        kind: _entry(kind, estimate, _one_draw(kind, utility.baselines), source, utility.counts)
+        for kind, estimate in utility.gains.items()
+    }
+
+
+def _one_draw(kind: str, estimates: Mapping[str, Estimate]) -> Baseline | None:
+    """The baseline of a single draw, if it has this metric."""
+    return summarize([estimates[kind]], kind in FRACTIONS) if kind in estimates else None
 
 
 def _on_class(
@@ -133,10 +178,7 @@ def _on_class(
     return estimate, _entry(ON_CLASS, estimate, baseline, ("guiding classifier", "softmax at t = 0", None), counts)
 
 
-def _entry(
-    kind: str, estimate: Estimate, baseline: Baseline | None, source: tuple[str, str, int | None], counts: Counts
-) -> MetricEntry:
-    """source: extractor, layer and k."""
+def _entry(kind: str, estimate: Estimate, baseline: Baseline | None, source: Source, counts: Counts) -> MetricEntry:
     extractor, layer, k = source
     generated_count, real_count, baseline_count = counts
     return MetricEntry(
@@ -206,6 +248,20 @@ def _add_neighbors(table: list[ClassRow], measured: Measured) -> None:
         row.tail_recall_floor = mean(np.array([draw.recalled[tail] for draw in draws]))
         row.coverage, row.coverage_interval = fraction_interval(of_run.covered[real])
         row.coverage_floor = mean(np.array([draw.covered[real] for draw in draws]))
+
+
+def _add_diversity(table: list[ClassRow], measured: Measured) -> None:
+    """Add each class's Vendi score with its baseline, and the accuracy that the class gains by the generated images."""
+    of_run, *of_draws = (
+        class_scores(side.manifold.features, side.labels) for side in (measured.sides.generated, *measured.sides.draws)
+    )
+    utility = measured.utility
+    for row in table:
+        row.vendi = of_run.get(row.class_id)
+        row.vendi_floor = mean(np.array([scores[row.class_id] for scores in of_draws if row.class_id in scores]))
+        if utility is not None:
+            row.utility = utility.class_gains.get(row.class_id)
+            row.utility_real = utility.class_accuracies.get(row.class_id)
 
 
 def _tail_summary(tail: Tail) -> TailSummary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from rarefy.audit.features.extraction import outputs_of_parts
 from rarefy.audit.features.extractors import Extractor, Features, check_finite, kept_outputs
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import Reference, disjoint_rows, rows_within
+from rarefy.audit.metrics.cmmd import KernelSet, kernel_set
+from rarefy.audit.metrics.extrapolation import Gaussian, enough_rows, real_gaussians
 from rarefy.audit.metrics.neighbors import Labelled, Manifold, build_manifold
 from rarefy.errors import DataError
 from rarefy.images import LabelledImages
@@ -25,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 class Setting:
     """How to measure. tail: see ``find_tail``; ray_address: a cluster for the features, None for this process.
 
-    started: when the audit began, by time.monotonic().
+    started: when the audit began, by time.monotonic(); network: also train a small network to measure utility.
     """
 
     extractor: Extractor
@@ -34,6 +37,7 @@ class Setting:
     tail: str
     ray_address: str | None
     started: float
+    network: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class Side:
 class Sides:
     """What is compared. draws: disjoint sets of held-out images, each with as many images per class as ``generated``.
 
-    rows: those of the run that ``generated`` consists of; draw_rows: those of ``held_out`` in each draw.
+    rows: those of the run that ``generated`` consists of; draw_rows: those of ``held_out`` in each draw; run_features
+    (N, D): of all images of the run that the audit reads.
     """
 
     generated: Side
@@ -76,6 +81,18 @@ class Sides:
     draws: tuple[Side, ...]
     rows: NDArray[np.int64]
     draw_rows: tuple[NDArray[np.int64], ...]
+    run_features: Features
+
+    @cached_property
+    def real_kernel(self) -> KernelSet:
+        """What CMMD needs of the reference."""
+        return kernel_set(self.real.manifold.features, self.real.labels, keep=True)
+
+    @cached_property
+    def real_gaussians(self) -> tuple[Gaussian, ...]:
+        """What FD infinity needs of the reference; empty if either side has too few images for it."""
+        real, dim = self.real.manifold.features, self.real.manifold.features.shape[1]
+        return real_gaussians(real) if enough_rows(min(len(real), len(self.generated)), dim) else ()
 
 
 def load_sides(run: RunData, reference: Reference, setting: Setting, progress: Progress) -> Sides:
@@ -90,7 +107,7 @@ def load_sides(run: RunData, reference: Reference, setting: Setting, progress: P
     real = _real_side("features of the reference", reference.real, setting, progress)
     held_out = _real_side("features of the held-out images", reference.held_out, setting, progress)
     draws = tuple(held_out.take(each, setting) for each in draw_rows)
-    return Sides(generated, real, held_out, draws, rows, draw_rows)
+    return Sides(generated, real, held_out, draws, rows, draw_rows, outputs[:, : setting.extractor.dim])
 
 
 def make_side(outputs: Features, images: NDArray[np.uint8], labels: NDArray[np.int64], setting: Setting) -> Side:

@@ -11,7 +11,8 @@ import pytest
 
 from rarefy.audit.compare import compare_runs
 from rarefy.audit.page.compare_page import write_page
-from rarefy.audit.page.report import REPORT_PATH, write_report
+from rarefy.audit.page.report import write_report
+from rarefy.audit.schema import REPORT_PATH, STRIPS_PATH
 from rarefy.shards.store import Store
 
 
@@ -25,7 +26,7 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
-driver = _load(Path(__file__).with_name("chromium.py"))
+driver, made_up = (_load(Path(__file__).with_name(name)) for name in ("chromium.py", "conftest.py"))
 BINARY = driver.find_chromium()
 pytestmark = [
     pytest.mark.slow,
@@ -75,9 +76,9 @@ def test_audit_page(browser: Any, make_audit: MakeAudit, result: Result, width: 
     store = make_audit("out", result)
     write_report(store)
     found = look(browser, Path(store.root) / REPORT_PATH, width, dark)
-    # 2 classes: 3 generated, 3 nearest, 2 real; 3 suspected copies with their twins.
-    assert found["images"] == [8] * (2 * 8 + 3 * 2)
-    wanted = ["partial", "verdict", "numbers", "distributions", "map", "classes", "rarest", "copies", "provenance"]
+    # 2 classes: 6 generated, 3 nearest, 2 real; 3 suspected copies with their twins. The viewer is empty.
+    assert found["images"] == [8] * (2 * 11 + 3 * 2) + [0]
+    wanted = ["partial", "verdict", "numbers", "images", "classes", "distributions", "copies", "map", "provenance"]
     assert found["sections"] == wanted
     assert found["text"].count(SCRIPT) >= 5
     assert found["background"] == ("rgb(19, 20, 23)" if dark else "rgb(246, 246, 243)")
@@ -92,7 +93,7 @@ def test_compare_page(
     outs = [make_audit("a", result).root, make_audit("b", other).root]
     write_page(compare_runs(outs), str(tmp_path / "compare.html"))
     found = look(browser, tmp_path / "compare.html", width, dark)
-    assert found["sections"] == ["runs", "numbers", "plane", "classes"]
+    assert found["sections"] == ["runs", "numbers", "panels", "classes"]
     assert SCRIPT in found["text"]
 
 
@@ -118,3 +119,62 @@ def test_tables_sort_and_the_map_shows_one_class(browser: Any, make_audit: MakeA
         .map(layer => layer.id);
     })()""")
     assert shown == ["map-real-1", "map-generated-1"]
+
+
+VIEWER = """(() => {
+  const viewer = document.getElementById('viewer');
+  return [viewer.open, viewer.querySelector('img').alt];
+})()"""
+
+
+def press(browser: Any, key: str, code: int) -> None:
+    for kind in ("keyDown", "keyUp"):
+        text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+        event = {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code} | text
+        browser.send("Input.dispatchKeyEvent", event)
+
+
+def test_an_image_is_enlarged_by_click_touch_and_keyboard(browser: Any, make_audit: MakeAudit, result: Result) -> None:
+    store = make_audit("out", result)
+    write_report(store)
+    browser.open(Path(store.root) / REPORT_PATH)
+    first, second = (f"generated {SCRIPT} 0000000000{place}" for place in (0, 1))
+    browser.evaluate("document.querySelector('.shot').click()")  # what a touch fires too
+    assert browser.evaluate(VIEWER) == [True, first]
+    large = browser.evaluate("document.querySelector('#viewer img').getBoundingClientRect().width")
+    assert large > 300
+    press(browser, "ArrowRight", 39)
+    assert browser.evaluate(VIEWER) == [True, second]
+    press(browser, "Escape", 27)
+    assert browser.evaluate(VIEWER)[0] is False
+    browser.evaluate("document.querySelectorAll('.shot')[1].focus()")
+    press(browser, "Enter", 13)
+    assert browser.evaluate(VIEWER) == [True, second]
+    browser.evaluate("document.getElementById('next').click()")  # after the last of its strip comes the first
+    assert browser.evaluate(VIEWER) == [True, first]
+    browser.evaluate("document.querySelector('#viewer form').requestSubmit()")
+    assert browser.evaluate(VIEWER)[0] is False
+    # A script in a class name stays text.
+    assert browser.reported("Page.javascriptDialogOpening") == []
+
+
+def test_every_one_of_a_thousand_classes_can_be_found(browser: Any, make_audit: MakeAudit, result: Result) -> None:
+    row = result["per_class"][1]
+    result["per_class"] = [row | {"class_id": each, "class_name": f"Class {each}"} for each in range(1000)]
+    store = make_audit("out", result)
+    rows = [made_up.strip_row("sample", each, 0, each % 250) for each in range(1000)]
+    made_up.write_rows(store, STRIPS_PATH, rows)
+    write_report(store)
+    browser.open(Path(store.root) / REPORT_PATH)
+    shown = "[...document.querySelectorAll('.group')].filter(g => g.offsetHeight).map(g => g.dataset.name)"
+    assert browser.evaluate(shown) == [f"Class {each}" for each in range(20)]
+    find = """(text => {
+      const find = document.getElementById('find');
+      find.value = text;
+      find.dispatchEvent(new Event('input'));
+      return document.getElementById('found').textContent;
+    })"""
+    assert browser.evaluate(f"{find}('class 987')") == "1 of 1 matching classes are shown"
+    assert browser.evaluate(shown) == ["Class 987"]
+    assert browser.evaluate(f"{find}('99')") == "19 of 19 matching classes are shown"
+    assert browser.evaluate(f"{find}('')") == "20 of 1000 classes are shown"

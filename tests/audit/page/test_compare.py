@@ -207,7 +207,7 @@ def test_command_writes_the_page_and_prints_the_table(
     assert "://" not in text
     assert text.count("<script") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert all(f'id="{section}"' in text for section in ("runs", "numbers", "plane", "classes"))
+    assert all(f'id="{section}"' in text for section in ("runs", "numbers", "panels", "classes"))
     assert main(["compare", *pair, "--page", str(page), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["format"] == "rarefy-compare-v1"

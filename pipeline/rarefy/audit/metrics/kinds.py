@@ -23,7 +23,14 @@ class MetricKind:
 
 METRIC_KINDS: dict[str, MetricKind] = {
     "fid": MetricKind("FID", "lower", False, "Fréchet distance in feature space; biased upward for small sets"),
+    "fd_infinity": MetricKind(
+        "FD infinity",
+        "lower",
+        False,
+        "Fréchet distance extrapolated to infinitely many images: unbiased by their number",
+    ),
     "kid": MetricKind("KID", "lower", False, "unbiased kernel distance in feature space"),
+    "cmmd": MetricKind("CMMD", "lower", False, "unbiased Gaussian kernel distance of normalised features, times 1000"),
     "inception_score": MetricKind(
         "Inception Score", "higher", False, "how certain the extractor's classifier is, and how many classes it sees"
     ),
@@ -33,6 +40,21 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "density": MetricKind("Density", "nearest", True, "how deep within the real data images lie; real images reach 1"),
     "coverage": MetricKind("Coverage", "higher", True, "fraction of real neighbourhoods with a generated image inside"),
     "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real images"),
+    "clipped_density": MetricKind(
+        "Clipped density",
+        "higher",
+        True,
+        "fidelity that outliers cannot inflate: the fraction of images as good as real",
+    ),
+    "clipped_coverage": MetricKind(
+        "Clipped coverage",
+        "higher",
+        True,
+        "coverage that outliers cannot inflate: the fraction of images that would cover as much if they were real",
+    ),
+    "vendi": MetricKind(
+        "Vendi score", "higher", False, "number of different images per class, where similar ones count as one"
+    ),
     "rarity": MetricKind(
         "Mean rarity", "higher", True, "mean radius of the smallest real neighbourhood around each image that has one"
     ),
@@ -63,20 +85,27 @@ METRIC_KINDS: dict[str, MetricKind] = {
         False,
         "z score: far below 0 if images are nearer to the training images than unseen real images are",
     ),
+    "utility": MetricKind(
+        "Utility",
+        "higher",
+        False,
+        "accuracy that a probe gains on real test images when the generated ones are added to its real training images",
+    ),
+    "tail_utility": MetricKind("Tail utility", "higher", False, "utility on the rarest real test images"),
     "on_class_rate": MetricKind(
         "On class", "higher", False, "fraction of images that the guiding classifier assigns to the requested class"
     ),
 }
 # Fractions of images: their intervals end at 0 and 1.
 FRACTIONS = frozenset({
-    "precision", "recall", "tail_recall", "coverage", "tail_coverage", "outside", "duplicates", "copies",
-    "authenticity", "on_class_rate",
+    "precision", "recall", "tail_recall", "coverage", "tail_coverage", "clipped_density", "clipped_coverage", "outside",
+    "duplicates", "copies", "authenticity", "on_class_rate",
 })  # fmt: skip
 HEADLINE_METRICS = ("recall", "tail_recall", "precision", "on_class_rate", "rarity", "fid", "copies", "utility")
 
 
 def metric_name(kind: str, extractor: str) -> str:
-    """The name in metrics.json. FID and KID include the extractor's, to tell them from Inception's."""
+    """The name in metrics.json. Distances between sets include the extractor's, because they depend on it."""
     return f"{kind}_{extractor.replace('-', '_')}" if kind in NAMED_AFTER_EXTRACTOR else kind
 
 

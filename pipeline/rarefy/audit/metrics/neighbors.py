@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rarefy.audit.features.extractors import Features
-from rarefy.audit.metrics.search import Sketch, error_share, exact_distances, fast_dtype, kth_bound, sketch, smallest
+from rarefy.audit.metrics.search import Nearest, PointSet, Tile, exact_distances, point_set, tiles, true_pairs
 from rarefy.errors import DataError, bad
-
-BLOCK_ELEMENTS = 1 << 23  # distances in memory at a time: 32 MiB of float32
-MAX_BLOCK_ROWS = 4096
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -127,33 +123,35 @@ def build_manifold(features: Features, k: int, device: str = "cpu") -> Manifold:
     if not 1 <= k < len(features):
         raise DataError(bad("k", k, f"between 1 and {len(features) - 1}, the number of images minus one"))
     rows = _rows(features, device)
-    whole = sketch(rows, rows.mean(dim=0), fast_dtype(rows.device))
-    near, index = torch.empty(len(rows), k), torch.empty(len(rows), k, dtype=torch.int64)
-    share = error_share(whole, whole)
-    for part in _blocks(len(rows), len(rows)):
-        upper = _upper(whole, part, whole, share)
-        inner = torch.arange(len(upper), device=rows.device)
-        upper[inner, inner + part.start] = torch.inf  # a row is not its own neighbour, but its duplicates are
-        reach = kth_bound(upper, k) + 2 * share * whole.norms[part]
-        pairs = _pairs(upper.sub_(2 * share * whole.norms) <= reach[:, None])
-        distances = exact_distances(rows[part], rows, pairs)
-        near[part], index[part] = (result.cpu() for result in smallest(pairs, distances, len(upper), k))
-    return Manifold(features, k, near.numpy(), index.numpy())
+    points, near = point_set(rows, rows.mean(dim=0)), Nearest(len(rows), k, rows.device)
+    for tile in tiles(points, points):
+        on_diagonal = tile.rows == tile.columns
+        if on_diagonal:
+            tile.lower.fill_diagonal_(torch.inf)  # a row is not its own neighbour, but its duplicates are
+        mask = tile.lower <= near.reach(tile)[:, None]
+        if on_diagonal:
+            mask.fill_diagonal_(False)
+        else:
+            mask |= tile.lower <= near.reach(tile, dim=0)
+        i, j = true_pairs(mask)
+        above, left = j + tile.columns.start, i + tile.rows.start
+        distances = exact_distances(rows, rows, (left, above))
+        near.add(tile.rows, (i, above), distances)
+        if not on_diagonal:
+            near.add(tile.columns, (j, left), distances)
+    return Manifold(features, k, near.distances.cpu().numpy(), near.index.cpu().numpy())
 
 
 def find_neighbors(generated: Manifold, real: Manifold, device: str = "cpu") -> Neighborhood:
     """Find the generated rows' neighbours among the real rows, and which balls contain which rows.
 
-    Memory: both feature matrices, the rounded real one and one block of distances. Raises
-    DataError if the feature lengths differ.
+    Memory: both feature matrices on the device, and tens of MiB. Raises DataError if the feature lengths differ.
     """
     rows, others = _rows(generated.features, device), _rows(real.features, device)
     if rows.shape[1] != others.shape[1]:
         raise DataError(bad("features", rows.shape[1], f"{others.shape[1]} long like the real ones"))
-    crossing = _Crossing(len(rows), sketch(others, others.mean(dim=0), fast_dtype(others.device)), real)
-    own = torch.from_numpy(generated.radius).to(device)
-    for part in _blocks(len(rows), len(others)):
-        crossing.compare(rows[part], own[part], part)
+    center = others.mean(dim=0)
+    crossing = _Crossing(point_set(rows, center), point_set(others, center), generated.radius, real)
     return crossing.result()
 
 
@@ -169,9 +167,6 @@ class _Reached:
         self.count += torch.bincount(columns, minlength=len(self.count))
         self._last[columns] = rows
 
-    def any(self) -> Bools:
-        return np.asarray((self.count > 0).cpu().numpy())
-
     def sole(self) -> Indices:
         return np.asarray(torch.where(self.count == 1, self._last, -1).cpu().numpy())
 
@@ -179,97 +174,69 @@ class _Reached:
 class _Crossing:
     """State of a search: the results so far for each generated row and each real row."""
 
-    def __init__(self, rows: int, columns: Sketch, real: Manifold) -> None:
-        device = columns.rows.device
-        self._real, self._k = columns, min(real.k, len(columns.rows))
-        self._radius, self._clipped = (torch.from_numpy(each).to(device) for each in (real.radius, real.clipped_radius))
-        self._covered, self._recalled = (_Reached(len(columns.rows), device) for _ in range(2))
-        self._clipped_inside = torch.zeros(len(columns.rows), dtype=torch.int64, device=device)
-        # On the CPU, allocated at once: millions of rows in small parts would fragment its memory.
-        self._near, self._rarity = torch.empty(rows, self._k), torch.empty(rows)
-        self._index, self._balls, self._clipped_balls = (torch.empty(rows, dtype=torch.int64) for _ in range(3))
+    def __init__(self, rows: PointSet, columns: PointSet, own: Floats, real: Manifold) -> None:
+        device, (generated, others) = rows.rows.device, (len(rows.rows), len(columns.rows))
+        self._rows, self._columns = rows.rows, columns.rows
+        self._own, self._radius, self._clipped = (
+            torch.tensor(each, device=device) for each in (own, real.radius, real.clipped_radius)
+        )
+        self._near = Nearest(generated, min(real.k, others), device)
+        self._rarity = torch.full((generated,), torch.inf, device=device)
+        self._balls, self._clipped_balls = (_zeros(generated, device) for _ in range(2))
+        self._clipped_inside = _zeros(others, device)
+        self._inside, self._recalled = (_Reached(others, device) for _ in range(2))
+        for tile in tiles(rows, columns):
+            self._compare(tile)
 
     def result(self) -> Neighborhood:
+        distances, index = self._near.distances.cpu().numpy(), self._near.index.cpu().numpy()
         return Neighborhood(
-            nearest=self._near[:, 0].contiguous().numpy(),
-            nearest_index=self._index.numpy(),
-            mean_distance=self._near.mean(dim=1).numpy(),
-            balls=self._balls.numpy(),
-            rarity=self._rarity.numpy(),
-            recalled=self._recalled.any(),
-            inside=self._covered.count.cpu().numpy(),
-            clipped_balls=self._clipped_balls.numpy(),
+            nearest=distances[:, 0],
+            nearest_index=index[:, 0],
+            mean_distance=np.asarray(distances.mean(axis=1)),
+            balls=self._balls.cpu().numpy(),
+            rarity=self._rarity.masked_fill(self._balls == 0, torch.nan).cpu().numpy(),
+            inside=self._inside.count.cpu().numpy(),
+            clipped_balls=self._clipped_balls.cpu().numpy(),
             clipped_inside=self._clipped_inside.cpu().numpy(),
+            recalled=(self._recalled.count > 0).cpu().numpy(),
             sole_recall=self._recalled.sole(),
-            sole_cover=self._covered.sole(),
+            sole_cover=self._inside.sole(),
         )
 
-    def compare(self, rows: Tensor, own: Tensor, part: slice) -> None:
-        """Compare a block of generated rows with all real rows: select the pairs that may be below a threshold.
+    def _compare(self, tile: Tile) -> None:
+        """Select the pairs of a tile that may be below a threshold, and decide each of them."""
+        reach = self._near.reach(tile)
+        own, ball = self._own[tile.rows].square(), self._radius[tile.columns].square()
+        mask = tile.lower <= torch.maximum(reach, own)[:, None]
+        mask |= tile.lower <= ball
+        i, j = true_pairs(mask)
+        low = tile.lower[i, j]
+        high = low + tile.slack_rows[i] + tile.slack_columns[j]
+        near = low <= reach[i]
+        rows, columns = i + tile.rows.start, j + tile.columns.start
+        unsure = near.clone()
+        for squared in (own[i], ball[j], self._clipped[columns].square()):
+            unsure |= (low <= squared) & (high > squared)
+        exact = torch.where(high <= 0, 0.0, high).sqrt()
+        exact[unsure] = exact_distances(self._rows, self._columns, (rows[unsure], columns[unsure]))
+        self._near.add(tile.rows, (i[near], columns[near]), exact[near])
+        self._count(rows, columns, exact)
 
-        own: radii of the rows' balls; part: the block's place among the generated rows.
-        """
-        real = self._real
-        block = sketch(rows, real.center, real.rounded.dtype)
-        share = error_share(block, real)
-        lower = _upper(block, slice(None), real, share)
-        base = (1 - share) * block.norms
-        reach = kth_bound(lower, self._k) + 2 * share * block.norms  # minus |a|^2 (1 - share)
-        outer = torch.maximum(reach, own.square() - base)
-        lower.sub_(2 * share * real.norms)
-        mask = lower <= outer[:, None]
-        mask |= lower <= self._radius.square() - base[:, None]
-        pairs = _pairs(mask)
-        low = lower[pairs] + base[pairs[0]]
-        high = low + 2 * share * (block.norms[pairs[0]] + real.norms[pairs[1]])
-        near = low <= (reach + base)[pairs[0]]
-        self._decide(rows, own, pairs, (low, high, near), part)
-
-    def _decide(
-        self,
-        rows: Tensor,
-        own: Tensor,
-        pairs: tuple[Tensor, Tensor],
-        bounds: tuple[Tensor, Tensor, Tensor],
-        part: slice,
-    ) -> None:
-        """Decide in which balls the pairs (i, j) lie, and find the k nearest.
-
-        bounds: lower and upper bounds of the squared distances, and whether they may be among the k nearest.
-        """
-        (i, j), (low, high, near) = pairs, bounds
-        ball, clip, mine = self._radius[j].square(), self._clipped[j].square(), own.square()[i]
-        sure = high <= mine
-        self._recalled.add(j[sure], i[sure] + part.start)
-        # Results depend only on whether no, one or several generated balls contain a real row.
-        unsure = near | ((low <= ball) & (high > ball)) | ((low <= clip) & (high > clip))
-        unsure |= (low <= mine) & ~sure & (self._recalled.count[j] < 2)
-        exact = torch.full_like(high, torch.inf)
-        exact[unsure] = exact_distances(rows, self._real.rows, (i[unsure], j[unsure]))
-        inside = (high <= ball) & ~unsure | (exact <= self._radius[j])
-        clipped = (high <= clip) & ~unsure | (exact <= self._clipped[j])
-        self._clipped_inside += torch.bincount(j[clipped], minlength=len(self._clipped_inside))
-        self._clipped_balls[part] = torch.bincount(i[clipped], minlength=len(rows)).cpu()
-        late = ~sure & (exact <= own[i])
-        self._recalled.add(j[late], i[late] + part.start)
-        self._covered.add(j[inside], i[inside] + part.start)
-        rarity = torch.full((len(rows),), torch.inf, device=own.device)
-        rarity.scatter_reduce_(0, i[inside], self._radius[j[inside]], "amin")
-        balls = torch.bincount(i[inside], minlength=len(rows))
-        distances, columns = smallest((i[near], j[near]), exact[near], len(rows), self._k)
-        self._near[part], self._index[part] = distances.cpu(), columns[:, 0].cpu()
-        self._balls[part], self._rarity[part] = balls.cpu(), rarity.masked_fill_(balls == 0, torch.nan).cpu()
+    def _count(self, rows: Tensor, columns: Tensor, distances: Tensor) -> None:
+        """Count the balls in which the pairs lie. The distances decide this as exact ones would."""
+        mine, inside = distances <= self._own[rows], distances <= self._radius[columns]
+        clipped = distances <= self._clipped[columns]
+        self._recalled.add(columns[mine], rows[mine])
+        self._inside.add(columns[inside], rows[inside])
+        self._balls += torch.bincount(rows[inside], minlength=len(self._balls))
+        self._rarity.scatter_reduce_(0, rows[inside], self._radius[columns[inside]], "amin")
+        self._clipped_balls += torch.bincount(rows[clipped], minlength=len(self._clipped_balls))
+        self._clipped_inside += torch.bincount(columns[clipped], minlength=len(self._clipped_inside))
 
 
-def _upper(block: Sketch, part: slice, columns: Sketch, share: float) -> Tensor:
-    """Upper bounds (R, M) of the squared distances, each minus its row's own |a|^2 (1 + share)."""
-    products = block.rounded[part] @ columns.rounded.T
-    return torch.add((1 + share) * columns.norms, products, alpha=-2)
-
-
-def _pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
-    i, j = mask.nonzero(as_tuple=True)
-    return i, j
+def _zeros(count: int, device: torch.device) -> Tensor:
+    return torch.zeros(count, dtype=torch.int64, device=device)
 
 
 def _rows(features: Features, device: str) -> Tensor:
@@ -279,9 +246,3 @@ def _rows(features: Features, device: str) -> Tensor:
         first = int((~torch.isfinite(sums)).nonzero()[0])
         raise DataError(bad("features", f"row {first}", "finite numbers"))
     return rows.to(device)
-
-
-def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    step = min(MAX_BLOCK_ROWS, max(1, BLOCK_ELEMENTS // columns))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))

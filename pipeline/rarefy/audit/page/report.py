@@ -23,7 +23,7 @@ from rarefy.audit.page.templates import render
 from rarefy.audit.schema import REPORT_PATH, AuditResult
 from rarefy.audit.strips import read_strips
 from rarefy.audit.tables import read_copies
-from rarefy.audit.verdict import judge, outcome
+from rarefy.audit.verdict import LIMITS, judge, outcome
 from rarefy.shards.store import Store
 
 SHOWN_GATES = 16  # the rest is folded: gates per class can be a thousand
@@ -63,6 +63,7 @@ def _numbers(result: AuditResult) -> dict[str, Any]:
         "result": result,
         "run": result.provenance,
         "verdict": judge(result),
+        "limits": LIMITS,
         "gates": sorted(own, key=lambda gate: gate.passed),  # failed ones first
         "shown_gates": SHOWN_GATES,
         "notes": notes(result),
