@@ -20,7 +20,8 @@ import aiohttp
 import tenacity
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from rarefy.cli import TRY_AGAIN, USER_ERROR, make_parser
+from rarefy.cli import make_parser
+from rarefy.command_line import TRY_AGAIN, USER_ERROR
 from rarefy.errors import ManifestError, RarefyError, bad
 from rarefy.fields import parse_toml
 from rarefy.job import COMMANDS, check_out, is_shared

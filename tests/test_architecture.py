@@ -14,7 +14,7 @@ PACKAGE = REPO / "pipeline" / "rarefy"
 LEVELS = (
     ("cores", "errors", "interrupts", "scratch", "user_cache"),
     ("plugins",),
-    ("device", "fields", "guidance", "images", "shards", "torchvision_operators"),
+    ("command_line", "device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("selection",),
     ("fast",),
@@ -24,7 +24,7 @@ LEVELS = (
     ("generate", "training"),
     ("audit", "bench"),
     ("select",),
-    ("import_command", "project", "stages", "status"),
+    ("audit_commands", "import_command", "project", "stages", "status"),
     ("cli",),
     ("__main__", "job"),
 )

@@ -8,11 +8,25 @@ import functools
 import json
 import signal
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rarefy import __version__
+from rarefy.audit_commands import add_audit_arguments, add_audit_commands, audit_code
+from rarefy.command_line import (
+    OK,
+    OUT_HELP,
+    PROBLEMS,
+    STYLE,
+    TRY_AGAIN,
+    USER_ERROR,
+    Handler,
+    UsageError,
+    add_command,
+    add_plugins,
+    allow_plugins,
+    print_result,
+)
 from rarefy.errors import RarefyError, StorageError, TemporaryError
 from rarefy.import_command import add_import
 from rarefy.interrupts import sigterm_interrupts
@@ -20,9 +34,7 @@ from rarefy.interrupts import sigterm_interrupts
 if TYPE_CHECKING:
     from rarefy.generate.driver import GenerateOptions
 
-OK, USER_ERROR, PROBLEMS = 0, 2, 1
-GATES_FAILED, INCOMPLETE_AUDIT = 3, 5
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+MANIFEST_HELP = "what to make, a TOML file such as rare.toml"
 PARTS = ("diffusion", "classifier", "judge")  # a copy of those in rarefy.training.recipe, whose import is slow
 DESCRIPTION = "Audited data sets of rare images from a diffusion model, which may be trained on your own images."
 JOURNEY = """from a folder of images to an audited set of rare ones:
@@ -30,35 +42,6 @@ JOURNEY = """from a folder of images to an audited set of rare ones:
   rarefy train mine/train.toml
   rarefy run mine/rare.toml --out out/rare
 """
-EXAMPLES = {
-    "init": """rarefy init photos/ --out mine
-rarefy init photos/train --test photos/test --size 64 --out mine
-rarefy init photos/ --out quick --images 20000   a first look at what training gives""",
-    "run": """rarefy run mine/rare.toml --out out/rare
-rarefy run mine/rare.toml --out s3://bucket/rare --ray-address auto""",
-    "plan": "rarefy plan mine/rare.toml\nrarefy plan mine/rare.toml --fill photos/ --to 5000",
-    "generate": "rarefy generate mine/rare.toml --out out/rare --actors 2",
-    "seal": "rarefy seal out/rare\nrarefy seal out/rare --repair",
-    "select": "rarefy select out/rare\nrarefy select out/rare --keep-exhausted",
-    "verify": "rarefy verify out/rare   exits with 1 if anything is missing or damaged",
-    "status": "rarefy status s3://bucket/rare",
-    "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
-    "report": "rarefy report out/rare",
-    "compare": "rarefy compare out/plain out/rare --page out/compare.html",
-    "train": """rarefy train mine/train.toml                 all parts, in order: diffusion, classifier, judge
-rarefy train classifier mine/train.toml      one part
-rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion""",
-    "bench": "rarefy bench mine/rare.toml --batch 8,16\nrarefy bench --preset adm-imagenet-64 --device cuda",
-    "models": "rarefy models\nrarefy models mine/model",
-}
-OUT_HELP = "the run's output: a local folder or fsspec URL (s3://, gs://)"
-MANIFEST_HELP = "what to make, a TOML file such as rare.toml"
-_STYLE = argparse.RawDescriptionHelpFormatter  # keeps the lines of the examples
-Handler = Callable[[argparse.Namespace], int]
-
-
-class UsageError(RarefyError):
-    """Invalid command-line arguments."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,62 +77,43 @@ def interrupted(received: Sequence[int], interrupt: KeyboardInterrupt) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each command sets ``handler``."""
-    parser = _Parser(prog="rarefy", description=DESCRIPTION, epilog=JOURNEY, formatter_class=_STYLE)
+    parser = _Parser(prog="rarefy", description=DESCRIPTION, epilog=JOURNEY, formatter_class=STYLE)
     parser.add_argument("--version", action="version", version=f"rarefy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     _add_init(commands)
-    command = _command(commands, "run", _run, "generate, seal, audit and report")
+    command = add_command(commands, "run", _run, "generate, seal, audit and report")
     _add_generate_arguments(command)
-    _add_training(command)
-    _add_against(command)
-    _add_utility(command)
+    add_audit_arguments(command)
     _add_plan(commands)
-    command = _command(commands, "generate", _generate, "generate every shard that is not committed yet")
+    command = add_command(commands, "generate", _generate, "generate every shard that is not committed yet")
     _add_generate_arguments(command)
-    command = _command(commands, "seal", _seal, "verify all shards and write index, card and _SUCCESS")
+    command = add_command(commands, "seal", _seal, "verify all shards and write index, card and _SUCCESS")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     text = "on damage, delete _SUCCESS and the damaged shards' markers, so that generate makes them again"
     command.add_argument("--repair", action="store_true", help=text)
     text = "choose the data set of a sealed run whose manifest has [select], and write it to OUT/selected"
-    command = _command(commands, "select", _select, text)
+    command = add_command(commands, "select", _select, text)
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     _add_select_arguments(command)
-    command = _command(commands, "verify", _verify, "compare all files with the plan and their hashes")
+    command = add_command(commands, "verify", _verify, "compare all files with the plan and their hashes")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
-    command = _command(commands, "status", _status, "show a run's progress, drivers and failures, from OUT alone")
+    command = add_command(commands, "status", _status, "show a run's progress, drivers and failures, from OUT alone")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
-    _add_audit(commands)
-    command = _command(commands, "report", _report, "write audit/report.html from the audit's results")
-    command.add_argument("out", metavar="OUT", help=OUT_HELP)
-    command = _command(commands, "compare", _compare, "compare audited runs under equal conditions")
-    command.add_argument("runs", metavar="OUT", nargs="+", help="audited runs; each is compared with the first")
-    command.add_argument("--page", default="compare.html", help="the page to write (default compare.html)")
+    add_audit_commands(commands)
     _add_train(commands)
     add_import(commands)
     _add_bench(commands)
-    command = _command(commands, "models", _models, "list the models that ship with rarefy, or describe one")
-    _add_plugins(command)
+    command = add_command(commands, "models", _models, "list the models that ship with rarefy, or describe one")
+    add_plugins(command)
     text = "a name, a model folder, hf://org/name[@revision] or an fsspec URL (default: list those that ship)"
     command.add_argument("model", metavar="MODEL", nargs="?", help=text)
     return parser
 
 
-def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
-    examples = "example:" if "\n" not in EXAMPLES[name] else "examples:"
-    epilog = f"{examples}\n{textwrap.indent(EXAMPLES[name], '  ')}\n"
-    description = f"{text[0].upper()}{text[1:]}."
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=description, epilog=epilog, formatter_class=_STYLE
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(handler=handler)
-    return parser
-
-
 def _add_init(commands: Any) -> None:
     text = "look at a folder of images and write train.toml and rare.toml for it, with reasons"
-    command = _command(commands, "init", _init, text)
+    command = add_command(commands, "init", _init, text)
     command.add_argument("data", metavar="DATA", help="class folders, .tar shards, Parquet, Hugging Face or IDX files")
     command.add_argument(
         "--out", required=True, metavar="DIR", help="the project's folder, new or empty and outside DATA"
@@ -168,9 +132,9 @@ def _add_init(commands: Any) -> None:
 
 def _add_plan(commands: Any) -> None:
     text = "show what a manifest would produce: classes, shards, size, time"
-    command = _command(commands, "plan", _plan, text)
+    command = add_command(commands, "plan", _plan, text)
     command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
-    _add_plugins(command)
+    add_plugins(command)
     text = "count these real images and plan what fills their classes up, instead of the manifest's [classes]"
     command.add_argument("--fill", metavar="DATA", help=text)
     text = "images per class, real and made (default: as many as the largest class has)"
@@ -188,7 +152,7 @@ def _add_select_arguments(command: argparse.ArgumentParser) -> None:
 def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
     command.add_argument("--out", required=True, help=OUT_HELP)
-    _add_plugins(command)
+    add_plugins(command)
     group = command.add_argument_group("resources (they change an image by rounding at most)")
     text = "sampling processes: at most N, or max, as many as fit at any time (default)"
     group.add_argument("--actors", type=_most, metavar="N", help=text)
@@ -217,67 +181,14 @@ def _most(text: str) -> int | None:
     return None if text == "max" else int(text)
 
 
-def _add_plugins(command: argparse.ArgumentParser) -> None:
-    text = "import the code that the manifest or the model names, such as a term of your own; it can do anything"
-    command.add_argument("--allow-plugins", action="store_true", help=f"{text} (also: RAREFY_ALLOW_PLUGINS=1)")
-
-
-def _allow_plugins(arguments: argparse.Namespace) -> bool:
-    from rarefy.plugins import allowed_by_environment
-
-    return allowed_by_environment() or arguments.allow_plugins
-
-
 def _add_compile(group: Any) -> None:
     text = "auto: rarefy's kernels and CUDA graphs (default); off: plain PyTorch; full: torch.compile"
     # A copy of rarefy.device.COMPILES, because importing it would slow down --help.
     group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
 
 
-def _add_audit(commands: Any) -> None:
-    command = _command(commands, "audit", _audit, "measure a run against real images")
-    command.add_argument("out", metavar="OUT", help=OUT_HELP)
-    command.add_argument("--reference", help="folder of real images (default: those in the model's folder)")
-    _add_training(command)
-    _add_against(command)
-    _add_utility(command)
-    command.add_argument("--model", help="where the run's model folder is now, if it has moved")
-    text = (
-        "efficientnet-lite0 (default), efficientnet-lite0-native, inception-v3, vgg16, dinov2-* or clip-*; with =FILE "
-        "the file of its weights; may be repeated: the first one is the main one"
-    )
-    command.add_argument("--extractor", action="append", metavar="NAME[=FILE]", help=text)
-    text = "weights file of the first extractor (default: it is downloaded)"
-    command.add_argument("--extractor-weights", "--inception-weights", metavar="FILE", help=text)
-    command.add_argument("--k", type=int, default=3, help="neighbours per image (default 3)")
-    text = "which real images are rare: avgknn (default), confidence or a file of their keys, one per line"
-    command.add_argument("--tail", default="avgknn", help=text)
-    command.add_argument("--limit", type=int, default=10_000, help="measure at most this many images (default 10,000)")
-    command.add_argument("--gates", help="TOML file whose [gates] replace those of the run's manifest")
-    command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
-    command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda or cuda:N")
-    _add_plugins(command)
-
-
-def _add_utility(command: argparse.ArgumentParser) -> None:
-    text = "also train a small network on pixels, with and without the images that were made (minutes on a CPU)"
-    command.add_argument("--utility", action="store_true", help=text)
-
-
-def _add_training(command: argparse.ArgumentParser) -> None:
-    text = (
-        "the images that the model was trained on, to search for copies of them (default: those that its folder names)"
-    )
-    command.add_argument("--training", metavar="DATA", help=text)
-
-
-def _add_against(command: argparse.ArgumentParser) -> None:
-    text = "an audited run of plain sampling, to compare with (default: the numbers that ship with the model, if any)"
-    command.add_argument("--against", metavar="OUT", help=text)
-
-
 def _add_train(commands: Any) -> None:
-    command = _command(commands, "train", _train, "train a model of your own, or one of its parts; resumes a run")
+    command = add_command(commands, "train", _train, "train a model of your own, or one of its parts; resumes a run")
     command.usage = "rarefy train [options] [PART] RECIPE"
     text = f"train.toml as rarefy init writes it, or one of manifests/train; PART is {', '.join(PARTS)}"
     command.add_argument("recipe", metavar="RECIPE", nargs="+", help=text)
@@ -289,11 +200,11 @@ def _add_train(commands: Any) -> None:
     text = "for a recipe with a preset, classifier only: weight of the entropy constraint, e.g. 0.1"
     command.add_argument("--ect", type=float, help=text)
     _add_compile(command)
-    _add_plugins(command)
+    add_plugins(command)
 
 
 def _add_bench(commands: Any) -> None:
-    command = _command(commands, "bench", _bench, "time a model's guided step on this machine")
+    command = add_command(commands, "bench", _bench, "time a model's guided step on this machine")
     text = "default: the embedded model with classifier guidance"
     command.add_argument("manifest", metavar="MANIFEST", nargs="?", help=text)
     command.add_argument("--preset", help="a model's name (see rarefy models), instead of a manifest")
@@ -304,7 +215,7 @@ def _add_bench(commands: Any) -> None:
     command.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1, as in an actor)")
     command.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     _add_compile(command)
-    _add_plugins(command)
+    add_plugins(command)
 
 
 def _options(arguments: argparse.Namespace) -> GenerateOptions:
@@ -327,12 +238,14 @@ def _options(arguments: argparse.Namespace) -> GenerateOptions:
 
 def _run(arguments: argparse.Namespace) -> int:
     from rarefy.audit.audit import AuditOptions
+    from rarefy.audit.page.summary import summary_lines
+    from rarefy.audit.schema import AuditResult
     from rarefy.generate.progress import stage_json, stage_line
     from rarefy.generate.watch import watched
     from rarefy.manifest import load_manifest
     from rarefy.stages import Reports, run
 
-    manifest = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments))
+    manifest = load_manifest(arguments.manifest, allow_plugins=allow_plugins(arguments))
     options = _options(arguments)
     with watched(manifest, options, arguments.log_json) as watch:
         stage = stage_json if arguments.log_json else stage_line
@@ -341,9 +254,10 @@ def _run(arguments: argparse.Namespace) -> int:
     page = f"{arguments.out.rstrip('/')}/{result.report}"
     selected = [] if result.selected is None else [result.selected.text()]
     sealed = f"sealed {result.sealed.samples:,} images"
-    text = "\n".join([result.generated.text(), sealed, *selected, f"report: {page}"])
-    _print(arguments, dataclasses.asdict(result), "\n".join([text, *_audit_lines(result.metrics)]))
-    return _audit_code(result.metrics)
+    summary = summary_lines(AuditResult.from_json(result.metrics))
+    lines = [result.generated.text(), sealed, *selected, *summary, f"report: {page}"]
+    print_result(arguments, dataclasses.asdict(result), "\n".join(lines))
+    return audit_code(result.metrics)
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -366,8 +280,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from rarefy.manifest import load_manifest
 
     fill = given_fill(arguments.fill, arguments.to)
-    summary = summarize(load_manifest(arguments.manifest, fill, _allow_plugins(arguments)))
-    return _print(arguments, dataclasses.asdict(summary), summary.text())
+    summary = summarize(load_manifest(arguments.manifest, fill, allow_plugins(arguments)))
+    return print_result(arguments, dataclasses.asdict(summary), summary.text())
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -375,11 +289,11 @@ def _generate(arguments: argparse.Namespace) -> int:
     from rarefy.generate.watch import watched
     from rarefy.manifest import load_manifest
 
-    manifest = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments))
+    manifest = load_manifest(arguments.manifest, allow_plugins=allow_plugins(arguments))
     options = _options(arguments)
     with watched(manifest, options, arguments.log_json) as watch:
         result = generate(manifest, options, watch.progress, watch.listeners)
-    return _print(arguments, dataclasses.asdict(result), result.text())
+    return print_result(arguments, dataclasses.asdict(result), result.text())
 
 
 def _seal(arguments: argparse.Namespace) -> int:
@@ -388,7 +302,7 @@ def _seal(arguments: argparse.Namespace) -> int:
 
     sealed = seal_run(Store(arguments.out), arguments.repair)
     text = f"sealed: {sealed.samples:,} images in {sealed.shards:,} shards, {sealed.size_bytes / 1e6:,.1f} MB"
-    return _print(arguments, dataclasses.asdict(sealed), text)
+    return print_result(arguments, dataclasses.asdict(sealed), text)
 
 
 def _select(arguments: argparse.Namespace) -> int:
@@ -400,7 +314,7 @@ def _select(arguments: argparse.Namespace) -> int:
     names = [field.name for field in dataclasses.fields(SelectOptions)]
     options = SelectOptions(**{name: getattr(arguments, name) for name in names})
     selected = select(Store(arguments.out), options, functools.partial(stage_line, command="select"))
-    return _print(arguments, dataclasses.asdict(selected), selected.text())
+    return print_result(arguments, dataclasses.asdict(selected), selected.text())
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -409,7 +323,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     problems = verify_run(Store(arguments.out))
     lines = [f"{name}: {line}" for name, lines in problems.items() for line in lines]
-    _print(arguments, {"problems": problems}, "\n".join(lines) or "all shards are complete and undamaged")
+    print_result(arguments, {"problems": problems}, "\n".join(lines) or "all shards are complete and undamaged")
     return PROBLEMS if problems else OK
 
 
@@ -418,79 +332,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from rarefy.status import read_status
 
     status = read_status(Store(arguments.out))
-    return _print(arguments, dataclasses.asdict(status), status.text())
-
-
-def _audit(arguments: argparse.Namespace) -> int:
-    from rarefy.audit.audit import AuditOptions, run_audit
-    from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR
-    from rarefy.gates import load_gates
-    from rarefy.generate.progress import stage_line
-    from rarefy.shards.store import Store
-
-    (extractor, weights), *further = [_named_weights(text) for text in arguments.extractor or [DEFAULT_EXTRACTOR]]
-    options = AuditOptions(
-        extractor=extractor,
-        extractor_weights=arguments.extractor_weights or weights,
-        further_extractors=tuple(further),
-        k=arguments.k,
-        utility=arguments.utility,
-        device=arguments.device,
-        reference=arguments.reference,
-        training=arguments.training,
-        against=arguments.against,
-        tail=arguments.tail,
-        limit=arguments.limit,
-        ray_address=arguments.ray_address,
-        gates=load_gates(arguments.gates) if arguments.gates else None,
-        model=arguments.model,
-        allow_plugins=_allow_plugins(arguments),
-    )
-    result = run_audit(Store(arguments.out), options, stage_line)
-    lines = [f"{name}: {_figure(entry['value'])} (real images: {_figure(entry['floor'])})"
-             for name, entry in result["metrics"].items()]  # fmt: skip
-    _print(arguments, result, "\n".join([*lines, *_audit_lines(result)]))
-    return _audit_code(result)
-
-
-def _named_weights(text: str) -> tuple[str, str | None]:
-    """NAME or NAME=FILE."""
-    name, _, path = text.partition("=")
-    return name, path or None
-
-
-def _audit_lines(result: dict[str, Any]) -> list[str]:
-    failed = [check for check in result["gates"] if not check["passed"]]
-    lines = [f"problem: {problem['where']}: {problem['what']}" for problem in result["problems"]]
-    if result["provenance"]["classifier_sha256"] is None:
-        lines.append("the model has no classifier: no confidence, entropy or on-class rate")
-    lines += [f"gate failed: {check['metric']} ({check['scope']}) is {_figure(check['value'])}, "
-              f"{check['bound']} {check['limit']:g}" for check in failed]  # fmt: skip
-    return lines
-
-
-def _audit_code(result: dict[str, Any]) -> int:
-    if result["verdict"] == "failed":
-        return GATES_FAILED
-    return INCOMPLETE_AUDIT if result["partial"] else OK
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from rarefy.audit.page.report import write_report
-    from rarefy.shards.store import Store
-
-    path = f"{arguments.out.rstrip('/')}/{write_report(Store(arguments.out))}"
-    return _print(arguments, {"report": path}, path)
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    from rarefy.audit.compare import compare_runs
-    from rarefy.audit.page.compare_page import table_text, write_page
-
-    result = compare_runs(arguments.runs)
-    write_page(result, arguments.page)
-    content = dataclasses.asdict(result) | {"page": arguments.page}
-    return _print(arguments, content, f"{table_text(result)}\npage: {arguments.page}")
+    return print_result(arguments, dataclasses.asdict(status), status.text())
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -502,7 +344,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     part, recipe = _part_and_recipe(arguments.recipe)
     how = arguments.device, arguments.threads, arguments.compile, arguments.tensorboard
-    options = TrainOptions(*how, allow_plugins=_allow_plugins(arguments))
+    options = TrainOptions(*how, allow_plugins=allow_plugins(arguments))
     if not names_preset(Path(recipe)):
         for name in ("out", "ect"):
             if (value := getattr(arguments, name)) is not None:
@@ -516,7 +358,7 @@ def _train(arguments: argparse.Namespace) -> int:
             raise UsageError("--out: None is not a folder, which a recipe with a preset needs")
         result = run_training(part, recipe, arguments.out, options, arguments.ect)
         text = f"weights: {arguments.out.rstrip('/')}/weights.safetensors"
-    return _print(arguments, result, text) if result else OK  # under torchrun, only rank 0 prints
+    return print_result(arguments, result, text) if result else OK  # under torchrun, only rank 0 prints
 
 
 def _trained(provenance: dict[str, Any]) -> str:
@@ -540,7 +382,7 @@ def _part_and_recipe(words: Sequence[str]) -> tuple[str | None, str]:
 def _bench(arguments: argparse.Namespace) -> int:
     from rarefy.bench.bench import AUTO, Bench, BenchOptions, bench_manifest, table
 
-    manifest = bench_manifest(arguments.manifest, arguments.preset, arguments.precision, _allow_plugins(arguments))
+    manifest = bench_manifest(arguments.manifest, arguments.preset, arguments.precision, allow_plugins(arguments))
     options = BenchOptions(
         batch=arguments.batch or (None if arguments.manifest else AUTO),
         growth=arguments.growth,
@@ -550,7 +392,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         compile=arguments.compile,
     )
     result = Bench(manifest, options, lambda line: print(f"bench: {line}", file=sys.stderr, flush=True)).run()
-    return _print(arguments, dataclasses.asdict(result), table(result))
+    return print_result(arguments, dataclasses.asdict(result), table(result))
 
 
 def _models(arguments: argparse.Namespace) -> int:
@@ -559,18 +401,13 @@ def _models(arguments: argparse.Namespace) -> int:
     if arguments.model is not None:
         from rarefy.models.describe import describe
 
-        description = describe(arguments.model, _allow_plugins(arguments))
-        return _print(arguments, dataclasses.asdict(description), description.text())
+        description = describe(arguments.model, allow_plugins(arguments))
+        return print_result(arguments, dataclasses.asdict(description), description.text())
     shown = ["name", "image_size", "channels", "num_classes", "classifier_classes", "schedule", "diffusion_steps"]
     shown += ["recommended_scale", "embedded", "description"]
     rows = [{key: getattr(preset, key) for key in shown} for preset in library().values()]
     lines = [f"{row['name']:<28}{row['image_size']:>4} px  {row['description']}" for row in rows]
-    return _print(arguments, rows, "\n".join(lines))
-
-
-def _print(arguments: argparse.Namespace, result: object, text: str) -> int:
-    print(json.dumps(result, indent=1) if arguments.json else text)
-    return OK
+    return print_result(arguments, rows, "\n".join(lines))
 
 
 def _figure(value: float | None) -> str:

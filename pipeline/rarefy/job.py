@@ -13,7 +13,8 @@ from pathlib import PurePosixPath
 
 import tenacity
 
-from rarefy.cli import TRY_AGAIN, USER_ERROR, interrupted, main, make_parser
+from rarefy.cli import interrupted, main, make_parser
+from rarefy.command_line import TRY_AGAIN, USER_ERROR
 from rarefy.errors import OutputError, RarefyError, bad
 from rarefy.interrupts import sigterm_interrupts
 

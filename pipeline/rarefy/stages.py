@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rarefy.audit.audit import AuditOptions, run_audit
+from rarefy.audit.card import write_audit
+from rarefy.audit.current import read_current
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.page.report import write_report
+from rarefy.audit.schema import METRICS_PATH
 from rarefy.errors import OutputError, ShardError, bad
 from rarefy.generate.driver import GenerateOptions, GenerateResult, generate
 from rarefy.generate.events import EventSink
 from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
+from rarefy.models.folder import licence
 from rarefy.plan import SELECTED, run_spec
 from rarefy.scratch import sweep
 from rarefy.select.check import verify_selected
@@ -102,7 +107,17 @@ def seal_run(store: Store, repair: bool = False) -> Sealed:
     """
     manifest = _own_manifest(store)
     sweep()
-    return seal(store, run_spec(manifest), _card(manifest), repair)
+    sealed = seal(store, run_spec(manifest), _card(manifest), repair)
+    _keep_audit(store)
+    return sealed
+
+
+def _keep_audit(store: Store) -> None:
+    """Sealing writes a new card: put the results of an audit of these shards, if there is one, on it."""
+    if not store.exists(METRICS_PATH):
+        return
+    with suppress(ShardError):  # of another format, or of other shards
+        write_audit(store, read_current(store), None)
 
 
 def verify_run(store: Store) -> dict[str, list[str]]:
@@ -145,4 +160,5 @@ def _card(manifest: Manifest) -> CardInfo:
         f"batch {manifest.batch}",
         selection="" if manifest.select is None else f"the data set is in `{SELECTED}`; this is all that it is from",
         folder="" if manifest.select is None else f"{SELECTED}/",
+        licence=licence(preset.path),
     )

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from rarefy.cli import EXAMPLES, main, make_parser
+from rarefy.cli import main, make_parser
+from rarefy.command_line import EXAMPLES
 from rarefy.guidance.base import Networks, StepState
 from rarefy.guidance.terms import SelfGuided
 from rarefy.manifest import load_manifest

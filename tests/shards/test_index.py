@@ -68,6 +68,7 @@ def test_card_front_matter_is_what_the_hub_reads(run: Store, spec: RunSpec, card
     seal(run, spec, card)
     _, front, body = run.read_bytes("README.md").decode().split("---\n", 2)
     table = yaml.safe_load(front)
+    assert table["license"] == "unknown"
     assert table["pretty_name"] == card.name
     assert table["size_categories"] == ["n<1K"]
     assert table["configs"] == [
@@ -88,7 +89,15 @@ drawn from a diffusion model by rarefy.
 | sampler | ancestral, 250 steps |
 | guidance | classifier + low-confidence |
 
+<!-- audit -->
+## Audit
+
+Not audited yet: `rarefy audit` compares the images with real ones.
+<!-- end of audit -->
+
 ## Use
+
+With `webdataset`:
 
 ```python
 import webdataset as wds
@@ -97,8 +106,24 @@ for sample in dataset:
     image, class_id, info = sample["png"], sample["cls"], sample["json"]
 ```
 
+With `datasets`, from this folder or from the Hub:
+
+```python
+from datasets import load_dataset
+dataset = load_dataset("webdataset", data_files={"train": "shards/*.tar"}, split="train")
+dataset[0]["png"], dataset[0]["cls"]
+```
+
 `index.json` is a wids index (random access); `metadata/*.parquet` has one row per sample, `state/*.json`
 the hashes.
+
+## Limits and licence
+
+- The images are synthetic. They can be wrong in ways that no metric sees, and they have the biases of the images that
+  the model was trained on.
+- An image's class is the one that the model was asked for. `predicted_id` is what the classifier sees, if there is one.
+- Rare images are harder to tell from broken ones: look at them before you train on them (`audit/report.html`).
+- The model names no licence: replace `unknown` at the top of this file by that of the images.
 
 ## Columns
 

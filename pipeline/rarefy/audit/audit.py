@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rarefy.audit.against import check_against, compare_with, read_against, stored_against, stored_plain
+from rarefy.audit.card import write_audit
 from rarefy.audit.current import discard_audit, shards_sha256
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
 from rarefy.audit.features.scores import score_reference
@@ -19,10 +20,10 @@ from rarefy.audit.inputs.training import load_training
 from rarefy.audit.measure import Compared, Measured, compare, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.metrics.bootstrap import Estimate
-from rarefy.audit.page.sheet import contact_sheet
 from rarefy.audit.rarity.compute import Means, RealSide, write_rarity
 from rarefy.audit.result import build_result
-from rarefy.audit.schema import METRICS_PATH, SHEET_PATH, AuditResult
+from rarefy.audit.schema import METRICS_PATH, AuditResult
+from rarefy.audit.sheet import contact_sheet
 from rarefy.audit.sides import Progress, Setting
 from rarefy.audit.strips import write_strips
 from rarefy.audit.tables import write_bootstrap, write_copies, write_samples
@@ -136,14 +137,16 @@ def _check_possible(run: RunData, gates: Iterable[Gate], options: AuditOptions, 
 def _write(
     store: Store, run: RunData, measured: Measured | None, result: AuditResult, estimates: Mapping[str, Estimate]
 ) -> dict[str, Any]:
-    """Write OUT/audit, metrics.json last, and return its content."""
+    """Write OUT/audit, metrics.json last, and the card's section; return the content of metrics.json."""
+    picture = None
     write_samples(store, run.measured, run.manifest.preset, measured)
     write_bootstrap(store, estimates)
     if measured is not None:
-        store.write_bytes(SHEET_PATH, contact_sheet(write_strips(store, measured)))
+        picture = contact_sheet(write_strips(store, measured))
         write_copies(store, measured)
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+    write_audit(store, result, picture)
     return content
 
 

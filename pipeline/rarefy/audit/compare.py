@@ -3,9 +3,9 @@
 Significance: the replicates of both audits are subtracted, one by one. The spread of these
 differences around their mean estimates what chance alone can do (Efron and Tibshirani 1993, ch. 16). p is the fraction
 of replicates at least as far from that mean as the observed difference is from zero. The interval is the middle 95% of
-the spread, shifted to the observed difference. Replicates with the same number use the same draw of the real
-images, so both runs are compared with the same ones. Differences of one class are judged by the Wilson intervals of both
-fractions (Newcombe 1998, method 10), which takes the runs for independent.
+the spread, shifted to the observed difference. Replicates with the same number use the same draw of the real images, so
+both runs are compared with the same ones. Differences of one class are judged by the Wilson intervals of both fractions
+(Newcombe 1998, method 10), which takes the runs for independent.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rarefy.audit.footing import check_footing
 from rarefy.audit.metrics.kinds import metric_label, reading_order
 from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry
 from rarefy.audit.tables import read_replicates
+from rarefy.audit.verdict import judge
 from rarefy.errors import OutputError, bad
 from rarefy.shards.store import Store
 
@@ -60,12 +61,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One of the compared audits."""
+    """One of the compared audits. verdict: of the gates; judgement: the headline of the audit's verdict."""
 
     label: str
     out: str
     images: int
     verdict: str
+    judgement: str
     partial: bool
     preset: str
     sampler: str
@@ -190,7 +192,7 @@ def difference_of(first: dict[int, float], other: dict[int, float], observed: fl
 
 def _run(label: str, out: str, result: AuditResult) -> ComparedRun:
     run = vars(result.provenance) | {"label": label, "out": out, "images": result.provenance.committed}
-    run |= {"verdict": result.verdict, "partial": result.partial}
+    run |= {"verdict": result.verdict, "judgement": judge(result).headline, "partial": result.partial}
     return ComparedRun(**{field.name: run[field.name] for field in fields(ComparedRun)})
 
 

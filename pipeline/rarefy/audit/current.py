@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from rarefy.audit.card import remove_audit
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import (
     BOOTSTRAP_PATH,
@@ -11,7 +12,6 @@ from rarefy.audit.schema import (
     METRICS_PATH,
     REPORT_PATH,
     SAMPLES_PATH,
-    SHEET_PATH,
     STRIPS_PATH,
     AuditResult,
     read_result,
@@ -67,6 +67,7 @@ def read_current(store: Store) -> AuditResult:
 
 
 def discard_audit(store: Store) -> None:
-    """Delete an earlier audit's files. metrics.json goes first: without it, the others are nobody's."""
-    for rel in (METRICS_PATH, REPORT_PATH, SHEET_PATH, SAMPLES_PATH, BOOTSTRAP_PATH, STRIPS_PATH, COPIES_PATH):
+    """Delete an earlier audit's files, metrics.json first, and its part of the card."""
+    for rel in (METRICS_PATH, REPORT_PATH, SAMPLES_PATH, BOOTSTRAP_PATH, STRIPS_PATH, COPIES_PATH):
         store.delete(rel)
+    remove_audit(store)

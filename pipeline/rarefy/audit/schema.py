@@ -2,8 +2,8 @@
 
 metrics.json is an ``AuditResult``: one key per field. samples.parquet has one row per measured image, copies.parquet
 the suspected copies with their images, bootstrap.parquet the resamples of every metric (see tables.py for their
-columns), and strips.parquet the images that the page shows of each class (see strips.py). sheet.png and report.html are
-made of these.
+columns), and strips.parquet the images that the page shows of each class (see strips.py). report.html is made of
+these.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ STRIPS_PATH = "audit/strips.parquet"
 COPIES_PATH = "audit/copies.parquet"
 BOOTSTRAP_PATH = "audit/bootstrap.parquet"
 REPORT_PATH = "audit/report.html"
-SHEET_PATH = "audit/sheet.png"
 
 
 @dataclass(frozen=True)

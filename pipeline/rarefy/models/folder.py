@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,6 +272,17 @@ def provenance(folder: ModelFolder) -> dict[str, Any]:
     """How the folder's files were produced: commands, data hashes, steps, curves, measured quality."""
     loaded: dict[str, Any] = json.loads((folder.file("unet").parent / "provenance.json").read_text())
     return loaded
+
+
+def licence(folder: Path) -> str | None:
+    """What the front matter of a model folder's card, README.md, names as ``license``; None if it says nothing."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    found = re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", front[1], re.MULTILINE) if front else None
+    return None if found is None or found[1] == "unknown" else found[1]
 
 
 def fast_errors(checkpoint_sha256: str, classifier_sha256: str | None) -> dict[str, Any] | None:

@@ -13,13 +13,17 @@ SIZE_CATEGORIES = (
     (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"),
 )  # fmt: skip
 
+UNKNOWN = "unknown"  # the Hub's word for it
+AUDIT_BEGIN, AUDIT_END = "<!-- audit -->", "<!-- end of audit -->"
+NOT_AUDITED = "## Audit\n\nNot audited yet: `rarefy audit` compares the images with real ones.\n"
+
 
 @dataclass(frozen=True)
 class CardInfo:
     """What the card says about the run. guidance: term names; sampler: one line.
 
     selection: of a run with [select], what these shards are; folder: where the data set's shards are, relative to the
-    card, with a slash at its end.
+    card, with a slash at its end; licence: what the model's card says, None if it says nothing.
     """
 
     name: str
@@ -31,6 +35,7 @@ class CardInfo:
     sampler: str
     selection: str = ""
     folder: str = ""
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,13 @@ class Contents:
 def render_card(info: CardInfo, contents: Contents, digest: str) -> str:
     """README.md of a sealed data set."""
     total = sum(contents.counts.values())
-    sections = (_front_matter(info, total), _summary(info, total, contents.num_shards), _usage(*contents.shards))
+    sections = (
+        _front_matter(info, total),
+        _summary(info, total, contents.num_shards),
+        f"{AUDIT_BEGIN}\n{NOT_AUDITED}{AUDIT_END}\n",
+        _usage(*contents.shards),
+        _limits(info),
+    )
     checkpoint, classifier = contents.weights
     provenance = (
         f"## Provenance\n\nEvery image can be generated again from `manifest.toml` and its key.\n\n"
@@ -83,6 +94,7 @@ def _front_matter(info: CardInfo, total: int) -> str:
     size = next((label for bound, label in SIZE_CATEGORIES if total < bound), "10B<n<100B")
     # JSON strings are valid YAML, so names with colons or quotes are safe.
     return f"""---
+license: {json.dumps(info.licence or UNKNOWN)}
 pretty_name: {json.dumps(info.name)}
 task_categories:
 - image-classification
@@ -123,6 +135,8 @@ def _usage(first: str, last: str) -> str:
     pattern = f"shards/{prefix}-{{{number}..{last.rpartition('-')[2]}}}.tar"
     return f"""## Use
 
+With `webdataset`:
+
 ```python
 import webdataset as wds
 dataset = wds.WebDataset("{pattern}", shardshuffle=False).decode("pil")
@@ -130,9 +144,45 @@ for sample in dataset:
     image, class_id, info = sample["png"], sample["cls"], sample["json"]
 ```
 
+With `datasets`, from this folder or from the Hub:
+
+```python
+from datasets import load_dataset
+dataset = load_dataset("webdataset", data_files={{"train": "shards/*.tar"}}, split="train")
+dataset[0]["png"], dataset[0]["cls"]
+```
+
 `index.json` is a wids index (random access); `metadata/*.parquet` has one row per sample, `state/*.json`
 the hashes.
 """
+
+
+def _limits(info: CardInfo) -> str:
+    if info.licence:
+        licence = f"The model's card names the licence `{info.licence}`."
+    else:
+        licence = f"The model names no licence: replace `{UNKNOWN}` at the top of this file by that of the images."
+    return f"""## Limits and licence
+
+- The images are synthetic. They can be wrong in ways that no metric sees, and they have the biases of the images that
+  the model was trained on.
+- An image's class is the one that the model was asked for. `predicted_id` is what the classifier sees, if there is one.
+- Rare images are harder to tell from broken ones: look at them before you train on them (`audit/report.html`).
+- {licence}
+"""
+
+
+def with_audit(card: str, section: str | None) -> str:
+    """The card with this section about the audit, or with the sentence that there is none.
+
+    Cards of earlier versions have no place for it and get one at their end.
+    """
+    text = NOT_AUDITED if section is None else section
+    before, begin, rest = card.partition(AUDIT_BEGIN)
+    _, end, after = rest.partition(AUDIT_END)
+    if not end:
+        return f"{card.rstrip()}\n\n{AUDIT_BEGIN}\n{text}{AUDIT_END}\n"
+    return f"{before}{begin}\n{text}{end}{after}"
 
 
 def _columns() -> str:

@@ -93,7 +93,7 @@ def test_compare_page(
     outs = [make_audit("a", result).root, make_audit("b", other).root]
     write_page(compare_runs(outs), str(tmp_path / "compare.html"))
     found = look(browser, tmp_path / "compare.html", width, dark)
-    assert found["sections"] == ["runs", "numbers", "plane", "classes"]
+    assert found["sections"] == ["runs", "numbers", "panels", "classes"]
     assert SCRIPT in found["text"]
 
 

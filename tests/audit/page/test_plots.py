@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from rarefy.audit.metrics.summary import Histogram
-from rarefy.audit.page.plots import VARIABLES, PlanePoint, histogram_plot, map_plot, plane_plot
+from rarefy.audit.page.plots import VARIABLES, Panel, histogram_plot, map_plot, panel_plot
 from rarefy.audit.schema import AuditResult, FeatureMap
 
 Result = dict[str, Any]
 Points = list[tuple[float, float]]
+PANEL = Panel("recall", "Recall", "higher", [0.6, 0.65, None], [[0.5, 0.7], None, None], 0.8)
 
 
 def parse(svg: str) -> ET.Element:
@@ -39,8 +40,9 @@ def points_of(result: Result) -> FeatureMap:
 
 @pytest.fixture
 def drawn(result: Result, points_of: FeatureMap) -> list[str]:
-    plane = plane_plot([PlanePoint("1", 400, 0.6, [390, 410], [0.5, 0.7])], PlanePoint("real", 100, 0.8, None, None))
-    return [histogram_plot("rarity", AuditResult.from_json(result).histograms["rarity"]), map_plot(points_of), plane]
+    histograms = AuditResult.from_json(result).histograms
+    plots = [histogram_plot("rarity", histograms["rarity"]), histogram_plot("entropy", histograms["entropy"], True)]
+    return [*plots, map_plot(points_of), panel_plot(PANEL)]
 
 
 def test_plots_follow_the_pages_colours_and_have_no_addresses(drawn: list[str]) -> None:
@@ -54,15 +56,15 @@ def test_plots_follow_the_pages_colours_and_have_no_addresses(drawn: list[str]) 
 
 
 def test_texts_stay_texts(drawn: list[str]) -> None:
-    texts = [text.text for text in parse(drawn[2]).iter("text")]
-    assert {"FID (lower is better)", "Recall (higher is better)", "1", "real"} <= set(texts)
-    narrow = [PlanePoint("1", 0.5, 0.801, None, None), PlanePoint("2", 0.6, 0.806, None, None)]
-    ticks = [text.text or "" for text in parse(plane_plot(narrow, None)).iter("text")]
-    assert "0.802" in ticks
+    assert {"1", "2", "3"} <= {text.text for text in parse(drawn[3]).iter("text")}
+    narrow = Panel("fid", "FID", "lower", [0.801, 0.806], [None, None], None)
+    ticks = [text.text or "" for text in parse(panel_plot(narrow)).iter("text")]
+    assert "0.8020" in ticks
+    assert {"1%", "10%", "100%"} <= {text.text for text in parse(drawn[1]).iter("text")}
 
 
 def test_plots_are_the_same_every_time(points_of: FeatureMap, drawn: list[str]) -> None:
-    assert map_plot(points_of) == drawn[1]
+    assert map_plot(points_of) == drawn[2]
 
 
 def test_histogram_heights_are_the_shares() -> None:
@@ -99,6 +101,24 @@ def test_generated_dots_lie_over_real_ones(points_of: FeatureMap) -> None:
     assert groups == ["map-real-0", "map-real-1", "map-generated-0", "map-generated-1"]
 
 
-def test_mathematics_in_a_mark_is_text() -> None:
-    svg = plane_plot([PlanePoint("a $x^2$ <b>", 1.0, 0.5, None, None)], None)
-    assert "a $x^2$ <b>" in [text.text for text in parse(svg).iter("text")]
+def test_a_panel_has_runs_from_top_to_bottom_on_one_scale() -> None:
+    svg = parse(panel_plot(PANEL))
+    dashed = [path for path in svg.iter("path") if "var(--real)" in path.attrib.get("style", "")]
+    (real, _), _ = points(dashed[0].attrib["d"])
+    lines = [path for path in svg.iter("path") if "var(--set)" in path.attrib.get("style", "")]
+    (low, y), (high, _) = next(found for path in lines if len(found := points(path.attrib["d"])) == 2)
+    # The interval of the first run is from 0.5 to 0.7; the real baseline is 0.8.
+    assert (real - high) / (high - low) == pytest.approx(0.5, abs=0.01)
+    places = [float(use.attrib["y"]) for use in svg.iter("use") if "var(--set)" in use.attrib.get("style", "")]
+    assert places == sorted(places)
+    assert len(places) == 2  # the third run has no value
+    assert y == pytest.approx(places[0], abs=0.1)
+
+
+def test_a_logarithmic_axis_shows_small_shares() -> None:
+    table = Histogram("x", [0.0, 1.0, 2.0], [0.001, 0.999], 1.25, [0.1, 0.9], 0.5)
+    svg = parse(histogram_plot("x", table, True))
+    filled = next(path for path in svg.iter("path") if "var(--set)" in path.attrib["style"])
+    (_, base), (_, low), _, (_, high), *_ = points(filled.attrib["d"])
+    # From 0.01% to 100% are four decades; a tenth of a percent is one above the base.
+    assert (base - high) / (base - low) == pytest.approx(4, abs=0.05)

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rarefy.audit.compare import CLASS_METRICS, LEVEL, ComparedClass, ComparedMetric, CompareResult
+from rarefy.audit.compare import (
+    CLASS_METRICS,
+    LEVEL,
+    SIGNIFICANCE,
+    ClassValues,
+    ComparedMetric,
+    CompareResult,
+)
 from rarefy.audit.metrics.kinds import metric_label
-from rarefy.audit.page.class_table import heat_percent
-from rarefy.audit.page.plots import PlanePoint, plane_plot
+from rarefy.audit.page.plots import Panel, panel_plot
 from rarefy.audit.page.templates import interval, number, render
 from rarefy.errors import OutputError, bad
+from rarefy.gates import metric_kind
 from rarefy.shards.store import Store
 
-FULL_COLOUR = 0.2  # the difference from which a cell has the full colour
+PANELS = ("fid", "precision", "recall", "tail_recall")  # those of the figure in docs/RESULTS.md
 
 
 @dataclass(frozen=True)
 class CompareCell:
-    """The first run's value with its baseline (first), or another run's difference from it."""
+    """A run's value for one class, and its difference from the first run's.
 
-    first: bool
+    improved: None unless the difference is significant and one direction is better.
+    """
+
     value: float | None
-    floor: float | None = None
-    heat: int = 0
+    difference: float | None
+    improved: bool | None
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """One metric of all classes: per class its name, its real baseline and one cell per run."""
+
+    label: str
+    rows: list[tuple[str, float | None, list[CompareCell]]]
 
 
 def write_page(result: CompareResult, path: str) -> None:
@@ -37,11 +54,9 @@ def write_page(result: CompareResult, path: str) -> None:
             "result": result,
             "runs": result.runs,
             "footing": result.footing,
-            "plane_svg": _plane(result.metrics, len(result.runs)),
-            "class_metrics": [metric_label(metric) for metric in shown],
-            "classes": [(row.class_name, _cells(row, shown)) for row in result.per_class],
-            "level": LEVEL,
-            "full_colour": FULL_COLOUR,
+            "panels": [(panel, panel_plot(panel)) for panel in _panels(result.metrics)],
+            "classes": [_class_table(result, metric) for metric in shown],
+            "significance": SIGNIFICANCE,
         },
     )
     Store(folder or slash or ".").write_bytes(name, page)
@@ -58,8 +73,8 @@ def table_text(result: CompareResult) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     partial = [f"WARNING: the audit of {run.label} is incomplete" for run in result.runs if run.partial]
-    legend = f"+ better, - worse than {labels[0]} (bootstrap, p < {LEVEL:g}); = neither"
-    return "\n".join([*table, "", *partial, legend])
+    legend = f"+ better, - worse than {labels[0]} (p < {LEVEL:g}); = neither"
+    return "\n".join([*table, "", *partial, legend, SIGNIFICANCE])
 
 
 def _cell_text(row: ComparedMetric, place: int) -> str:
@@ -70,33 +85,25 @@ def _cell_text(row: ComparedMetric, place: int) -> str:
     return number(row.values[place]) + (f" ({interval(bounds)})" if bounds else "") + mark
 
 
-def _plane(metrics: list[ComparedMetric], runs: int) -> str | None:
-    """The plot of recall over FID; None if the audits do not have both."""
-    recall = next((row for row in metrics if row.metric == "recall"), None)
-    fid = next((row for row in metrics if row.metric.startswith("fid_")), None)
-    if recall is None or fid is None:
-        return None
-    points = []
-    for place in range(runs):
-        x, y = fid.values[place], recall.values[place]
-        if x is not None and y is not None:
-            points.append(PlanePoint(str(place + 1), x, y, fid.intervals[place], recall.intervals[place]))
-    real = None
-    if fid.floor is not None and recall.floor is not None:
-        real = PlanePoint("real", fid.floor, recall.floor, fid.floor_interval, recall.floor_interval)
-    return plane_plot(points, real)
+def _panels(metrics: list[ComparedMetric]) -> list[Panel]:
+    """The metrics of the figure in docs/RESULTS.md that the audits have."""
+    rows = {metric_kind(row.metric): row for row in metrics}
+    return [
+        Panel(row.metric, row.label, row.better, row.values, row.intervals, row.floor)
+        for kind in PANELS
+        if (row := rows.get(kind)) is not None
+    ]
 
 
 def _has_values(result: CompareResult, metric: str) -> bool:
     return any(getattr(row, metric).values[0] is not None for row in result.per_class)
 
 
-def _cells(row: ComparedClass, metrics: list[str]) -> list[CompareCell]:
-    """For each metric: the first run's value with its baseline, then the other runs' differences."""
-    cells = []
-    for metric in metrics:
-        compared = getattr(row, metric)
-        cells.append(CompareCell(True, compared.values[0], compared.floor))
-        for gap in compared.differences[1:]:
-            cells.append(CompareCell(False, gap, heat=heat_percent(abs(gap or 0.0) / FULL_COLOUR)))
-    return cells
+def _class_table(result: CompareResult, metric: str) -> ClassTable:
+    rows = [(row.class_name, getattr(row, metric)) for row in result.per_class]
+    return ClassTable(metric_label(metric), [(name, values.floor, _cells(values)) for name, values in rows])
+
+
+def _cells(compared: ClassValues) -> list[CompareCell]:
+    each = zip(compared.values, compared.differences, compared.improved, strict=True)
+    return [CompareCell(*cell) for cell in each]

@@ -71,7 +71,7 @@ def notes(result: AuditResult) -> list[str]:
         )
     if run.classifier_sha256 is None:
         lines.append("The model has no classifier, so there is no confidence, entropy or on-class rate.")
-    elif run.reference and result.metrics["on_class_rate"].floor is None:
+    elif run.reference and (scores := result.metrics.get("on_class_rate")) and scores.floor is None:
         lines.append(
             "The audit could not use the classifier, whose weights or code it lacked: its scores have no real baseline."
         )

@@ -41,14 +41,18 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 @dataclass(frozen=True)
-class PlanePoint:
-    """A point of the recall-FID plot with its 95% intervals, if there are any; mark: a short label."""
+class Panel:
+    """One metric of several runs, as in the figure of docs/RESULTS.md: values and 95% intervals, None if unknown.
 
-    mark: str
-    fid: float
-    recall: float
-    fid_interval: Sequence[float] | None
-    recall_interval: Sequence[float] | None
+    real: the real baseline; better: as in MetricKind.
+    """
+
+    name: str
+    label: str
+    better: str
+    values: Sequence[float | None]
+    intervals: Sequence[Sequence[float] | None]
+    real: float | None
 
 
 def histogram_plot(name: str, table: Histogram, logarithmic: bool = False) -> str:
@@ -94,37 +98,32 @@ def map_plot(points: FeatureMap) -> str:
     return _draw("map", "Map of the features, generated over real images", (640, 460), paint)
 
 
-def plane_plot(runs: Sequence[PlanePoint], real: PlanePoint | None) -> str:
-    """Recall over FID: one numbered point per run with its intervals, and the real baseline as a diamond."""
+def panel_plot(panel: Panel) -> str:
+    """One numbered line per run, with its interval, and the real baseline as a dashed line."""
 
     def paint(axes: Axes) -> None:
-        for run in runs:
-            if run.fid_interval is not None:
-                axes.plot(run.fid_interval, [run.recall] * 2, color=SET, linewidth=1.5, alpha=0.6)
-            if run.recall_interval is not None:
-                axes.plot([run.fid] * 2, run.recall_interval, color=SET, linewidth=1.5, alpha=0.6)
-            _point(axes, run, SET, "o")
-        if real is not None:
-            _point(axes, real, REAL, "D")
-        axes.margins(0.12)
-        axes.set_xlabel("FID (lower is better)")
-        axes.set_ylabel("Recall (higher is better)")
+        for place, (value, interval) in enumerate(zip(panel.values, panel.intervals, strict=True)):
+            if value is None:
+                continue
+            if interval is not None:
+                axes.plot(interval, [place, place], color=SET, linewidth=2, alpha=0.6)
+            axes.plot([value], [place], marker="o", markersize=6, color=SET, linestyle="none")
+        if panel.real is not None:
+            axes.axvline(panel.real, color=REAL, linestyle="--", linewidth=2)
+        axes.set_yticks(range(len(panel.values)), [str(place + 1) for place in range(len(panel.values))])
+        axes.set_ylim(len(panel.values) - 0.5, -0.5)
+        axes.margins(x=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(visible=True, axis="both")
 
-    return _draw("plane", "Recall over FID, one point per run", (420, 300), paint)
+    label = f"{panel.label} of each run, and the real baseline"
+    return _draw(f"panel-{panel.name}", label, (330, 60 + 26 * len(panel.values)), paint)
 
 
 def _decade_below(table: Histogram) -> float:
     """The largest power of ten that all bins with images are above."""
     smallest = min(share for side in (table.generated, table.reference) for share in side or () if share > 0)
     return float(10.0 ** (np.ceil(np.log10(smallest)) - 1))
-
-
-def _point(axes: Axes, point: PlanePoint, colour: str, marker: str) -> None:
-    axes.plot([point.fid], [point.recall], marker=marker, markersize=7, color=colour, linestyle="none")
-    axes.annotate(
-        point.mark, (point.fid, point.recall), (7, 5), textcoords="offset points", color=colour, fontweight="bold"
-    )
 
 
 def _by_class(rows: Sequence[Sequence[Any]]) -> dict[int, list[tuple[float, float]]]:

@@ -1,4 +1,4 @@
-"""The contact sheet, OUT/audit/sheet.png: the picture of the data set on its card."""
+"""The contact sheet, sample.png: the picture of the data set on its card."""
 
 from __future__ import annotations
 
