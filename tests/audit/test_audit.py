@@ -207,6 +207,7 @@ def test_reference_is_scored_by_the_runs_own_classifier(
 
     reference = load_reference(preset, str(real_folder))
     assert reference is not None
+    reference = reference.of_classes((0, 1, 4))  # those of the run
     images, labels = (torch.from_numpy(array) for array in (reference.real.images, reference.real.labels))
     scores = score_images(classifier, images, labels)
     floor = (scores.predicted_id == labels).double().mean().item()
