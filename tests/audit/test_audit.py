@@ -1,6 +1,7 @@
 """The audit of a small committed run, end to end, against what is known of its images."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +24,14 @@ from rarefy.audit.metrics.kinds import metric_name
 from rarefy.audit.metrics.neighbors import Labelled, build_manifold
 from rarefy.audit.metrics.summary import histogram, wasserstein_1
 from rarefy.audit.metrics.tail import find_tail
-from rarefy.audit.schema import METRICS_PATH, read_result
+from rarefy.audit.rarity.table import read_part
+from rarefy.audit.schema import METRICS_PATH, SAMPLES_PATH, read_result
 from rarefy.errors import DataError, OutputError, RarefyError, ShardError
 from rarefy.generate.score import score_images
 from rarefy.manifest import Manifest, parse_manifest
 from rarefy.models.adm import Classifier, UNet
 from rarefy.models.folder import find_model
+from rarefy.plan import shard_names
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
 
@@ -83,6 +86,21 @@ def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, co
             low, high = entry["interval"]
             assert low <= entry["value"] <= high, name
             assert drawn.get_group(name).mean() == pytest.approx(entry["value"], abs=0.2 * (high - low)), name
+    check_rarity_of_every_image(store, run.manifest)
+
+
+def check_rarity_of_every_image(store: Store, manifest: Manifest) -> None:
+    """OUT/rarity has all 24 images, and of the 22 measured ones what samples.parquet has."""
+    rows = [row for name in shard_names(manifest) for row in read_part(store, name).table.to_pylist()]
+    assert len(rows) == manifest.total
+    every = {row["key"]: row for row in rows}
+    samples = pq.read_table(io.BytesIO(store.read_bytes(SAMPLES_PATH))).to_pylist()
+    assert len(samples) == 22
+    names = {"rarity": "rarity", "knn_distance": "avgknn", "nearest_distance": "nearest_distance"}
+    for sample in samples:
+        own = every[sample["key"]]
+        assert {name: sample[name] for name in names} == {name: own[other] for name, other in names.items()}
+        assert (sample["real_balls"] > 0) == own["inside"] and sample["nearest_real"] == own["nearest_real"]
 
 
 def test_gates_copies_map_and_classes(
