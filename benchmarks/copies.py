@@ -126,7 +126,11 @@ class Benchmark:
         )
 
     def _right(self, found: Look, source: NDArray[np.int64], flagged: NDArray[np.bool_]) -> float:
-        return float((self.gallery.rows[found.pixel_index] == source)[flagged].mean())
+        """The fraction of the copies whose most similar image is the one that was copied, or a repetition of it."""
+        row = self.gallery.rows[found.pixel_index]
+        beyond = row - len(self.images)
+        same = np.where(beyond < 0, row, self.repeated[beyond % len(self.repeated)])
+        return float((same == source)[flagged].mean())
 
 
 def old_rule(images: ImageSet, gallery: Gallery) -> NDArray[np.bool_]:

@@ -153,7 +153,7 @@ class _Search:
             "copies": estimate_mean(twins.copied, GENERATED),
             "authenticity": estimate_mean(authentic(found.trained, others[back, 0]), GENERATED),
         }
-        test = copying_test(images.features, unseen, training, self.device) if len(unseen) else None
+        test = copying_test(images.features, unseen, training, self.device)
         return twins, estimates | ({} if test is None else {"ct": test})
 
     def _twins(self, images: ImageSet, found: Look) -> Twins:
