@@ -17,6 +17,7 @@ from small_project import write_project
 from small_run import MANIFEST, quiet
 
 from rarefy.audit.audit import AuditOptions, run_audit
+from rarefy.audit.inputs import training
 from rarefy.audit.inputs.training import load_training
 from rarefy.audit.schema import read_result
 from rarefy.errors import DataError
@@ -65,11 +66,14 @@ def test_the_model_folder_names_its_training_images(model: ModelFolder, capsys: 
     assert capsys.readouterr().err == ""
 
 
-def test_an_older_model_folder_is_explained_by_its_train_toml(model: ModelFolder) -> None:
+def test_an_older_model_folder_is_explained_by_its_train_toml(
+    model: ModelFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     change(model, data=None, held_out=None)
     assert load(model).whole
     (model.path.parent / "train.toml").rename(model.path.parent / "other.toml")
     assert load(model) is None
+    assert "does not say where" in capsys.readouterr().err
 
 
 def test_changed_images_are_not_the_training_set(model: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +86,7 @@ def test_changed_images_are_not_the_training_set(model: ModelFolder, capsys: pyt
     assert "another hash" in capsys.readouterr().err
     photos.rename(photos.with_name("away"))
     assert load(model) is None
-    assert "are not here" in capsys.readouterr().err
+    assert "no images are at" in capsys.readouterr().err
     change(model, data_sha256=None)
     assert load(model, str(photos.with_name("away"))).whole is False
     assert "names no training data" in capsys.readouterr().err
@@ -102,15 +106,17 @@ def test_other_weights_were_trained_on_other_images(model: ModelFolder) -> None:
     assert load(model, weights="0" * 64) is None
 
 
-def test_embedded_models_have_a_part_of_theirs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_embedded_models_have_a_part_of_theirs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     preset = find_model("fashion-mnist-28")
     record = provenance(preset)["unet"]
-    elsewhere = dataclasses.replace(preset, files={**preset.files})
-    if Path(record["data"]).exists():
-        pytest.skip("the whole data set is on this machine")
-    found = load(elsewhere, weights=record["weights_sha256"])
+    monkeypatch.setattr(training, "read_json", lambda path: {"unet": record | {"data": "/nowhere"}})
+    found = load(preset, weights=record["weights_sha256"])
     assert (len(found.images), found.whole, found.images.keys[:2]) == (10_000, False, ("0", "1"))
-    assert "are not here at /usr/share" in capsys.readouterr().err
+    assert found.sha256 == provenance(preset)["reference"]["train"]["sha256"]
+    line = "no images are at /nowhere; give the model's training set with --training DATA (searched instead: 10,000 of"
+    assert line in capsys.readouterr().err
 
 
 def test_training_says_where_its_images_are(tmp_path: Path) -> None:
@@ -142,13 +148,13 @@ def test_copies_of_the_training_set_are_found(tmp_path: Path, commit_images: Com
         return np.clip(image + noise, 0, 255).astype(np.uint8)
 
     def source(class_id: int, ordinal: int) -> tuple[NDArray[np.uint8], int, float]:
-        trained, own = pictures(10 + class_id, 30), pictures(20 + class_id, 30)
-        images = {0: noisy(trained[:1]), 1: trained[1:2, :, ::-1], 3: noisy(own[2:3])}
+        learnt, own = pictures(10 + class_id, 30), pictures(20 + class_id, 30)
+        images = {0: noisy(learnt[:1]), 1: learnt[1:2, :, ::-1], 3: noisy(own[2:3])}
         return images.get(ordinal, own[ordinal : ordinal + 1]), class_id, 0.9
 
-    store, training = Store(str(tmp_path / "out")), write_classes(tmp_path / "trained", 10, 30)
+    store, trained = Store(str(tmp_path / "out")), write_classes(tmp_path / "trained", 10, 30)
     commit_images(store, MANIFEST, source)
-    options = AuditOptions(reference=write_classes(tmp_path / "real", 30, 30), training=training)
+    options = AuditOptions(reference=write_classes(tmp_path / "real", 30, 30), training=trained)
     result = run_audit(store, options, quiet)
     shown = {(row["kind"], row["other"]) for row in result["copies"] if row["kind"] != "near"}
     assert shown == {("training", f"{class_id}/{row:02d}.png") for class_id in (0, 1, 4) for row in (0, 1)}
