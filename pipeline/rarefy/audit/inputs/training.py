@@ -116,8 +116,7 @@ def _read(preset: ModelFolder, place: _Place, expected: str | None, progress: Pr
     if len(images) < 2:
         raise DataError(bad(f"data: {place.data}", f"{len(images)} images", "at least 2 images"))
     whole = sha256 == expected
-    what = "the model's whole training set" if whole else "training images as given"
-    return TrainingSet(with_keys(images), f"{what} in {os.path.normpath(place.data)}", sha256, whole)
+    return TrainingSet(with_keys(images), f"training images in {os.path.normpath(place.data)}", sha256, whole)
 
 
 def _shipped(preset: ModelFolder) -> TrainingSet | None:

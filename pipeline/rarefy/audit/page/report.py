@@ -23,6 +23,7 @@ HISTOGRAM_TITLES = {
 COPY_KINDS = {
     "reference": "close to real image",
     "held-out": "close to held-out real image",
+    "training": "close to training image",
     "exact": "same pixels as",
     "near": "nearly the same as",
 }
