@@ -20,7 +20,7 @@ from rarefy.audit.audit import AuditOptions, run_audit
 from rarefy.audit.inputs import training
 from rarefy.audit.inputs.training import load_training
 from rarefy.audit.schema import read_result
-from rarefy.errors import DataError
+from rarefy.errors import DataError, ManifestError
 from rarefy.manifest import Manifest
 from rarefy.models.folder import ModelFolder, find_model, provenance
 from rarefy.shards.store import Store
@@ -172,3 +172,13 @@ def test_copies_of_the_training_set_are_found(tmp_path: Path, commit_images: Com
     samples = pq.read_table(tmp_path / "out" / "audit" / "samples.parquet").to_pylist()
     assert sum(row["copy_ratio"] < 1 for row in samples) == 6
     assert read_result(store).to_json() == result
+
+
+def test_training_images_alone_are_not_enough(tmp_path: Path, commit_run: Callable[[Store, str], Manifest]) -> None:
+    """A model without real images of its own: there is nothing to calibrate by."""
+    text = MANIFEST.replace("fashion-mnist-28", "adm-imagenet-64")
+    text = text.replace("preset", 'checkpoint = "none.pt"\nclassifier = "none.pt"\npreset')
+    store = Store(str(tmp_path / "out"))
+    commit_run(store, text)
+    with pytest.raises(ManifestError, match="training: .* give --reference too"):
+        run_audit(store, AuditOptions(training=str(tmp_path)), quiet)

@@ -74,10 +74,12 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     model = allow_networks(find_run_model(run.manifest.model, options.model, needed), options.allow_plugins)
     run = replace(run, manifest=replace(run.manifest, model=model))
     reference = load_reference(run.manifest.preset, options.reference)
+    if reference is None and options.training is not None:
+        raise ManifestError(bad("training", options.training, "usable without other real images: give --reference too"))
     scores, measured = None, None
     if reference is not None:
-        scores = score_reference(run.manifest, reference.real, options.device, progress)
         training = load_training(run, options.training, progress)
+        scores = score_reference(run.manifest, reference.real, options.device, progress)
         measured = measure(run, reference, training, None if scores is None else scores.confidence, setting, progress)
         run = measured.run
     result, estimates = build_result(run, reference, scores, measured, gates, setting)
