@@ -180,5 +180,5 @@ def test_training_images_alone_are_not_enough(tmp_path: Path, commit_run: Callab
     text = text.replace("preset", 'checkpoint = "none.pt"\nclassifier = "none.pt"\npreset')
     store = Store(str(tmp_path / "out"))
     commit_run(store, text)
-    with pytest.raises(ManifestError, match="training: .* give --reference too"):
+    with pytest.raises(ManifestError, match="give --reference too"):
         run_audit(store, AuditOptions(training=str(tmp_path)), quiet)
