@@ -39,6 +39,7 @@ rarefy run mine/rare.toml --out s3://bucket/rare --ray-address auto""",
     "plan": "rarefy plan mine/rare.toml\nrarefy plan mine/rare.toml --fill photos/ --to 5000",
     "generate": "rarefy generate mine/rare.toml --out out/rare --actors 2",
     "seal": "rarefy seal out/rare\nrarefy seal out/rare --repair",
+    "select": "rarefy select out/rare\nrarefy select out/rare --keep-exhausted",
     "verify": "rarefy verify out/rare   exits with 1 if anything is missing or damaged",
     "status": "rarefy status s3://bucket/rare",
     "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
@@ -101,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = _command(commands, "run", _run, "generate, seal, audit and report")
     _add_generate_arguments(command)
     _add_training(command)
+    _add_against(command)
     _add_plan(commands)
     command = _command(commands, "generate", _generate, "generate every shard that is not committed yet")
     _add_generate_arguments(command)
@@ -108,6 +110,10 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     text = "on damage, delete _SUCCESS and the damaged shards' markers, so that generate makes them again"
     command.add_argument("--repair", action="store_true", help=text)
+    text = "choose the data set of a sealed run whose manifest has [select], and write it to OUT/selected"
+    command = _command(commands, "select", _select, text)
+    command.add_argument("out", metavar="OUT", help=OUT_HELP)
+    _add_select_arguments(command)
     command = _command(commands, "verify", _verify, "compare all files with the plan and their hashes")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     command = _command(commands, "status", _status, "show a run's progress, drivers and failures, from OUT alone")
@@ -170,6 +176,14 @@ def _add_plan(commands: Any) -> None:
     command.add_argument("--to", type=int, metavar="N", help=text)
 
 
+def _add_select_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="where the run's model folder is now, if it has moved")
+    text = "fill up classes that have too few acceptable images with the best of their others"
+    command.add_argument("--keep-exhausted", action="store_true", help=text)
+    command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
+    command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda or cuda:N")
+
+
 def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
     command.add_argument("--out", required=True, help=OUT_HELP)
@@ -191,7 +205,7 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("slots that [accept] leaves empty (images that are made already stay the same)")
     text = "draw up to N candidates for each slot, more than accept.max_candidates"
     group.add_argument("--max-candidates", type=int, metavar="N", help=text)
-    text = "keep the last draw of a slot that ran out of candidates, with accepted = false"
+    text = "keep the last draw of a slot that ran out of candidates, with accepted = false; fill up what [select] lacks"
     group.add_argument("--keep-exhausted", action="store_true", help=text)
 
 
@@ -224,6 +238,7 @@ def _add_audit(commands: Any) -> None:
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     command.add_argument("--reference", help="folder of real images (default: those in the model's folder)")
     _add_training(command)
+    _add_against(command)
     command.add_argument("--model", help="where the run's model folder is now, if it has moved")
     text = "efficientnet-lite0 (default), inception-v3, vgg16, dinov2-* or clip-*"
     command.add_argument("--extractor", default="efficientnet-lite0", help=text)
@@ -243,6 +258,11 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "the images that the model was trained on, to search for copies of them (default: those that its folder names)"
     )
     command.add_argument("--training", metavar="DATA", help=text)
+
+
+def _add_against(command: argparse.ArgumentParser) -> None:
+    text = "an audited run of plain sampling, to compare with (default: the numbers that ship with the model, if any)"
+    command.add_argument("--against", metavar="OUT", help=text)
 
 
 def _add_train(commands: Any) -> None:
@@ -295,18 +315,22 @@ def _options(arguments: argparse.Namespace) -> GenerateOptions:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from rarefy.audit.audit import AuditOptions
     from rarefy.generate.progress import stage_json, stage_line
     from rarefy.generate.watch import watched
     from rarefy.manifest import load_manifest
-    from rarefy.stages import run
+    from rarefy.stages import Reports, run
 
     manifest = load_manifest(arguments.manifest, allow_plugins=_allow_plugins(arguments))
     options = _options(arguments)
     with watched(manifest, options, arguments.log_json) as watch:
         stage = stage_json if arguments.log_json else stage_line
-        result = run(manifest, options, watch.progress, stage, watch.notice, watch.listeners, arguments.training)
+        audit = AuditOptions(training=arguments.training, against=arguments.against)
+        result = run(manifest, options, audit, Reports(watch.progress, stage, watch.notice, watch.listeners))
     page = f"{arguments.out.rstrip('/')}/{result.report}"
-    text = f"{result.generated.text()}\nsealed {result.sealed.samples:,} images\nreport: {page}"
+    selected = [] if result.selected is None else [result.selected.text()]
+    sealed = f"sealed {result.sealed.samples:,} images"
+    text = "\n".join([result.generated.text(), sealed, *selected, f"report: {page}"])
     _print(arguments, dataclasses.asdict(result), "\n".join([text, *_audit_lines(result.metrics)]))
     return _audit_code(result.metrics)
 
@@ -356,6 +380,18 @@ def _seal(arguments: argparse.Namespace) -> int:
     return _print(arguments, dataclasses.asdict(sealed), text)
 
 
+def _select(arguments: argparse.Namespace) -> int:
+    from rarefy.generate.progress import stage_line
+    from rarefy.select.stage import SelectOptions
+    from rarefy.shards.store import Store
+    from rarefy.stages import select
+
+    names = [field.name for field in dataclasses.fields(SelectOptions)]
+    options = SelectOptions(**{name: getattr(arguments, name) for name in names})
+    selected = select(Store(arguments.out), options, functools.partial(stage_line, command="select"))
+    return _print(arguments, dataclasses.asdict(selected), selected.text())
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from rarefy.shards.store import Store
     from rarefy.stages import verify_run
@@ -386,6 +422,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         reference=arguments.reference,
         training=arguments.training,
+        against=arguments.against,
         tail=arguments.tail,
         limit=arguments.limit,
         ray_address=arguments.ray_address,

@@ -76,6 +76,14 @@ def get_choice(table: Table, field: str, choices: tuple[str, ...], default: str)
     return value
 
 
+def get_flag(table: Table, field: str, default: bool) -> bool:
+    """True or false."""
+    value = table.get(_leaf(field), default)
+    if not isinstance(value, bool):
+        raise ManifestError(bad(field, value, "true or false"))
+    return value
+
+
 def get_integer(table: Table, field: str, low: int, high: int, default: int | None = None) -> int:
     """An integer from low to high, both included."""
     return check_integer(table.get(_leaf(field), default), field, low, high)

@@ -17,6 +17,7 @@ from rarefy.fields import (
     Table,
     check_integer,
     get_choice,
+    get_flag,
     get_integer,
     get_match,
     get_number,
@@ -33,6 +34,7 @@ from rarefy.guidance.registry import parse_term
 from rarefy.models.folder import CONFIG, ModelFolder, allow_kinds
 from rarefy.models.run_model import RunModel, read_run_model, write_run_model
 from rarefy.models.source import ModelSpec, read_model_table
+from rarefy.selection import Select, parse_select
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE, RUN_FILE
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
@@ -67,7 +69,8 @@ class Accept:
 class Manifest:
     """A validated manifest.
 
-    counts: images per class id, in ascending order, without zero counts; digest: sha256 of everything that changes an
+    counts: images of the data set per class id, in ascending order, without zero counts; select: how they are chosen
+    from a larger pool, None if every sampled image is kept; digest: sha256 of everything that changes an
     image or a file (gates do not); text: the TOML source, verbatim except that [classes] fill became counts; real: real
     images per class id, if [classes] fill counted them.
     """
@@ -87,6 +90,7 @@ class Manifest:
     text: str
     gates: tuple[Gate, ...] = ()
     real: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    select: Select | None = None
 
     @property
     def preset(self) -> ModelFolder:
@@ -95,8 +99,14 @@ class Manifest:
 
     @property
     def total(self) -> int:
-        """Number of images in the run."""
+        """Number of images in the data set."""
         return sum(self.counts.values())
+
+    @property
+    def pool(self) -> Mapping[int, int]:
+        """Images to sample per class id: ``counts``, or several times as many from which [select] chooses."""
+        times = 1 if self.select is None else self.select.times
+        return {class_id: times * count for class_id, count in self.counts.items()}
 
 
 def load_manifest(path: str | Path, fill: Fill | None = None, allow_plugins: bool = False) -> Manifest:
@@ -165,7 +175,9 @@ def _read_toml(text: str, source: str) -> Table:
         root = parse_toml(text)
     except ManifestError as error:
         raise ManifestError(f"{source}: {error}") from None
-    known_keys(root, "", ("name", "seed", "model", "sampler", "guidance", "classes", "accept", "output", "gates"))
+    known_keys(
+        root, "", ("name", "seed", "model", "sampler", "guidance", "classes", "accept", "select", "output", "gates")
+    )
     return root
 
 
@@ -192,12 +204,15 @@ def _build(root: Table, model: ModelSpec, classes: Filled, terms: tuple[Term, ..
         text=classes.text,
         gates=parse_gates(get_table(root, "gates")),
         real=classes.real,
+        select=parse_select(get_table(root, "select"), preset) if "select" in root else None,
     )
     if preset.classifier is None:
         _check_without_classifier(manifest)
-    if manifest.total > MAX_SHARDS * manifest.shard_size:
-        raise ManifestError(bad("classes", manifest.total, f"at most {MAX_SHARDS} shards of output.shard_size images"))
+    if (total := sum(manifest.pool.values())) > MAX_SHARDS * manifest.shard_size:
+        raise ManifestError(bad("classes", total, f"at most {MAX_SHARDS} shards of output.shard_size images"))
     hashed = {each.name: getattr(manifest, each.name) for each in dataclasses.fields(Manifest)}
+    if manifest.select is None:
+        del hashed["select"]  # manifests of earlier versions keep their digests
     return dataclasses.replace(manifest, digest=digest_of(hashed, get_table(root, "model")))
 
 
@@ -299,13 +314,10 @@ def _class_id(key: object, field: str, preset: ModelFolder) -> int:
 
 def _accept(table: Table) -> Accept:
     known_keys(table, "accept", [field.name for field in dataclasses.fields(Accept)])
-    on_class = table.get("on_class", False)
-    if not isinstance(on_class, bool):
-        raise ManifestError(bad("accept.on_class", on_class, "true or false"))
     return Accept(
         confidence=_bounds(get_table(table, "accept.confidence"), "accept.confidence", 1.0),
         entropy=_bounds(get_table(table, "accept.entropy"), "accept.entropy", math.inf),
-        on_class=on_class,
+        on_class=get_flag(table, "accept.on_class", False),
         max_candidates=get_integer(table, "accept.max_candidates", 1, 1_000_000, 8),
         exhausted=get_choice(table, "accept.exhausted", ("error", "keep"), "error"),
     )

@@ -14,6 +14,9 @@ from rarefy.shards.spec import RowSpec, RunSpec, ShardSpec
 if TYPE_CHECKING:
     # Importing it at run time would load torch into every process that only checks shards.
     from rarefy.manifest import Manifest
+    from rarefy.shards.store import Store
+
+SELECTED = "selected"  # the folder of the data set that [select] chose from the pool
 
 _ONE_BITS = 128  # positions in (0, 1) are integer multiples of 2^-128: their order is exact for counts below 2^63
 
@@ -87,7 +90,12 @@ class Plan:
 
 
 def make_plan(manifest: Manifest) -> Plan:
-    """The plan of a manifest."""
+    """The plan of a manifest: what to sample."""
+    return Plan(manifest.pool, manifest.shard_size)
+
+
+def kept_plan(manifest: Manifest) -> Plan:
+    """The order of the data set: as ``make_plan``, or with [select], of the images that it keeps."""
     return Plan(manifest.counts, manifest.shard_size)
 
 
@@ -138,9 +146,19 @@ class ShardSpecs(Sequence[ShardSpec]):
         return ShardSpec(shard_name(self.prefix, shard.shard), shard.shard, rows, self.max_candidates)
 
 
+def data_store(store: Store, manifest: Manifest) -> Store:
+    """Where the data set's shards are: the run's folder, or with [select], the folder of the chosen images."""
+    return store if manifest.select is None else store.folder(SELECTED)
+
+
+def data_names(manifest: Manifest) -> Iterator[str]:
+    """The names of the data set's shards, in order."""
+    return (shard_name(manifest.prefix, k) for k in range(kept_plan(manifest).num_shards))
+
+
 def run_spec(manifest: Manifest) -> RunSpec:
     """What the run of a manifest must contain."""
-    return RunSpec(manifest.name, manifest.digest, ShardSpecs(manifest), manifest.counts)
+    return RunSpec(manifest.name, manifest.digest, ShardSpecs(manifest), manifest.pool)
 
 
 def sample_seed(seed: int, class_id: int, class_index: int, candidate: int) -> int:
@@ -160,11 +178,15 @@ def class_rank(class_index: int) -> float:
 
 
 def estimate_bytes(manifest: Manifest) -> int:
-    """Approximate size of the run's tars. A PNG takes about 65% of the raw pixels, measured on photographs."""
+    """Approximate size of the run's tars, selected ones included.
+
+    A PNG takes about 65% of the raw pixels, measured on photographs.
+    """
     preset = manifest.preset
     png = 100 + 0.65 * preset.channels * preset.image_size**2
     blocks = -(-png // 512) + 1 + 2  # png, cls and json, each padded to whole tar blocks
-    return manifest.total * int(blocks + 3) * 512  # and one header block for each
+    images = sum(manifest.pool.values()) + (manifest.total if manifest.select else 0)
+    return images * int(blocks + 3) * 512  # and one header block for each
 
 
 def _position(j: int, n: int) -> int:

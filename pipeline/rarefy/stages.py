@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rarefy.audit.audit import AuditOptions, run_audit
@@ -14,10 +14,13 @@ from rarefy.generate.driver import GenerateOptions, GenerateResult, generate
 from rarefy.generate.events import EventSink
 from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
-from rarefy.plan import run_spec
+from rarefy.plan import SELECTED, run_spec
 from rarefy.scratch import sweep
+from rarefy.select.check import verify_selected
+from rarefy.select.stage import Selected, SelectOptions, select_run
 from rarefy.shards.card import CardInfo
 from rarefy.shards.claim import MANIFEST_FILE, check_claim
+from rarefy.shards.index import is_sealed
 from rarefy.shards.seal import Sealed, seal
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify
@@ -28,53 +31,68 @@ StageProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of ``rarefy run``. report: the page's path, relative to OUT."""
+    """The result of ``rarefy run``. report: the page's path, relative to OUT; selected: with [select] only."""
 
     generated: GenerateResult
     sealed: Sealed
     metrics: dict[str, Any]
     report: str
+    selected: Selected | None = None
 
 
-def run(
-    manifest: Manifest,
-    options: GenerateOptions,
-    progress: ProgressSink,
-    stage: StageProgress,
-    notice: Callable[[str], None],
-    listeners: Sequence[EventSink] = (),
-    training: str | None = None,
-) -> RunResult:
-    """Generate, seal, audit, report.
+@dataclass(frozen=True)
+class Reports:
+    """Who is told what a run does.
 
-    Damaged shards are withdrawn and generated again, REPAIRS times at most. notice: is told why, in one line;
-    listeners: get the events of generate; training: the images that the model was trained on, for the audit.
+    progress: of generate; stage(name, done, total): of the other stages; notice: why something is repeated, in one
+    line; listeners: get the events of generate.
+    """
+
+    progress: ProgressSink
+    stage: StageProgress
+    notice: Callable[[str], None]
+    listeners: Sequence[EventSink] = ()
+
+
+def run(manifest: Manifest, options: GenerateOptions, audit: AuditOptions, reports: Reports) -> RunResult:
+    """Generate, seal, select if the manifest says so, audit, report.
+
+    Damaged shards are withdrawn and generated again, REPAIRS times at most. audit: what to compare with; the device
+    and the gates are the run's.
     """
     store = Store(options.out)
-    generated, sealed = _make(manifest, options, progress, notice, listeners)
+    generated, sealed = _make(manifest, options, reports)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
+    selected = None
+    if manifest.select is not None:
+        means = SelectOptions(device, options.ray_address, keep_exhausted=options.keep_exhausted)
+        selected = select(store, means, reports.stage)
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
-    allowed = manifest.preset.allow_plugins
-    audit = AuditOptions(device=device, gates=manifest.gates, allow_plugins=allowed, training=training)
-    metrics = run_audit(store, audit, stage)
-    return RunResult(generated, sealed, metrics, write_report(store))
+    audit = replace(audit, gates=manifest.gates, allow_plugins=manifest.preset.allow_plugins)
+    metrics = run_audit(store, replace(audit, device=device, ray_address=options.ray_address), reports.stage)
+    return RunResult(generated, sealed, metrics, write_report(store), selected)
 
 
-def _make(
-    manifest: Manifest,
-    options: GenerateOptions,
-    progress: ProgressSink,
-    notice: Callable[[str], None],
-    listeners: Sequence[EventSink],
-) -> tuple[GenerateResult, Sealed]:
+def _make(manifest: Manifest, options: GenerateOptions, reports: Reports) -> tuple[GenerateResult, Sealed]:
     for repair in range(1, REPAIRS + 1):
-        generated = generate(manifest, options, progress, listeners)
+        generated = generate(manifest, options, reports.progress, reports.listeners)
         try:
             return generated, seal_run(Store(options.out), repair=True)
         except ShardError as error:
-            notice(f"{error} (repair {repair} of {REPAIRS})")
-    generated = generate(manifest, options, progress, listeners)
+            reports.notice(f"{error} (repair {repair} of {REPAIRS})")
+    generated = generate(manifest, options, reports.progress, reports.listeners)
     return generated, seal_run(Store(options.out), repair=True)
+
+
+def select(store: Store, options: SelectOptions, progress: StageProgress) -> Selected:
+    """Make the data set of a run with [select] from its sealed pool, in OUT/selected (see ``select_run``).
+
+    Raises OutputError for a run without [select].
+    """
+    manifest = _own_manifest(store)
+    if manifest.select is None:
+        raise OutputError(bad("out", store.root, "a run whose manifest has [select]"))
+    return select_run(store, _selected_card(manifest), options, progress)
 
 
 def seal_run(store: Store, repair: bool = False) -> Sealed:
@@ -92,13 +110,23 @@ def verify_run(store: Store) -> dict[str, list[str]]:
     manifest = _own_manifest(store)
     check_claim(store, manifest.digest)
     sweep()
-    return verify(store, run_spec(manifest))
+    problems = verify(store, run_spec(manifest))
+    if manifest.select is not None and is_sealed(store):
+        problems |= verify_selected(store, manifest)
+    return problems
 
 
 def _own_manifest(store: Store) -> Manifest:
     if not store.exists(MANIFEST_FILE):
         raise OutputError(bad("out", store.root, "a rarefy run: it has no manifest.toml"))
     return read_manifest(store)
+
+
+def _selected_card(manifest: Manifest) -> CardInfo:
+    """The card of OUT/selected."""
+    assert manifest.select is not None
+    text = f"{manifest.select.text()}: {manifest.total:,} of {sum(manifest.pool.values()):,} sampled images"
+    return replace(_card(manifest), selection=text, folder="")
 
 
 def _card(manifest: Manifest) -> CardInfo:
@@ -115,4 +143,6 @@ def _card(manifest: Manifest) -> CardInfo:
         guidance=tuple(term.name for term in manifest.terms),
         sampler=f"{settings.method}, steps {settings.steps}{start}{eta}{every}, {manifest.precision}, "
         f"batch {manifest.batch}",
+        selection="" if manifest.select is None else f"the data set is in `{SELECTED}`; this is all that it is from",
+        folder="" if manifest.select is None else f"{SELECTED}/",
     )

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+from rarefy.audit.current import is_current
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import METRICS_PATH, read_result
 from rarefy.errors import OutputError, ShardError, bad
@@ -20,6 +21,7 @@ from rarefy.shards.store import Store
 SHOWN = 10  # given-up shards and causes in the text; --json has all that the files keep
 SILENT = "silent"  # a driver that has not written for a while; it may have been killed
 NO_AUDIT, UNREADABLE = "none", "unreadable, run rarefy audit again"
+OUT_OF_DATE = "out of date, run rarefy audit again"
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ def _audit(store: Store) -> str:
     if not store.exists(METRICS_PATH):
         return NO_AUDIT
     try:
-        return read_result(store).verdict
+        result = read_result(store)
+        return result.verdict if is_current(store, result) else OUT_OF_DATE
     except ShardError:
         return UNREADABLE
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rarefy.manifest import Manifest, parse_manifest
-from rarefy.plan import make_plan, shard_name
+from rarefy.plan import Slot, make_plan, sample_seed, shard_name
 from rarefy.shards.claim import claim_output
 from rarefy.shards.metadata import SampleRecord, sample_key
 from rarefy.shards.store import Store
@@ -66,7 +66,7 @@ def commit_every(store: Store, text: str, source: Blob) -> Manifest:
         for slot in plan.shard(shard).slots:
             image, predicted, confidence = source(slot.class_id, slot.class_index)
             image = fit(image, manifest.preset.channels, manifest.preset.image_size)
-            samples.append(make_sample(manifest, (shard, slot.index, slot.class_id), image, (predicted, confidence)))
+            samples.append(make_sample(manifest, (shard, slot), image, (predicted, confidence)))
         header = ShardHeader(shard_name(manifest.prefix, shard), shard, text, manifest.digest, "test")
         commit_shard(store, header, samples, 1.0)
     return manifest
@@ -80,9 +80,10 @@ def fit(image: NDArray[np.uint8], channels: int, size: int) -> NDArray[np.uint8]
 
 
 def make_sample(
-    manifest: Manifest, place: tuple[int, int, int], image: NDArray[np.uint8], seen: tuple[int, float]
+    manifest: Manifest, place: tuple[int, Slot], image: NDArray[np.uint8], seen: tuple[int, float]
 ) -> Sample:
-    png, (shard, index, class_id), (predicted, confidence) = encode_png(image), place, seen
+    png, (shard, slot), (predicted, confidence) = encode_png(image), place, seen
+    index, class_id = slot.index, slot.class_id
     entropy = float(-confidence * np.log(confidence))
     record = SampleRecord(
         key=sample_key(shard, index),
@@ -95,7 +96,7 @@ def make_sample(
         entropy=entropy,
         entropy_normalized=entropy / float(np.log(manifest.preset.classifier_classes)),
         margin=0.1,
-        seed=index,
+        seed=sample_seed(manifest.seed, class_id, slot.class_index, 0),
         candidate=0,
         guidance="",
         steps=250,

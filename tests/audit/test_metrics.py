@@ -19,8 +19,8 @@ from rarefy.audit.metrics.distances import (
     kernel_influences,
     local_outlier_factors,
 )
-from rarefy.audit.metrics.neighbors import build_manifold
-from rarefy.audit.metrics.tail import find_tail, tail_members
+from rarefy.audit.metrics.neighbors import Labelled, build_manifold
+from rarefy.audit.metrics.tail import Tail, find_tail, tail_members
 from rarefy.errors import DataError, ManifestError
 
 Floats = NDArray[np.float32]
@@ -29,6 +29,13 @@ Floats = NDArray[np.float32]
 def gaussian(rows: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> Floats:
     generator = np.random.default_rng(seed)
     return (generator.normal(size=(rows, 4)) * scale + mean).astype(np.float32)
+
+
+def sides(*rows: int) -> tuple[Labelled, Labelled]:
+    """Generated and real Gaussian rows of two equal classes."""
+    manifolds = [build_manifold(gaussian(count, seed), 3) for seed, count in enumerate(rows)]
+    first, second = (Labelled(each, np.arange(len(each.features)) % 2) for each in manifolds)
+    return first, second
 
 
 def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
@@ -55,7 +62,7 @@ def test_kernel_distance_matches_the_estimator_written_out() -> None:
 
 def test_equal_distributions_score_like_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distances, "KID_SUBSETS", 2)
-    found = set_estimates(*(build_manifold(gaussian(800, seed), 3) for seed in (0, 1))).values
+    found = set_estimates(*sides(400, 400), Tail("keys", np.arange(400) < 80)).values
     assert list(found) == [
         "fid", "kid", "precision", "recall", "tail_recall", "density", "coverage", "tail_coverage", "rarity", "outside",
         "avg_knn", "nearest", "lof",
@@ -91,6 +98,20 @@ def test_the_tail_is_the_sparsest_fifth() -> None:
     assert np.flatnonzero(members).tolist() == list(range(80, 100))
 
 
+def test_the_tail_is_a_fifth_of_each_class() -> None:
+    # Class 0 is dense, class 1 is sparse and class 2 has two rows: a fifth of all rows would be class 1 alone.
+    places = np.concatenate(
+        [np.cumsum(np.linspace(1, 2, 20)), 1000 + 50 * np.cumsum(np.linspace(1, 2, 10)), [-90, -50]]
+    )
+    labels, real = np.repeat([0, 1, 2], [20, 10, 2]), build_manifold(places.astype(np.float32)[:, None], 2)
+    members = tail_members(real, labels)
+    assert np.flatnonzero(members).tolist() == [16, 17, 18, 19, 28, 29, 30]
+    confidence = np.linspace(0, 1, 32)
+    by_confidence = find_tail("confidence", Labelled(real, labels), confidence, [str(row) for row in range(32)])
+    assert np.flatnonzero(by_confidence.members).tolist() == [0, 1, 2, 3, 20, 21, 30]
+    assert members.sum() == by_confidence.members.sum() == 4 + 2 + 1
+
+
 def test_the_tails_own_metrics_average_over_its_rows_alone() -> None:
     # The generated rows reach the real row 0 alone and lie in the balls of 0 and 1; the tail is elsewhere.
     real, tail = build_manifold(np.array([0, 1, 50, 51], np.float32)[:, None], 1), np.array([False, False, True, True])
@@ -101,7 +122,7 @@ def test_the_tails_own_metrics_average_over_its_rows_alone() -> None:
 
 
 def test_tails_by_confidence_and_by_list(tmp_path: Path) -> None:
-    real = build_manifold(gaussian(20, 0), 2)
+    real = Labelled(build_manifold(gaussian(20, 0), 2), np.zeros(20, np.int64))
     confidence, keys = np.linspace(1, 0, 20), ([f"cat/{i} a.png" for i in range(20)], ["dog/7.png"])
     least = find_tail("confidence", real, confidence, *keys)
     assert (least.rule, np.flatnonzero(least.members).tolist()) == ("confidence", [16, 17, 18, 19])

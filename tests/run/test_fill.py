@@ -124,6 +124,17 @@ def test_plan_shows_real_and_made(photos: Path, monkeypatch: pytest.MonkeyPatch)
     assert "real: images in the data that [classes] fills up" in lines
 
 
+def test_plan_shows_the_pool_and_what_is_kept(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rarefy.generate.estimate._seconds", lambda manifest: (None, "not timed"))
+    fill = 'fill = { data = "photos" }\n[select]\nfrom = 4'
+    lines = summarize(filled(photos.parent, fill)).text().splitlines()
+    assert lines[0].startswith("filled: 140 images in 1 shards of ") or "140 images" in lines[0]
+    assert lines[1].startswith("[select] keeps 35 of them: those with the highest rarity in each class, only images on")
+    assert "  class  name                         real      to keep        total" in lines
+    assert "      9  ankle boot                      3            2            5" in lines
+    assert "         all                            15           35           50" in lines
+
+
 def test_plan_shows_what_the_model_was_trained_on(tmp_path: Path) -> None:
     counts = dict(zip(NAMES, range(10), strict=True))
     model = replace(find_model("fashion-mnist-28"), path=tmp_path)

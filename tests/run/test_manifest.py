@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rarefy.diffusion.schedule import make_schedule
 from rarefy.errors import ManifestError
 from rarefy.guidance.terms import PredictedRealImage
 from rarefy.manifest import Manifest, load_manifest, parse_manifest
+from rarefy.selection import Select
 
 REPO = Path(__file__).parents[2]
 BASE = """
@@ -122,11 +124,28 @@ def test_digest_does_not_depend_on_how_it_is_written() -> None:
         ("confidence = { max = 0.9 }", "confidence = { max = 0.9 }\non_class = true"),
         ("shard_size = 10", "shard_size = 11"),
         ("shard_size = 10", 'shard_size = 10\nprefix = "tail"'),
+        ("[output]", "[select]\nfrom = 2\n[output]"),
     ],
 )
 def test_digest_changes_with_whatever_changes_a_file(old: str, new: str) -> None:
     assert old in BASE
     assert parse(BASE.replace(old, new)).digest != parse(BASE).digest
+
+
+def test_select() -> None:
+    manifest = parse(BASE.replace("[output]", "[select]\nfrom = 3\n[output]"))
+    assert manifest.select == Select(3, by="rarity", on_class=True, inside=True, exhausted="error")
+    assert manifest.counts == dict.fromkeys(range(10), 4) and manifest.pool == dict.fromkeys(range(10), 12)
+    assert parse(BASE).pool == parse(BASE).counts
+    texts = [
+        "from = 4",
+        'from = 3\nby = "avgknn"',
+        "from = 3\non_class = false",
+        "from = 3\ninside = false",
+        'from = 3\nexhausted = "keep"',
+    ]
+    others = {parse(BASE.replace("[output]", f"[select]\n{text}\n[output]")).digest for text in texts}
+    assert len(others | {manifest.digest}) == len(texts) + 1
 
 
 def test_later_fields_of_a_term_do_not_change_old_digests() -> None:
@@ -240,6 +259,11 @@ def test_relative_weights_start_at_the_manifest(tmp_path: Path) -> None:
         ('term = "low-confidence"', 'term = "no_module:Term"', ["guidance[0].term", "no_module:Term", "--allow"]),
         ("[[guidance]]", "[guidance]", ["guidance", "[[guidance]]"]),
         ("seed = 3", "seed = ", ["test.toml", "not TOML"]),
+        ("[output]", "[select]\n[output]", ["select.from", "None", "from 2 to 1000"]),
+        ("[output]", "[select]\nfrom = 1\n[output]", ["select.from", "1", "from 2 to 1000"]),
+        ("[output]", '[select]\nfrom = 2\nby = "rare"\n[output]', ["select.by", "'rare'", "rarity, avgknn"]),
+        ("[output]", "[select]\nfrom = 2\ninside = 1\n[output]", ["select.inside", "1", "true or false"]),
+        ("[output]", "[select]\nfrom = 2\nonclass = true\n[output]", ["'select.onclass'", "on_class"]),
     ],
 )
 def test_refuses_in_one_line_naming_field_value_and_what_is_allowed(old: str, new: str, named: list[str]) -> None:
@@ -270,6 +294,23 @@ def test_the_rare_manifests_act_at_the_same_noise_levels() -> None:
     assert levels("demo") == pytest.approx(levels("imagenet256-rare"), abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        ("", "select.by: 'rarity' is not possible with a model folder that has no real images"),
+        ('by = "entropy"', "select.inside: True is not possible with a model folder that has no real images"),
+        ('by = "entropy"\ninside = false', None),
+    ],
+)
+def test_what_select_needs_of_a_model(rule: str, named: str | None) -> None:
+    text = f'name = "a"\n[model]\npreset = "adm-imagenet-64"\n[classes]\ntotal = 1000\n[select]\nfrom = 2\n{rule}'
+    if named is None:
+        assert parse(text).select is not None
+    else:
+        with pytest.raises(ManifestError, match=re.escape(named)):
+            parse(text)
+
+
 DIGESTS = {
     "adm-g": "e8e4238daaa354a7bd2825674048922bc3e4ff1537538bd66d9c07388dec492e",
     "demo": "7f19598bcccadcd9b10a0b2a9703c02b2ad178ecfaa3d2ed7282641d790a6fb0",
@@ -279,6 +320,7 @@ DIGESTS = {
     "plain": "2522d46c8810cdea25b4a0b39fcad6187990c71a2fc8e4955ae84c720370b79d",
     "quality-quick": "93572397cb1445d11f4cdf3cc8a23c035362cb6b515d3968b75e1ede8f60f11f",
     "quality": "4d3e3b9a8842040f8be40a565d8365c0c050fb31fc0872fee6c251bdef53c654",
+    "select": "dc2b3304329d5d4701ab7d28e992f85b2ddd7936c7dbe9c034c2b34255d00265",
     "smoke": "b1ba2eb90b2f1beccacc81c48cd94d33b8b604c2539fc46fa7d4125b3f9fdf31",
 }
 

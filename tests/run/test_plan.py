@@ -15,6 +15,7 @@ from rarefy.plan import (
     ShardSpecs,
     Slot,
     class_rank,
+    data_names,
     estimate_bytes,
     make_plan,
     sample_seed,
@@ -123,3 +124,7 @@ def test_the_plan_of_a_manifest_and_its_size() -> None:
     assert list(shard_names(manifest)) == ["rare-000000", "rare-000001", "rare-000002"]
     # A PNG of 610 bytes fills two tar blocks of 512, .cls one and .json two; each file has a header block.
     assert estimate_bytes(manifest) == 20 * (2 + 1 + 2 + 3) * 512
+    chosen = parse_manifest(f"{text}\n[select]\nfrom = 3", "a.toml")
+    assert make_plan(chosen) == Plan(dict.fromkeys(range(10), 6), 8)
+    assert list(data_names(chosen)) == list(shard_names(manifest))
+    assert estimate_bytes(chosen) == (60 + 20) * (2 + 1 + 2 + 3) * 512

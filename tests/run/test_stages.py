@@ -9,12 +9,13 @@ import pytest
 
 from benchmarks.synthetic import commit_synthetic, synthetic_manifest, write_shards
 from rarefy import stages
+from rarefy.audit.audit import AuditOptions
 from rarefy.errors import OutputError, ShardError
 from rarefy.generate.driver import GenerateOptions, GenerateResult
 from rarefy.manifest import Manifest
 from rarefy.shards.index import is_sealed
 from rarefy.shards.store import Store
-from rarefy.stages import REPAIRS, run, verify_run
+from rarefy.stages import REPAIRS, Reports, run, verify_run
 
 TAR = "shards/rare-000002.tar"
 
@@ -57,7 +58,9 @@ def test_run_makes_damaged_and_missing_shards_again(out: Path, monkeypatch: pyte
     made, notices, store = generator(monkeypatch), list[str](), Store(str(out))
     whole = store.read_bytes(TAR)
     store.write_bytes(TAR, b"damaged")
-    result = run(synthetic_manifest(4), GenerateOptions(str(out)), quiet, quiet, notices.append)
+    result = run(
+        synthetic_manifest(4), GenerateOptions(str(out)), AuditOptions(), Reports(quiet, quiet, notices.append)
+    )
     assert made == [0, 1] and result.sealed.samples == 4
     (notice,) = notices
     assert notice.startswith(f"shards: 1 damaged: rare-000002 ({TAR} has 7 bytes, its marker says ")
@@ -68,7 +71,7 @@ def test_run_makes_damaged_and_missing_shards_again(out: Path, monkeypatch: pyte
 def test_run_gives_up_on_damage_that_comes_back(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, notices = generator(monkeypatch, spoil=True), list[str]()
     with pytest.raises(ShardError, match="1 damaged: rare-000002"):
-        run(synthetic_manifest(4), GenerateOptions(str(out)), quiet, quiet, notices.append)
+        run(synthetic_manifest(4), GenerateOptions(str(out)), AuditOptions(), Reports(quiet, quiet, notices.append))
     assert made == [0, *[1] * REPAIRS] and len(notices) == REPAIRS
     assert not is_sealed(Store(str(out)))
 

@@ -8,21 +8,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rarefy.audit.against import check_against, compare_with, read_against, stored_against, stored_plain
+from rarefy.audit.current import discard_audit, shards_sha256
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
 from rarefy.audit.features.scores import score_reference
-from rarefy.audit.inputs.dataset import read_run
+from rarefy.audit.inputs.dataset import Problem, RunData, read_run
 from rarefy.audit.inputs.model import allow_networks, find_run_model
-from rarefy.audit.inputs.reference import load_reference
+from rarefy.audit.inputs.reference import Reference, load_reference
 from rarefy.audit.inputs.training import load_training
-from rarefy.audit.measure import measure
+from rarefy.audit.measure import Measured, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
+from rarefy.audit.page.sheet import contact_sheet
+from rarefy.audit.rarity.compute import Means, RealSide, write_rarity
 from rarefy.audit.result import build_result
-from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
+from rarefy.audit.schema import METRICS_PATH, SHEET_PATH
 from rarefy.audit.sides import Progress, Setting
-from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, write_samples
+from rarefy.audit.strips import write_strips
+from rarefy.audit.tables import write_bootstrap, write_copies, write_samples
+from rarefy.audit.verdict import judge
 from rarefy.device import find_device
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, ShardError, bad
 from rarefy.gates import Gate, check_measurable
+from rarefy.plan import shard_names
+from rarefy.shards.listing import iter_committed
+from rarefy.shards.metadata import tar_path
 from rarefy.shards.store import Store
 
 
@@ -35,7 +44,8 @@ class AuditOptions:
     embedded models hold out 10,000, and a larger set would have no real baseline of its size. tail: ``avgknn``,
     ``confidence`` or the path of a list of real images. ray_address: a cluster for the features. gates: used instead
     of the manifest's. model: where the run's model folder is now, if it has moved. allow_plugins: import networks of
-    your own that the run's model names; without it, the real images are not scored by them.
+    your own that the run's model names; without it, the real images are not scored by them. against: the folder of an
+    audited run of plain sampling to compare with (default: the numbers that ship with the model, if there are any).
     """
 
     extractor: str = DEFAULT_EXTRACTOR
@@ -50,6 +60,7 @@ class AuditOptions:
     gates: tuple[Gate, ...] | None = None
     model: str | None = None
     allow_plugins: bool = False
+    against: str | None = None
 
 
 def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[str, Any]:
@@ -57,16 +68,24 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
 
     progress(stage, done, total) is called as work goes on. Raises OutputError or ShardError for a folder without a
     readable run; ManifestError, DataError, CheckpointError or DeviceError for options that do not work. Damaged parts
-    of a run raise nothing: they are ``problems`` of the result.
+    of a run raise nothing: they are ``problems`` of the result. An earlier audit is deleted before measuring starts.
     """
+    if options.k < 1:
+        raise ManifestError(bad("k", options.k, "at least 1"))
     if options.limit < 1:
         raise ManifestError(bad("limit", options.limit, "at least 1"))
     find_device(options.device)
     started = time.monotonic()
     extractor = load_extractor(options.extractor, options.extractor_weights)
     setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)
+    other = None if options.against is None else read_against(options.against, store)
     progress("reading shards", 0, 1)
-    run = read_run(store, options.limit)
+    try:
+        audited = shards_sha256(store)
+        run = read_run(store, options.limit)
+    except ShardError:
+        discard_audit(store)  # it is not about the files that are there now
+        raise
     gates = run.manifest.gates if options.gates is None else options.gates
     if not run.scored:
         _check_without_classifier(gates, options.tail)
@@ -76,24 +95,62 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     reference = load_reference(run.manifest.preset, options.reference)
     if reference is None and options.training is not None:
         raise ManifestError(bad("training", options.training, "usable without other real images: give --reference too"))
+    training = None if reference is None else load_training(run, options.training, progress)
+    if reference is not None:
+        reference = reference.of_classes(run.manifest.counts)
+    if other is not None and options.against is not None:
+        check_against(options.against, other, _shared(reference, setting))
+    discard_audit(store)  # from here on, an audit that fails leaves none behind
     scores, measured = None, None
     if reference is not None:
-        training = load_training(run, options.training, progress)
         scores = score_reference(run.manifest, reference.real, options.device, progress)
         measured = measure(run, reference, training, None if scores is None else scores.confidence, setting, progress)
-        run = measured.run
+        problems = _write_rarity(store, run, reference, measured, setting, progress)
+        run = replace(measured.run, problems=(*measured.run.problems, *problems))
     result, estimates = build_result(run, reference, scores, measured, gates, setting)
+    if other is not None and options.against is not None:
+        result = replace(result, against=compare_with(options.against, other, result))
+    elif run.manifest.terms or run.manifest.select is not None:
+        result = replace(result, against=stored_against(result, stored_plain()))
+    result = replace(result, provenance=replace(result.provenance, shards_sha256=audited), judgement=judge(result))
     write_samples(store, run.measured, run.manifest.preset, measured)
     write_bootstrap(store, estimates)
     if measured is not None:
-        write_rarest(store, measured)
+        store.write_bytes(SHEET_PATH, contact_sheet(write_strips(store, measured)))
         write_copies(store, measured)
-    else:  # those of an earlier audit, which had real images
-        store.delete(RAREST_PATH)
-        store.delete(COPIES_PATH)
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
     return content
+
+
+def _shared(reference: Reference | None, setting: Setting) -> dict[str, object]:
+    """What this audit must share with another one that it is compared with."""
+    extractor = setting.extractor
+    return {
+        "reference_sha256": None if reference is None else reference.real.sha256(),
+        "extractor_sha256": extractor.digest,
+        "extractor_layer": extractor.layer,
+        "preprocessing": extractor.preprocessing,
+        "k": setting.k,
+    }
+
+
+def _write_rarity(
+    store: Store, run: RunData, reference: Reference, measured: Measured, setting: Setting, progress: Progress
+) -> list[Problem]:
+    """Write OUT/rarity for every image that the run has sampled, except for shards that are problems already.
+
+    That of a run whose [select] depends on it stays as it is, whatever this audit measures with.
+    """
+    manifest = run.manifest
+    if manifest.select is not None and manifest.select.needs_real_images:
+        return []
+    named = {problem.where.split()[0] for problem in run.problems}
+    committed = iter_committed(store, shard_names(manifest), manifest.digest)
+    markers = (marker for marker in committed if tar_path(marker.name) not in named)
+    real = RealSide(reference.real, reference.real.sha256(), lambda: measured.sides.real.manifold)
+    means = Means(setting.extractor, setting.k, setting.device, setting.ray_address)
+    return write_rarity(store, markers, sum(manifest.pool.values()), real, means, progress)
 
 
 def _check_without_classifier(gates: Iterable[Gate], tail: str) -> None:

@@ -1,10 +1,11 @@
 """Compares several audits under equal conditions: one table, differences from the first run, and their significance.
 
-Significance: the bootstrap replicates of both audits are subtracted, replicate by replicate. The spread of these
+Significance: the replicates of both audits are subtracted, one by one. The spread of these
 differences around their mean estimates what chance alone can do (Efron and Tibshirani 1993, ch. 16). p is the fraction
 of replicates at least as far from that mean as the observed difference is from zero. The interval is the middle 95% of
-the spread, shifted to the observed difference. Replicates with the same number use the same seed, so both runs are
-compared with the same resample of the real images.
+the spread, shifted to the observed difference. Replicates with the same number use the same draw of the real images, so
+both runs are compared with the same ones. Differences of one class are judged by the Wilson intervals of both fractions
+(Newcombe 1998, method 10), which takes the runs for independent.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rarefy.audit.current import read_current
 from rarefy.audit.footing import check_footing
 from rarefy.audit.metrics.kinds import metric_label, reading_order
-from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry, read_result
+from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry
 from rarefy.audit.tables import read_replicates
 from rarefy.errors import OutputError, bad
 from rarefy.shards.store import Store
@@ -26,7 +28,17 @@ FORMAT = "rarefy-compare-v1"
 LEVEL = 0.05
 # With fewer replicates, 5% of them are less than one.
 FEWEST_REPLICATES = 20
-CLASS_METRICS = {"recall": "recall_floor", "coverage": "coverage_floor", "precision": None, "on_class_rate": None}
+CLASS_METRICS = {
+    "recall": "recall_floor",
+    "tail_recall": "tail_recall_floor",
+    "coverage": "coverage_floor",
+    "precision": None,
+    "on_class_rate": None,
+}
+SIGNIFICANCE = (
+    f"A difference is marked if p < {LEVEL:g} (not corrected for the number of comparisons): other draws of both runs' "
+    "images and of the real images would rarely give it. What training the models again would change is not included."
+)
 
 Replicates = dict[str, dict[int, float]]
 
@@ -35,7 +47,8 @@ Replicates = dict[str, dict[int, float]]
 class Difference:
     """A run's value minus the first run's. Fields that need replicates are None without them.
 
-    improved: None if the difference is not significant or neither direction is better.
+    improved: None if the difference is not significant or neither direction is better. Where the value nearest to the
+    real baseline is best, it is whether the run's value is nearer.
     """
 
     difference: float
@@ -76,11 +89,16 @@ class ComparedMetric:
 
 @dataclass(frozen=True)
 class ClassValues:
-    """One metric of one class: its real baseline, and one value and one difference per run."""
+    """One metric of one class: its real baseline, and one value and one difference per run.
+
+    significant, improved: as in ``Difference``; None for the first run and where a value is missing.
+    """
 
     floor: float | None
     values: list[float | None]
     differences: list[float | None]
+    significant: list[bool | None]
+    improved: list[bool | None]
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,7 @@ class ComparedClass:
     class_id: int
     class_name: str
     recall: ClassValues
+    tail_recall: ClassValues
     coverage: ClassValues
     precision: ClassValues
     on_class_rate: ClassValues
@@ -112,13 +131,17 @@ class Footing:
 
 @dataclass(frozen=True)
 class CompareResult:
-    """What ``rarefy compare --json`` prints; the other runs are compared with the first."""
+    """What ``rarefy compare --json`` prints; the other runs are compared with the first.
+
+    significance: what a significant difference means, for people.
+    """
 
     format: str
     runs: list[ComparedRun]
     metrics: list[ComparedMetric]
     per_class: list[ComparedClass]
     footing: Footing
+    significance: str = SIGNIFICANCE
 
 
 def compare_runs(outs: Sequence[str]) -> CompareResult:
@@ -130,7 +153,7 @@ def compare_runs(outs: Sequence[str]) -> CompareResult:
     if len(outs) < 2:
         raise OutputError(bad("runs", " ".join(outs), "two or more output folders"))
     stores = [Store(out) for out in outs]
-    results = [read_result(store) for store in stores]
+    results = [read_current(store) for store in stores]
     labels = run_labels([result.provenance.run for result in results], outs)
     check_footing(dict(zip(labels, results, strict=True)))
     replicates = [read_replicates(store) for store in stores]
@@ -190,7 +213,7 @@ def _metric(name: str, entries: Sequence[MetricEntry | None], replicates: Sequen
     differences: list[Difference | None] = [None]
     for value, drawn in zip(values[1:], replicates[1:], strict=True):
         gap = _gap(values[0], value)
-        differences.append(None if gap is None else _judged(difference_of(replicates[0], drawn, gap), known.better))
+        differences.append(None if gap is None else _judged(difference_of(replicates[0], drawn, gap), known, values[0]))
     return ComparedMetric(
         metric=name,
         label=metric_label(name),
@@ -203,10 +226,16 @@ def _metric(name: str, entries: Sequence[MetricEntry | None], replicates: Sequen
     )
 
 
-def _judged(difference: Difference, better: str) -> Difference:
-    if not difference.significant or better == "neither":
+def _judged(difference: Difference, metric: MetricEntry, first: float | None) -> Difference:
+    """The difference from the value ``first``, with its direction."""
+    if not difference.significant or metric.better == "neither":
         return difference
-    return replace(difference, improved=(difference.difference > 0) == (better == "higher"))
+    if metric.better == "nearest":
+        if metric.floor is None or first is None:
+            return difference
+        nearer = abs(first + difference.difference - metric.floor) < abs(first - metric.floor)
+        return replace(difference, improved=nearer)
+    return replace(difference, improved=(difference.difference > 0) == (metric.better == "higher"))
 
 
 def _classes(results: Sequence[AuditResult]) -> list[ComparedClass]:
@@ -219,9 +248,33 @@ def _class(rows: Sequence[ClassRow]) -> ComparedClass:
     compared = {}
     for metric, floor in CLASS_METRICS.items():
         values = [getattr(row, metric) for row in rows]
-        gaps = [_gap(values[0], value) for value in values[1:]]
-        compared[metric] = ClassValues(getattr(rows[0], floor) if floor else None, values, [None, *gaps])
+        gaps = [_gap(values[0], value) for value in values]
+        marked = [significant_fractions(_fraction(rows[0], metric), _fraction(row, metric)) for row in rows]
+        compared[metric] = ClassValues(
+            floor=getattr(rows[0], floor) if floor else None,
+            values=values,
+            differences=[None, *gaps[1:]],
+            significant=[None, *marked[1:]],
+            improved=[None, *[gap > 0 if sure and gap else None for gap, sure in zip(gaps, marked, strict=True)][1:]],
+        )
     return ComparedClass(rows[0].class_id, rows[0].class_name, **compared)
+
+
+Fraction = tuple[float, list[float]]  # value and 95% interval
+
+
+def significant_fractions(first: Fraction | None, other: Fraction | None) -> bool | None:
+    """Whether Newcombe's 95% interval of the difference excludes 0; None if a fraction is missing."""
+    if first is None or other is None:
+        return None
+    low, high = sorted((first, other))
+    gap = high[0] - low[0]
+    return bool(gap > np.hypot(high[0] - high[1][0], low[1][1] - low[0]))
+
+
+def _fraction(row: ClassRow, metric: str) -> Fraction | None:
+    value, interval = getattr(row, metric), getattr(row, f"{metric}_interval")
+    return None if value is None or interval is None else (value, interval)
 
 
 def _gap(first: float | None, other: float | None) -> float | None:

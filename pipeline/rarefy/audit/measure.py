@@ -11,7 +11,8 @@ from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.inputs.training import TrainingSet
 from rarefy.audit.memory import Memory, measure_memory
-from rarefy.audit.metrics.assembly import SUBSETS, SetEstimates, set_estimates
+from rarefy.audit.metrics.assembly import SUBSETS, SetEstimates, set_estimates, set_values
+from rarefy.audit.metrics.baseline import FEWEST_DRAWS
 from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
@@ -78,14 +79,15 @@ def measure(
     Raises DataError, ManifestError.
     """
     sides = load_sides(run, reference, setting, progress)
-    tail = find_tail(setting.tail, sides.real.manifold, confidence, reference.real.keys, reference.held_out.keys)
+    tail = find_tail(setting.tail, sides.real.labelled, confidence, reference.real.keys, reference.other_keys)
     total = 1 + len(sides.draws)
     progress("comparing", 0, total)
     of_run = _compare(sides.generated, sides, tail, setting)
     of_draws = []
     for number, draw in enumerate(sides.draws):
         progress("comparing", 1 + number, total)
-        of_draws.append(_compare(draw, sides, tail, setting))
+        spread = number == 0 and len(sides.draws) < FEWEST_DRAWS
+        of_draws.append(_compare(draw, sides, tail, setting, spread))
     return Measured(
         run=run.keep(sides.rows),
         real_images=reference.real,
@@ -99,9 +101,12 @@ def measure(
     )
 
 
-def _compare(side: Side, sides: Sides, tail: Tail, setting: Setting) -> SetEstimates:
-    """Every metric of the generated images or of a draw, except the copies."""
-    compared = set_estimates(side.manifold, sides.real.manifold, tail.members, setting.device)
+def _compare(side: Side, sides: Sides, tail: Tail, setting: Setting, spread: bool = True) -> SetEstimates:
+    """Every metric of the generated images or of a draw, except the copies. spread: with intervals."""
+    if spread:
+        compared = set_estimates(side.labelled, sides.real.labelled, tail, setting.device)
+    else:
+        compared = set_values(side.manifold, sides.real.manifold, tail.members, setting.device)
     return _with(compared, _further(side, sides, setting))
 
 

@@ -20,8 +20,9 @@ from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.measure import Measured
 from rarefy.audit.memory import Memory
 from rarefy.audit.metrics.assembly import GENERATED, REAL
+from rarefy.audit.metrics.baseline import Baseline, summarize
 from rarefy.audit.metrics.bootstrap import Estimate, chosen_rows, estimate_mean, fraction_interval
-from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_name
+from rarefy.audit.metrics.kinds import FRACTIONS, METRIC_KINDS, metric_name
 from rarefy.audit.metrics.summary import Histogram, histogram, mean, wasserstein_1
 from rarefy.audit.metrics.tail import Tail
 from rarefy.audit.schema import (
@@ -35,7 +36,7 @@ from rarefy.audit.schema import (
     TailSummary,
 )
 from rarefy.audit.sides import Setting
-from rarefy.gates import Gate, check_gates, gate_verdict
+from rarefy.gates import Gate, Reading, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
 
 LIBRARIES = ("torch", "torch-fidelity", "scikit-learn", "numpy")
@@ -64,9 +65,8 @@ def build_result(
         _add_scores(per_class, run, scores, labels)
     if measured is not None:
         _add_neighbors(per_class, measured)
-    checks = check_gates(
-        gates, {name: entry.value for name, entry in metrics.items()}, [vars(row) for row in per_class]
-    )
+    readings = {name: Reading(entry.value, entry.interval, entry.floor) for name, entry in metrics.items()}
+    checks = check_gates(gates, readings, [vars(row) for row in per_class])
     problems = [*run.problems, *(() if measured is None else measured.problems)]
     return AuditResult(
         format=FORMAT,
@@ -90,7 +90,7 @@ def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntr
     counts = len(measured.run.measured), len(measured.real_images), len(measured.sides.draws[0])
     source = extractor.name, extractor.layer, setting.k
     entries = {
-        kind: _entry(kind, estimate, measured.of_baseline.estimates[kind], source, counts)
+        kind: _entry(kind, estimate, _baseline(kind, measured), source, counts)
         for kind, estimate in measured.of_run.estimates.items()
     }
     of_run, of_baseline = measured.of_run, measured.of_baseline
@@ -103,28 +103,38 @@ def _metrics(measured: Measured, setting: Setting) -> tuple[dict[str, MetricEntr
     return {names[kind]: entry for kind, entry in entries.items()}, estimates
 
 
+def _baseline(kind: str, measured: Measured) -> Baseline:
+    return summarize([draw.estimates[kind] for draw in measured.of_draws], kind in FRACTIONS)
+
+
 def _memory_entries(memory: Memory, source: tuple[str, str, int | None], counts: Counts) -> dict[str, MetricEntry]:
     """The metrics of memorisation. Their baseline is of real images that no training step saw."""
     counts = counts[0], memory.summary.count, memory.baseline_count
     return {
-        kind: _entry(kind, estimate, memory.of_baseline.get(kind), source, counts)
+        kind: _entry(kind, estimate, _memory_baseline(kind, memory), source, counts)
         for kind, estimate in memory.of_run.items()
     }
+
+
+def _memory_baseline(kind: str, memory: Memory) -> Baseline | None:
+    return summarize([memory.of_baseline[kind]], kind in FRACTIONS) if kind in memory.of_baseline else None
 
 
 def _on_class(
     run: RunData, scores: ReferenceScores | None, labels: NDArray[np.int64] | None
 ) -> tuple[Estimate, MetricEntry]:
     """How often the classifier predicts the requested class; the baseline is its accuracy on the real images."""
-    estimate = estimate_mean(run.rows.predicted_id == run.rows.class_id, GENERATED)
-    baseline = None if scores is None or labels is None else estimate_mean(scores.predicted_id == labels, REAL)
+    estimate = estimate_mean(run.rows.predicted_id == run.rows.class_id, GENERATED, run.rows.class_id)
+    baseline = None
+    if scores is not None and labels is not None:
+        baseline = summarize([estimate_mean(scores.predicted_id == labels, REAL, labels)], True)
     real_count = 0 if labels is None else len(labels)
     counts = len(run.rows), real_count, real_count
     return estimate, _entry(ON_CLASS, estimate, baseline, ("guiding classifier", "softmax at t = 0", None), counts)
 
 
 def _entry(
-    kind: str, estimate: Estimate, baseline: Estimate | None, source: tuple[str, str, int | None], counts: Counts
+    kind: str, estimate: Estimate, baseline: Baseline | None, source: tuple[str, str, int | None], counts: Counts
 ) -> MetricEntry:
     """source: extractor, layer and k."""
     extractor, layer, k = source
@@ -142,6 +152,8 @@ def _entry(
         generated_count=generated_count,
         real_count=real_count,
         floor_count=baseline_count,
+        floor_draws=None if baseline is None else baseline.draws,
+        floor_spread=None if baseline is None else baseline.spread,
     )
 
 
@@ -181,16 +193,19 @@ def _add_scores(table: list[ClassRow], run: RunData, scores: ReferenceScores, la
 
 
 def _add_neighbors(table: list[ClassRow], measured: Measured) -> None:
-    """Add precision, recall and coverage of each class, and recall and coverage of the real baseline."""
-    of_run, of_baseline = measured.of_run.neighborhood, measured.of_baseline.neighborhood
+    """Add precision, recall, tail recall and coverage of each class, with the real baseline's where it has them."""
+    of_run, draws = measured.of_run.neighborhood, [draw.neighborhood for draw in measured.of_draws]
     for row in table:
         own, real = measured.run.measured.class_id == row.class_id, measured.real_images.labels == row.class_id
+        tail = real & measured.tail.members
         row.copies = mean(measured.twins.copied[own])
         row.precision, row.precision_interval = fraction_interval(of_run.balls[own] > 0)
         row.recall, row.recall_interval = fraction_interval(of_run.recalled[real])
-        row.recall_floor = mean(of_baseline.recalled[real])
+        row.recall_floor = mean(np.array([draw.recalled[real] for draw in draws]))
+        row.tail_recall, row.tail_recall_interval = fraction_interval(of_run.recalled[tail])
+        row.tail_recall_floor = mean(np.array([draw.recalled[tail] for draw in draws]))
         row.coverage, row.coverage_interval = fraction_interval(of_run.covered[real])
-        row.coverage_floor = mean(of_baseline.covered[real])
+        row.coverage_floor = mean(np.array([draw.covered[real] for draw in draws]))
 
 
 def _tail_summary(tail: Tail) -> TailSummary:

@@ -1,8 +1,9 @@
 """What the audit writes to OUT/audit: the paths of its files, and the content of metrics.json as dataclasses.
 
-metrics.json is an ``AuditResult``: one key per field. samples.parquet has one row per measured image, rarest.parquet
-the rarest images per class of both sides, copies.parquet the suspected copies with their images, and bootstrap.parquet
-the resamples of every metric (see tables.py for their columns).
+metrics.json is an ``AuditResult``: one key per field. samples.parquet has one row per measured image, copies.parquet
+the suspected copies with their images, bootstrap.parquet the resamples of every metric (see tables.py for their
+columns), and strips.parquet the images that the page shows of each class (see strips.py). sheet.png and report.html are
+made of these.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from rarefy.shards.store import Store
 FORMAT = "rarefy-audit-v3"
 METRICS_PATH = "audit/metrics.json"
 SAMPLES_PATH = "audit/samples.parquet"
-RAREST_PATH = "audit/rarest.parquet"
+STRIPS_PATH = "audit/strips.parquet"
 COPIES_PATH = "audit/copies.parquet"
 BOOTSTRAP_PATH = "audit/bootstrap.parquet"
+REPORT_PATH = "audit/report.html"
+SHEET_PATH = "audit/sheet.png"
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,40 @@ class Against:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """One metric's part in the verdict. level, best, worst: close, usable, far or none.
+
+    level: by the value; best, worst: by the ends of its 95% interval; extractor: None for the classifier's metrics and
+    for the main extractor's; text: value, interval, real baseline and limits.
+    """
+
+    metric: str
+    extractor: str | None
+    level: str
+    best: str
+    worst: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to "can I train on this?". level: close, usable, far or none; headline: one sentence.
+
+    lines: what the set reaches, in sentences; reasons: worst first.
+    """
+
+    level: str
+    headline: str
+    lines: list[str]
+    reasons: list[Reason]
+
+
+@dataclass(frozen=True)
 class Provenance:
-    """What was measured and with what; counts are numbers of images. classifier_sha256: None without a classifier."""
+    """What was measured and with what; counts are numbers of images. classifier_sha256: None without a classifier.
+
+    shards_sha256: identifies the shards that were audited (rarefy.audit.current), None in files of earlier versions.
+    """
 
     run: str
     manifest_digest: str
@@ -231,13 +266,15 @@ class Provenance:
     k: int
     device: str
     duration_s: float
+    shards_sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class AuditResult:
     """The content of metrics.json.
 
-    verdict: "passed", "failed" or "no gates"; partial: there are problems, so the numbers describe only a part;
+    verdict: of the gates: "passed", "failed" or "no gates", where advisory gates do not count; judgement: the verdict
+    by comparison with real images; partial: there are problems, so the numbers describe only a part;
     metrics: by name; without a reference only on_class_rate, and that only with a classifier; tail, map: None
     without a reference; copies: at most 24; memorization: None without a reference; utility: one entry per kind of
     classifier; against: plain sampling's numbers, where known; other_extractors: metrics of further ones.
@@ -259,6 +296,7 @@ class AuditResult:
     utility: list[Utility] = dataclasses.field(default_factory=list)
     against: Against | None = None
     other_extractors: dict[str, dict[str, MetricEntry]] = dataclasses.field(default_factory=dict)
+    judgement: Verdict | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, without optional keys that are None."""
@@ -291,6 +329,7 @@ class AuditResult:
             "utility": [_utility(row) for row in content.get("utility", [])],
             "against": Against(**content["against"]) if content.get("against") else None,
             "other_extractors": {name: _entries(rows) for name, rows in content.get("other_extractors", {}).items()},
+            "judgement": _verdict(content["judgement"]) if content.get("judgement") else None,
         }
         return cls(**(content | typed))
 
@@ -301,6 +340,10 @@ def _entries(rows: dict[str, Any]) -> dict[str, MetricEntry]:
 
 def _utility(row: dict[str, Any]) -> Utility:
     return Utility(**(row | {"trainings": [Training(**each) for each in row["trainings"]]}))
+
+
+def _verdict(row: dict[str, Any]) -> Verdict:
+    return Verdict(**(row | {"reasons": [Reason(**each) for each in row["reasons"]]}))
 
 
 def read_result(store: Store) -> AuditResult:

@@ -12,7 +12,7 @@ from rarefy.audit.features.extraction import outputs_of_parts
 from rarefy.audit.features.extractors import Extractor, Features, check_finite, kept_outputs
 from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.inputs.reference import Reference, disjoint_rows, rows_within
-from rarefy.audit.metrics.neighbors import Manifold, build_manifold
+from rarefy.audit.metrics.neighbors import Labelled, Manifold, build_manifold
 from rarefy.errors import DataError
 from rarefy.images import LabelledImages
 
@@ -51,6 +51,11 @@ class Side:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> Labelled:
+        """The manifold with the classes."""
+        return Labelled(self.manifold, self.labels)
 
     def take(self, rows: NDArray[np.int64], setting: Setting) -> Side:
         """These rows; neighbours are searched among them only."""

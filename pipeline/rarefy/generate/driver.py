@@ -24,9 +24,9 @@ from rarefy.generate.tally import Tally
 from rarefy.generate.worker import RayCluster
 from rarefy.manifest import Manifest, model_file
 from rarefy.models.source import check_trained, on_this_machine
-from rarefy.plan import estimate_bytes, make_plan
+from rarefy.plan import estimate_bytes, make_plan, shard_names
 from rarefy.shards.claim import claim_output
-from rarefy.shards.listing import committed_numbers
+from rarefy.shards.listing import committed_numbers, count_not_accepted
 from rarefy.shards.retry import PATIENCE_S
 from rarefy.shards.store import Store
 
@@ -71,7 +71,10 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class GenerateResult:
-    """shards, images: of the whole run; made_*: of this session; retries: failed attempts; seconds: wall-clock time."""
+    """shards, images: of the whole run; made_*: of this session; retries: failed attempts; seconds: wall-clock time.
+
+    not_accepted: images of the whole run that were kept although no candidate passed [accept]; None unless they may be.
+    """
 
     shards: int
     images: int
@@ -79,11 +82,15 @@ class GenerateResult:
     made_images: int
     retries: int
     seconds: float
+    not_accepted: int | None = None
 
     def text(self) -> str:
-        """The result in one line."""
+        """The result in one line, or two if images may have failed [accept]."""
         made = f"{self.made_images:,} of {self.images:,} images and {self.made_shards:,} of {self.shards:,} shards"
-        return f"made {made} in {duration(self.seconds)}, {self.retries} retries"
+        line = f"made {made} in {duration(self.seconds)}, {self.retries} retries"
+        if self.not_accepted is None:
+            return line
+        return f"{line}\n[accept]: {self.not_accepted:,} of {self.images:,} images did not pass and were kept"
 
 
 def generate(
@@ -96,7 +103,9 @@ def generate(
     """
     start = time.monotonic()
     options.check()
-    candidates = CandidateLimit(options.max_candidates, options.keep_exhausted)
+    # With [select] and no [accept], --keep-exhausted is meant for [select].
+    of_select = manifest.select is not None and manifest.accept is None
+    candidates = CandidateLimit(options.max_candidates, options.keep_exhausted and not of_select)
     candidates.check(manifest.accept)
     store = Store(options.out, options.storage_patience_s)
     plan = make_plan(manifest)
@@ -120,7 +129,10 @@ def generate(
             fleet = Fleet(manifest, store, cluster, resources, limits, listeners)
             tally = fleet.finish(done, _given_up_earlier(store, plan.num_shards), progress)
     made = tally.made_shards, tally.made_images
-    return GenerateResult(plan.num_shards, plan.total, *made, tally.retries, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    _, kept = candidates.rounds(manifest.accept)
+    refused = count_not_accepted(store, shard_names(manifest)) if kept else None
+    return GenerateResult(plan.num_shards, plan.total, *made, tally.retries, seconds, refused)
 
 
 def _given_up_earlier(store: Store, shards: int) -> set[int]:

@@ -31,8 +31,9 @@ SLOW_STEP_S = 2.0  # if one step of one image takes longer, no further steps are
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """A plan in numbers. classes: (id, name, images to make); estimated_seconds: None if weights are missing.
+    """A plan in numbers. images, shards: to sample; kept: how many of them [select] keeps, None without it.
 
+    classes: (id, name, images of the data set); estimated_seconds: None if weights are missing; selection: the rule.
     digest: None for a model folder that is not trained yet, because the weights are part of it.
     real: number of real images by class id, where known; real_are: which images were counted; estimate: how the
     time was estimated, or why it was not.
@@ -52,6 +53,8 @@ class PlanSummary:
     estimate: str
     real: Mapping[int, int] = field(default_factory=dict)
     real_are: str = ""
+    kept: int | None = None
+    selection: str = ""
 
     def text(self) -> str:
         """The summary as text."""
@@ -59,6 +62,7 @@ class PlanSummary:
         return "\n".join(
             [
                 f"{self.name}: {self.images:,} images in {self.shards:,} shards of {self.shard_size:,}",
+                *([] if self.kept is None else [f"[select] keeps {self.kept:,} of them: {self.selection}"]),
                 f"model {self.preset}, {self.steps} steps, guidance {' + '.join(self.guidance) or 'none'}",
                 f"digest {self.digest or 'unknown until the model is trained'}",
                 *self._class_lines(),
@@ -68,16 +72,17 @@ class PlanSummary:
         )
 
     def _class_lines(self) -> list[str]:
-        """A table of the classes: what is there, if that is known, and what would be made."""
+        """A table of the classes: what is there, if that is known, and what would be made (or kept of it)."""
         if not self.real:
             rows = [f"  {class_id:>5}  {name:<24} {count:>12,}" for class_id, name, count in self.classes]
-            return ["  class  name                           images", *rows]
-        lines = ["  class  name                         real      to make        total"]
+            return [f"  class  name                     {'images' if self.kept is None else 'images kept':>12}", *rows]
+        made, images = ("to make", self.images) if self.kept is None else ("to keep", self.kept)
+        lines = [f"  class  name                         real      {made}        total"]
         for class_id, name, count in self.classes:
             real = self.real.get(class_id, 0)
             lines.append(f"  {class_id:>5}  {name:<20} {real:>12,} {count:>12,} {real + count:>12,}")
         real = sum(self.real.values())
-        lines.append(f"         {'all':<20} {real:>12,} {self.images:>12,} {real + self.images:>12,}")
+        lines.append(f"         {'all':<20} {real:>12,} {images:>12,} {real + images:>12,}")
         return [*lines, f"real: {self.real_are}"]
 
 
@@ -104,6 +109,8 @@ def summarize(manifest: Manifest) -> PlanSummary:
         estimate=estimate,
         real=dict(real),
         real_are=real_are if real else "",
+        kept=None if manifest.select is None else manifest.total,
+        selection="" if manifest.select is None else manifest.select.text(),
     )
 
 
@@ -122,10 +129,12 @@ def _seconds(manifest: Manifest) -> tuple[float | None, str]:
     finally:
         torch.set_num_threads(threads)
     place = "one GPU" if device.type == "cuda" else f"{cores} CPU cores"
-    excluded = "start-up, writing and rejected candidates" if manifest.accept else "start-up and writing"
+    further = {"rejected candidates": manifest.accept, "the selection": manifest.select}
+    parts = ["start-up", "writing", *(what for what, asked in further.items() if asked)]
+    excluded = f"{', '.join(parts[:-1])} and {parts[-1]}"
     dtype = "bfloat16" if manifest.precision == "fast" and has_bfloat16(device) else "float32"
     estimate = f"from a few steps timed here on {place} in {dtype}, without {excluded}"
-    return per_image * manifest.total, estimate
+    return per_image * sum(manifest.pool.values()), estimate
 
 
 def _image_step_seconds(models: Models, whole: Chain, batch: int) -> float:

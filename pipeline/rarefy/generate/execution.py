@@ -13,7 +13,7 @@ from rarefy.models.source import check_trained, on_this_machine
 
 def full_batch(manifest: Manifest) -> int:
     """Number of images in the run's largest batch."""
-    return min(manifest.batch, manifest.shard_size, manifest.total)
+    return min(manifest.batch, manifest.shard_size, sum(manifest.pool.values()))
 
 
 def load_for_run(manifest: Manifest, device: torch.device, compile: str) -> Models:

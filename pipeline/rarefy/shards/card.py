@@ -16,7 +16,11 @@ SIZE_CATEGORIES = (
 
 @dataclass(frozen=True)
 class CardInfo:
-    """What the card says about the run. guidance: term names; sampler: one line."""
+    """What the card says about the run. guidance: term names; sampler: one line.
+
+    selection: of a run with [select], what these shards are; folder: where the data set's shards are, relative to the
+    card, with a slash at its end.
+    """
 
     name: str
     preset: str
@@ -25,6 +29,8 @@ class CardInfo:
     class_names: tuple[str, ...]
     guidance: tuple[str, ...]
     sampler: str
+    selection: str = ""
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ configs:
 - config_name: default
   data_files:
   - split: train
-    path: shards/*.tar
+    path: {info.folder}shards/*.tar
 ---
 """
 
@@ -109,7 +115,7 @@ drawn from a diffusion model by rarefy.
 | model | {info.preset} |
 | sampler | {info.sampler} |
 | guidance | {guidance} |
-"""
+{f"| selection | {info.selection} |" + chr(10) if info.selection else ""}"""
 
 
 def _usage(first: str, last: str) -> str:

@@ -40,11 +40,12 @@ def _compare_row(record: SampleRecord, row: RowSpec, number: int, digest: str) -
         return [str(error)]
     planned = {
         "key": row.key,
-        "shard": number,
+        "shard": number if row.shard is None else row.shard,
         "index": row.index,
         "class_id": row.class_id,
         "seed": row.seed(record.candidate),
         "manifest_digest": digest,
+        "image_sha256": row.image_sha256 or record.image_sha256,
     }
     return [
         f"sample {row.key}: {field} is {getattr(record, field)!r}, the plan says {value!r}"

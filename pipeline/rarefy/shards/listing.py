@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from rarefy.shards.marker import STATE, Marker, read_committed
+from rarefy.shards.metadata import parquet_path, read_table
 from rarefy.shards.store import Store
 
 THREADS = 4  # for object stores, where most time is spent waiting
@@ -31,3 +32,20 @@ def iter_committed(store: Store, plan_names: Iterable[str], digest: str) -> Iter
             for marker in pool.map(lambda name: read_committed(store, name, digest), batch):
                 if marker is not None:
                     yield marker
+
+
+def count_not_accepted(store: Store, names: Iterable[str]) -> int:
+    """Images of these shards that were kept although no candidate passed [accept]. Reads the rows of every shard.
+
+    Raises ShardError for a shard whose metadata cannot be read.
+    """
+
+    def count(name: str) -> int:
+        with store.local_copy(parquet_path(name)) as path:
+            return int(read_table(path)["accepted"].to_pylist().count(False))
+
+    each, total = iter(names), 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        while batch := list(islice(each, BATCH)):
+            total += sum(pool.map(count, batch))
+    return total

@@ -22,12 +22,16 @@ from rarefy.shards.writer import take_back
 
 @dataclass(frozen=True)
 class Sealed:
-    """shards, samples: their numbers; size_bytes: of all tars; counts: samples by class id."""
+    """shards, samples: their numbers; size_bytes: of all tars; counts: samples by class id.
+
+    not_accepted: samples that were kept although no candidate passed the manifest's [accept].
+    """
 
     shards: int
     samples: int
     size_bytes: int
     counts: Mapping[int, int]
+    not_accepted: int = 0
 
 
 @dataclass
@@ -68,18 +72,24 @@ def seal(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -> Se
     and damaged shards and files that are not part of the plan.
     """
     check_claim(store, run.digest)
+    return seal_set(store, run, card, repair)
+
+
+def seal_set(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -> Sealed:
+    """As ``seal``, for a set that is part of a run and has no claim of its own."""
     with ExitStack() as stack:
         # The files get their names at the end of this block, and only if it succeeds.
         index, listing = (stack.enter_context(store.staged(rel)).open("wb") for rel in (INDEX, LISTING))
         found = _write_index(store, run, DataSetFiles(run, stack.enter_context(index), stack.enter_context(listing)))
         foreign = list(strangers(store, run))
         if found.missing_shards or found.damaged or foreign:
-            raise ShardError(_refuse(store, found, foreign, repair))
+            raise ShardError(_refuse(store, run, found, foreign, repair))
     store.write_bytes(CARD, render_card(card, _contents(run, found), run.digest).encode())
     for folder in ("", "state", "shards", "metadata"):
         store.sweep(folder)
     store.write_bytes(SUCCESS, json.dumps(success_table(run), indent=1).encode() + b"\n")
-    return Sealed(len(run.shards), sum(run.counts.values()), found.size_bytes, dict(sorted(run.counts.items())))
+    counts = dict(sorted(run.counts.items()))
+    return Sealed(len(run.shards), sum(counts.values()), found.size_bytes, counts, found.not_accepted)
 
 
 def _write_index(store: Store, run: RunSpec, files: DataSetFiles) -> _Found:
@@ -104,7 +114,7 @@ def _contents(run: RunSpec, found: _Found) -> Contents:
     )
 
 
-def _refuse(store: Store, found: _Found, foreign: list[str], repair: bool) -> str:
+def _refuse(store: Store, run: RunSpec, found: _Found, foreign: list[str], repair: bool) -> str:
     """The message that says why a run is not sealed; ``repair`` withdraws the damaged shards first."""
     parts = []
     if found.missing_shards:
@@ -117,18 +127,18 @@ def _refuse(store: Store, found: _Found, foreign: list[str], repair: bool) -> st
     if foreign:
         parts.append(f"{first_names(foreign)}: {STRANGE}")
     if repair and (found.missing_shards or found.damaged):
-        parts.append(_withdraw(store, found.damaged))
+        parts.append(_withdraw(store, found.damaged, f"run {run.made_by} again"))
     elif found.damaged:
         kept = ", _SUCCESS included" if is_sealed(store) else ""
         parts.append(
             f"nothing was changed{kept}; seal --repair withdraws damaged shards, so that generate can make them"
         )
     elif found.missing_shards:
-        parts.append("run generate again")
+        parts.append(f"run {run.made_by} again")
     return f"shards: {'; '.join(parts)}"
 
 
-def _withdraw(store: Store, damaged: Sequence[Checked]) -> str:
+def _withdraw(store: Store, damaged: Sequence[Checked], advice: str) -> str:
     """Unseal the run, then withdraw damaged shards, and say so.
 
     In this order, because a run must not look complete while shards are withdrawn, whenever this is interrupted.
@@ -137,7 +147,7 @@ def _withdraw(store: Store, damaged: Sequence[Checked]) -> str:
     store.delete(SUCCESS)
     withdrawn = sum(_withdraw_shard(store, checked) for checked in damaged)
     markers = [f"{withdrawn} markers of damaged shards deleted"] if damaged else []
-    return "; ".join((*unsealed, *markers, "run generate again"))
+    return "; ".join((*unsealed, *markers, advice))
 
 
 def _withdraw_shard(store: Store, checked: Checked) -> bool:

@@ -60,6 +60,10 @@ class Store:
         """Whether exactly one of several simultaneous ``create`` calls wins on this kind of storage."""
         return self._files.atomic
 
+    def folder(self, rel: str) -> Store:
+        """A store of a folder in this one."""
+        return Store(f"{self._url.rstrip('/')}/{rel}", self.patience_s)
+
     def exists(self, rel: str) -> bool:
         return self._call(rel, READABLE, lambda: self._files.exists(self._full(rel)))
 

@@ -121,7 +121,7 @@ class _SealedFiles:
     def problems(self) -> dict[str, list[str]]:
         """Problems by file. Without every marker, the contents of the index cannot be judged."""
         self.writer.end()
-        advice = "; seal writes it again"
+        advice = f"; {self.run.sealed_by} writes it again"
         found = {rel: [f"missing or unreadable, although the run is sealed{advice}"] for rel in self.missing}
         if self.complete:
             wrong = [rel for rel, file in self.files.items() if not file.at_end()]

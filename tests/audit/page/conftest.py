@@ -1,4 +1,4 @@
-"""Hand-made audits in format v2: what the pages read, without an audit's minutes."""
+"""Hand-made audits in format v3: what the pages read, without an audit's minutes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rarefy.audit.schema import BOOTSTRAP_PATH, COPIES_PATH, FORMAT, METRICS_PATH, RAREST_PATH
+from rarefy.audit.schema import BOOTSTRAP_PATH, COPIES_PATH, FORMAT, METRICS_PATH, STRIPS_PATH
 from rarefy.shards.store import Store
 
 SCRIPT = "<script>alert(1)</script>"
@@ -37,7 +37,7 @@ def make_audit(tmp_path: Path) -> MakeAudit:
     def make(folder: str, content: Result, replicates: dict[str, list[float]] | None = None) -> Store:
         store = Store(str(tmp_path / folder))
         store.write_bytes(METRICS_PATH, json.dumps(content).encode())
-        write_rows(store, RAREST_PATH, rarest_rows())
+        write_rows(store, STRIPS_PATH, strip_rows())
         write_rows(store, COPIES_PATH, copy_rows())
         rows = [
             {"metric": metric, "replicate": place, "value": value}
@@ -199,24 +199,32 @@ def class_row(class_id: int, name: str) -> Result:
     }
 
 
-def rarest_rows() -> list[Result]:
-    """Three generated images a class with their nearest real ones, two real ones; every image another shade."""
+def strip_rows(classes: dict[int, str] = NAMES) -> list[Result]:
+    """Per class two images at random, two rarest, one outside, one off class, two real ones; each of another shade."""
     rows = []
-    for class_id in NAMES:
-        for rank in range(3):
-            shade = 10 * class_id + rank
-            generated = {"side": "generated", "key": f"0000000000{rank}", "confidence": 0.5, "predicted_id": rank % 2}
-            near = {"nearest_png": make_png(100 + shade), "nearest_distance": 3.5}
-            rows.append(generated | near | rarest_place(class_id, rank) | {"png": make_png(shade)})
-        for rank in range(2):
-            real = {"side": "real", "key": "", "confidence": None, "predicted_id": None}
-            near = {"nearest_png": None, "nearest_distance": None}
-            rows.append(real | near | rarest_place(class_id, rank) | {"png": make_png(50 + 10 * class_id + rank)})
+    for class_id in classes:
+        shades = iter(range(20 * class_id % 250, 20 * class_id % 250 + 9))
+        for strip, count in {"sample": 2, "rarest": 2, "outside": 1, "off class": 1, "real": 2}.items():
+            for place in range(count):
+                rows.append(strip_row(strip, class_id, place, next(shades)))
     return rows
 
 
-def rarest_place(class_id: int, rank: int) -> Result:
-    return {"class_id": class_id, "rank": rank, "rarity": 20.0 - rank}
+def strip_row(strip: str, class_id: int, place: int, shade: int) -> Result:
+    real, near = strip == "real", strip in ("rarest", "outside")
+    return {
+        "strip": strip,
+        "class_id": class_id,
+        "place": place,
+        "key": f"{class_id:06d}{place:05d}",
+        "rarity": None if strip == "outside" else 20.0 - place,
+        "confidence": None if real else 0.5,
+        "predicted_id": None if real else 1 - class_id if strip == "off class" else class_id,
+        "png": make_png(shade),
+        "nearest_key": None if real else "7",
+        "nearest_distance": None if real else 3.5,
+        "nearest_png": make_png(100 + shade) if near else None,
+    }
 
 
 def copy_rows() -> list[Result]:

@@ -1,13 +1,26 @@
 """What the page says, from plain values to plain values."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from rarefy.audit.metrics.kinds import metric_label, reading_order
-from rarefy.audit.page.figures import ClassCell, class_table, notes, verdict
+from rarefy.audit.page.class_table import ClassCell, class_table
+from rarefy.audit.page.figures import (
+    MeasuredWith,
+    against_rows,
+    against_words,
+    common_setting,
+    memorization_words,
+    notes,
+    own_setting,
+    required,
+    training_words,
+)
 from rarefy.audit.page.templates import reached
-from rarefy.audit.schema import AuditResult, MetricEntry
+from rarefy.audit.schema import Against, AuditResult, Memorization, MetricEntry, Training
+from rarefy.gates import GateCheck
 
 Result = dict[str, Any]
 
@@ -18,29 +31,6 @@ def entry(value: float, floor: float | None, better: str = "higher") -> MetricEn
 
 def typed(result: Result) -> AuditResult:
     return AuditResult.from_json(result)
-
-
-@pytest.mark.parametrize(
-    ("recall", "precision", "level"),
-    [(0.8, 0.8, "close"), (0.73, 0.73, "close"), (0.61, 0.8, "usable"), (0.8, 0.61, "usable"), (0.59, 0.8, "far")],
-)
-def test_verdict_is_the_worse_of_recall_and_precision(
-    result: Result, recall: float, precision: float, level: str
-) -> None:
-    for name, value in (("recall", recall), ("precision", precision)):
-        result["metrics"][name] |= {"value": value, "floor": 0.8}
-    found = verdict(typed(result))
-    assert found.level == level
-    assert f"covers {recall:.0%} of the real test images" in found.lines[0]
-    assert "Of the 20% rarest it covers 30% (real images: 50%)" in found.lines[0]
-
-
-@pytest.mark.parametrize(
-    ("rule", "words"), [("confidence", "Of the 10% with the lowest confidence"), ("keys", "Of the 1,234 listed images")]
-)
-def test_verdict_names_the_tail_that_was_chosen(result: Result, rule: str, words: str) -> None:
-    result["tail"] |= {"rule": rule, "share": 0.1, "count": 1234}
-    assert words in verdict(typed(result)).lines[0]
 
 
 def test_metrics_in_reading_order_with_how_much_of_the_baseline_is_reached() -> None:
@@ -88,3 +78,71 @@ def test_heat_of_a_class_by_hand(result: Result) -> None:
     assert second["recall"] == ClassCell(None, 0.8, None, 0)
     # Without a baseline there is nothing to be short of.
     assert second["coverage"] == ClassCell(0.1, None, None, 0)
+
+
+def test_what_was_measured_with_is_said_once(result: Result) -> None:
+    metrics = typed(result).metrics
+    common = common_setting(metrics.values())
+    assert common == MeasuredWith("efficientnet-lite0", "head_pooled", 3, 20, 100, 20)
+    told = {name: own for name, entry in metrics.items() if (own := own_setting(entry, common))}
+    assert told == {"on_class_rate": "guiding classifier, softmax at t = 0", "lof": "15 scored per side"}
+    words = "efficientnet-lite0 head_pooled, k = 3; 20 generated, 100 real and 20 images in the real baseline"
+    assert common.text() == words
+    result["metrics"]["fid_efficientnet_lite0"]["generated_count"] = 19
+    assert own_setting(typed(result).metrics["fid_efficientnet_lite0"], common) == "19 generated"
+
+
+def test_rarer_than_plain_sampling(result: Result) -> None:
+    audit = typed(result)
+    assert (against_words(audit), against_rows(audit)) == ("", [])
+    for plain, words in (
+        (17.0, "Mean rarity 18.0, plain sampling 17.0, real images 15.0: rarer than plain sampling."),
+        (18.01, "Mean rarity 18.0, plain sampling 18.0, real images 15.0: the same within the interval."),
+        (19.0, "Mean rarity 18.0, plain sampling 19.0, real images 15.0: not rarer than plain sampling."),
+    ):
+        metrics = {"rarity": plain, "recall": 0.7, "fid_other": 3.0}
+        beside = dataclasses.replace(audit, against=Against("plain", "stored", 600, [], metrics))
+        assert against_words(beside) == words
+        assert [(row.label, row.value, row.plain, row.real) for row in against_rows(beside)] == [
+            ("Mean rarity", 18.0, plain, 15.0),
+            ("Recall", 0.6, 0.7, 0.8),
+        ]
+
+
+def test_the_page_says_what_copies_were_searched_among(result: Result) -> None:
+    audit = typed(result)
+    assert "not with the training set" in memorization_words(audit)
+    for whole, words in (
+        (True, "the model's whole training set."),
+        (False, "copies of its other images cannot be found"),
+    ):
+        searched = dataclasses.replace(audit, memorization=Memorization("train/", 60_000, "f" * 64, whole))
+        assert "60,000 images: train/" in memorization_words(searched)
+        assert words in memorization_words(searched)
+
+
+def test_what_a_classifier_was_trained_on() -> None:
+    def words(data: str, ratio: float | None) -> str:
+        return training_words(Training(data, ratio, 10, 0.5, [0.4, 0.6], 0.3, [0.2, 0.4], {}))
+
+    assert words("real", None) == "real images only"
+    assert words("both", 0.25) == "real and generated, 0.25 generated per real one"
+    assert words("both", None) == "real and generated"
+
+
+@pytest.mark.parametrize(
+    ("bound", "baseline", "words"),
+    [
+        ("min", None, "at least 0.5"),
+        ("max", 0.2, "at most 0.5"),
+        ("min_ratio", 0.8, "at least 0.5 times the real baseline (0.800)"),
+        ("max_excess", 0.01, "at most 0.5 above the real baseline (0.010)"),
+        ("max_ratio", None, "at most 0.5 times the real baseline (not measured)"),
+    ],
+)
+def test_what_a_gate_asks_for(bound: str, baseline: float | None, words: str) -> None:
+    assert required(GateCheck("recall", "all", bound, 0.5, 0.6, True, baseline)) == words
+
+
+def test_no_direction_is_called_reached_where_the_nearest_value_is_best() -> None:
+    assert reached(entry(2.0, 1.0, "nearest")) is None

@@ -2,11 +2,13 @@
 
 import base64
 import hashlib
+import importlib.util
 import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,32 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rarefy.audit.audit import AuditOptions, run_audit
+from rarefy.audit.current import shards_sha256
+from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.page.pictures import data_uri
-from rarefy.audit.page.report import REPORT_PATH, SHEET_PATH, write_report
+from rarefy.audit.page.report import write_report
 from rarefy.audit.page.templates import interval, number, signed
-from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
-from rarefy.errors import OutputError, ShardError
+from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, REPORT_PATH, SHEET_PATH, STRIPS_PATH
+from rarefy.cli import main
+from rarefy.errors import DataError, OutputError, ShardError
 from rarefy.manifest import Manifest
+from rarefy.plan import run_spec, shard_names
+from rarefy.shards.index import INDEX, SUCCESS, DataSetFiles
+from rarefy.shards.listing import iter_committed
 from rarefy.shards.store import Store
 
+
+def _load(path: Path) -> ModuleType:
+    """A module beside this file: pytest's importlib mode has no package to import it from."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+made_up = _load(Path(__file__).with_name("conftest.py"))
 CommitRun = Callable[[Store, str], Manifest]
 CommitImages = Callable[[Store, str, Any], Manifest]
 MakeAudit = Callable[..., Store]
@@ -40,11 +60,11 @@ SECTIONS = (
     "verdict",
     "gates",
     "numbers",
-    "distributions",
-    "map",
+    "images",
     "classes",
-    "rarest",
+    "distributions",
     "copies",
+    "map",
     "provenance",
 )
 
@@ -70,7 +90,8 @@ def test_page_is_whole_and_stands_alone(make_audit: MakeAudit, result: Result) -
     assert "prefers-color-scheme: dark" in page
     for section in SECTIONS:
         assert page.count(f'id="{section}"') == 1, section
-    for text in ("fid_efficientnet_lite0", "20 generated, 100 real, 20 in the baseline", "k = 3", "sample of 15"):
+    assert page.count("20 generated, 100 real and 20 images in the real baseline") == 1
+    for text in ("fid_efficientnet_lite0", "k = 3", "15 scored per side"):
         assert text in page
 
 
@@ -104,11 +125,40 @@ def test_each_number_has_its_interval_and_floor(make_audit: MakeAudit, result: R
     assert unknown[0].count('data-v=""') == 2  # no intervals: nothing to sort by, and nothing shown
 
 
-def test_rarest_images_stand_over_their_nearest_real_ones(make_audit: MakeAudit, result: Result) -> None:
+def test_each_class_has_its_strips(make_audit: MakeAudit, result: Result) -> None:
     page = written(make_audit("out", result))
-    shades = shown_shades(page[page.index('id="rarest"') : page.index('id="copies"')])
-    first = [0, 1, 2, 100, 101, 102, 50, 51]
-    assert shades == [*first, *(shade + 10 for shade in first)]
+    images = page[page.index('id="images"') : page.index('id="classes"')]
+    # At random, rarest over their nearest real ones, outside over its nearest, off class, rarest real.
+    first = [0, 1, 2, 3, 102, 103, 4, 104, 5, 6, 7]
+    assert shown_shades(images) == [*first, *(shade + 20 for shade in first)]
+    labels = re.findall(r'<div class="strip(?: real)?"><span title="[^"]*">([^<]*)</span>', images)
+    strips = ["at random", "rarest", "nearest real", "outside", "nearest real", "other class", "rarest real"]
+    assert labels == 2 * strips
+    alts = re.findall(r'alt="([^"]*)"', images)
+    assert len(alts) == 22 and all(alts)
+    assert "generated coat &amp; boot 00000100000" in alts
+    title = "00000100000 · outside the real data · distance to the nearest real image 3.500 · confidence 0.500"
+    assert f'<button class="shot" title="{title}">' in images
+    assert images.count('class="shot off"') == 2
+    assert "taken for &lt;script&gt;" in images
+
+
+def test_without_a_classifier_no_image_is_off_class(make_audit: MakeAudit, result: Result) -> None:
+    result["provenance"]["classifier_sha256"] = None
+    page = written(make_audit("out", result))
+    assert "other class" not in page
+
+
+def test_a_thousand_classes_are_all_there_and_twenty_are_shown(make_audit: MakeAudit, result: Result) -> None:
+    row = result["per_class"][1]
+    result["per_class"] = [row | {"class_id": each, "class_name": f"class {each}"} for each in range(1000)]
+    store = make_audit("out", result)
+    rows = [made_up.strip_row(strip, each, 0, each % 250) for each in range(1000) for strip in ("sample", "real")]
+    made_up.write_rows(store, STRIPS_PATH, rows)
+    page = written(store)
+    assert page.count('<div class="card group"') == 1000
+    assert len(re.findall(r'<div class="card group" data-name="[^"]*" hidden>', page)) == 980
+    assert "20 of 1,000 classes are shown" in page
 
 
 def test_copies_stand_beside_what_they_copy(make_audit: MakeAudit, result: Result) -> None:
@@ -124,8 +174,7 @@ def test_names_are_escaped(make_audit: MakeAudit, result: Result) -> None:
     page = written(make_audit("out", result))
     assert page.count("<script") == 1
     assert "<img onerror" not in page
-    # Title, heading, manifest; gate, map's list, class table, rarest, two copies.
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 9
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 9
 
 
 def test_audit_to_page_in_one_go(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:
@@ -164,19 +213,19 @@ def test_no_audit_to_report(tmp_path: Path, make_audit: MakeAudit, result: Resul
         with pytest.raises(ShardError, match="run audit again"):
             write_report(store)
     damaged = make_audit("damaged", result)
-    damaged.write_bytes(RAREST_PATH, b"PAR1")
-    with pytest.raises(ShardError, match="rarest"):
+    damaged.write_bytes(STRIPS_PATH, b"PAR1")
+    with pytest.raises(ShardError, match="strips"):
         write_report(damaged)
 
 
 def test_heavy_images_become_thumbnails() -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (256, 192, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (512, 384, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, format="PNG")
     head, _, data = data_uri(buffer.getvalue()).partition(",")
     assert head == "data:image/webp;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        assert image.size == (96, 128)
+        assert image.size == (192, 256)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +252,8 @@ def test_differences_and_intervals_for_people() -> None:
 
 def test_failed_gates_come_first_and_say_what_was_required(make_audit: MakeAudit, result: Result) -> None:
     result["gates"].append(result["gates"][0] | {"metric": "copies", "bound": "max", "limit": 0.001, "passed": False})
+    result["gates"].append(result["gates"][0] | {"metric": "precision", "default": True, "advisory": True})
+    result["gates"][0] |= {"boundary": True}
     page = written(make_audit("out", result))
     items = re.findall(r"<li( class=\"failed\")?><b>(passed|failed)</b>(.*?)</li>", page)
     assert items == [
@@ -212,7 +263,11 @@ def test_failed_gates_come_first_and_say_what_was_required(make_audit: MakeAudit
             "Coverage of &lt;script&gt;alert(1)&lt;/script&gt;: 0.100, required at least 0.6",
         ),
         (' class="failed"', "failed", "Copies: 0.600, required at most 0.001"),
-        ("", "passed", "Recall: 0.600, required at least 0.45"),
+        (
+            "",
+            "passed",
+            "Recall: 0.600, required at least 0.45; at the boundary, because its 95% interval contains the limit",
+        ),
     ]
 
 
@@ -223,3 +278,75 @@ def test_a_thousand_gates_are_folded_and_each_is_named(make_audit: MakeAudit, re
     assert "984 more gates, 4 of them failed" in page
     assert all(f"of class {place}:" in page for place in range(1000))
     assert page.index("of class 15:") < page.index("<details") < page.index("of class 16:")
+
+
+def test_utility_memorization_and_other_extractors(make_audit: MakeAudit, result: Result) -> None:
+    training = {
+        "data": "both", "ratio": 0.5, "images": 150, "accuracy": 0.81, "accuracy_interval": [0.8, 0.82],
+        "tail_accuracy": 0.61, "tail_accuracy_interval": [0.6, 0.62], "per_class": {"coat": 0.7},
+    }  # fmt: skip
+    utility = {"classifier": "probe", "source": "held-out half", "train_count": 100, "test_count": 90, "seeds": 5}
+    result |= {
+        "utility": [utility | {"trainings": [training | {"data": "real", "ratio": None}, training]}],
+        "memorization": {"source": "photos/", "count": 60_000, "sha256": "c" * 64, "whole": True},
+        "against": {
+            "run": "plain", "source": "stored", "images": 600, "guidance": [], "metrics": {"rarity": 17.0},
+        },
+        "other_extractors": {"inception-v3": {"recall": result["metrics"]["recall"] | {"value": 0.123}}},
+    }  # fmt: skip
+    page = written(make_audit("out", result))
+    for section in ("utility", "against"):
+        assert page.count(f'id="{section}"') == 1
+    for text in ("real and generated, 0.5 generated per real one", "0.800 to 0.820", "90 held-out real images",
+                 "60,000 images: photos/. This is the model&#39;s whole training set.", "rarer than plain sampling.",
+                 "With the features of inception-v3", "0.123"):  # fmt: skip
+        assert text in page
+
+
+def test_an_audit_of_other_shards_is_not_shown(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:
+    store = Store(str(tmp_path / "out"))
+    commit_run(store, MANIFEST)
+    run_audit(store, AuditOptions(reference=str(real_folder)), lambda *_: None)
+    written(store)
+    made_of = shards_sha256(store)
+    manifest = read_manifest(store)
+    with (
+        store.staged(INDEX) as index,
+        store.staged("listing") as listing,
+        index.open("wb") as a,
+        listing.open("wb") as b,
+    ):
+        files = DataSetFiles(run_spec(manifest), a, b)
+        for each in iter_committed(store, shard_names(manifest), manifest.digest):
+            files.add(each)
+        files.end()
+    store.write_bytes(SUCCESS, b"{}")
+    assert shards_sha256(store) == made_of  # sealing changes no image
+    written(store)
+    marker = Path(store.root) / "state" / "rare-000000.json"
+    content = json.loads(marker.read_text())
+    content["tar_md5"] = "0" * 32
+    marker.write_text(json.dumps(content))
+    store.delete("_SUCCESS")
+    with pytest.raises(ShardError, match=r"metrics\.json: out of date"):
+        write_report(store)
+    assert main(["status", store.root]) == 0
+
+
+def test_an_audit_that_fails_leaves_none_behind(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:
+    store = Store(str(tmp_path / "out"))
+    commit_run(store, MANIFEST)
+    options = AuditOptions(reference=str(real_folder))
+    run_audit(store, options, lambda *_: None)
+    written(store)
+    with pytest.raises(DataError, match="nothing at this path"):
+        run_audit(store, AuditOptions(reference=str(tmp_path / "missing")), lambda *_: None)
+    assert store.exists(METRICS_PATH)  # a mistake in the options costs nothing
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "comparing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(store, options, interrupt)
+    assert store.list("audit") == []

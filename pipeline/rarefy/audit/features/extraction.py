@@ -15,13 +15,18 @@ from rarefy.generate.fit import Request
 
 
 def outputs_of_parts(
-    parts: Sequence[Images], extractor: Extractor, device: str, ray_address: str | None, step: Step
+    parts: Sequence[Images],
+    extractor: Extractor,
+    device: str,
+    ray_address: str | None,
+    step: Step,
+    keep: bool = True,
 ) -> Features:
     """Outputs for the images of each part (a shard), in order, as one array (N, dim + logits).
 
     Finished parts are cached, so an interrupted audit resumes where it stopped. With ``ray_address`` the missing parts
     are computed as Ray tasks on that cluster, with one GPU each if device is a GPU. Raises DeviceError if the cluster
-    does not answer.
+    does not answer. keep: whether to cache what was computed; without it, only what is cached already is used.
     """
     keys = [cache_key(extractor, part) for part in parts]
     outputs = {place: stored["outputs"] for place, key in enumerate(keys) if (stored := recall(key)) is not None}
@@ -35,7 +40,8 @@ def outputs_of_parts(
             for place, part in missing
         )
     for place, result in computed:
-        keep_arrays(keys[place], {"outputs": result})
+        if keep:
+            keep_arrays(keys[place], {"outputs": result})
         outputs[place], done = result, done + len(result)
         if ray_address is not None:
             step(done, total)

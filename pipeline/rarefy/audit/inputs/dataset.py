@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rarefy.errors import ManifestError, OutputError, ShardError, bad
 from rarefy.manifest import Manifest, parse_unread_manifest
 from rarefy.models.run_model import RunModel, read_run_model
-from rarefy.plan import make_plan, shard_names
+from rarefy.plan import data_names, data_store, kept_plan
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE
 from rarefy.shards.index import is_sealed
 from rarefy.shards.listing import iter_committed
@@ -112,23 +112,25 @@ def read_manifest(store: Store) -> Manifest:
 
 
 def read_run(store: Store, limit: int) -> RunData:
-    """Read a run's rows and the images of at most ``limit`` samples.
+    """Read a run's rows and the images of at most ``limit`` samples; with [select], only those that were chosen.
 
     Every shard has all classes in proportion, so evenly spaced shards represent the run. Damaged shards and samples
     that contradict their metadata are left out and listed. Raises ShardError if nothing can be read.
     """
     manifest = read_manifest(store)
+    data = data_store(store, manifest)
     unreadable: list[Problem] = []
-    tables = _read_tables(store, iter_committed(store, shard_names(manifest), manifest.digest), unreadable)
+    tables = _read_tables(data, iter_committed(data, data_names(manifest), manifest.digest), unreadable)
     if not tables and not unreadable:
-        raise ShardError(f"{store.root}: no committed shard of its manifest; run generate first")
+        needed = "generate" if manifest.select is None else "select"
+        raise ShardError(f"{data.root}: no committed shard of its manifest; run {needed} first")
     problems = _missing(manifest, len(tables) + len(unreadable)) + unreadable
     chosen = _spread(list(tables), [table.num_rows for table in tables.values()], limit)
-    shards = {name: _read_images(store, name, tables[name], manifest, problems) for name in chosen}
+    shards = {name: _read_images(data, name, tables[name], manifest, problems) for name in chosen}
     whole = {name: shard for name, shard in shards.items() if shard is not None}
     if not whole:
         listed = "; ".join(f"{problem.where}: {problem.what}" for problem in problems[:NAMED_PER_SHARD])
-        raise ShardError(f"{store.root}: no shard can be read ({listed})")
+        raise ShardError(f"{data.root}: no shard can be read ({listed})")
     # If a shard turns out to be damaged, its rows are left out as well.
     read = {name: shard.table for name, shard in whole.items()}
     rows = [read.get(name, table) for name, table in tables.items() if name in read or name not in shards]
@@ -143,13 +145,13 @@ def read_run(store: Store, limit: int) -> RunData:
         images=images[: len(cut)],
         parts=_parts([len(shard.images) for shard in whole.values()], len(cut)),
         weights=(first[WEIGHTS[0]], first[WEIGHTS[1]]),
-        complete=is_sealed(store),
+        complete=is_sealed(store) and is_sealed(data),
         problems=tuple(problems),
     )
 
 
 def _missing(manifest: Manifest, committed_shards: int) -> list[Problem]:
-    planned = make_plan(manifest).num_shards
+    planned = kept_plan(manifest).num_shards
     if committed_shards == planned:
         return []
     return [Problem("state", f"{planned - committed_shards} of {planned} shards are not committed")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,13 +21,30 @@ class Reference:
     """real: the images that metrics compare with; held_out: other real images, for the baseline.
 
     Both have keys: numbers from 0 if the source has no names. source: human-readable origin; resized: number of images
-    that had to be resized.
+    that had to be resized; left_out: keys of images of other classes than the run's.
     """
 
     real: LabelledImages
     held_out: LabelledImages
     source: str
     resized: int = 0
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def other_keys(self) -> tuple[str, ...]:
+        """Keys of the images that metrics do not compare with."""
+        return (*self.held_out.keys, *self.left_out)
+
+    def of_classes(self, class_ids: Collection[int]) -> Reference:
+        """Only the images of these classes: a run of some classes is compared with those. Raises DataError for none."""
+        chosen = [np.isin(part.labels, list(class_ids)) for part in (self.real, self.held_out)]
+        if all(own.all() for own in chosen):
+            return self
+        if not all(own.any() for own in chosen):
+            raise DataError(bad("reference", self.source, "a set with at least two images of a class of the run"))
+        parts = [part.take(np.flatnonzero(own)) for part, own in zip((self.real, self.held_out), chosen, strict=True)]
+        left_out = {*self.real.keys, *self.held_out.keys} - {*parts[0].keys, *parts[1].keys}
+        return replace(self, real=parts[0], held_out=parts[1], left_out=tuple(sorted(left_out)))
 
 
 def load_reference(preset: ModelFolder, folder: str | None) -> Reference | None:

@@ -1,28 +1,27 @@
-"""Computes the audit's metrics from features: ``set_metrics`` gives values, ``set_estimates`` also resamples."""
+"""Computes the audit's metrics from features: ``set_metrics`` gives values, ``set_estimates`` also their spread."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.features.extractors import Features
-from rarefy.audit.metrics.bootstrap import Estimate, around, estimate_mean, estimate_means, finite_means, moved_also
-from rarefy.audit.metrics.distances import (
-    frechet_distance,
-    frechet_influences,
-    kernel_distances,
-    kernel_influences,
-    local_outlier_factors,
-)
+from rarefy.audit.metrics.blocks import Labels, Rows, block_contrasts
+from rarefy.audit.metrics.bootstrap import Estimate, Floats, chosen_rows, finite_means, from_contrasts
+from rarefy.audit.metrics.distances import LOF_SAMPLE, frechet_distance, kernel_distances, local_outlier_factors
 from rarefy.audit.metrics.kinds import METRIC_KINDS
-from rarefy.audit.metrics.neighbors import Bools, Manifold, Neighborhood, build_manifold, find_neighbors
-from rarefy.audit.metrics.tail import tail_members
+from rarefy.audit.metrics.neighbors import Bools, Labelled, Manifold, Neighborhood, build_manifold, find_neighbors
+from rarefy.audit.metrics.spread import BOTH, frechet_estimate, kernel_estimate
+from rarefy.audit.metrics.tail import Tail, tail_members
 
 DEFAULT_K = 3
-GENERATED, REAL, BOTH, SUBSETS = "generated rows", "real rows", "both sides", "random subsets"
+LOF_FEWEST = (125, 500)  # rows of a block: LOF uses more neighbours than the other metrics
+NOT_BY_BLOCKS = ("fid", "kid", "lof")
+GENERATED, REAL, SUBSETS = "generated rows", "real rows", "random subsets"
+OF_GENERATED, OF_REAL = ("precision", "outside"), ("recall", "coverage")  # fractions of the rows of either side
 
 Columns = Mapping[str, NDArray[np.generic]]
 
@@ -46,7 +45,7 @@ class SetMetrics:
 
 @dataclass(frozen=True)
 class SetEstimates:
-    """estimates: every metric with its resamples, by kind; kid_std: over KID's subsets; lof_count: rows LOF scored."""
+    """estimates: every metric with its spread, by kind; kid_std: over KID's subsets; lof_count: rows LOF scored."""
 
     estimates: dict[str, Estimate]
     kid_std: float
@@ -61,36 +60,50 @@ class SetEstimates:
 def set_metrics(generated: Features, real: Manifold, tail: Bools | None = None, device: str = "cpu") -> SetMetrics:
     """Metrics of generated features (N, D) against the real ones, with the k of ``real``.
 
-    tail (M,): the real rows behind tail_recall and tail_coverage, by default the rarest fifth. rarity is 0 where no
-    generated row lies within the real data. Recall and coverage grow with N and FID falls with it: compare only sets
-    of equal size. Raises DataError unless k < N and all features are finite.
+    tail (M,): the real rows behind tail_recall and tail_coverage, by default the rarest fifth of all (``tail_members``
+    with labels takes it class by class). rarity is 0 where no generated row lies within the real data. Recall and
+    coverage grow with N and FID falls with it: compare only sets of equal size.
+    Raises DataError unless k < N and all features are finite.
     """
     neighborhood = find_neighbors(build_manifold(generated, real.k, device), real, device)
-    per_generated, per_real = _columns(neighborhood, real, tail)
+    per_generated, per_real = _columns(neighborhood, real, tail_members(real) if tail is None else tail)
     fid = frechet_distance(generated, real.features)
     return SetMetrics(fid=fid, **finite_means(per_generated), **finite_means(per_real))
 
 
-def set_estimates(generated: Manifold, real: Manifold, tail: Bools | None = None, device: str = "cpu") -> SetEstimates:
-    """The metrics of ``set_metrics``, KID and LOF, all with bootstrap resamples."""
+def set_estimates(generated: Labelled, real: Labelled, tail: Tail, device: str = "cpu") -> SetEstimates:
+    """The metrics of ``set_metrics``, KID and LOF, all with their spread over draws of both sides, class by class."""
+    features, labels = (generated.manifold.features, real.manifold.features), (generated.labels, real.labels)
+    plain = set_values(generated.manifold, real.manifold, tail.members, device)
+    estimates = {
+        **plain.estimates,
+        **_neighbor_estimates(plain.values, (generated, real), tail, device),
+        "fid": frechet_estimate(plain.values["fid"], features, labels),
+        "kid": kernel_estimate(plain.values["kid"], plain.kid_std, features, labels),
+        "lof": _lof_estimate(plain.values["lof"], features, labels),
+    }
+    return replace(plain, estimates={kind: estimates[kind] for kind in plain.estimates})
+
+
+def set_values(generated: Manifold, real: Manifold, tail: Bools, device: str = "cpu") -> SetEstimates:
+    """As ``set_estimates``, without any spread."""
     neighborhood = find_neighbors(generated, real, device)
     per_generated, per_real = _columns(neighborhood, real, tail)
     features = generated.features, real.features
     subsets, factors = kernel_distances(*features), local_outlier_factors(*features)
-    estimates = {
-        "fid": around(frechet_distance(*features), frechet_influences(*features), BOTH),
-        "kid": around(float(subsets.mean()), kernel_influences(*features), BOTH),
-        **estimate_means(per_generated, GENERATED),
-        **_real_estimates(per_real, neighborhood),
-        "lof": estimate_mean(factors, GENERATED),
+    values = {
+        "fid": frechet_distance(*features),
+        "kid": float(subsets.mean()),
+        **finite_means(per_generated),
+        **finite_means(per_real),
+        "lof": float(factors.mean()),
     }
-    ordered = {kind: estimates[kind] for kind in METRIC_KINDS if kind in estimates}
-    return SetEstimates(ordered, float(subsets.std()), len(factors), neighborhood)
+    estimates = {kind: Estimate(values[kind]) for kind in METRIC_KINDS if kind in values}
+    return SetEstimates(estimates, float(subsets.std()), len(factors), neighborhood)
 
 
-def _columns(neighborhood: Neighborhood, real: Manifold, tail: Bools | None) -> tuple[Columns, Columns]:
+def _columns(neighborhood: Neighborhood, real: Manifold, tail: Bools) -> tuple[Columns, Columns]:
     """The values per generated row and per real row that each metric averages; NaN is ignored."""
-    members = tail_members(real) if tail is None else tail
     per_generated = {
         "precision": neighborhood.balls > 0,
         "density": neighborhood.balls / real.k,
@@ -102,20 +115,44 @@ def _columns(neighborhood: Neighborhood, real: Manifold, tail: Bools | None) -> 
     per_real = {
         "recall": neighborhood.recalled,
         "coverage": neighborhood.covered,
-        "tail_recall": np.where(members, neighborhood.recalled, np.nan),
-        "tail_coverage": np.where(members, neighborhood.covered, np.nan),
+        "tail_recall": np.where(tail, neighborhood.recalled, np.nan),
+        "tail_coverage": np.where(tail, neighborhood.covered, np.nan),
     }
     return per_generated, per_real
 
 
-def _real_estimates(per_real: Columns, neighborhood: Neighborhood) -> dict[str, Estimate]:
-    """Recall and coverage also vary with the generated side: by the rows that are the only one to reach a real row."""
-    estimates, rows = estimate_means(per_real, REAL), len(neighborhood.nearest)
-    for name, column in per_real.items():
-        sole = neighborhood.sole_recall if name.endswith("recall") else neighborhood.sole_cover
-        counted = np.isfinite(column.astype(np.float64))
-        reached_by = sole[counted & (sole >= 0)]
-        # What the fraction loses without each generated row, times N: a resample's mean is then the sum over its rows.
-        lost = rows * np.bincount(reached_by, minlength=rows) / counted.sum()
-        estimates[name] = moved_also(estimates[name], lost, BOTH)
-    return estimates
+def _neighbor_estimates(
+    values: Mapping[str, float], sides: tuple[Labelled, Labelled], tail: Tail, device: str
+) -> dict[str, Estimate]:
+    """The metrics of neighbourhoods, with their spread over blocks of both sides."""
+    generated, real = sides
+
+    def evaluate(rows: Rows, real_rows: Rows) -> Floats:
+        part, own = generated.take(rows, device), real.take(real_rows, device)
+        members = tail_members(own.manifold, own.labels) if tail.rule == "avgknn" else tail.members[real_rows]
+        columns = _columns(find_neighbors(part.manifold, own.manifold, device), own.manifold, members)
+        means = finite_means(columns[0]) | finite_means(columns[1])
+        return np.array([means[kind] for kind in kinds])
+
+    kinds = [kind for kind in values if kind not in NOT_BY_BLOCKS]
+    contrasts = block_contrasts((generated.labels, real.labels), evaluate, real.manifold.k + 2)
+    if contrasts is None:
+        return {kind: Estimate(values[kind]) for kind in kinds}
+    counts = {kind: len(generated.labels) for kind in OF_GENERATED} | {kind: len(real.labels) for kind in OF_REAL}
+    counts |= {f"tail_{kind}": int(tail.members.sum()) for kind in OF_REAL}
+    return {
+        kind: from_contrasts(values[kind], contrasts[:, place], BOTH, counts.get(kind))
+        for place, kind in enumerate(kinds)
+    }
+
+
+def _lof_estimate(value: float, features: tuple[Features, Features], labels: Labels) -> Estimate:
+    """LOF's spread over blocks of the rows that it uses."""
+    chosen = [chosen_rows(len(side), LOF_SAMPLE) for side in features]
+    rows = [side[own] for side, own in zip(features, chosen, strict=True)]
+
+    def evaluate(generated: Rows, real: Rows) -> Floats:
+        return np.array([local_outlier_factors(rows[0][generated], rows[1][real]).mean()])
+
+    contrasts = block_contrasts((labels[0][chosen[0]], labels[1][chosen[1]]), evaluate, 3, LOF_FEWEST)
+    return Estimate(value) if contrasts is None else from_contrasts(value, contrasts[:, 0], BOTH)

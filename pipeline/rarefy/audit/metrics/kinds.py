@@ -10,7 +10,10 @@ from rarefy.gates import NAMED_AFTER_EXTRACTOR, metric_kind
 
 @dataclass(frozen=True)
 class MetricKind:
-    """better: higher, lower or neither; uses_k: the value depends on the neighbourhood size k."""
+    """better: higher, lower, nearest (to the real baseline) or neither.
+
+    uses_k: the value depends on the neighbourhood size k.
+    """
 
     label: str
     better: str
@@ -25,11 +28,11 @@ METRIC_KINDS: dict[str, MetricKind] = {
         "Inception Score", "higher", False, "how certain the extractor's classifier is, and how many classes it sees"
     ),
     "precision": MetricKind("Precision", "higher", True, "fraction of generated images that lie within the real data"),
-    "recall": MetricKind("Recall", "higher", True, "fraction of real test images that the generated set covers"),
-    "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real test images"),
-    "density": MetricKind("Density", "higher", True, "how deep within the real data images lie; real images reach 1"),
+    "recall": MetricKind("Recall", "higher", True, "fraction of real images that the generated set covers"),
+    "tail_recall": MetricKind("Tail recall", "higher", True, "recall on the rarest real images"),
+    "density": MetricKind("Density", "nearest", True, "how deep within the real data images lie; real images reach 1"),
     "coverage": MetricKind("Coverage", "higher", True, "fraction of real neighbourhoods with a generated image inside"),
-    "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real test images"),
+    "tail_coverage": MetricKind("Tail coverage", "higher", True, "coverage of the rarest real images"),
     "rarity": MetricKind(
         "Mean rarity", "higher", True, "mean radius of the smallest real neighbourhood around each image that has one"
     ),
@@ -43,7 +46,9 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "nearest": MetricKind(
         "Nearest real", "neither", False, "mean distance to the nearest real image; small suggests copies"
     ),
-    "lof": MetricKind("Local outlier factor", "lower", False, "how isolated images are compared with their neighbours"),
+    "lof": MetricKind(
+        "Local outlier factor", "nearest", False, "how isolated images are compared with their neighbours"
+    ),
     "duplicates": MetricKind("Duplicates", "lower", False, "fraction of images with an exact or near duplicate"),
     "copies": MetricKind("Copies", "lower", False, "fraction of images that look copied from a training image"),
     "authenticity": MetricKind(
@@ -62,7 +67,12 @@ METRIC_KINDS: dict[str, MetricKind] = {
         "On class", "higher", False, "fraction of images that the guiding classifier assigns to the requested class"
     ),
 }
-HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on_class_rate")
+# Fractions of images: their intervals end at 0 and 1.
+FRACTIONS = frozenset({
+    "precision", "recall", "tail_recall", "coverage", "tail_coverage", "outside", "duplicates", "copies",
+    "authenticity", "on_class_rate",
+})  # fmt: skip
+HEADLINE_METRICS = ("recall", "tail_recall", "precision", "on_class_rate", "rarity", "fid", "copies", "utility")
 
 
 def metric_name(kind: str, extractor: str) -> str:

@@ -61,6 +61,18 @@ class Manifold:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """A manifold with the classes (N,) of its rows."""
+
+    manifold: Manifold
+    labels: Indices
+
+    def take(self, rows: Indices, device: str) -> Labelled:
+        """These rows; neighbours are searched among them only."""
+        return Labelled(build_manifold(self.manifold.features[rows], self.manifold.k, device), self.labels[rows])
+
+
+@dataclass(frozen=True)
 class Neighborhood:
     """A generated set (N rows) among the neighbourhoods of a real one (M rows); distances in feature units.
 

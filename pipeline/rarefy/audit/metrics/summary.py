@@ -1,4 +1,4 @@
-"""Summaries of arrays: histograms, distances between distributions, the rarest rows of each class."""
+"""Summaries of arrays: histograms and distances between distributions."""
 
 from __future__ import annotations
 
@@ -44,20 +44,9 @@ def wasserstein_1(first: NDArray[np.float64], second: NDArray[np.float64]) -> fl
     return float(np.sum(np.abs(below[0] - below[1]) * np.diff(edges)))
 
 
-def rarest(class_ids: Array, rarity: NDArray[np.float32], count: int) -> dict[int, list[int]]:
-    """The ``count`` rows with the highest rarity per class, highest first, without rows outside the real manifold."""
-    chosen: dict[int, list[int]] = {}
-    order = np.argsort(-rarity, kind="stable")
-    for row in order[np.isfinite(rarity[order])]:
-        own = chosen.setdefault(int(class_ids[row]), [])
-        if len(own) < count:
-            own.append(int(row))
-    return chosen
-
-
 def mean(values: Array) -> float | None:
     """The mean; None without values."""
-    return float(np.mean(values.astype(np.float64))) if len(values) else None
+    return float(np.mean(values.astype(np.float64))) if values.size else None
 
 
 def _finite(values: Array) -> NDArray[np.float64]:

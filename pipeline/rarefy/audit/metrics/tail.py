@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rarefy.audit.metrics.neighbors import Bools, Manifold
+from rarefy.audit.metrics.neighbors import Bools, Labelled, Manifold
 from rarefy.errors import DataError, ManifestError, bad
 
 TAIL_SHARE = 0.2
@@ -24,33 +24,37 @@ class Tail:
     members: Bools
 
 
-def tail_members(real: Manifold) -> Bools:
-    """(M,) the rarest fifth of the real rows, by mean distance to their k nearest neighbours (AvgkNN)."""
-    return np.asarray(real.mean_distance >= np.quantile(real.mean_distance, 1.0 - TAIL_SHARE))
+def tail_members(real: Manifold, labels: NDArray[np.int64] | None = None) -> Bools:
+    """(M,) the rarest fifth of each class, by mean distance to the k nearest real images of any class (AvgkNN).
+
+    At least one image of each class belongs to it. labels (M,): classes; without them, all rows are of one class.
+    """
+    return _highest(real.mean_distance.astype(np.float64), labels)
 
 
 def find_tail(
     rule: str,
-    real: Manifold,
+    real: Labelled,
     confidence: NDArray[np.float64] | None,
     keys: Sequence[str],
-    held_out_keys: Sequence[str] = (),
+    other_keys: Sequence[str] = (),
 ) -> Tail:
     """The tail of the real rows by ``rule``: ``avgknn``, ``confidence`` or the path of a list of keys, one per line.
 
-    confidence: the classifier's p(own class) for each real row; keys: of the real rows; held_out_keys: of the held-out
-    images, which a list may name too. Raises ManifestError for a rule that cannot be applied, and DataError for a list
-    with an unknown key or without any of ``keys``.
+    The first two rules take a fifth of each class, and at least one image of it. confidence: the classifier's p(own
+    class) for each real row; keys: of the real rows; other_keys: of images that a list may name too, though they are
+    not compared with. Raises ManifestError for a rule that cannot be applied, and DataError for a list with an unknown
+    key or without any of ``keys``.
     """
     if rule == "avgknn":
-        return Tail(rule, tail_members(real))
+        return Tail(rule, tail_members(real.manifold, real.labels))
     if rule == "confidence":
         if confidence is None:
             allowed = "possible here: the classifier's weights are not there, or its code may not be imported"
             raise ManifestError(bad("tail", rule, allowed))
-        return Tail(rule, np.asarray(confidence <= np.quantile(confidence, TAIL_SHARE)))
+        return Tail(rule, _highest(-confidence, real.labels))
     listed = _read_list(Path(rule))
-    unknown = sorted(listed - {*keys, *held_out_keys})
+    unknown = sorted(listed - {*keys, *other_keys})
     if unknown:
         allowed = f"the key of a reference image, such as {keys[0]!r}"
         raise DataError(
@@ -60,6 +64,16 @@ def find_tail(
     if not members.any():
         raise DataError(bad("tail", rule, f"a list with at least one of the {len(keys)} reference images"))
     return Tail("keys", members)
+
+
+def _highest(values: NDArray[np.float64], labels: NDArray[np.int64] | None) -> Bools:
+    """(M,) the rows with the highest values: a fifth of each class, and at least one row of it."""
+    members, classes = np.zeros(len(values), np.bool_), np.zeros(len(values)) if labels is None else labels
+    for each in np.unique(classes):
+        rows = np.flatnonzero(classes == each)
+        count = max(1, round(TAIL_SHARE * len(rows)))
+        members[rows[np.argsort(-values[rows], kind="stable")[:count]]] = True
+    return members
 
 
 def _read_list(path: Path) -> set[str]:

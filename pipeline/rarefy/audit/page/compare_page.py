@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rarefy.audit.compare import CLASS_METRICS, LEVEL, ComparedClass, ComparedMetric, CompareResult
 from rarefy.audit.metrics.kinds import metric_label
-from rarefy.audit.page.figures import heat_percent
+from rarefy.audit.page.class_table import heat_percent
 from rarefy.audit.page.plots import PlanePoint, plane_plot
 from rarefy.audit.page.templates import interval, number, render
 from rarefy.errors import OutputError, bad

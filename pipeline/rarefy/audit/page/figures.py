@@ -1,89 +1,53 @@
-"""The content of the audit's page as plain values: verdict, notes, and the class table with its colours."""
+"""The content of the audit's page as plain values: notes, what was measured with what, and sentences."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rarefy.audit.page.templates import EN_DASH, number
-from rarefy.audit.schema import AuditResult, ClassRow, MetricEntry, TailSummary
+from rarefy.audit.metrics.kinds import metric_label
+from rarefy.audit.page.templates import number
+from rarefy.audit.schema import AuditResult, MetricEntry, Training
+from rarefy.gates import GateCheck, metric_kind
 
-CLOSE, USABLE = 0.9, 0.75
-HEADLINES = {
-    "close": "Close to real data",
-    "usable": "Usable, but short of real data",
-    "far": "Far from real data",
-    "none": "No real images to compare with",
-}
-FULL_HEAT = 55  # percent of the colour
 SMALL_SET = 5000
+# What the page compares with plain sampling, the first one in a sentence.
+AGAINST = ("rarity", "avg_knn", "recall", "tail_recall", "precision", "on_class_rate", "fid")
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """level: close, usable, far or none."""
+class MeasuredWith:
+    """What a metric was measured with; its fields are those of MetricEntry."""
 
-    level: str
-    headline: str
-    lines: list[str]
+    extractor: str
+    layer: str
+    k: int | None
+    generated_count: int
+    real_count: int
+    floor_count: int
+
+    @classmethod
+    def of(cls, entry: MetricEntry) -> MeasuredWith:
+        counts = entry.generated_count, entry.real_count, entry.floor_count
+        return cls(entry.extractor, entry.layer, entry.k, *counts)
+
+    def text(self) -> str:
+        neighbours = f", k = {self.k}" if self.k else ""
+        real = f", {self.real_count:,} real" if self.real_count else ""
+        baseline = f" and {self.floor_count:,} images in the real baseline" if self.floor_count else ""
+        return f"{self.extractor} {self.layer}{neighbours}; {self.generated_count:,} generated{real}{baseline}"
 
 
 @dataclass(frozen=True)
-class ClassColumn:
-    """A column of the class table. baseline: the column of the real images; heat: how a cell's colour is computed.
+class AgainstRow:
+    """A metric of the set, of plain sampling and of real images."""
 
-    short: how far the value is below its baseline; distance: the value over half of its histogram's range.
-    """
-
-    key: str
     label: str
-    baseline: str | None = None
-    heat: str | None = None
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class ClassCell:
-    """heat: percent of the colour."""
-
-    value: float | None
-    baseline: float | None
-    interval: list[float] | None
-    heat: int
-
-
-CLASS_COLUMNS = (
-    ClassColumn("count", "Images", "planned", "short", "small number: images planned, if different"),
-    ClassColumn("acceptance_rate", "Accepted", hint="images kept / images drawn by the manifest's filter"),
-    ClassColumn("recall", "Recall", "recall_floor", "short"),
-    ClassColumn("coverage", "Coverage", "coverage_floor", "short"),
-    ClassColumn("precision", "Precision"),
-    ClassColumn("on_class_rate", "On class", "reference_on_class_rate", "short"),
-    ClassColumn("confidence", "Confidence", "reference_confidence"),
-    ClassColumn("confidence_w1", "Shift", heat="distance", hint="Wasserstein-1 distance to the real confidences"),
-    ClassColumn("entropy", "Entropy", "reference_entropy", hint="nats"),
-    ClassColumn("entropy_w1", "Shift", heat="distance", hint="Wasserstein-1 distance to the real entropies, nats"),
-)
-
-
-def verdict(result: AuditResult) -> Verdict:
-    """Judge the set by the worse of recall and precision, each relative to its real baseline."""
-    metrics, tail = result.metrics, result.tail
-    if tail is None:
-        lines = ["Give the audit a folder of real images to measure recall and precision with their real baselines."]
-        return Verdict("none", HEADLINES["none"], lines)
-    recall, precision, tail_recall, rarity = (metrics[k] for k in ("recall", "precision", "tail_recall", "rarity"))
-    worst = min(_ratio(recall), _ratio(precision))
-    level = "close" if worst >= CLOSE else "usable" if worst >= USABLE else "far"
-    lines = [
-        f"The set covers {_percent(recall.value)} of the real test images; the same number of real images covers "
-        f"{_percent(recall.floor)}. {_tail_words(tail)} it covers {_percent(tail_recall.value)} "
-        f"(real images: {_percent(tail_recall.floor)}).",
-        f"{_percent(precision.value)} of its images lie within the real data "
-        f"(real images: {_percent(precision.floor)}); their mean rarity is {number(rarity.value)} "
-        f"(real images: {number(rarity.floor)}).",
-    ]
-    return Verdict(level, HEADLINES[level], lines)
+    value: float
+    plain: float
+    real: float | None
 
 
 def notes(result: AuditResult) -> list[str]:
@@ -93,9 +57,14 @@ def notes(result: AuditResult) -> list[str]:
     if not run.sealed:
         lines.append(f"The data set is not sealed: {run.committed:,} of {run.planned:,} images are committed.")
     if run.measured < run.committed:
-        lines.append(f"Measured on {run.measured:,} of {run.committed:,} images, from evenly spaced shards.")
+        lines.append(
+            f"Features were measured on {run.measured:,} of {run.committed:,} images: at most as many per class as "
+            "there are held-out real images, and at most --limit in all."
+        )
     if run.not_accepted:
-        lines.append(f"{run.not_accepted:,} images did not pass the manifest's filter and were kept.")
+        lines.append(
+            f"{run.not_accepted:,} of {run.committed:,} images did not pass the manifest's [accept] and were kept."
+        )
     if recall and recall.generated_count != recall.floor_count:
         lines.append(
             f"The real baseline has {recall.floor_count:,} images, the generated set {recall.generated_count:,}."
@@ -116,30 +85,83 @@ def notes(result: AuditResult) -> list[str]:
     return lines
 
 
-def class_table(result: AuditResult) -> tuple[list[ClassColumn], list[tuple[str, list[ClassCell]]]]:
-    """The columns with any value, and each class's name with its cells."""
-    classes = result.per_class
-    columns = [column for column in CLASS_COLUMNS if any(getattr(row, column.key) is not None for row in classes)]
-    ranges = {name: table.edges[-1] for name, table in result.histograms.items()}
-    return columns, [(row.class_name, [_cell(row, column, ranges) for column in columns]) for row in classes]
+def common_setting(metrics: Iterable[MetricEntry]) -> MeasuredWith | None:
+    """What most metrics were measured with; None without metrics."""
+    settings = Counter(MeasuredWith.of(entry) for entry in metrics)
+    return settings.most_common(1)[0][0] if settings else None
 
 
-def heat_percent(strength: float) -> int:
-    """Percent of the colour for a strength from 0 to 1; values beyond are clipped."""
-    return round(FULL_HEAT * min(1.0, max(0.0, strength)))
+def own_setting(entry: MetricEntry, common: MeasuredWith) -> str:
+    """What one metric was measured with, as far as it is not the common setting; empty if it is."""
+    own = MeasuredWith.of(entry)
+    parts = []
+    if (own.extractor, own.layer) != (common.extractor, common.layer):
+        parts.append(f"{own.extractor}, {own.layer}")
+    if own.k and own.k != common.k:
+        parts.append(f"k = {own.k}")
+    for count, usual, what in (
+        (own.generated_count, common.generated_count, "generated"),
+        (own.real_count, common.real_count, "real"),
+        (own.floor_count, common.floor_count, "in the real baseline"),
+        (entry.sample_count or common.generated_count, common.generated_count, "scored per side"),
+    ):
+        if count != usual:
+            parts.append(f"{count:,} {what}")
+    return "; ".join(parts)
 
 
-def _cell(row: ClassRow, column: ClassColumn, ranges: dict[str, float]) -> ClassCell:
-    value = getattr(row, column.key)
-    baseline = getattr(row, column.baseline) if column.baseline else None
-    strength = 0.0
-    if value is not None and column.heat == "distance":
-        strength = 2 * value / ranges[column.key.removesuffix("_w1")]
-    elif value is not None and column.heat == "short" and baseline:
-        strength = 1 - value / baseline
-    if column.key == "count" and baseline == value:
-        baseline = None
-    return ClassCell(value, baseline, getattr(row, f"{column.key}_interval", None), heat_percent(strength))
+def against_rows(result: AuditResult) -> list[AgainstRow]:
+    """The metrics that the audit and plain sampling have in common."""
+    if result.against is None:
+        return []
+    found, plain = {kind: name for name in result.metrics if (kind := metric_kind(name))}, result.against.metrics
+    names = [found[kind] for kind in AGAINST if kind in found and found[kind] in plain]
+    return [
+        AgainstRow(metric_label(name), result.metrics[name].value, plain[name], result.metrics[name].floor)
+        for name in names
+    ]
+
+
+def against_words(result: AuditResult) -> str:
+    """Whether the set is rarer than plain sampling, in one sentence; empty if that is not known."""
+    if result.against is None or "rarity" not in result.metrics or "rarity" not in result.against.metrics:
+        return ""
+    own, plain = result.metrics["rarity"], result.against.metrics["rarity"]
+    sure = own.interval is None or not own.interval[0] <= plain <= own.interval[1]
+    word = "the same within the interval" if not sure else "rarer" if own.value > plain else "not rarer"
+    return (
+        f"Mean rarity {number(own.value)}, plain sampling {number(plain)}, real images {number(own.floor)}: {word}"
+        f"{' than plain sampling' if sure else ''}."
+    )
+
+
+def memorization_words(result: AuditResult) -> str:
+    """What the images were compared with to find copies."""
+    searched = result.memorization
+    if searched is None:
+        return "Images were compared with the reference and the held-out real images, not with the training set."
+    what = f"Images were compared with {searched.count:,} images: {searched.source}"
+    if searched.whole:
+        return f"{what}. This is the model's whole training set."
+    return f"{what}. This is not the model's whole training set: copies of its other images cannot be found."
+
+
+def required(gate: GateCheck) -> str:
+    """What a gate asks for: ``at least 0.6``, or relative to the real baseline."""
+    side = "at least" if gate.bound.startswith("min") else "at most"
+    if gate.bound in ("min", "max"):
+        return f"{side} {gate.limit:g}"
+    baseline = "not measured" if gate.baseline is None else number(gate.baseline)
+    if gate.bound == "max_excess":
+        return f"{side} {gate.limit:g} above the real baseline ({baseline})"
+    return f"{side} {gate.limit:g} times the real baseline ({baseline})"
+
+
+def training_words(training: Training) -> str:
+    """What a classifier of the utility measurement was trained on."""
+    if training.data == "both":
+        return "real and generated" + ("" if training.ratio is None else f", {training.ratio:g} generated per real one")
+    return f"{training.data} images only"
 
 
 def _fast_words(errors: dict[str, Any] | None) -> str:
@@ -153,17 +175,3 @@ def _fast_words(errors: dict[str, Any] | None) -> str:
         f"{eps_low:.1%} to {eps_high:.1%} of its norm, the guidance by {low:.1%} to {high:.1%}, "
         f"{errors['pixels_above_1']:.1%} of the pixels by more than one level."
     )
-
-
-def _tail_words(tail: TailSummary) -> str:
-    if tail.rule == "keys":
-        return f"Of the {tail.count:,} listed images"
-    return f"Of the {tail.share:.0%} {'rarest' if tail.rule == 'avgknn' else 'with the lowest confidence'}"
-
-
-def _ratio(entry: MetricEntry) -> float:
-    return entry.value / entry.floor if entry.floor else 0.0
-
-
-def _percent(value: float | None) -> str:
-    return EN_DASH if value is None else f"{value:.0%}"

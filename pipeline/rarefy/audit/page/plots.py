@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from rarefy.audit.metrics.summary import Histogram
 from rarefy.audit.schema import FeatureMap
@@ -50,16 +51,27 @@ class PlanePoint:
     recall_interval: Sequence[float] | None
 
 
-def histogram_plot(name: str, table: Histogram) -> str:
-    """A histogram: the generated set filled (it must have values), the reference as an outline on top."""
+def histogram_plot(name: str, table: Histogram, logarithmic: bool = False) -> str:
+    """A histogram: the generated set filled (it must have values), the reference as an outline on top.
+
+    logarithmic: the fractions' axis, for distributions most of which is in one bin. Empty bins stay empty there.
+    """
 
     def paint(axes: Axes) -> None:
         assert table.generated is not None
-        axes.stairs(table.generated, table.edges, fill=True, color=SET, alpha=0.6)
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.set_ylim(_decade_below(table), 1)
+            axes.yaxis.set_major_locator(LogLocator(numticks=5))
+            axes.yaxis.set_minor_locator(NullLocator())
+        bottom = axes.get_ylim()[0] if logarithmic else 0.0
+        axes.stairs(np.maximum(table.generated, bottom), table.edges, baseline=bottom, fill=True, color=SET, alpha=0.6)
         if table.reference is not None:
-            axes.stairs(table.reference, table.edges, baseline=None, color=REAL, linewidth=2)
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_locator(MaxNLocator(3))
+            outline = np.maximum(table.reference, bottom)
+            axes.stairs(outline, table.edges, baseline=None, color=REAL, linewidth=2)
+        if not logarithmic:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_formatter(lambda fraction, _: f"{100 * fraction:.3g}%")
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
@@ -100,6 +112,12 @@ def plane_plot(runs: Sequence[PlanePoint], real: PlanePoint | None) -> str:
         axes.grid(visible=True, axis="both")
 
     return _draw("plane", "Recall over FID, one point per run", (420, 300), paint)
+
+
+def _decade_below(table: Histogram) -> float:
+    """The largest power of ten that all bins with images are above."""
+    smallest = min(share for side in (table.generated, table.reference) for share in side or () if share > 0)
+    return float(10.0 ** (np.ceil(np.log10(smallest)) - 1))
 
 
 def _point(axes: Axes, point: PlanePoint, colour: str, marker: str) -> None:

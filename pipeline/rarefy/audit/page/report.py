@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from rarefy.audit.current import read_current
 from rarefy.audit.metrics.kinds import HEADLINE_METRICS, reading_order
-from rarefy.audit.page.figures import class_table, notes, verdict
-from rarefy.audit.page.pictures import contact_sheet, rarest_groups
+from rarefy.audit.page.class_table import class_table
+from rarefy.audit.page.figures import (
+    against_rows,
+    against_words,
+    common_setting,
+    memorization_words,
+    notes,
+    own_setting,
+    required,
+    training_words,
+)
+from rarefy.audit.page.pictures import data_uri, image_groups
 from rarefy.audit.page.plots import histogram_plot, map_plot
 from rarefy.audit.page.templates import render
-from rarefy.audit.schema import read_result
-from rarefy.audit.tables import read_copies, read_rarest
+from rarefy.audit.schema import REPORT_PATH, AuditResult
+from rarefy.audit.strips import read_strips
+from rarefy.audit.tables import read_copies
+from rarefy.audit.verdict import judge, outcome
 from rarefy.shards.store import Store
 
-REPORT_PATH = "audit/report.html"
-SHEET_PATH = "audit/rarest.png"
 SHOWN_GATES = 16  # the rest is folded: gates per class can be a thousand
-# Rarity comes first: the set is made for it.
-HISTOGRAM_TITLES = {
-    "rarity": ("Rarity", "radius of the smallest real neighbourhood that contains the image"),
-    "confidence": ("Confidence", "probability of the requested class at t = 0"),
-    "entropy": ("Entropy", "entropy of the class probabilities at t = 0, in nats"),
+SHOWN_CLASSES = 20  # classes whose images are shown at once; a search finds the others
+# Rarity comes first: the set is made for it. Most confidences are close to 1, so the rest needs a logarithmic scale.
+HISTOGRAMS = {
+    "rarity": ("Rarity", "radius of the smallest real neighbourhood that contains the image", False),
+    "confidence": ("Confidence", "probability of the requested class at t = 0; logarithmic scale", True),
+    "entropy": ("Entropy", "entropy of the class probabilities at t = 0, in nats; logarithmic scale", True),
 }
 COPY_KINDS = {
+    "training": "close to training image",
     "reference": "close to real image",
     "held-out": "close to held-out real image",
     "training": "close to training image",
@@ -30,40 +45,53 @@ COPY_KINDS = {
 
 
 def write_report(store: Store) -> str:
-    """Write report.html (one file that loads nothing) and rarest.png; return the page's path under OUT.
+    """Write report.html, one file that loads nothing; return its path under OUT.
 
-    Raises OutputError if there is no audit, ShardError if its files have another format.
+    Raises OutputError if there is no audit, ShardError if its files have another format or describe other shards.
     """
-    result = read_result(store)
-    groups = rarest_groups(read_rarest(store), result.per_class)
-    drawn = {name: table for name, table in result.histograms.items() if table.generated is not None}
-    page = render(
-        "report.html.j2",
-        {
-            "result": result,
-            "run": result.provenance,
-            "verdict": verdict(result),
-            "gates": sorted(result.gates, key=lambda gate: gate.passed),  # failed ones first
-            "shown_gates": SHOWN_GATES,
-            "notes": notes(result),
-            "metrics": [(name, result.metrics[name]) for name in reading_order(result.metrics)],
-            "headlines": HEADLINE_METRICS,
-            "histograms": [
-                (titles, drawn[name], histogram_plot(name, drawn[name]))
-                for name, titles in HISTOGRAM_TITLES.items()
-                if name in drawn
-            ],
-            "map_svg": map_plot(result.map) if result.map else None,
-            "classes": class_table(result),
-            "groups": groups,
-            "copy_kinds": COPY_KINDS,
-            "copy_images": {(image.key, image.other): image for image in read_copies(store)},
-            "class_names": {row.class_id: row.class_name for row in result.per_class},
-        },
-    )
-    if groups:
-        store.write_bytes(SHEET_PATH, contact_sheet(groups))
-    else:
-        store.delete(SHEET_PATH)
-    store.write_bytes(REPORT_PATH, page)
+    result = read_current(store)
+    values = _numbers(result) | _images(store, result)
+    store.write_bytes(REPORT_PATH, render("report.html.j2", values, (data_uri, outcome, required, training_words)))
     return REPORT_PATH
+
+
+def _numbers(result: AuditResult) -> dict[str, Any]:
+    """What the template needs of metrics.json."""
+    common = common_setting(result.metrics.values())
+    drawn = {name: table for name, table in result.histograms.items() if table.generated is not None}
+    own = [gate for gate in result.gates if not gate.advisory]
+    return {
+        "result": result,
+        "run": result.provenance,
+        "verdict": judge(result),
+        "gates": sorted(own, key=lambda gate: gate.passed),  # failed ones first
+        "shown_gates": SHOWN_GATES,
+        "notes": notes(result),
+        "common": common,
+        "metrics": [
+            (name, result.metrics[name], own_setting(result.metrics[name], common) if common else "")
+            for name in reading_order(result.metrics)
+        ],
+        "headlines": HEADLINE_METRICS,
+        "against": against_rows(result),
+        "against_words": against_words(result),
+        "memorization_words": memorization_words(result),
+        "histograms": [
+            (title, text, drawn[name], histogram_plot(name, drawn[name], logarithmic))
+            for name, (title, text, logarithmic) in HISTOGRAMS.items()
+            if name in drawn
+        ],
+        "map_svg": map_plot(result.map) if result.map else None,
+        "classes": class_table(result),
+        "class_names": {row.class_id: row.class_name for row in result.per_class},
+    }
+
+
+def _images(store: Store, result: AuditResult) -> dict[str, Any]:
+    """What the template needs of the files with images."""
+    return {
+        "groups": image_groups(read_strips(store), result.per_class, result.provenance.classifier_sha256 is not None),
+        "shown_classes": SHOWN_CLASSES,
+        "copy_kinds": COPY_KINDS,
+        "copy_images": {(image.key, image.other): image for image in read_copies(store)},
+    }

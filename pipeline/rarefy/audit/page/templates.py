@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_label
-from rarefy.audit.page.pictures import data_uri
 from rarefy.audit.schema import MetricEntry
 from rarefy.gates import metric_kind
 
 EN_DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
-def render(template: str, values: Mapping[str, Any]) -> bytes:
+def render(template: str, values: Mapping[str, Any], filters: Sequence[Callable[..., str]] = ()) -> bytes:
     """Render a template of this folder as UTF-8. Values are escaped; a missing value is an error.
+
+    filters: further functions that the template calls by name.
 
     The page's Content-Security-Policy allows its own script, by hash, and nothing else.
     """
@@ -31,8 +32,8 @@ def render(template: str, values: Mapping[str, Any]) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (number, interval, signed, reached, meaning, metric_kind, data_uri)
-    environment.filters |= {each.__name__: each for each in filters} | {"label": metric_label}
+    each_filter = (number, interval, signed, reached, meaning, direction, metric_kind, *filters)
+    environment.filters |= {each.__name__: each for each in each_filter} | {"label": metric_label}
     script = environment.get_template("page.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template(template).render(values, script=Markup(script), script_digest=digest)
@@ -69,9 +70,16 @@ def signed(value: float | None) -> str:
 def reached(entry: MetricEntry) -> float | None:
     """How much of the real baseline is reached: value / baseline if higher is better, baseline / value if lower is."""
     value, baseline = entry.value, entry.floor
-    if baseline is None or value <= 0 or baseline <= 0 or entry.better == "neither":
+    if baseline is None or value <= 0 or baseline <= 0 or entry.better not in ("higher", "lower"):
         return None
     return value / baseline if entry.better == "higher" else baseline / value
+
+
+def direction(better: str) -> str:
+    """Which values are good, in words."""
+    if better == "nearest":
+        return "nearest to the real baseline is best"
+    return "neither high nor low is better" if better == "neither" else f"{better} is better"
 
 
 def meaning(name: str) -> str:

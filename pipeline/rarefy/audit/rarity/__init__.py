@@ -1,0 +1,1 @@
+"""How rare each image of a run is: one table per shard, in OUT/rarity."""

@@ -1,0 +1,174 @@
+"""The audit's verdict: each metric that decides whether a set can be trained on, against its real baseline.
+
+A metric's level is close, usable or far. The limit between usable and far is that of the default gate
+(rarefy.gates.DEFAULT_GATES), the limit between close and usable is in CLOSE. The set has the level of its worst metric,
+with any of the extractors. Where another draw of images could change the level, because a 95% interval contains a
+limit, the verdict says "at the boundary".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rarefy.audit.metrics.kinds import metric_label
+from rarefy.audit.schema import AuditResult, MetricEntry, Reason, TailSummary, Verdict
+from rarefy.gates import DEFAULT_GATES, Gate, limit_on_value
+
+LEVELS = ("close", "usable", "far")
+NONE = "none"
+CLOSE = {
+    "recall": 0.9, "tail_recall": 0.9, "precision": 0.9, "coverage": 0.9, "on_class_rate": 0.9,
+    "copies": 0.01, "duplicates": 0.01, "utility": 0.0,
+}  # fmt: skip
+HEADLINES = {
+    "close": "Close to real data",
+    "usable": "Usable, but short of real data",
+    "far": "Far from real data",
+    NONE: "Cannot be judged: the real baselines are 0",
+}
+OF_FEATURES = ("recall", "tail_recall", "precision", "coverage", "copies", "duplicates")
+NO_REFERENCE = "Give the audit a folder of real images to measure recall and precision with their real baselines."
+
+
+def judge(result: AuditResult) -> Verdict:
+    """Judge a set by its audit: the worst of recall, tail recall, precision, coverage, on-class rate, copies,
+    duplicates and utility, as far as they were measured."""
+    if result.tail is None:
+        return Verdict(NONE, "No real images to compare with", [NO_REFERENCE], [])
+    reasons = sorted(_reasons(result), key=_severity)
+    judged = [reason for reason in reasons if reason.level != NONE]
+    level = judged[0].level if judged else NONE
+    headline = HEADLINES[level] + _names(level, judged) + _boundary(level, judged)
+    if level == "close" and (result.partial or len(judged) < len(reasons)):
+        level = "usable"
+        headline = "Close to real data as far as it was measured"
+    if result.verdict == "failed":
+        level, headline = "far", f"Gates failed. {headline}"
+    return Verdict(level, headline, _lines(result), reasons)
+
+
+def outcome(reason: Reason) -> str:
+    """A reason's level in words, with "at the boundary" if its interval contains a limit."""
+    if reason.level == NONE:
+        return "not judged"
+    if reason.best == reason.worst:
+        return reason.level
+    return f"{reason.level}, {_between(reason.level, reason.best, reason.worst)}"
+
+
+def _reasons(result: AuditResult) -> Iterator[Reason]:
+    for gate in DEFAULT_GATES:
+        if gate.metric in result.metrics:
+            yield _reason(gate, result.metrics[gate.metric], None)
+        for extractor, entries in result.other_extractors.items():
+            if gate.metric in OF_FEATURES and gate.metric in entries:
+                yield _reason(gate, entries[gate.metric], extractor)
+
+
+def _reason(gate: Gate, entry: MetricEntry, extractor: str | None) -> Reason:
+    level = _level(gate, entry.value, entry.floor)
+    levels = [level, *(_level(gate, end, entry.floor) for end in entry.interval or ())]
+    best, worst = min(levels, key=_rank), max(levels, key=_rank)
+    against = _why_not(entry) if level == NONE else _against(gate, entry)
+    text = f"{_label(gate.metric, extractor)} {_value(entry)}{against}"
+    return Reason(gate.metric, extractor, level, best, worst, text)
+
+
+def _level(gate: Gate, value: float, baseline: float | None) -> str:
+    for level, limit in (("close", CLOSE[gate.metric]), ("usable", gate.limit)):
+        bound = limit_on_value(gate.bound, limit, baseline)
+        if bound is None:
+            return NONE
+        if value >= bound if gate.bound.startswith("min") else value <= bound:
+            return level
+    return "far"
+
+
+def _value(entry: MetricEntry) -> str:
+    return f"{entry.value:.3f}" + (f" ({_interval(entry.interval)})" if entry.interval else "")
+
+
+def _against(gate: Gate, entry: MetricEntry) -> str:
+    """The real baseline, and what the limits ask for."""
+    close, usable = CLOSE[gate.metric], gate.limit
+    if gate.bound == "min":
+        return f"; usable from {usable:g}, close from {close:g}"
+    assert entry.floor is not None, "the level is none without one"
+    spread = f" ({_interval(entry.floor_interval)})" if entry.floor_interval else ""
+    real = f", real images {entry.floor:.3f}{spread}"
+    if gate.bound == "max_excess":
+        return f"{real}; usable up to {usable:g} above them, close up to {close:g}"
+    share = f", which is {entry.value / entry.floor:.0%} of them" if entry.floor else ""
+    return f"{real}{share}; usable from {usable:.0%}, close from {close:.0%}"
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    return f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
+def _why_not(entry: MetricEntry) -> str:
+    why = "was not measured" if entry.floor is None else f"is {entry.floor:g}"
+    return f", but its real baseline {why}"
+
+
+def _between(level: str, best: str, worst: str) -> str:
+    """Where another draw of images could put it."""
+    if level in (best, worst):
+        return f"at the boundary to {best if level == worst else worst}"
+    return f"anywhere between {best} and {worst}"
+
+
+def _boundary(level: str, judged: Sequence[Reason]) -> str:
+    """What the headline says if the intervals allow another level; empty if they do not."""
+    if level == NONE:
+        return ""
+    best, worst = (max((getattr(reason, end) for reason in judged), key=_rank) for end in ("best", "worst"))
+    return "" if best == worst else f", {_between(level, best, worst)}"
+
+
+def _names(level: str, judged: Sequence[Reason]) -> str:
+    """The metrics that keep the set from a better level."""
+    if level in ("close", NONE):
+        return ""
+    labels = [_label(reason.metric, reason.extractor) for reason in judged if reason.level == level]
+    labels = [label[0].lower() + label[1:] for label in labels]
+    return ": " + (" and ".join([", ".join(labels[:-1]), labels[-1]]) if len(labels) > 1 else labels[0])
+
+
+def _label(metric: str, extractor: str | None) -> str:
+    return metric_label(metric) + (f" with {extractor}" if extractor else "")
+
+
+def _rank(level: str) -> int:
+    return -1 if level == NONE else LEVELS.index(level)
+
+
+def _severity(reason: Reason) -> tuple[int, int]:
+    return -_rank(reason.level), -_rank(reason.worst)
+
+
+def _lines(result: AuditResult) -> list[str]:
+    metrics, tail = result.metrics, result.tail
+    assert tail is not None
+    recall, precision, tail_recall, rarity = (metrics[k] for k in ("recall", "precision", "tail_recall", "rarity"))
+    return [
+        f"The set covers {recall.value:.0%} of the real images; the same number of held-out real images covers "
+        f"{_percent(recall.floor)}. {_tail_words(tail)} it covers {tail_recall.value:.0%} "
+        f"(real images: {_percent(tail_recall.floor)}).",
+        f"{precision.value:.0%} of its images lie within the real data (real images: {_percent(precision.floor)}); "
+        f"their mean rarity is {rarity.value:.3g} (real images: {_number(rarity.floor)}).",
+    ]
+
+
+def _tail_words(tail: TailSummary) -> str:
+    if tail.rule == "keys":
+        return f"Of the {tail.count:,} listed images"
+    return f"Of the {tail.share:.0%} {'rarest' if tail.rule == 'avgknn' else 'with the lowest confidence'}"
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.0%}"
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}"

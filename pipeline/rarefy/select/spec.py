@@ -1,0 +1,81 @@
+"""What the selected set must contain: its shards and rows, which follow from the choice and the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import overload
+
+from rarefy.errors import ShardError
+from rarefy.manifest import Manifest
+from rarefy.plan import ShardPlan, kept_plan, make_plan, sample_seed, shard_name
+from rarefy.select.choice import Choice
+from rarefy.shards.metadata import SampleRecord, read_records
+from rarefy.shards.spec import RowSpec, RunSpec, ShardSpec
+from rarefy.shards.store import Store
+
+INDICES = 100_000  # a key is shard * INDICES + index
+
+
+class SelectedSpecs(Sequence[ShardSpec]):
+    """The shards of the selected set, computed when asked for from the pool's metadata.
+
+    The kept samples of a class, in the order of their keys, take the places that the plan of the data set gives to the
+    class. So every shard contains the classes in proportion, and is filled from few shards of the pool.
+    """
+
+    def __init__(self, store: Store, manifest: Manifest, choice: Choice) -> None:
+        self.store, self.prefix, self.seed = store, manifest.prefix, manifest.seed
+        self.plan, self.pool, self.keys = kept_plan(manifest), make_plan(manifest), choice.keys
+        self.max_candidates = manifest.accept.max_candidates if manifest.accept else 1
+
+    def __len__(self) -> int:
+        return self.plan.num_shards
+
+    @overload
+    def __getitem__(self, place: int) -> ShardSpec: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[ShardSpec]: ...
+
+    def __getitem__(self, place: int | slice) -> ShardSpec | list[ShardSpec]:
+        numbers = range(len(self))[place]
+        return self._spec(numbers) if isinstance(numbers, int) else [self._spec(number) for number in numbers]
+
+    def keys_of(self, shard: int) -> list[int]:
+        """The keys of a selected shard's samples, in its order."""
+        return [int(self.keys[slot.class_id][slot.class_index]) for slot in self.plan.shard(shard).slots]
+
+    def pool_name(self, pool_shard: int) -> str:
+        """The name of a shard of the pool."""
+        return shard_name(self.prefix, pool_shard)
+
+    def _spec(self, shard: int) -> ShardSpec:
+        keys = self.keys_of(shard)
+        plans = dict(self._pool_plans(keys))
+        rows = tuple(self._row(key, *plans[key // INDICES]) for key in keys)
+        return ShardSpec(shard_name(self.prefix, shard), shard, rows, self.max_candidates)
+
+    def _pool_plans(self, keys: Sequence[int]) -> Iterator[tuple[int, tuple[ShardPlan, list[SampleRecord]]]]:
+        for number in sorted({key // INDICES for key in keys}):
+            records = read_records(self.store, self.pool_name(number))
+            plan = self.pool.shard(number)
+            if len(records) != len(plan.slots):
+                raise ShardError(f"{self.pool_name(number)}: {len(records)} rows, the plan says {len(plan.slots)}")
+            yield number, (plan, records)
+
+    def _row(self, key: int, plan: ShardPlan, records: Sequence[SampleRecord]) -> RowSpec:
+        slot, record = plan.slots[key % INDICES], records[key % INDICES]
+        return RowSpec(
+            key=record.key,
+            index=slot.index,
+            class_id=slot.class_id,
+            seed=partial(sample_seed, self.seed, slot.class_id, slot.class_index),
+            shard=plan.shard,
+            image_sha256=record.image_sha256,
+        )
+
+
+def selected_spec(manifest: Manifest, specs: SelectedSpecs) -> RunSpec:
+    """What the selected set of a run must contain."""
+    return RunSpec(manifest.name, manifest.digest, specs, manifest.counts, made_by="select", sealed_by="select")
