@@ -38,7 +38,6 @@ COPY_KINDS = {
     "training": "close to training image",
     "reference": "close to real image",
     "held-out": "close to held-out real image",
-    "training": "close to training image",
     "exact": "same pixels as",
     "near": "nearly the same as",
 }
