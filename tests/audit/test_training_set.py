@@ -39,7 +39,8 @@ def model(tmp_path: Path) -> ModelFolder:
     project = load_project(write_project(tmp_path))
     images = project_images(project)
     folder = project.model(images.train.source.class_names)
-    record = {"data_sha256": images.sha256, "data": "../../photos", "held_out": "reference", "weights_sha256": WEIGHTS}
+    record = {"data_sha256": images.sha256, "data": "../../photos", "held_out_data": "reference"}
+    record |= {"weights_sha256": WEIGHTS, "held_out": {"held_out_loss": 0.1}}
     write_json(folder.path / "provenance.json", {"diffusion": record})
     return dataclasses.replace(folder, files={"unet": "unet.safetensors", "reference": "reference"})
 
@@ -69,7 +70,7 @@ def test_the_model_folder_names_its_training_images(model: ModelFolder, capsys: 
 def test_an_older_model_folder_is_explained_by_its_train_toml(
     model: ModelFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change(model, data=None, held_out=None)
+    change(model, data=None, held_out_data=None)
     assert load(model).whole
     (model.path.parent / "train.toml").rename(model.path.parent / "other.toml")
     assert load(model) is None

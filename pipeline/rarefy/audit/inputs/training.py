@@ -148,7 +148,7 @@ def _place(preset: ModelFolder, record: Table) -> _Place | None:
     if "data" in record:
         folder = preset.file("unet").parent  # where provenance.json is
         return _Place(
-            folder / str(record["data"]), folder / str(record["held_out"]) if record.get("held_out") else None
+            folder / str(record["data"]), folder / str(record["held_out_data"]) if record.get("held_out_data") else None
         )
     recipe = preset.path.parent / RECIPE
     try:
