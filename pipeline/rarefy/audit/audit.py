@@ -102,12 +102,9 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     scores, measured, others = None, None, list[Compared]()
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
-    if reference is None and options.utility:
-        raise ManifestError(bad("utility", "no real images", "possible: give --reference"))
-    if reference is None and options.training is not None:
-        raise ManifestError(bad("training", options.training, "usable without other real images: give --reference too"))
-    training = None if reference is None else load_training(run, options.training, progress)
-    reference = None if reference is None else reference.of_classes(run.manifest.counts)
+        confidence = None if scores is None else scores.confidence
+        measured = measure(run, reference, training, confidence, setting, progress)
+        others = [compare(run, reference, confidence, each, progress) for each in further]
         problems = _write_rarity(store, run, reference, measured, setting, progress)
         run = replace(measured.run, problems=(*measured.run.problems, *problems))
     result, estimates = build_result(run, reference, scores, measured, gates, setting, others)
