@@ -14,6 +14,7 @@ from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import Reference, load_reference, match_counts
 from rarefy.audit.metrics.assembly import DEFAULT_K, set_metrics
 from rarefy.audit.metrics.neighbors import Manifold, build_manifold
+from rarefy.audit.metrics.tail import tail_members
 from rarefy.errors import DataError, bad
 from rarefy.generate.score import score_images
 from rarefy.images import LabelledImages
@@ -76,7 +77,8 @@ def measure_real(manifest: Manifest) -> dict[str, float]:
 
 def measured(features: Features, images: LabelledImages) -> dict[str, float]:
     """Metrics of images with features (N, D)."""
-    metrics = asdict(set_metrics(features, yardstick().real))
+    labels = yardstick().reference.real.labels
+    metrics = asdict(set_metrics(features, yardstick().real, tail_members(yardstick().real, labels)))
     return {"count": len(features)} | metrics | {"on_class": on_class(images)}
 
 

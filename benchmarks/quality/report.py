@@ -50,9 +50,13 @@ def _claims(results: Results) -> str:
 def _setting(results: Results) -> str:
     """What was measured, with the share of the tail that the results file names."""
     setting = results["setting"]
-    tail = f"Tail recall is recall on the rarest {setting['tail']:.0%} of the real images, by AvgkNN."
-    if setting["tail"] != TAIL_SHARE:
-        tail += f"\nNew runs use the audit's tail, the rarest {TAIL_SHARE:.0%}: the two are not comparable."
+    own = setting["tail"] == TAIL_SHARE
+    share = f"{setting['tail']:.0%} of {'each class' if own else 'all real images'}"
+    tail = f"Tail recall is recall on the rarest {share}, by AvgkNN."
+    if not own:
+        tail += (
+            f"\nNew runs use the audit's tail, the rarest {TAIL_SHARE:.0%} of each class: the two are not comparable."
+        )
     return (
         f"{setting['images']:,} images per sampler and seed against {setting['reference']}; {setting['sampler']};\n"
         f"features of {setting['extractor']}, k = {setting['k']}. {tail}"

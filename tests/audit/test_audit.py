@@ -22,7 +22,7 @@ from rarefy.audit.inputs.reference import load_reference, match_counts, rows_wit
 from rarefy.audit.metrics.assembly import set_estimates, set_metrics
 from rarefy.audit.metrics.kinds import metric_name
 from rarefy.audit.metrics.neighbors import Labelled, build_manifold
-from rarefy.audit.metrics.summary import histogram, rarest, wasserstein_1
+from rarefy.audit.metrics.summary import histogram, wasserstein_1
 from rarefy.audit.metrics.tail import find_tail
 from rarefy.audit.rarity.table import read_part
 from rarefy.audit.schema import METRICS_PATH, SAMPLES_PATH, read_result
@@ -161,9 +161,9 @@ def test_gates_copies_map_and_classes(
         assert 0 <= row["coverage"] <= 1
         assert 0 <= row["coverage_floor"] <= 1
         assert row["confidence_w1"] >= abs(row["confidence"] - row["reference_confidence"]) - 1e-9
-    rarest_rows = pq.read_table(tmp_path / "out" / "audit" / "rarest.parquet").to_pylist()
-    for row in rarest_rows:
-        assert (row["nearest_png"] is None) == (row["side"] == "real")
+    for row in pq.read_table(tmp_path / "out" / "audit" / "strips.parquet").to_pylist():
+        assert (row["nearest_key"] is None) == (row["strip"] == "real")
+        assert (row["nearest_png"] is None) == (row["strip"] not in ("rarest", "outside"))
 
 
 def test_counts_classes_and_samples(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:
@@ -187,13 +187,25 @@ def test_counts_classes_and_samples(tmp_path: Path, real_folder: Path, commit_ru
     assert all(0 <= row["nearest_distance"] <= row["knn_distance"] for row in rows)
     inside = np.mean([row["real_balls"] > 0 for row in rows])
     assert result["metrics"]["precision"]["value"] == pytest.approx(float(inside))
-    shown = pq.read_table(tmp_path / "out" / "audit" / "rarest.parquet").to_pylist()
-    first = [row for row in shown if row["side"] == "generated" and row["rank"] == 0]
-    for row in first:
-        own = [other["rarity"] for other in rows if other["class_id"] == row["class_id"] and other["rarity"]]
-        assert row["rarity"] == max(own)
-        assert row["key"] in {other["key"] for other in rows}
-    assert {row["side"] for row in shown} == {"generated", "real"}
+    by_key = {row["key"]: row for row in rows}
+    shown = pq.read_table(tmp_path / "out" / "audit" / "strips.parquet").to_pylist()
+    for row in (row for row in shown if row["strip"] != "real"):
+        own = [other for other in rows if other["class_id"] == row["class_id"]]
+        inside = [other["rarity"] for other in own if other["real_balls"]]
+        outside = [other["nearest_distance"] for other in own if not other["real_balls"]]
+        of_row = by_key[row["key"]]
+        if row["strip"] == "rarest":
+            assert row["rarity"] == sorted(inside, reverse=True)[row["place"]]
+        elif row["strip"] == "outside":
+            assert row["rarity"] is None
+            assert row["nearest_distance"] == sorted(outside, reverse=True)[row["place"]]
+        elif row["strip"] == "off class":
+            assert row["predicted_id"] != row["class_id"] == of_row["class_id"]
+    counts = {strip: sum(row["strip"] == strip for row in shown) for strip in ("sample", "off class", "real")}
+    off = sum(row["predicted_id"] != row["class_id"] for row in rows)
+    assert counts["sample"] == 3 * 8 - sum(max(0, 8 - count) for count in (12, 8, 4))
+    assert counts["off class"] == off
+    assert counts["real"] > 0
 
 
 def test_reference_is_scored_by_the_runs_own_classifier(
@@ -213,6 +225,7 @@ def test_reference_is_scored_by_the_runs_own_classifier(
 
     reference = load_reference(preset, str(real_folder))
     assert reference is not None
+    reference = reference.of_classes((0, 1, 4))  # those of the run
     images, labels = (torch.from_numpy(array) for array in (reference.real.images, reference.real.labels))
     scores = score_images(classifier, images, labels)
     floor = (scores.predicted_id == labels).double().mean().item()
@@ -310,11 +323,6 @@ def test_histogram_by_hand() -> None:
     assert table.reference == [1.0] + [0.0] * 24
     empty = histogram("x", np.array([np.nan]), None)
     assert (empty.generated, empty.generated_mean, empty.reference, empty.reference_mean) == (None,) * 4
-
-
-def test_rarest_by_hand() -> None:
-    rarity = np.array([1.0, 5.0, np.nan, 3.0, 4.0], np.float32)
-    assert rarest(np.array([0, 0, 0, 0, 7]), rarity, 2) == {0: [1, 3], 7: [4]}
 
 
 def test_wasserstein_agrees_with_scipy_and_by_hand() -> None:

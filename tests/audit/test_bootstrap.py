@@ -19,6 +19,7 @@ from rarefy.audit.metrics.bootstrap import (
     from_contrasts,
     wilson_interval,
 )
+from rarefy.audit.metrics.draws import draw_values
 from rarefy.audit.metrics.neighbors import Labelled, build_manifold
 from rarefy.audit.metrics.spread import _doubly_centred, frechet_estimate, kernel_estimate, kernel_variance
 
@@ -178,3 +179,15 @@ def test_a_labelled_part_searches_its_own_rows() -> None:
     part = whole.take(rows, "cpu")
     np.testing.assert_allclose(part.manifold.radius, build_manifold(features[rows], 3).radius)
     assert part.labels.tolist() == [0, 2] * 10
+
+
+def test_draws_that_share_work_have_the_metrics_of_single_ones() -> None:
+    """30 rows are fewer than 40 columns: FID and KID take the short way, which must lead to the same place."""
+    generator = np.random.default_rng(0)
+    real = build_manifold(generator.normal(size=(60, 40)).astype(np.float32), 3)
+    draws = [build_manifold(generator.normal(size=(30, 40)).astype(np.float32) + 0.2, 3) for _ in range(2)]
+    tail = np.arange(60) < 12
+    alone = [next(draw_values([draw], real, tail)) for draw in draws]
+    for found, expected in zip(draw_values(draws, real, tail), alone, strict=True):
+        assert found.values == pytest.approx(expected.values, rel=1e-5)
+        assert found.kid_std == pytest.approx(expected.kid_std, rel=1e-5)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from planted_images import write_tar
 
-from rarefy.audit.inputs.reference import load_reference, read_embedded
+from rarefy.audit.inputs.reference import Reference, disjoint_rows, load_reference, read_embedded, rows_within
 from rarefy.errors import DataError
 from rarefy.generate.score import score_images
 from rarefy.images import LabelledImages
@@ -101,3 +101,32 @@ def test_a_model_without_reference_images(tmp_path: Path) -> None:
     assert load_reference(ModelFolder(**(vars(model) | {"files": {}})), None) is None
     with pytest.raises(DataError, match="reference' is not a folder"):
         load_reference(model, None)
+
+
+def test_a_run_of_some_classes_is_compared_with_those(test_images: LabelledImages) -> None:
+    images = LabelledImages(
+        test_images.images, test_images.labels, test_images.class_names, tuple(map(str, range(len(test_images))))
+    )
+    halves = images.take(np.arange(0, 200, 2)), images.take(np.arange(1, 200, 2))
+    reference = Reference(*halves, "a test")
+    chosen = reference.of_classes({4, 8})
+    for whole, part in ((reference.real, chosen.real), (reference.held_out, chosen.held_out)):
+        rows = np.isin(whole.labels, [4, 8])
+        assert part.labels.tolist() == whole.labels[rows].tolist()
+        np.testing.assert_array_equal(part.images, whole.images[rows])
+    assert {*chosen.left_out} == {*images.keys} - {*chosen.real.keys, *chosen.held_out.keys}
+    assert {*chosen.other_keys} == {*images.keys} - {*chosen.real.keys}
+    assert reference.of_classes(range(10)) is reference
+    with pytest.raises(DataError, match="'a test' is not a set with at least two images of a class of the run"):
+        reference.of_classes({11})
+
+
+def test_draws_are_disjoint_and_have_the_counts() -> None:
+    labels = np.repeat([0, 1, 2], [50, 31, 9])
+    draws = disjoint_rows(labels, {0: 10, 1: 5}, 10)
+    assert len(draws) == 5  # class 0 has no more
+    assert len(set(np.concatenate(draws).tolist())) == 5 * 15
+    assert all(np.bincount(labels[rows]).tolist() == [10, 5] for rows in draws)
+    assert draws[0].tolist() == rows_within(labels, {0: 10, 1: 5}).tolist()
+    assert len(disjoint_rows(labels, {0: 1}, 10)) == 10
+    assert len(disjoint_rows(labels, {0: 30}, 10)) == 1

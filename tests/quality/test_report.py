@@ -113,7 +113,7 @@ def test_the_page_names_the_tail_of_the_results_file() -> None:
     old, new = results(), results()
     new["setting"]["tail"] = 0.2
     page = filled(PAGE, old)
-    assert "the rarest 10% of" in page and "the rarest 20%: the two are not comparable" in page
+    assert "the rarest 10% of" in page and "the rarest 20% of each class: the two are not comparable" in page
     assert "the rarest 20% of" in filled(PAGE, new) and "not comparable" not in filled(PAGE, new)
 
 

@@ -3,9 +3,9 @@
 Significance: the replicates of both audits are subtracted, one by one. The spread of these
 differences around their mean estimates what chance alone can do (Efron and Tibshirani 1993, ch. 16). p is the fraction
 of replicates at least as far from that mean as the observed difference is from zero. The interval is the middle 95% of
-the spread, shifted to the observed difference. Replicates with the same number use the same draw of the real
-images, so both runs are compared with the same ones. Differences of one class are judged by the Wilson intervals of
-both fractions (Newcombe 1998, method 10), which takes the runs for independent.
+the spread, shifted to the observed difference. Replicates with the same number use the same draw of the real images, so
+both runs are compared with the same ones. Differences of one class are judged by the Wilson intervals of both fractions
+(Newcombe 1998, method 10), which takes the runs for independent.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,12 +13,13 @@ from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.inputs.training import TrainingSet
 from rarefy.audit.memory import Memory, measure_memory
 from rarefy.audit.metrics import vendi
-from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates, set_values
+from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates
 from rarefy.audit.metrics.baseline import FEWEST_DRAWS
 from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
 from rarefy.audit.metrics.cmmd import cmmd, kernel_set
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
+from rarefy.audit.metrics.draws import draw_values
 from rarefy.audit.metrics.extrapolation import fd_infinity, moved_to
 from rarefy.audit.metrics.spread import BOTH
 from rarefy.audit.metrics.tail import Tail, find_tail
@@ -121,21 +123,25 @@ def compare(
     tail = find_tail(setting.tail, sides.real.labelled, confidence, reference.real.keys, reference.other_keys)
     total = 1 + len(sides.draws)
     progress("comparing", 0, total)
-    of_run = _compare(sides.generated, sides, tail, setting)
-    of_draws = []
-    for number, draw in enumerate(sides.draws):
-        progress("comparing", 1 + number, total)
-        spread = number == 0 and len(sides.draws) < FEWEST_DRAWS
-        of_draws.append(_compare(draw, sides, tail, setting, spread))
+    of_run = _with_further(
+        set_estimates(sides.generated.labelled, sides.real.labelled, tail, setting.device), sides.generated, sides
+    )
+    of_draws = list[SetEstimates]()
+    for draw, of_draw in zip(sides.draws, _compare_draws(sides, tail, setting), strict=True):
+        progress("comparing", 1 + len(of_draws), total)
+        of_draws.append(_with_further(of_draw, draw, sides))
     return Compared(setting, sides, tail, of_run, tuple(of_draws))
 
 
-def _compare(side: Side, sides: Sides, tail: Tail, setting: Setting, spread: bool = True) -> SetEstimates:
-    """Every metric of the generated images or of a draw, except the copies. spread: with intervals."""
-    if spread:
-        compared = set_estimates(side.labelled, sides.real.labelled, tail, setting.device)
-    else:
-        compared = set_values(side.manifold, sides.real.manifold, tail.members, setting.device)
+def _compare_draws(sides: Sides, tail: Tail, setting: Setting) -> Iterator[SetEstimates]:
+    """The metrics of the features of each draw. The first one has intervals if there are few."""
+    real, draws = sides.real, list(sides.draws)
+    if len(draws) < FEWEST_DRAWS:
+        yield set_estimates(draws.pop(0).labelled, real.labelled, tail, setting.device)
+    yield from draw_values([draw.manifold for draw in draws], real.manifold, tail.members, setting.device)
+
+
+def _with_further(compared: SetEstimates, side: Side, sides: Sides) -> SetEstimates:
     return replace(compared, estimates=compared.estimates | _further(side, sides, compared.estimates["fid"]))
 
 

@@ -8,8 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import barnard_exact
 
-from rarefy.audit.compare import CompareResult, Difference, compare_runs, difference_of, run_labels
+from rarefy.audit.compare import (
+    CompareResult,
+    Difference,
+    compare_runs,
+    difference_of,
+    run_labels,
+    significant_fractions,
+)
+from rarefy.audit.metrics.bootstrap import wilson_interval
 from rarefy.audit.page.compare_page import table_text, write_page
 from rarefy.cli import main
 from rarefy.errors import OutputError, RarefyError, ShardError
@@ -222,3 +231,54 @@ def test_command_refuses_unequal_audits_with_exit_code_2(
 def test_page_needs_a_name(pair: list[str], tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="the path of a file"):
         write_page(compare_runs(pair), f"{tmp_path}/")
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "nearer"), [(1.5, 1.1, True), (1.5, 1.9, False), (0.5, 0.8, True), (0.8, 1.6, False)]
+)
+def test_density_is_better_nearer_to_the_real_baseline(
+    make_audit: MakeAudit, result: Result, first: float, other: float, nearer: bool
+) -> None:
+    outs = []
+    for run, value in (("a", first), ("b", other)):
+        changed = named(result, run, density=value)
+        changed["metrics"]["density"] |= {"better": "nearest", "floor": 1.0}
+        outs.append(make_audit(run, changed, {"density": (value + NOISE).tolist()}).root)
+    assert second(compare_runs(outs), "density").improved == nearer
+
+
+@pytest.mark.parametrize(
+    ("hits", "counts", "significant"),
+    [
+        ((50, 65), (100, 100), True),
+        ((50, 60), (100, 100), False),
+        ((0, 0), (60, 60), False),
+        ((60, 40), (60, 60), True),
+    ],
+)
+def test_fractions_of_a_class_are_judged_as_by_a_peer_library(
+    hits: tuple[int, int], counts: tuple[int, int], significant: bool
+) -> None:
+    """scipy's exact test agrees, and the interval of the difference is Newcombe's."""
+    fractions = [(hit / count, wilson_interval(hit / count, count)) for hit, count in zip(hits, counts, strict=True)]
+    assert significant_fractions(fractions[0], fractions[1]) is significant
+    assert significant_fractions(fractions[1], fractions[0]) is significant
+    table = [[hit, count - hit] for hit, count in zip(hits, counts, strict=True)]
+    assert bool(barnard_exact(table).pvalue < 0.05) is significant
+    assert significant_fractions(None, fractions[0]) is None
+
+
+def test_class_cells_are_marked_where_the_intervals_say_so(make_audit: MakeAudit, result: Result) -> None:
+    outs = []
+    for run, value in (("a", 0.50), ("b", 0.65)):
+        changed = named(result, run)
+        for row in changed["per_class"]:
+            row |= {"recall": value, "recall_interval": wilson_interval(value, 100)}
+        changed["per_class"][1]["recall_interval"] = wilson_interval(value, 20)
+        outs.append(make_audit(run, changed).root)
+    compared = compare_runs(outs)
+    sure, unsure = (row.recall for row in compared.per_class)
+    assert (sure.significant, sure.improved) == ([None, True], [None, True])
+    assert (unsure.significant, unsure.improved) == ([None, False], [None, None])
+    assert compared.per_class[0].precision.significant == [None, None]  # no interval
+    assert "training" in compared.significance

@@ -58,6 +58,15 @@ class SetEstimates:
         return {kind: estimate.value for kind, estimate in self.estimates.items()}
 
 
+@dataclass(frozen=True)
+class Distances:
+    """FID, KID of each of its subsets, and the local outlier factor of each row that was scored."""
+
+    frechet: float
+    kernel: Floats
+    factors: Floats
+
+
 def set_metrics(generated: Features, real: Manifold, tail: Bools | None = None, device: str = "cpu") -> SetMetrics:
     """Metrics of generated features (N, D) against the real ones, with the k of ``real``.
 
@@ -75,7 +84,8 @@ def set_metrics(generated: Features, real: Manifold, tail: Bools | None = None, 
 def set_estimates(generated: Labelled, real: Labelled, tail: Tail, device: str = "cpu") -> SetEstimates:
     """The metrics of ``set_metrics``, KID and LOF, all with their spread over draws of both sides, class by class."""
     features, labels = (generated.manifold.features, real.manifold.features), (generated.labels, real.labels)
-    plain = set_values(generated.manifold, real.manifold, tail.members, device)
+    distances = Distances(frechet_distance(*features), kernel_distances(*features), local_outlier_factors(*features))
+    plain = set_values((generated.manifold, real.manifold), tail.members, distances, device)
     estimates = {
         **plain.estimates,
         **_neighbor_estimates(plain.values, (generated, real), tail, device),
@@ -86,22 +96,22 @@ def set_estimates(generated: Labelled, real: Labelled, tail: Tail, device: str =
     return replace(plain, estimates={kind: estimates[kind] for kind in plain.estimates})
 
 
-def set_values(generated: Manifold, real: Manifold, tail: Bools, device: str = "cpu") -> SetEstimates:
-    """As ``set_estimates``, without any spread."""
-    neighborhood = find_neighbors(generated, real, device)
-    per_generated, per_real = _columns(neighborhood, real, tail)
-    features = generated.features, real.features
-    subsets, factors = kernel_distances(*features), local_outlier_factors(*features)
+def set_values(
+    sides: tuple[Manifold, Manifold], tail: Bools, distances: Distances, device: str = "cpu"
+) -> SetEstimates:
+    """As ``set_estimates``, without any spread. sides: the generated and the real rows."""
+    neighborhood = find_neighbors(*sides, device)
+    per_generated, per_real = _columns(neighborhood, sides[1], tail)
     values = {
-        "fid": frechet_distance(*features),
-        "kid": float(subsets.mean()),
+        "fid": distances.frechet,
+        "kid": float(distances.kernel.mean()),
         **finite_means(per_generated),
         **finite_means(per_real),
-        **_clipped(neighborhood, real),
-        "lof": float(factors.mean()),
+        **_clipped(neighborhood, sides[1]),
+        "lof": float(distances.factors.mean()),
     }
     estimates = {kind: Estimate(values[kind]) for kind in METRIC_KINDS if kind in values}
-    return SetEstimates(estimates, float(subsets.std()), len(factors), neighborhood)
+    return SetEstimates(estimates, float(distances.kernel.std()), len(distances.factors), neighborhood)
 
 
 def _columns(neighborhood: Neighborhood, real: Manifold, tail: Bools) -> tuple[Columns, Columns]:
