@@ -23,13 +23,13 @@ from rarefy.fields import Table, get_number, get_table, known_keys, parse_toml
 
 METRICS = (
     "fid", "kid", "inception_score", "precision", "recall", "tail_recall", "density", "coverage", "tail_coverage",
-    "rarity", "outside", "avg_knn", "nearest", "lof", "duplicates", "copies", "on_class_rate",
+    "rarity", "outside", "avg_knn", "nearest", "lof", "duplicates", "copies", "on_class_rate", "on_class_guiding",
 )  # fmt: skip
 PER_CLASS = (
     "count", "precision", "recall", "coverage", "on_class_rate", "confidence", "entropy", "confidence_w1",
     "entropy_w1", "acceptance_rate",
 )  # fmt: skip
-OF_CLASSIFIER = ("on_class_rate", "confidence", "entropy", "confidence_w1", "entropy_w1")
+OF_CLASSIFIER = ("on_class_rate", "on_class_guiding", "confidence", "entropy", "confidence_w1", "entropy_w1")
 NAMED_AFTER_EXTRACTOR = ("fid", "kid")
 FAR = 1e12
 WHOLE_SET = "all"

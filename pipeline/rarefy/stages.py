@@ -1,18 +1,16 @@
-"""Sealing and verifying a run's folder, and ``rarefy run``, which chains all stages."""
+"""Sealing and verifying a run's folder, and ``rarefy run``, which chains all stages.
+
+The stages of ``rarefy run`` are imported there, because seal and verify need neither torch nor Ray.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rarefy.audit.audit import AuditOptions, run_audit
 from rarefy.audit.inputs.dataset import read_manifest
-from rarefy.audit.page.report import write_report
 from rarefy.errors import OutputError, ShardError, bad
-from rarefy.generate.driver import GenerateOptions, GenerateResult, generate
-from rarefy.generate.events import EventSink
-from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
 from rarefy.plan import run_spec
 from rarefy.scratch import sweep
@@ -21,6 +19,11 @@ from rarefy.shards.claim import MANIFEST_FILE, check_claim
 from rarefy.shards.seal import Sealed, seal
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify
+
+if TYPE_CHECKING:
+    from rarefy.generate.driver import GenerateOptions, GenerateResult
+    from rarefy.generate.events import EventSink
+    from rarefy.generate.progress import ProgressSink
 
 REPAIRS = 2  # of one session; damage that comes back is not the shards'
 StageProgress = Callable[[str, int, int], None]
@@ -44,17 +47,21 @@ def run(
     notice: Callable[[str], None],
     listeners: Sequence[EventSink] = (),
 ) -> RunResult:
-    """Generate, seal, audit, report.
+    """Generate, seal, audit, report. Without enough images for the audit it ends before it has made any.
 
     Damaged shards are withdrawn and generated again, REPAIRS times at most. notice: is told why, in one line;
     listeners: get the events of generate.
     """
+    from rarefy.audit.audit import AuditOptions, check_before, run_audit
+    from rarefy.audit.page.report import write_report
+
     store = Store(options.out)
-    generated, sealed = _make(manifest, options, progress, notice, listeners)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
-    allowed = manifest.preset.allow_plugins
-    metrics = run_audit(store, AuditOptions(device=device, gates=manifest.gates, allow_plugins=allowed), stage)
+    how = AuditOptions(device=device, gates=manifest.gates, allow_plugins=manifest.preset.allow_plugins)
+    check_before(manifest, how)
+    generated, sealed = _make(manifest, options, progress, notice, listeners)
+    metrics = run_audit(store, how, stage)
     return RunResult(generated, sealed, metrics, write_report(store))
 
 
@@ -65,6 +72,8 @@ def _make(
     notice: Callable[[str], None],
     listeners: Sequence[EventSink],
 ) -> tuple[GenerateResult, Sealed]:
+    from rarefy.generate.driver import generate
+
     for repair in range(1, REPAIRS + 1):
         generated = generate(manifest, options, progress, listeners)
         try:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from benchmarks.synthetic import commit_synthetic, synthetic_manifest, write_shards
-from rarefy import stages
+from rarefy.audit import audit
+from rarefy.audit.page import report
 from rarefy.errors import OutputError, ShardError
+from rarefy.generate import driver
 from rarefy.generate.driver import GenerateOptions, GenerateResult
 from rarefy.manifest import Manifest
 from rarefy.shards.index import is_sealed
@@ -27,8 +29,9 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def without_audit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "run_audit", lambda *arguments: {})
-    monkeypatch.setattr(stages, "write_report", lambda store: "report")
+    monkeypatch.setattr(audit, "check_before", lambda *arguments: None)
+    monkeypatch.setattr(audit, "run_audit", lambda *arguments: {})
+    monkeypatch.setattr(report, "write_report", lambda store: "report")
 
 
 def generator(monkeypatch: pytest.MonkeyPatch, spoil: bool = False) -> list[int]:
@@ -45,7 +48,7 @@ def generator(monkeypatch: pytest.MonkeyPatch, spoil: bool = False) -> list[int]
         made.append(len(left))
         return GenerateResult(4, 4, len(left), len(left), 0, 1.0)
 
-    monkeypatch.setattr(stages, "generate", generate)
+    monkeypatch.setattr(driver, "generate", generate)
     return made
 
 

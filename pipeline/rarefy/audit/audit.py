@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
-from rarefy.audit.features.scores import score_reference
+from rarefy.audit.features.scores import judge_images, score_reference
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.model import allow_networks, find_run_model
 from rarefy.audit.inputs.reference import load_reference
-from rarefy.audit.measure import Progress, Setting, measure
+from rarefy.audit.measure import Progress, Setting, check_enough, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.result import build_result
 from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, RAREST_PATH
@@ -21,6 +22,7 @@ from rarefy.audit.tables import write_bootstrap, write_copies, write_rarest, wri
 from rarefy.device import find_device
 from rarefy.errors import ManifestError, bad
 from rarefy.gates import Gate, check_measurable
+from rarefy.manifest import Manifest
 from rarefy.shards.store import Store
 
 
@@ -58,6 +60,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     if options.limit < 1:
         raise ManifestError(bad("limit", options.limit, "at least 1"))
     find_device(options.device)
+    store.check_writable()
     started = time.monotonic()
     extractor = load_extractor(options.extractor, options.extractor_weights)
     setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)
@@ -69,6 +72,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     needed = options.reference is None and "reference" in run.manifest.preset.files
     model = allow_networks(find_run_model(run.manifest.model, options.model, needed), options.allow_plugins)
     run = replace(run, manifest=replace(run.manifest, model=model))
+    run = replace(run, judged=judge_images(run.manifest, run.images, options.device, progress))
     reference = load_reference(run.manifest.preset, options.reference)
     scores, measured = None, None
     if reference is not None:
@@ -87,6 +91,14 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     content = result.to_json()
     store.write_bytes(METRICS_PATH, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
     return content
+
+
+def check_before(manifest: Manifest, options: AuditOptions) -> None:
+    """Raise, before a run is made, what its audit would raise in the end for want of images. Raises DataError."""
+    reference = load_reference(manifest.preset, options.reference)
+    if reference is not None:
+        held_out = Counter(reference.held_out.labels.tolist())
+        check_enough(sum(min(count, held_out[class_id]) for class_id, count in manifest.counts.items()), options.k)
 
 
 def _check_without_classifier(gates: Iterable[Gate], tail: str) -> None:

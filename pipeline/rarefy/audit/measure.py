@@ -148,13 +148,18 @@ def _equal_rows(run: RunData, reference: Reference, k: int) -> tuple[NDArray[np.
     """Rows of the run and of the held-out images with the same number of images per class."""
     class_ids, held_out = run.measured.class_id, reference.held_out.labels
     rows = rows_within(class_ids, {each: int((held_out == each).sum()) for each in np.unique(class_ids)})
-    if len(rows) <= k:
-        raise DataError(
-            f"reference: it has real images for the comparison of only {len(rows)}, and the metrics need more than "
-            f"k = {k}; give more real images of the run's classes with --reference"
-        )
+    check_enough(len(rows), k)
     counts = {int(each): int((class_ids[rows] == each).sum()) for each in np.unique(class_ids)}
     return rows, rows_within(held_out, counts)
+
+
+def check_enough(images: int, k: int) -> None:
+    """Raise DataError unless so many images, for each of which there is a held-out real one, can be compared."""
+    if images <= k:
+        raise DataError(
+            f"reference: it has real images for the comparison of only {images}, and the metrics need more than "
+            f"k = {k}; give more real images of the run's classes with --reference"
+        )
 
 
 def _class_problems(run: RunData, reference: Reference) -> tuple[Problem, ...]:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarefy.audit.inputs.dataset import Rows
-from rarefy.audit.measure import Measured
-from rarefy.audit.metrics.bootstrap import Estimate
-from rarefy.audit.metrics.copies import spacing_ratio
 from rarefy.audit.metrics.summary import rarest
 from rarefy.audit.schema import BOOTSTRAP_PATH, COPIES_PATH, RAREST_PATH, SAMPLES_PATH
 from rarefy.errors import ShardError
 from rarefy.models.folder import ModelFolder
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
+
+if TYPE_CHECKING:  # the page reads these tables without torch
+    from rarefy.audit.measure import Measured
+    from rarefy.audit.metrics.bootstrap import Estimate
 
 SHOWN_PER_CLASS = 8
 SHOWN_CLASSES = 20
@@ -123,6 +124,8 @@ def write_samples(store: Store, rows: Rows, preset: ModelFolder, measured: Measu
     if preset.classifier is not None:
         columns |= {name: getattr(rows, name) for name in ("predicted_id", "confidence", "entropy")}
     if measured is not None:
+        from rarefy.audit.metrics.copies import spacing_ratio
+
         neighborhood = measured.of_run.neighborhood
         columns |= {
             "rarity": pa.array(neighborhood.rarity, from_pandas=True),

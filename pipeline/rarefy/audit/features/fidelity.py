@@ -13,7 +13,8 @@ from types import ModuleType
 import torch
 
 from rarefy.errors import CheckpointError, bad
-from rarefy.models.checkpoint import UNREADABLE, file_sha256, first_line
+from rarefy.models.checkpoint import UNREADABLE, first_line
+from rarefy.models.file_hash import file_sha256
 from rarefy.torchvision_operators import import_module
 
 LOGITS_LAYER = "logits_unbiased"

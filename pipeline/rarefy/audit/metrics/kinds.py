@@ -47,7 +47,16 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "duplicates": MetricKind("Duplicates", "lower", True, "fraction of images with an exact or near duplicate"),
     "copies": MetricKind("Copies", "lower", True, "fraction of images that look copied from a real image"),
     "on_class_rate": MetricKind(
-        "On class", "higher", False, "fraction of images that the guiding classifier assigns to the requested class"
+        "On class",
+        "higher",
+        False,
+        "fraction of images of the requested class, by the model's judge or else by the guiding classifier",
+    ),
+    "on_class_guiding": MetricKind(
+        "On class (guiding)",
+        "neither",
+        False,
+        "fraction of images of the requested class by the classifier that guided them, which flatters them",
     ),
 }
 HEADLINE_METRICS = ("recall", "tail_recall", "precision", "coverage", "fid", "on_class_rate")
