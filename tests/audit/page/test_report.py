@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rarefy.audit.audit import AuditOptions, run_audit
+from rarefy.audit.card import SAMPLE_PATH
 from rarefy.audit.current import shards_sha256
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.page.pictures import data_uri
 from rarefy.audit.page.report import write_report
 from rarefy.audit.page.templates import interval, number, signed
-from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, REPORT_PATH, SHEET_PATH, STRIPS_PATH
+from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, REPORT_PATH, STRIPS_PATH
 from rarefy.cli import main
 from rarefy.errors import DataError, OutputError, ShardError
 from rarefy.manifest import Manifest
@@ -184,7 +185,7 @@ def test_audit_to_page_in_one_go(tmp_path: Path, real_folder: Path, commit_run: 
     page = written(store)
     assert "t-shirt/top" in page
     assert 'id="map"' in page
-    with Image.open(io.BytesIO(store.read_bytes(SHEET_PATH))) as sheet:
+    with Image.open(io.BytesIO(store.read_bytes(SAMPLE_PATH))) as sheet:
         assert sheet.height == 2 * 56
 
 
@@ -201,7 +202,7 @@ def test_page_without_a_reference(tmp_path: Path, commit_images: CommitImages) -
     assert "on_class_rate" in page
     assert "tail_recall" not in page
     assert 'id="map"' not in page
-    assert not store.exists(SHEET_PATH)
+    assert not store.exists(SAMPLE_PATH)
 
 
 def test_no_audit_to_report(tmp_path: Path, make_audit: MakeAudit, result: Result) -> None:
