@@ -50,6 +50,7 @@ def load_pool(store: Store) -> Pool:
     measure_pool(store, run.manifest, SelectOptions(), lambda *_: None)
     reference, extractor = load_reference(run.manifest.preset, None), load_extractor()
     assert reference is not None
+    reference = reference.of_classes(run.manifest.counts)
     real = build_manifold(kept_outputs(reference.real.images, extractor), DEFAULT_K)
     # The tail of each class: the rarest fifth of its real images.
     tail = np.zeros(len(real.features), bool)

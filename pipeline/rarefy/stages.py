@@ -77,13 +77,11 @@ def run(manifest: Manifest, options: GenerateOptions, audit: AuditOptions, repor
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
     audit = replace(audit, gates=manifest.gates, allow_plugins=manifest.preset.allow_plugins, device=device)
-    audit = replace(audit, ray_address=options.ray_address)
     check_before(manifest, audit)
     generated, sealed = _make(manifest, options, reports)
     selected = None
     if manifest.select is not None:
-        means = SelectOptions(device, options.ray_address, keep_exhausted=options.keep_exhausted)
-        selected = select(store, means, reports.stage)
+        selected = select(store, SelectOptions(device, keep_exhausted=options.keep_exhausted), reports.stage)
     metrics = run_audit(store, audit, reports.stage)
     return RunResult(generated, sealed, metrics, write_report(store), selected)
 

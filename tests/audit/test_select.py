@@ -115,7 +115,9 @@ def test_the_rarest_images_are_kept(
     assert verify_run(store) == {}
 
 
-def test_a_selected_set_is_the_pools_images_in_proportion(store: Store, commit_images: Commit, blob: Blob) -> None:
+def test_a_selected_set_is_the_pools_images_in_proportion(
+    store: Store, commit_images: Commit, blob: Blob, real_folder: Path
+) -> None:
     manifest = pool_of(store, commit_images, blob)
     assert "sealed: yes, selected: no, audit: none" in read_status(store).text()
     result = make(store)
@@ -131,6 +133,9 @@ def test_a_selected_set_is_the_pools_images_in_proportion(store: Store, commit_i
     assert all(abs(classes.count(class_id) - 9 * n / 12) <= 1 for class_id, n in manifest.counts.items())
     record = json.loads(data.read_bytes(stage.RECORD))
     assert (record["pool"], record["kept"], record["measure"]["k"]) == (24, 12, 3)
+    reference = load_reference(manifest.preset, str(real_folder))
+    assert reference is not None
+    assert record["measure"]["reference_sha256"] == reference.of_classes(manifest.counts).real.sha256()
     assert "selected/shards/*.tar" in store.read_bytes("README.md").decode()
     assert "12 of 24 sampled images" in data.read_bytes("README.md").decode()
     run = read_run(store, 10_000)

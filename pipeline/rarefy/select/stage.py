@@ -93,14 +93,17 @@ def _is_made(store: Store, manifest: Manifest, choice: Choice) -> bool:
 
 
 def measure_pool(store: Store, manifest: Manifest, options: SelectOptions, progress: Progress) -> None:
-    """Measure the rarity of the pool against the model's own real images. Raises ShardError if a shard is damaged."""
+    """Measure the rarity of the pool against the model's own real images of the run's classes.
+
+    Raises ShardError if a shard is damaged.
+    """
     model = find_run_model(manifest.model, options.model, needed=True)
     reference = load_reference(model.folder, None)
     if reference is None:
         raise OutputError(bad("out", store.root, "a run of a model folder with real images, which [select] needs"))
     means = Means(load_extractor(), DEFAULT_K, options.device, options.ray_address)
     markers = iter_committed(store, shard_names(manifest), manifest.digest)
-    real = real_side(reference.real, means)
+    real = real_side(reference.of_classes(manifest.counts).real, means)
     problems = write_rarity(store, markers, sum(manifest.pool.values()), real, means, progress)
     if problems:
         names = first_names([f"{problem.where} ({problem.what})" for problem in problems])
