@@ -46,11 +46,13 @@ MANIFEST: dict[str, Any] = {
     ],
     "classes": {"counts": {"0": 5, "Trouser": 7}},
     "accept": {"confidence": {"min": 0.1, "max": 0.9}, "entropy": {"max": 2.0}, "on_class": True, "exhausted": "keep"},
+    "select": {"from": 4, "by": "avgknn", "on_class": True, "inside": False, "exhausted": "keep"},
     "output": {"shard_size": 10, "prefix": "rare"},
     "gates": {"recall": {"min": 0.4}, "coverage": {"per_class": {"min": 0.6}}, "duplicates": {"max": 0.01}},
 }
 SAME_NUMBER = MANIFEST | {"classes": {"ids": [0, "Trouser"], "per_class": 5}}
 IN_TOTAL = MANIFEST | {"classes": {"total": 5}, "model": {"name": "adm-imagenet-64", "checkpoint": "a.pt"}}
+IN_TOTAL |= {"select": {"from": 2, "by": "entropy", "inside": False}}
 FILLED = MANIFEST | {"classes": {"fill": {"data": "photos", "to": 5}}}
 OWN = MANIFEST | {"model": {"path": "model"}, "classes": {"total": 5}, "guidance": [{"term": "a.b:C", "scale": 1}]}
 OTHER = {

@@ -97,7 +97,9 @@ def select(store: Store, options: SelectOptions, progress: StageProgress) -> Sel
     manifest = _own_manifest(store)
     if manifest.select is None:
         raise OutputError(bad("out", store.root, "a run whose manifest has [select]"))
-    return select_run(store, _selected_card(manifest), options, progress)
+    selected = select_run(store, _selected_card(manifest), options, progress)
+    _keep_audit(store)
+    return selected
 
 
 def seal_run(store: Store, repair: bool = False) -> Sealed:

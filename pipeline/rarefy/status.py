@@ -12,7 +12,7 @@ from rarefy.audit.schema import METRICS_PATH, read_result
 from rarefy.errors import OutputError, ShardError, bad
 from rarefy.generate.driver_file import RUNNING, DriverFile, GivenUp, read_driver_files, still_missing
 from rarefy.generate.progress import duration
-from rarefy.plan import Plan, make_plan
+from rarefy.plan import Plan, data_store, make_plan
 from rarefy.shards.claim import MANIFEST_FILE
 from rarefy.shards.index import is_sealed
 from rarefy.shards.listing import committed_numbers
@@ -47,7 +47,8 @@ class RunStatus:
     """A run as its output shows it. shards, images: committed; planned_*: of the whole run.
 
     images_per_second, eta_s: of the drivers that are live, None without any; retries: of all drivers, by whose fault it
-    was; given_up: shards that no driver has committed since; audit: the audit's verdict, or "none".
+    was; given_up: shards that no driver has committed since; audit: the audit's verdict, or "none"; selected: whether
+    OUT/selected is sealed, None for a run without [select].
     """
 
     name: str
@@ -63,6 +64,7 @@ class RunStatus:
     given_up: tuple[GivenUp, ...]
     sealed: bool
     audit: str
+    selected: bool | None = None
 
     def text(self) -> str:
         """The status in a few lines."""
@@ -76,7 +78,8 @@ class RunStatus:
         lines += [_given_up_line(row) for row in self.given_up[:SHOWN]]
         if len(self.given_up) > SHOWN:
             lines.append(f"and {len(self.given_up) - SHOWN} more shards are given up, which logs/failures.json lists")
-        lines.append(f"sealed: {'yes' if self.sealed else 'no'}, audit: {self.audit}")
+        selected = "" if self.selected is None else f"selected: {'yes' if self.selected else 'no'}, "
+        lines.append(f"sealed: {'yes' if self.sealed else 'no'}, {selected}audit: {self.audit}")
         return "\n".join(lines)
 
     def _shown_drivers(self) -> list[DriverStatus]:
@@ -121,6 +124,7 @@ def read_status(store: Store, now: float | None = None) -> RunStatus:
         given_up=tuple(still_missing(files, numbers)),
         sealed=is_sealed(store),
         audit=_audit(store),
+        selected=None if manifest.select is None else is_sealed(data_store(store, manifest)),
     )
 
 

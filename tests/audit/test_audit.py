@@ -1,6 +1,7 @@
 """The audit of a small committed run, end to end, against what is known of its images."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +22,16 @@ from rarefy.audit.inputs.reference import load_reference, match_counts, rows_wit
 from rarefy.audit.metrics.assembly import set_estimates, set_metrics
 from rarefy.audit.metrics.kinds import metric_name
 from rarefy.audit.metrics.neighbors import Labelled, build_manifold
-from rarefy.audit.metrics.summary import histogram, rarest, wasserstein_1
+from rarefy.audit.metrics.summary import histogram, wasserstein_1
 from rarefy.audit.metrics.tail import find_tail
-from rarefy.audit.schema import METRICS_PATH, read_result
+from rarefy.audit.rarity.table import read_part
+from rarefy.audit.schema import METRICS_PATH, SAMPLES_PATH, read_result
 from rarefy.errors import DataError, OutputError, RarefyError, ShardError
 from rarefy.generate.score import score_images
 from rarefy.manifest import Manifest, parse_manifest
 from rarefy.models.adm import Classifier, UNet
 from rarefy.models.folder import find_model
+from rarefy.plan import shard_names
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
 
@@ -83,6 +86,21 @@ def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, co
             low, high = entry["interval"]
             assert low <= entry["value"] <= high, name
             assert drawn.get_group(name).mean() == pytest.approx(entry["value"], abs=0.2 * (high - low)), name
+    check_rarity_of_every_image(store, run.manifest)
+
+
+def check_rarity_of_every_image(store: Store, manifest: Manifest) -> None:
+    """OUT/rarity has all 24 images, and of the 22 measured ones what samples.parquet has."""
+    rows = [row for name in shard_names(manifest) for row in read_part(store, name).table.to_pylist()]
+    assert len(rows) == manifest.total
+    every = {row["key"]: row for row in rows}
+    samples = pq.read_table(io.BytesIO(store.read_bytes(SAMPLES_PATH))).to_pylist()
+    assert len(samples) == 22
+    names = {"rarity": "rarity", "knn_distance": "avgknn", "nearest_distance": "nearest_distance"}
+    for sample in samples:
+        own = every[sample["key"]]
+        assert {name: sample[name] for name in names} == {name: own[other] for name, other in names.items()}
+        assert (sample["real_balls"] > 0) == own["inside"] and sample["nearest_real"] == own["nearest_real"]
 
 
 def test_gates_copies_map_and_classes(
@@ -143,9 +161,9 @@ def test_gates_copies_map_and_classes(
         assert 0 <= row["coverage"] <= 1
         assert 0 <= row["coverage_floor"] <= 1
         assert row["confidence_w1"] >= abs(row["confidence"] - row["reference_confidence"]) - 1e-9
-    rarest_rows = pq.read_table(tmp_path / "out" / "audit" / "rarest.parquet").to_pylist()
-    for row in rarest_rows:
-        assert (row["nearest_png"] is None) == (row["side"] == "real")
+    for row in pq.read_table(tmp_path / "out" / "audit" / "strips.parquet").to_pylist():
+        assert (row["nearest_key"] is None) == (row["strip"] == "real")
+        assert (row["nearest_png"] is None) == (row["strip"] not in ("rarest", "outside"))
 
 
 def test_counts_classes_and_samples(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:
@@ -169,13 +187,25 @@ def test_counts_classes_and_samples(tmp_path: Path, real_folder: Path, commit_ru
     assert all(0 <= row["nearest_distance"] <= row["knn_distance"] for row in rows)
     inside = np.mean([row["real_balls"] > 0 for row in rows])
     assert result["metrics"]["precision"]["value"] == pytest.approx(float(inside))
-    shown = pq.read_table(tmp_path / "out" / "audit" / "rarest.parquet").to_pylist()
-    first = [row for row in shown if row["side"] == "generated" and row["rank"] == 0]
-    for row in first:
-        own = [other["rarity"] for other in rows if other["class_id"] == row["class_id"] and other["rarity"]]
-        assert row["rarity"] == max(own)
-        assert row["key"] in {other["key"] for other in rows}
-    assert {row["side"] for row in shown} == {"generated", "real"}
+    by_key = {row["key"]: row for row in rows}
+    shown = pq.read_table(tmp_path / "out" / "audit" / "strips.parquet").to_pylist()
+    for row in (row for row in shown if row["strip"] != "real"):
+        own = [other for other in rows if other["class_id"] == row["class_id"]]
+        inside = [other["rarity"] for other in own if other["real_balls"]]
+        outside = [other["nearest_distance"] for other in own if not other["real_balls"]]
+        of_row = by_key[row["key"]]
+        if row["strip"] == "rarest":
+            assert row["rarity"] == sorted(inside, reverse=True)[row["place"]]
+        elif row["strip"] == "outside":
+            assert row["rarity"] is None
+            assert row["nearest_distance"] == sorted(outside, reverse=True)[row["place"]]
+        elif row["strip"] == "off class":
+            assert row["predicted_id"] != row["class_id"] == of_row["class_id"]
+    counts = {strip: sum(row["strip"] == strip for row in shown) for strip in ("sample", "off class", "real")}
+    off = sum(row["predicted_id"] != row["class_id"] for row in rows)
+    assert counts["sample"] == 3 * 8 - sum(max(0, 8 - count) for count in (12, 8, 4))
+    assert counts["off class"] == off
+    assert counts["real"] > 0
 
 
 def test_reference_is_scored_by_the_runs_own_classifier(
@@ -293,11 +323,6 @@ def test_histogram_by_hand() -> None:
     assert table.reference == [1.0] + [0.0] * 24
     empty = histogram("x", np.array([np.nan]), None)
     assert (empty.generated, empty.generated_mean, empty.reference, empty.reference_mean) == (None,) * 4
-
-
-def test_rarest_by_hand() -> None:
-    rarity = np.array([1.0, 5.0, np.nan, 3.0, 4.0], np.float32)
-    assert rarest(np.array([0, 0, 0, 0, 7]), rarity, 2) == {0: [1, 3], 7: [4]}
 
 
 def test_wasserstein_agrees_with_scipy_and_by_hand() -> None:

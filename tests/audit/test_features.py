@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from rarefy.audit.features.cache import array_digest, cache_folder, cached
-from rarefy.audit.features.extractors import extract_outputs, load_extractor, load_plain_efficientnet
+from rarefy.audit.features.dinov2 import Block, DinoV2
+from rarefy.audit.features.extractors import cache_key, extract_outputs, load_extractor, load_plain_efficientnet
 from rarefy.audit.features.fidelity import load_module
 from rarefy.errors import CheckpointError, DataError, DeviceError, ManifestError
 
@@ -36,6 +37,19 @@ def test_folded_network_agrees_with_the_plain_one(channels: int, side: int) -> N
     assert np.abs(expected).max() > 1
 
 
+@pytest.mark.parametrize("side", [32, 45, 64])
+def test_native_extractor_keeps_the_images_size(side: int) -> None:
+    pixels, extractor = images(3, 3, side), load_extractor("efficientnet-lite0-native")
+    plain, _ = load_plain_efficientnet(None)
+    with torch.inference_mode():
+        x = (torch.from_numpy(pixels).float() - 127) / 128
+        expected = plain.extract_features(x).mean((2, 3)).numpy()  # type: ignore[operator]  # untyped package
+    assert np.abs(extract_outputs(pixels, extractor) - expected).max() < 1e-4
+    assert cache_key(extractor, pixels) != cache_key(load_extractor(), pixels)
+    with pytest.raises(ManifestError, match="not possible for images of 28 px: it needs 32 px"):
+        extract_outputs(images(1, 1, 28), extractor)
+
+
 def test_progress_counts_images() -> None:
     seen: list[tuple[int, int]] = []
     extract_outputs(images(5, 1, 28), load_extractor(), batch=2, step=lambda done, total: seen.append((done, total)))
@@ -50,7 +64,9 @@ def test_bad_arguments_are_one_line() -> None:
         extract_outputs(np.zeros((1, 2, 8, 8), np.uint8), extractor)
     with pytest.raises(DeviceError, match="device: 'gpu0'"):
         extract_outputs(images(1, 1, 8), extractor, "gpu0")
-    with pytest.raises(ManifestError, match="extractor: 'vgg' is not one of efficientnet-lite0, inception-v3"):
+    with pytest.raises(
+        ManifestError, match="extractor: .vgg. is not one of efficientnet-lite0, efficientnet-lite0-nat"
+    ):
         load_extractor("vgg")
 
 
@@ -59,7 +75,7 @@ def test_bad_arguments_are_one_line() -> None:
     [
         ("inception-v3", "give a path"),
         ("vgg16", "give a path"),
-        ("dinov2-vit-s-14", "put torch.hub's copy into its cache"),
+        ("dinov2-vit-s-14", "give a path or put torch.hub's copy into its cache"),
         ("clip-vit-b-32", "give a path"),
     ],
 )
@@ -78,10 +94,46 @@ def test_no_network_is_one_line_that_says_what_helps(
         load_extractor(name)
 
 
-def test_dinov2_takes_no_path(tmp_path: Path) -> None:
-    torch.save({}, tmp_path / "dino.pth")
-    with pytest.raises(CheckpointError, match="dinov2-vit-s-14 can only be downloaded"):
-        load_extractor("dinov2-vit-s-14", str(tmp_path / "dino.pth"))
+def test_dinov2_by_path(tmp_path: Path) -> None:
+    path, other = tmp_path / "dinov2_vits14_pretrain.pth", tmp_path / "other.pth"
+    torch.manual_seed(0)
+    network = DinoV2(384, 12, 6, gated=False)
+    torch.save(network.state_dict(), path)
+    torch.save({"weight": torch.zeros(3)}, other)
+    extractor, pixels = load_extractor("dinov2-vit-s-14", str(path)), images(1, 1, 28)
+    assert (extractor.layer, extractor.dim, extractor.logits) == ("dinov2", 384, 0)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(pixels).expand(-1, 3, -1, -1))[0].numpy()
+    np.testing.assert_allclose(extract_outputs(pixels, extractor), expected, atol=1e-5)
+    with pytest.raises(CheckpointError, match=r"other\.pth is not a weights file of dinov2-vit-s-14"):
+        load_extractor("dinov2-vit-s-14", str(other))
+
+
+def test_dinov2s_block_is_torchs_transformer_layer() -> None:
+    torch.manual_seed(0)
+    own = Block(24, 3, gated=False)
+    peer = torch.nn.TransformerEncoderLayer(
+        24, 3, 96, 0.0, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
+    )
+    names = {"self_attn.in_proj_": "attn.qkv.", "self_attn.out_proj": "attn.proj", "linear1": "mlp.fc1"}
+    names["linear2"] = "mlp.fc2"
+    state = own.state_dict()
+    for old, new in names.items():
+        state = {key.replace(new, old): value for key, value in state.items()}
+    peer.load_state_dict({key: value for key, value in state.items() if "gamma" not in key})
+    x = torch.randn(2, 5, 24)
+    torch.testing.assert_close(own(x), peer(x))
+
+
+def test_dinov2_resizes_the_place_of_each_patch() -> None:
+    network = DinoV2(8, 0, 1, gated=True)
+    with torch.no_grad():
+        network.pos_embed[:, 1:, 0] = torch.arange(37.0).repeat(37)  # the column
+    columns = network._patch_places(16)[0, :, 0].detach().unflatten(0, (16, 16))
+    assert columns.shape == (16, 16)
+    torch.testing.assert_close(columns[0], columns[9])
+    # Columns are 37 / 16.1 apart, as the authors take 0.1 more than the 16 patches for the scale.
+    assert torch.diff(columns[0][2:14]).numpy() == pytest.approx(37 / 16.1, abs=0.05)
 
 
 def test_a_registered_extractor_is_found_by_name() -> None:

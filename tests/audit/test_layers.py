@@ -9,9 +9,10 @@ import rarefy.audit
 
 ROOT = Path(rarefy.audit.__file__).parent
 ABOVE = {
-    "inputs": {"features", "metrics", "page", ""},
-    "features": {"inputs", "metrics", "page", ""},
-    "metrics": {"inputs", "page", ""},
+    "inputs": {"features", "metrics", "page", "utility", ""},
+    "features": {"inputs", "metrics", "page", "utility", ""},
+    "metrics": {"inputs", "page", "utility", ""},
+    "utility": {"page"},
     "": {"page"},
 }
 

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from small_run import quiet
 
+from rarefy.audit.audit import AuditOptions, run_audit
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import load_reference
 from rarefy.audit.rarity.table import rarity_path, read_part
 from rarefy.errors import ExhaustedError, OutputError, ShardError
 from rarefy.manifest import Manifest
 from rarefy.plan import SELECTED, shard_names
-from rarefy.select import stage
+from rarefy.select import choice, stage
+from rarefy.select.choice import choose
 from rarefy.select.stage import Selected, SelectOptions
-from rarefy.shards.metadata import read_records
+from rarefy.shards.metadata import read_records, read_table
 from rarefy.shards.reader import read_samples
 from rarefy.shards.store import Store
 from rarefy.stages import seal_run, select, verify_run
+from rarefy.status import read_status
 
 POOL = """
 name = "chosen"
@@ -112,7 +117,9 @@ def test_the_rarest_images_are_kept(
 
 def test_a_selected_set_is_the_pools_images_in_proportion(store: Store, commit_images: Commit, blob: Blob) -> None:
     manifest = pool_of(store, commit_images, blob)
+    assert "sealed: yes, selected: no, audit: none" in read_status(store).text()
     result = make(store)
+    assert "sealed: yes, selected: yes, audit: none" in read_status(store).text()
     assert result.text() == "selected 12 of 24 images" and result.sealed.counts == {0: 6, 1: 4, 4: 2}
     pool = {sample.key: sample for name in shard_names(manifest) for sample in read_samples(store, name)}
     data = store.folder(SELECTED)
@@ -128,6 +135,26 @@ def test_a_selected_set_is_the_pools_images_in_proportion(store: Store, commit_i
     assert "12 of 24 sampled images" in data.read_bytes("README.md").decode()
     run = read_run(store, 10_000)
     assert set(run.rows.key) == {key for key, _ in chosen(store)} and run.complete and not run.problems
+
+
+def test_the_audit_describes_the_selected_set_and_leaves_the_pools_rarity(
+    tmp_path: Path, commit_images: Commit, blob: Blob, real_folder: Path
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    manifest = pool_of(store, commit_images, blob)
+    make(store)
+    before = [store.read_bytes(rarity_path(name)) for name in shard_names(manifest)]
+    (real_folder / "0" / "00.png").unlink()  # other real images than those of the choice
+    result = run_audit(store, AuditOptions(reference=str(real_folder)), quiet)
+    run = result["provenance"]
+    assert (run["planned"], run["committed"], run["measured"], result["partial"]) == (12, 12, 12, False)
+    assert [(row["class_name"], row["planned"], row["count"]) for row in result["per_class"]] == [
+        ("t-shirt/top", 6, 6),
+        ("trouser", 4, 4),
+        ("coat", 2, 2),
+    ]
+    assert [store.read_bytes(rarity_path(name)) for name in shard_names(manifest)] == before
+    assert verify_run(store) == {}
 
 
 def test_another_driver_and_another_time_give_the_same_bytes(
@@ -148,6 +175,20 @@ def test_another_driver_and_another_time_give_the_same_bytes(
     assert list(verify_run(store)) == ["selected/rare-000001"]
     make(store)
     assert {name: data.read_bytes(name) for name in first} == first and verify_run(store) == {}
+
+
+def test_two_drivers_at_once_make_one_set(tmp_path: Path, commit_images: Commit, blob: Blob) -> None:
+    store, alone = (Store(str(tmp_path / name)) for name in ("out", "alone"))
+    for each in (store, alone):
+        pool_of(each, commit_images, blob)
+    make(alone)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(make, [store, store]))
+    assert [result.sealed.samples for result in results] == [12, 12]
+    assert verify_run(store) == {} and chosen(store) == chosen(alone)
+    for name in KEPT:
+        rel = f"selected/shards/{name}.tar"
+        assert store.read_bytes(rel) == alone.read_bytes(rel)
 
 
 def test_verify_names_a_set_that_does_not_follow_from_the_pool(
@@ -178,10 +219,13 @@ def test_verify_names_a_set_that_does_not_follow_from_the_pool(
     assert list(verify_run(store)) == ["selected/selection.json"]
 
 
+BY_CONFIDENCE = 'by = "confidence"\non_class = false\ninside = false\n'  # needs no rarity
+
+
 def test_a_pool_that_was_made_again_is_selected_again(tmp_path: Path, commit_images: Commit, blob: Blob) -> None:
-    """A rejected image that another machine rounds differently must not stay in the set."""
+    """An image that another machine rounds differently must not stay in the set, although its key is the same."""
     store = Store(str(tmp_path / "out"))
-    manifest = pool_of(store, commit_images, blob)
+    manifest = pool_of(store, commit_images, blob, BY_CONFIDENCE)
     make(store)
     before = chosen(store)
     for name in shard_names(manifest):
@@ -192,10 +236,30 @@ def test_a_pool_that_was_made_again_is_selected_again(tmp_path: Path, commit_ima
         image, predicted, confidence = blob(class_id, ordinal)
         return image ^ 1, predicted, confidence
 
-    pool_of(store, commit_images, rounded_otherwise)
-    assert "selected" in verify_run(store)
+    pool_of(store, commit_images, rounded_otherwise, BY_CONFIDENCE)
+    problems = verify_run(store)
+    assert list(problems) == [f"selected/{name}" for name in KEPT]
+    assert "image_sha256 is " in problems["selected/rare-000000"][0]
     make(store)
-    assert verify_run(store) == {} and [pixels for _, pixels in chosen(store)] != [pixels for _, pixels in before]
+    assert verify_run(store) == {}
+    pool = {sample.key: sample.image for name in shard_names(manifest) for sample in read_samples(store, name)}
+    assert chosen(store) == [(key, pool[key].tobytes()) for key, _ in before]
+
+
+def test_an_image_that_accept_refused_is_not_acceptable(
+    tmp_path: Path, commit_images: Commit, blob: Blob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    manifest = pool_of(store, commit_images, blob, BY_CONFIDENCE)
+    first = {int(key) for own in choose(store, manifest).keys.values() for key in own}
+
+    def read_refused(path: Path) -> pa.Table:
+        table = read_table(path)
+        accepted = pa.array([int(key) not in first for key in table["key"].to_pylist()])
+        return table.set_column(table.schema.get_field_index("accepted"), "accepted", accepted)
+
+    monkeypatch.setattr(choice, "read_table", read_refused)
+    assert not first & {int(key) for own in choose(store, manifest).keys.values() for key in own}
 
 
 def test_a_class_with_too_few_acceptable_images_is_named(tmp_path: Path, commit_images: Commit, blob: Blob) -> None:
@@ -213,6 +277,7 @@ def test_a_class_with_too_few_acceptable_images_is_named(tmp_path: Path, commit_
     result = make(store, keep_exhausted=True)
     assert result.text() == "selected 12 of 24 images, 1 of them not acceptable to [select]: trouser 1"
     assert verify_run(store) == {}
+    assert make(store).filled == {"trouser": 1}  # resumed without the option: nothing is left to decide
     filled = [row for row in pool_rows(store, manifest) if row["class_id"] == 1 and row["predicted_id"] == 7]
     kept = {key for key, _ in chosen(store)}
     typical = min(filled, key=lambda row: row["rarity"])  # type: ignore[arg-type, return-value]

@@ -12,7 +12,7 @@ from rarefy import stages
 from rarefy.audit.audit import AuditOptions
 from rarefy.errors import OutputError, ShardError
 from rarefy.generate.driver import GenerateOptions, GenerateResult
-from rarefy.manifest import Manifest
+from rarefy.manifest import Manifest, parse_manifest
 from rarefy.shards.index import is_sealed
 from rarefy.shards.store import Store
 from rarefy.stages import REPAIRS, Reports, run, verify_run
@@ -66,6 +66,20 @@ def test_run_makes_damaged_and_missing_shards_again(out: Path, monkeypatch: pyte
     assert notice.startswith(f"shards: 1 damaged: rare-000002 ({TAR} has 7 bytes, its marker says ")
     assert notice.endswith("1 markers of damaged shards deleted; run generate again (repair 1 of 2)")
     assert store.read_bytes(TAR) == whole and verify_run(store) == {}
+
+
+def test_run_selects_between_seal_and_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of eight images by their scores, which needs no real images."""
+    manifest = parse_manifest(
+        synthetic_manifest(4).text + '[select]\nfrom = 2\nby = "confidence"\non_class = false\ninside = false\n',
+        "test",
+    )
+    write_shards(tmp_path, manifest, range(8), processes=1)
+    monkeypatch.setattr(stages, "generate", lambda *_: GenerateResult(8, 8, 0, 0, 0, 1.0))
+    result = run(manifest, GenerateOptions(str(tmp_path)), AuditOptions(), Reports(quiet, quiet, quiet))
+    assert result.selected is not None and result.selected.text() == "selected 4 of 8 images"
+    assert (result.sealed.samples, result.selected.sealed.samples) == (8, 4)
+    assert verify_run(Store(str(tmp_path))) == {}
 
 
 def test_run_gives_up_on_damage_that_comes_back(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_without_a_classifier_an_audit_leaves_scores_out_and_says_so(
     assert main(["report", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "audit" / "report.html").read_text()
     assert "no confidence, entropy or on-class rate" in page and not re.search(r"\bnan\b", page, re.IGNORECASE)
-    assert 'class="off"' not in page and "predicts another class" not in page
+    assert "shot off" not in page and "takes for another class" not in page
     shutil.copytree(tmp_path / "out", tmp_path / "second")
     page = tmp_path / "compare.html"
     assert main(["compare", str(tmp_path / "out"), str(tmp_path / "second"), "--page", str(page)]) == 0
@@ -74,10 +74,12 @@ def test_without_a_classifier_an_audit_leaves_scores_out_and_says_so(
     arguments = ["audit", str(tmp_path / "out"), "--reference", str(real)]
     capsys.readouterr()
     assert main(["audit", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == "the model has no classifier: no confidence, entropy or on-class rate\n"
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "verdict: No real images to compare with"
+    assert told[-1] == "note: The model has no classifier, so there is no confidence, entropy or on-class rate."
     assert main(["report", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "audit" / "report.html").read_text()
-    absent = ("numbers", "distributions", "map", "rarest", "copies")
+    absent = ("numbers", "distributions", "map", "images", "copies")
     assert not [name for name in absent if f'id="{name}"' in page] and 'id="classes"' in page
     assert "tail: 'confidence'" in refused([*arguments, "--tail", "confidence"], capsys)
     (tmp_path / "gates.toml").write_text("[gates]\non_class_rate = { min = 0.5 }")

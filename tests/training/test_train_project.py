@@ -87,6 +87,7 @@ def test_held_out_images_are_left_out_and_measure_every_part(trained: Path) -> N
     for part in ("diffusion", "classifier", "judge"):
         assert (record[part]["data_images"], record[part]["excluded_images"]) == (52, 8)
         assert record[part]["classes"] == dict.fromkeys(NAMES, 13)
+        assert (record[part]["data"], record[part]["held_out_data"]) == ("../../photos", "reference")
     assert record["diffusion"]["held_out"]["held_out_loss"] > 0
     assert list(record["classifier"]["test_accuracy"]) == ["t=0", "t=30", "t=50", "t=70"]
     assert list(record["judge"]["test_accuracy"]) == ["t=0"]

@@ -23,7 +23,7 @@ FORMAT = "rarefy-plain-v1"
 # Means over images, and estimates without bias: their expected values do not depend on how many images there are.
 OF_ANY_COUNT = frozenset(
     {"precision", "density", "rarity", "outside", "avg_knn", "nearest", "copies", "on_class_rate", "kid"}
-    | {"authenticity", "clipped_density", "fd_infinity"}
+    | {"authenticity", "clipped_density", "cmmd", "fd_infinity"}
 )
 SAME_RUN = ("sampler", "precision", "checkpoint_sha256", "classifier_sha256")
 

@@ -92,6 +92,9 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     reference = load_reference(run.manifest.preset, options.reference)
     if reference is None and options.utility:
         raise ManifestError(bad("utility", "no real images", "possible: give --reference"))
+    if reference is None and options.training is not None:
+        raise ManifestError(bad("training", options.training, "usable without other real images: give --reference too"))
+    training = None if reference is None else load_training(run, options.training, progress)
     reference = None if reference is None else reference.of_classes(run.manifest.counts)
     if other is not None and options.against is not None:
         check_against(options.against, other, _shared(reference, setting))
@@ -99,10 +102,12 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     scores, measured, others = None, None, list[Compared]()
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
-        training = load_training(run, options.training, progress)
-        confidence = None if scores is None else scores.confidence
-        measured = measure(run, reference, training, confidence, setting, progress)
-        others = [compare(run, reference, confidence, each, progress) for each in further]
+    if reference is None and options.utility:
+        raise ManifestError(bad("utility", "no real images", "possible: give --reference"))
+    if reference is None and options.training is not None:
+        raise ManifestError(bad("training", options.training, "usable without other real images: give --reference too"))
+    training = None if reference is None else load_training(run, options.training, progress)
+    reference = None if reference is None else reference.of_classes(run.manifest.counts)
         problems = _write_rarity(store, run, reference, measured, setting, progress)
         run = replace(measured.run, problems=(*measured.run.problems, *problems))
     result, estimates = build_result(run, reference, scores, measured, gates, setting, others)

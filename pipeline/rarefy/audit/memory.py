@@ -26,6 +26,7 @@ from rarefy.audit.metrics.pixels import ImageStack, Indices, PixelSearch
 from rarefy.audit.metrics.ranking import nearest_rows
 from rarefy.audit.schema import Memorization
 from rarefy.audit.sides import Progress, Setting, Sides
+from rarefy.errors import DataError, bad
 from rarefy.images import LabelledImages
 
 UNSEEN = 2000  # real images that calibrate the rule, or as many as were generated if that is more
@@ -54,10 +55,12 @@ def measure_memory(
 ) -> Memory:
     """Search the generated images for copies and duplicates, by a rule that unseen real images calibrate.
 
-    Raises DataError for training images whose features are not finite.
+    Raises DataError for training images whose features are not finite or that are all the same.
     """
     sources = _sources(reference, training)
     gallery = make_gallery(sources, _features(sides, training, setting, progress), setting.device)
+    if gallery.trained < 2:
+        raise DataError(bad("training images", "all the same picture", "at least two different ones"))
     summary = _summary(sources, reference, training, len(gallery.rows))
     generated = ImageSet(sides.generated.images, halved(sides.generated.manifold.features))
     generated_look = look(generated, gallery, setting.device, partial(progress, "searching for copies"))
@@ -153,7 +156,7 @@ class _Search:
             "copies": estimate_mean(twins.copied, GENERATED),
             "authenticity": estimate_mean(authentic(found.trained, others[back, 0]), GENERATED),
         }
-        test = copying_test(images.features, unseen, training, self.device) if len(unseen) else None
+        test = copying_test(images.features, unseen, training, self.device)
         return twins, estimates | ({} if test is None else {"ct": test})
 
     def _twins(self, images: ImageSet, found: Look) -> Twins:

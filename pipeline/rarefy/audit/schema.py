@@ -64,7 +64,9 @@ class ClassRow:
 
     on_class_rate, precision, recall, coverage: fractions with 95% intervals; acceptance_rate: accepted / drawn, None
     without a filter; *_w1: Wasserstein-1 distance to the values of the real images; reference_*: values of the real
-    images, which need the classifier's weights; *_floor: the real baseline. Columns without values are not written.
+    images, which need the classifier's weights; utility: accuracy that the probe gains on this class when the generated
+    images are added, utility_real: its accuracy with the real ones alone; *_floor: the real baseline. Columns without
+    values are not written.
     """
 
     class_id: int
@@ -161,8 +163,9 @@ class Memorization:
 class Training:
     """One classifier of the utility measurement, trained on real images, made ones or both, tested on real ones.
 
-    data: real, generated or both; ratio: generated images over real ones, for both only; accuracy, tail_accuracy:
-    means over seeds, with 95% intervals over the seeds; per_class: accuracy by class name.
+    data: real, generated or both; ratio: generated images over real ones, for both only; accuracy, tail_accuracy: of
+    the probe trained on all images, or the mean over the network's seeds, with 95% intervals (docs/AUDIT.md says what
+    they cover); per_class: accuracy by class name.
     """
 
     data: str
@@ -179,7 +182,8 @@ class Training:
 class Utility:
     """What the made images add to real ones in training. classifier: ``probe`` (on the features) or ``network``.
 
-    source: the real training images; train_count, test_count: numbers of real images; seeds: repetitions.
+    source: the real training images, and which ratios there are too few generated images for; train_count, test_count:
+    numbers of real images; seeds: repetitions.
     """
 
     classifier: str

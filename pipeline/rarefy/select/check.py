@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rarefy.errors import ShardError, StorageError
-from rarefy.manifest import Manifest
 from rarefy.plan import SELECTED, data_store
 from rarefy.select.choice import RECORD, choose
 from rarefy.select.spec import SelectedSpecs, selected_spec
 from rarefy.shards.index import SUCCESS, is_sealed
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify
+
+if TYPE_CHECKING:
+    # Importing it at run time would load torch into every process that only checks shards.
+    from rarefy.manifest import Manifest
 
 
 def verify_selected(store: Store, manifest: Manifest) -> dict[str, list[str]]:

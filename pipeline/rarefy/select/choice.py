@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 
 from rarefy.audit.rarity.table import Measure, Part, rarity_path, read_part
 from rarefy.errors import ShardError
-from rarefy.manifest import Manifest
 from rarefy.plan import shard_names
 from rarefy.selection import BY_RARITY, Select
 from rarefy.shards.marker import read_committed
 from rarefy.shards.metadata import parquet_path, read_table
 from rarefy.shards.store import Store
+
+if TYPE_CHECKING:
+    # Importing it at run time would load torch into every process that only checks shards.
+    from rarefy.manifest import Manifest
 
 FORMAT = "rarefy-selection-v1"
 RECORD = "selection.json"  # in the folder of the selected set

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from rarefy.errors import ShardError
-from rarefy.manifest import Manifest
 from rarefy.plan import ShardPlan, kept_plan, make_plan, sample_seed, shard_name
 from rarefy.select.choice import Choice
 from rarefy.shards.metadata import SampleRecord, read_records
 from rarefy.shards.spec import RowSpec, RunSpec, ShardSpec
 from rarefy.shards.store import Store
+
+if TYPE_CHECKING:
+    # Importing it at run time would load torch into every process that only checks shards.
+    from rarefy.manifest import Manifest
 
 INDICES = 100_000  # a key is shard * INDICES + index
 

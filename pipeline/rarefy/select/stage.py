@@ -8,11 +8,11 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 
-from rarefy.audit.audit import AuditOptions
 from rarefy.audit.features.extractors import kept_outputs, load_extractor
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.inputs.model import find_run_model
 from rarefy.audit.inputs.reference import load_reference
+from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.metrics.neighbors import Manifold, build_manifold
 from rarefy.audit.rarity.compute import Means, Progress, RealSide, write_rarity
 from rarefy.errors import ExhaustedError, OutputError, ShardError, bad, first_names
@@ -77,21 +77,28 @@ def select_run(store: Store, card: CardInfo, options: SelectOptions, progress: P
     if not is_sealed(store):
         raise OutputError(bad("out", store.root, "sealed; run seal first"))
     if manifest.select.needs_real_images:
-        _measure(store, manifest, options, progress)
+        measure_pool(store, manifest, options, progress)
     choice = choose(store, manifest)
-    if choice.lacking and not (options.keep_exhausted or manifest.select.exhausted == KEEP):
+    allowed = options.keep_exhausted or manifest.select.exhausted == KEEP or _is_made(store, manifest, choice)
+    if choice.lacking and not allowed:
         raise ExhaustedError(_exhausted(manifest, choice))
     filled = {manifest.preset.class_name(each.class_id): each.filled for each in choice.lacking}
     return Selected(_write(store, manifest, choice, card, progress), sum(manifest.pool.values()), filled)
 
 
-def _measure(store: Store, manifest: Manifest, options: SelectOptions, progress: Progress) -> None:
+def _is_made(store: Store, manifest: Manifest, choice: Choice) -> bool:
+    """Whether the data set of this choice is sealed already."""
+    selected = data_store(store, manifest)
+    return is_sealed(selected) and selected.read_or_none(RECORD) == choice.record(manifest)
+
+
+def measure_pool(store: Store, manifest: Manifest, options: SelectOptions, progress: Progress) -> None:
     """Measure the rarity of the pool against the model's own real images. Raises ShardError if a shard is damaged."""
     model = find_run_model(manifest.model, options.model, needed=True)
     reference = load_reference(model.folder, None)
     if reference is None:
         raise OutputError(bad("out", store.root, "a run of a model folder with real images, which [select] needs"))
-    means = Means(load_extractor(), AuditOptions.k, options.device, options.ray_address)
+    means = Means(load_extractor(), DEFAULT_K, options.device, options.ray_address)
     markers = iter_committed(store, shard_names(manifest), manifest.digest)
     real = real_side(reference.real, means)
     problems = write_rarity(store, markers, sum(manifest.pool.values()), real, means, progress)

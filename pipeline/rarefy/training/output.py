@@ -132,7 +132,7 @@ def write_result(
         "init_sha256": values.get("init_sha256"),
         "data_sha256": values["data_sha256"],
         "data": _relative(recipe.data, places),
-        "held_out": _relative(job.images.held_out_path, places),
+        "held_out_data": _relative(job.images.held_out_path, places),
         "data_images": len(data),
         "classes": dict(zip(data.source.class_names, data.counts.tolist(), strict=True)),
         "excluded_images": data.excluded,

@@ -64,10 +64,12 @@ def load_training(run: RunData, data: str | None, progress: Progress) -> Trainin
         return _given(preset, data, expected, progress)
     if record is None:
         return None
-    found = _named(preset, record, progress)
-    if found is not None and found.whole:
+    found, shipped = _named(preset, record, progress), _shipped(preset)
+    if isinstance(found, TrainingSet):
         return found
-    return _shipped(preset)
+    instead = "" if shipped is None else f" (searched instead: {shipped.source})"
+    _say(f"{found}; give the model's training set with --training DATA{instead}")
+    return shipped
 
 
 def _given(preset: ModelFolder, data: str, expected: str | None, progress: Progress) -> TrainingSet:
@@ -83,22 +85,18 @@ def _given(preset: ModelFolder, data: str, expected: str | None, progress: Progr
     return found
 
 
-def _named(preset: ModelFolder, record: Table, progress: Progress) -> TrainingSet | None:
-    """The data that the model folder names, if they can be read; otherwise one line says why not."""
-    expected = str(record.get("data_sha256"))
+def _named(preset: ModelFolder, record: Table, progress: Progress) -> TrainingSet | str:
+    """The data that the model folder names, or why they cannot be used."""
     place = _place(preset, record)
-    if place is None or not place.data.exists():
-        where = "" if place is None else f" at {place.data}"
-        _say(f"the model's training images are not here{where}; give --training DATA")
-        return None
+    if place is None:
+        return "the model folder does not say where its training images are"
+    if not place.data.exists():
+        return f"no images are at {os.path.normpath(place.data)}"
     try:
-        found = _read(preset, place, expected, progress)
+        found = _read(preset, place, str(record.get("data_sha256")), progress)
     except DataError as error:
-        _say(f"{str(error).removeprefix('data: ')}; give --training DATA")
-        return None
-    if not found.whole:
-        _say(f"{place.data} has changed since the model was trained on it; give --training DATA")
-    return found
+        return str(error).removeprefix("data: ")
+    return found if found.whole else f"{os.path.normpath(place.data)} has changed since the model was trained on it"
 
 
 def _read(preset: ModelFolder, place: _Place, expected: str | None, progress: Progress) -> TrainingSet:
@@ -118,8 +116,7 @@ def _read(preset: ModelFolder, place: _Place, expected: str | None, progress: Pr
     if len(images) < 2:
         raise DataError(bad(f"data: {place.data}", f"{len(images)} images", "at least 2 images"))
     whole = sha256 == expected
-    what = "the model's whole training set" if whole else "training images as given"
-    return TrainingSet(with_keys(images), f"{what} in {os.path.normpath(place.data)}", sha256, whole)
+    return TrainingSet(with_keys(images), f"training images in {os.path.normpath(place.data)}", sha256, whole)
 
 
 def _shipped(preset: ModelFolder) -> TrainingSet | None:
@@ -151,7 +148,7 @@ def _place(preset: ModelFolder, record: Table) -> _Place | None:
     if "data" in record:
         folder = preset.file("unet").parent  # where provenance.json is
         return _Place(
-            folder / str(record["data"]), folder / str(record["held_out"]) if record.get("held_out") else None
+            folder / str(record["data"]), folder / str(record["held_out_data"]) if record.get("held_out_data") else None
         )
     recipe = preset.path.parent / RECIPE
     try:

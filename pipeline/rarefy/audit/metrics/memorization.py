@@ -58,7 +58,7 @@ def copying_test(measured: Matrix, unseen: Matrix, training: Matrix, device: str
     the unseen ones; C_T is the mean of its z scores, weighted by the unseen images. Cells with fewer than 20 measured
     images (or all, if there are fewer) do not count. Resampled: both sides within each cell. None without a cell.
     """
-    cells = _cells(measured, unseen, training, device)
+    cells = _cells(measured, unseen, training, device) if len(measured) and len(unseen) else []
     if not cells:
         return None
     generator = np.random.default_rng(SEED)
