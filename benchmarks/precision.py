@@ -24,13 +24,14 @@ from benchmarks.command import make_parser
 from rarefy.audit.inputs.reference import read_embedded
 from rarefy.bench.measure import machine
 from rarefy.bench.step import Execution, guided_steps, load
-from rarefy.diffusion.sampler import SamplerSettings, networks_of, to_uint8
+from rarefy.diffusion.sampler import networks_of, to_uint8
 from rarefy.diffusion.schedule import schedule_of
+from rarefy.diffusion.settings import SamplerSettings
 from rarefy.execution import has_bfloat16, repeatable
 from rarefy.guidance import StepState, Term, terms, times
 from rarefy.guidance.guide import Guide
 from rarefy.manifest import load_manifest
-from rarefy.models.checkpoint import file_sha256
+from rarefy.models.file_hash import file_sha256
 from rarefy.models.folder import find_model
 from rarefy.models.load import Models
 from rarefy.models.source import ModelSpec

@@ -16,7 +16,7 @@ import torch
 from benchmarks.baseline import baseline
 from benchmarks.command import compare, make_parser
 from rarefy.bench.step import Execution, guided_steps, load
-from rarefy.diffusion.sampler import SamplerSettings
+from rarefy.diffusion.settings import SamplerSettings
 from rarefy.execution import COMPILES, repeatable
 from rarefy.guidance.terms import ClassifierGuidance
 from rarefy.models.folder import find_model

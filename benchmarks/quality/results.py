@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.quality.methods import METHODS, ImageSet
 from rarefy.errors import DataError, bad
-from rarefy.models.checkpoint import file_sha256
+from rarefy.models.file_hash import file_sha256
 from rarefy.models.folder import find_model
 
 FORMAT = "rarefy-results-v1"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.methods import CONDITIONAL, UNCONDITIONAL
-from rarefy.diffusion.sampler import SamplerSettings, image_noise, networks_of, reverse_chain
+from rarefy.diffusion.sampler import image_noise, networks_of, reverse_chain
+from rarefy.diffusion.settings import SamplerSettings
 from rarefy.execution import load_prepared
 from rarefy.guidance.base import entropy
 from rarefy.guidance.terms import ClassifierGuidance

@@ -8,6 +8,7 @@ import functools
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from rarefy.generate.driver import GenerateOptions
 
 MANIFEST_HELP = "what to make, a TOML file such as rare.toml"
+UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h; a traceback that Python prints would exit with 1, which means damage
 PARTS = ("diffusion", "classifier", "judge")  # a copy of those in rarefy.training.recipe, whose import is slow
 DESCRIPTION = "Audited data sets of rare images from a diffusion model, which may be trained on your own images."
 JOURNEY = """from a folder of images to an audited set of rare ones:
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     0: success; 1: verify found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the audit is
-    incomplete; 75: a fault that is not the user's, try again; 130: Ctrl-C; 143: SIGTERM.
+    incomplete; 70: a fault of rarefy's own, with a traceback; 75: a fault that is not the user's, try again; 130:
+    Ctrl-C; 143: SIGTERM.
     """
     with sigterm_interrupts() as received:
         try:
@@ -67,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return TRY_AGAIN if isinstance(error, TemporaryError | StorageError) else USER_ERROR
         except KeyboardInterrupt as interrupt:
             return interrupted(received, interrupt)
+        except Exception:
+            traceback.print_exc()
+            print(f"rarefy: this is a fault of rarefy's own; please report it (version {__version__})", file=sys.stderr)
+            return UNFORESEEN
 
 
 def interrupted(received: Sequence[int], interrupt: KeyboardInterrupt) -> int:

@@ -29,13 +29,13 @@ from rarefy.fields import Table, get_number, get_table, known_keys, parse_toml
 METRICS = (
     "fid", "fd_infinity", "kid", "cmmd", "inception_score", "precision", "recall", "tail_recall", "density", "coverage",
     "tail_coverage", "clipped_density", "clipped_coverage", "vendi", "rarity", "outside", "avg_knn", "nearest", "lof",
-    "duplicates", "copies", "authenticity", "ct", "utility", "tail_utility", "on_class_rate",
+    "duplicates", "copies", "authenticity", "ct", "utility", "tail_utility", "on_class_rate", "on_class_guiding",
 )  # fmt: skip
 PER_CLASS = (
     "count", "copies", "precision", "recall", "coverage", "vendi", "utility", "on_class_rate", "confidence", "entropy",
     "confidence_w1", "entropy_w1", "acceptance_rate",
 )  # fmt: skip
-OF_CLASSIFIER = ("on_class_rate", "confidence", "entropy", "confidence_w1", "entropy_w1")
+OF_CLASSIFIER = ("on_class_rate", "on_class_guiding", "confidence", "entropy", "confidence_w1", "entropy_w1")
 NAMED_AFTER_EXTRACTOR = ("fid", "fd_infinity", "kid", "cmmd")
 FAR = 1e12
 WHOLE_SET = "all"

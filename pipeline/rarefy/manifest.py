@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarefy.diffusion.sampler import SamplerSettings
-from rarefy.diffusion.schedule import RESPACINGS
+from rarefy.diffusion.settings import RESPACINGS, SamplerSettings
 from rarefy.digest import digest_of, opaque
 from rarefy.errors import ManifestError, bad
 from rarefy.fields import (
@@ -142,7 +141,9 @@ def parse_manifest(
     found = dataclasses.replace(found, folder=allow_kinds(found.folder, allow_plugins))
     classes = _classes(text, get_table(root, "classes"), found.folder, Path(source).parent, fill)
     terms = [parse_term(table, field, allow_plugins) for field, table in _term_tables(root)]
-    return _build(root, found, classes, tuple(terms))
+    manifest = _build(root, found, classes, tuple(terms))
+    _check_chain(manifest)
+    return manifest
 
 
 def parse_unread_manifest(text: str, source: str, run: RunModel) -> Manifest:
@@ -184,7 +185,6 @@ def _read_toml(text: str, source: str) -> Table:
 def _build(root: Table, model: ModelSpec, classes: Filled, terms: tuple[Term, ...]) -> Manifest:
     """The manifest of the file's tables, its model, its [classes] and its terms."""
     preset = model.folder
-    _check_schedule(model)
     sampler, output = get_table(root, "sampler"), get_table(root, "output")
     known_keys(sampler, "sampler", ("method", "steps", "eta", "classifier_every", "start", "precision", "batch"))
     known_keys(output, "output", ("shard_size", "prefix"))
@@ -216,12 +216,17 @@ def _build(root: Table, model: ModelSpec, classes: Filled, terms: tuple[Term, ..
     return dataclasses.replace(manifest, digest=digest_of(hashed, get_table(root, "model")))
 
 
-def _check_schedule(model: ModelSpec) -> None:
-    """A folder's ``config.json`` may name an unknown schedule. Raises ManifestError, which names the file."""
+def _check_chain(manifest: Manifest) -> None:
+    """Raise ManifestError for a chain that is impossible, naming the file if it is the model's ``config.json``.
+
+    A run that is only read was checked when it began; without this, reading it needs no torch.
+    """
+    model = manifest.model
     try:
         SamplerSettings(steps="").chain(model.folder)
     except ManifestError as error:
         raise ManifestError(f"{model.source or model.folder.path}/{CONFIG}: {error}") from None
+    manifest.settings.chain(model.folder)  # too many steps, an unknown method, an eta that the method does not support
 
 
 def _check_without_classifier(manifest: Manifest) -> None:
@@ -244,15 +249,13 @@ def _settings(table: Table, preset: ModelFolder) -> SamplerSettings:
         raise ManifestError(bad("sampler.steps", steps, RESPACINGS))
     if isinstance(steps, int) and method != "ancestral":
         steps = f"logsnr{check_integer(steps, 'sampler.steps', 1, preset.diffusion_steps)}"
-    settings = SamplerSettings(
+    return SamplerSettings(
         method=method,
         steps=str(steps),
         eta=get_number(table, "sampler.eta", 0.0, 1.0, 1.0 if method == "dpm-solver++" else 0.0),
         classifier_every=get_integer(table, "sampler.classifier_every", 1, preset.diffusion_steps, 1),
         start=get_integer(table, "sampler.start", 1, preset.diffusion_steps - 1) if "start" in table else None,
     )
-    settings.chain(preset)  # raises for too many steps, an unknown method or an eta that the method does not support
-    return settings
 
 
 def _term_tables(root: Table) -> list[tuple[str, Table]]:

@@ -1,34 +1,38 @@
-"""Sealing and verifying a run's folder, and ``rarefy run``, which chains all stages."""
+"""Sealing and verifying a run's folder, and ``rarefy run``, which chains all stages.
+
+The stages of ``rarefy run`` are imported there, because seal and verify need neither torch nor Ray.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rarefy.audit.audit import AuditOptions, run_audit
 from rarefy.audit.card import write_audit
 from rarefy.audit.current import read_current
 from rarefy.audit.inputs.dataset import read_manifest
-from rarefy.audit.page.report import write_report
 from rarefy.audit.schema import METRICS_PATH
 from rarefy.errors import OutputError, ShardError, bad
-from rarefy.generate.driver import GenerateOptions, GenerateResult, generate
-from rarefy.generate.events import EventSink
-from rarefy.generate.progress import ProgressSink
 from rarefy.manifest import Manifest
 from rarefy.models.folder import licence
 from rarefy.plan import SELECTED, run_spec
 from rarefy.scratch import sweep
 from rarefy.select.check import verify_selected
-from rarefy.select.stage import Selected, SelectOptions, select_run
 from rarefy.shards.card import CardInfo
 from rarefy.shards.claim import MANIFEST_FILE, check_claim
 from rarefy.shards.index import is_sealed
 from rarefy.shards.seal import Sealed, seal
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify
+
+if TYPE_CHECKING:
+    from rarefy.audit.audit import AuditOptions
+    from rarefy.generate.driver import GenerateOptions, GenerateResult
+    from rarefy.generate.events import EventSink
+    from rarefy.generate.progress import ProgressSink
+    from rarefy.select.stage import Selected, SelectOptions
 
 REPAIRS = 2  # of one session; damage that comes back is not the shards'
 StageProgress = Callable[[str, int, int], None]
@@ -62,23 +66,31 @@ class Reports:
 def run(manifest: Manifest, options: GenerateOptions, audit: AuditOptions, reports: Reports) -> RunResult:
     """Generate, seal, select if the manifest says so, audit, report.
 
-    Damaged shards are withdrawn and generated again, REPAIRS times at most. audit: what to compare with; the device
-    and the gates are the run's.
+    Without enough real images for the audit it ends before it has made any image. Damaged shards are withdrawn and
+    generated again, REPAIRS times at most. audit: what to compare with; the device and the gates are the run's.
     """
+    from rarefy.audit.audit import check_before, run_audit
+    from rarefy.audit.page.report import write_report
+    from rarefy.select.stage import SelectOptions
+
     store = Store(options.out)
-    generated, sealed = _make(manifest, options, reports)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
+    # A resumed run keeps the manifest of its first session, but the gates may have changed since.
+    audit = replace(audit, gates=manifest.gates, allow_plugins=manifest.preset.allow_plugins, device=device)
+    audit = replace(audit, ray_address=options.ray_address)
+    check_before(manifest, audit)
+    generated, sealed = _make(manifest, options, reports)
     selected = None
     if manifest.select is not None:
         means = SelectOptions(device, options.ray_address, keep_exhausted=options.keep_exhausted)
         selected = select(store, means, reports.stage)
-    # A resumed run keeps the manifest of its first session, but the gates may have changed since.
-    audit = replace(audit, gates=manifest.gates, allow_plugins=manifest.preset.allow_plugins)
-    metrics = run_audit(store, replace(audit, device=device, ray_address=options.ray_address), reports.stage)
+    metrics = run_audit(store, audit, reports.stage)
     return RunResult(generated, sealed, metrics, write_report(store), selected)
 
 
 def _make(manifest: Manifest, options: GenerateOptions, reports: Reports) -> tuple[GenerateResult, Sealed]:
+    from rarefy.generate.driver import generate
+
     for repair in range(1, REPAIRS + 1):
         generated = generate(manifest, options, reports.progress, reports.listeners)
         try:
@@ -94,6 +106,8 @@ def select(store: Store, options: SelectOptions, progress: StageProgress) -> Sel
 
     Raises OutputError for a run without [select].
     """
+    from rarefy.select.stage import select_run
+
     manifest = _own_manifest(store)
     if manifest.select is None:
         raise OutputError(bad("out", store.root, "a run whose manifest has [select]"))

@@ -175,7 +175,7 @@ def test_counts_classes_and_samples(tmp_path: Path, real_folder: Path, commit_ru
         (1, "trouser", 8, 8),
         (4, "coat", 4, 4),
     ]
-    assert result["metrics"]["on_class_rate"]["value"] == pytest.approx(0.75)
+    assert result["metrics"]["on_class_guiding"]["value"] == pytest.approx(0.75)
     assert result["per_class"][1]["confidence"] == pytest.approx(0.2 + 0.7 * 0.75)
     assert sum(result["histograms"]["confidence"]["generated"]) == pytest.approx(1)
     assert result["provenance"]["manifest_digest"] == parse_manifest(MANIFEST, "x").digest
@@ -230,7 +230,7 @@ def test_reference_is_scored_by_the_runs_own_classifier(
     scores = score_images(classifier, images, labels)
     floor = (scores.predicted_id == labels).double().mean().item()
     assert float(scores.confidence.std()) > 0
-    assert result["metrics"]["on_class_rate"]["floor"] == pytest.approx(floor)
+    assert result["metrics"]["on_class_guiding"]["floor"] == pytest.approx(floor)
     for name in ("confidence", "entropy"):
         mean = getattr(scores, name).double().mean().item()
         assert result["histograms"][name]["reference_mean"] == pytest.approx(mean, abs=1e-4)

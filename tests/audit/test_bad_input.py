@@ -1,7 +1,13 @@
 """Damaged runs and references that do not fit: named by file or key, and never passed off as the whole."""
 
+import errno
 import io
+import os
+import struct
+import subprocess
+import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +17,16 @@ import pytest
 from PIL import Image
 from small_run import MANIFEST, quiet
 
-from rarefy.audit.audit import AuditOptions, run_audit
+from rarefy.audit.audit import AuditOptions, check_before, run_audit
 from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import load_reference
 from rarefy.audit.inputs.reference_check import check_reference
 from rarefy.cli import main
 from rarefy.errors import DataError
-from rarefy.manifest import Manifest
+from rarefy.manifest import Manifest, parse_manifest
 from rarefy.models.folder import find_model
 from rarefy.plan import shard_names
+from rarefy.shards.local import LocalFiles
 from rarefy.shards.marker import read_marker
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
@@ -148,3 +155,113 @@ def test_what_is_not_used_of_the_reference_is_named(real_folder: Path) -> None:
     assert found is not None
     unused = "not used: hidden files and folders: 1 (.cache); not used: files that are not images: 1 (3/notes.txt)"
     assert found.source == f"{real_folder} (random halves of each class; {unused})"
+
+
+def bomb() -> bytes:
+    """A PNG of a hundred bytes that claims 3.6 billion pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+
+
+NOISE = encode_png(np.random.default_rng(0).integers(0, 255, (1, 28, 28), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("07.cls", b"abc", "classes are matched by name; 'abc' is not in the model"),
+        ("07.cls", b"-1", "label: '-1' is not a class id from 0 to 99,999"),
+        ("07.cls", b"1000000000", "label: '1000000000' is not a class id from 0 to 99,999"),
+        ("07.png", NOISE[: len(NOISE) // 2], "a.tar 07.png is not a readable image (image file is truncated"),
+        ("07.png", NOISE[:400] + bytes([NOISE[400] ^ 1]) + NOISE[401:], "a.tar 07.png is not a readable image (broken"),
+        ("07.png", bomb(), "a.tar 07.png is not a readable image (it has more than 89,478,485 pixels)"),
+    ],
+)
+def test_a_reference_in_tars_with_a_bad_member(
+    name: str, content: bytes, told: str, tmp_path: Path, commit_run: CommitRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit_run(Store(str(tmp_path / "out")), MANIFEST)
+    files = {
+        f"{row:02d}.{kind}": (b"%d" % (row % 10), NOISE)[kind == "png"] for row in range(20) for kind in ("png", "cls")
+    }
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
+        for file, data in (files | {name: content}).items():
+            info = tarfile.TarInfo(file)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert main(["audit", str(tmp_path / "out"), "--reference", str(tmp_path / "tars")]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("audit:"))
+    assert line.startswith("rarefy: error: ")
+    assert told in line
+
+
+def test_rows_that_changed_or_are_missing_are_found_as_by_verify(tmp_path: Path, commit_run: CommitRun) -> None:
+    store = Store(str(tmp_path / "out"))
+    first, second, _ = shard_names(commit_run(store, MANIFEST))
+    data = bytearray(store.read_bytes(f"metadata/{first}.parquet"))
+    data[len(data) // 2] ^= 1
+    store.write_bytes(f"metadata/{first}.parquet", bytes(data))
+    store.delete(f"metadata/{second}.parquet")
+    read = read_run(store, 10_000)
+    assert [problem.what for problem in read.problems] == [
+        f"left out: metadata/{first}.parquet does not have the sha256 that its marker says",
+        f"left out: metadata/{second}.parquet is missing",
+    ]
+
+
+@pytest.mark.parametrize("command", ["audit", "seal"])
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    command: str,
+    tmp_path: Path,
+    commit_run: CommitRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    commit_run(Store(str(tmp_path / "out")), MANIFEST)
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def work(*arguments: object) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(LocalFiles, "put", refuse)
+    monkeypatch.setattr("rarefy.audit.audit.load_extractor", work)
+    monkeypatch.setattr("rarefy.shards.seal.check_shards", work)
+    assert main([command, str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"rarefy: error: out: '{tmp_path}/out' is not writable (Read-only file system)\n"
+
+
+def test_a_run_that_is_too_small_to_be_audited_ends_before_it_is_made(real_folder: Path) -> None:
+    options = AuditOptions(reference=str(real_folder))
+    enough = parse_manifest(MANIFEST, "x")
+    check_before(enough, options)
+    with pytest.raises(DataError, match=r"comparison of only 22, and the metrics need more than k = 24"):
+        check_before(enough, replace(options, k=24))
+
+
+def test_a_fault_of_the_program_is_no_damage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr("rarefy.stages.verify_run", fail)
+    assert main(["verify", "out"]) == 70
+    told = capsys.readouterr().err
+    assert "ZeroDivisionError: a fault" in told
+    assert told.splitlines()[-1].startswith("rarefy: this is a fault of rarefy's own; please report it")
+
+
+def test_a_home_that_cannot_be_written_is_no_topic() -> None:
+    script = "import rarefy.audit.page, matplotlib; matplotlib.get_cachedir()"
+    nowhere = {"HOME": "/proc/nothing", "XDG_CACHE_HOME": "/proc/nothing", "XDG_CONFIG_HOME": "/proc/nothing"}
+    environment = {**os.environ, **nowhere}
+    environment.pop("MPLCONFIGDIR", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""

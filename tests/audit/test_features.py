@@ -65,7 +65,7 @@ def test_bad_arguments_are_one_line() -> None:
     with pytest.raises(DeviceError, match="device: 'gpu0'"):
         extract_outputs(images(1, 1, 8), extractor, "gpu0")
     with pytest.raises(
-        ManifestError, match="extractor: .vgg. is not one of efficientnet-lite0, efficientnet-lite0-nat"
+        ManifestError, match=r"extractor: .vgg. is not one of efficientnet-lite0, efficientnet-lite0-nat"
     ):
         load_extractor("vgg")
 

@@ -16,7 +16,7 @@ from rarefy.bench.bench import GAIN, LARGEST, Bench, BenchOptions, Point, bench_
 from rarefy.bench.measure import ratios, spread
 from rarefy.bench.step import Execution, Split, load, time_steps
 from rarefy.cli import main
-from rarefy.diffusion.sampler import SamplerSettings
+from rarefy.diffusion.settings import SamplerSettings
 from rarefy.errors import DeviceError
 from rarefy.guidance.terms import ClassifierGuidance, LowConfidence
 from rarefy.models.config import NetworkConfig, OtherNetwork

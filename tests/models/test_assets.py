@@ -11,7 +11,8 @@ from rarefy.diffusion.schedule import make_schedule
 from rarefy.guidance.base import entropy
 from rarefy.images import LabelledImages
 from rarefy.models.adm import Classifier
-from rarefy.models.checkpoint import file_sha256, load_network
+from rarefy.models.checkpoint import load_network
+from rarefy.models.file_hash import file_sha256
 from rarefy.models.folder import LIBRARY, fast_errors, library, provenance
 from rarefy.models.load import Models, load_models
 from rarefy.training.held_out import accuracy_at

@@ -16,8 +16,9 @@ from torch import Tensor
 from rarefy.errors import CheckpointError
 from rarefy.models import checkpoint
 from rarefy.models.adm import ADM, Classifier, UNet
-from rarefy.models.checkpoint import file_sha256, load_network
+from rarefy.models.checkpoint import load_network
 from rarefy.models.config import NetworkConfig
+from rarefy.models.file_hash import file_sha256
 from rarefy.models.folder import find_model, library
 from rarefy.models.load import load_models
 

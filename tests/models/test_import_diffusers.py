@@ -17,7 +17,8 @@ from small_training import images
 from torch import Tensor
 
 from rarefy.cli import main
-from rarefy.diffusion.sampler import SamplerSettings, networks_of, reverse_chain
+from rarefy.diffusion.sampler import networks_of, reverse_chain
+from rarefy.diffusion.settings import SamplerSettings
 from rarefy.errors import ManifestError
 from rarefy.manifest import load_manifest
 from rarefy.models.adapters import diffusers as adapter

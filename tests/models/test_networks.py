@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from small_model import refused
 
 from rarefy.cli import main
-from rarefy.diffusion.sampler import SamplerSettings, networks_of, sample
+from rarefy.diffusion.sampler import networks_of, sample
+from rarefy.diffusion.settings import SamplerSettings
 from rarefy.errors import ManifestError
 from rarefy.guidance.terms import ClassifierGuidance
 from rarefy.models.config import OtherNetwork

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks.quality import traces
-from rarefy.diffusion.sampler import SamplerSettings, image_noise
+from rarefy.diffusion.sampler import image_noise
+from rarefy.diffusion.settings import SamplerSettings
 from rarefy.execution import load_prepared
 from rarefy.models.folder import find_model
 from rarefy.plan import sample_seed

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality.methods import final_sets
-from rarefy.diffusion.sampler import SamplerSettings
 from rarefy.diffusion.schedule import make_schedule
+from rarefy.diffusion.settings import SamplerSettings
 from rarefy.errors import ManifestError
 from rarefy.guidance.terms import PredictedRealImage
 from rarefy.manifest import Manifest, load_manifest, parse_manifest

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from benchmarks.synthetic import commit_synthetic, synthetic_manifest, write_shards
-from rarefy import stages
+from rarefy.audit import audit
 from rarefy.audit.audit import AuditOptions
+from rarefy.audit.page import report
 from rarefy.errors import OutputError, ShardError
+from rarefy.generate import driver
 from rarefy.generate.driver import GenerateOptions, GenerateResult
 from rarefy.manifest import Manifest, parse_manifest
 from rarefy.shards.index import is_sealed
@@ -28,8 +30,9 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def without_audit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "run_audit", lambda *arguments: {})
-    monkeypatch.setattr(stages, "write_report", lambda store: "report")
+    monkeypatch.setattr(audit, "check_before", lambda *arguments: None)
+    monkeypatch.setattr(audit, "run_audit", lambda *arguments: {})
+    monkeypatch.setattr(report, "write_report", lambda store: "report")
 
 
 def generator(monkeypatch: pytest.MonkeyPatch, spoil: bool = False) -> list[int]:
@@ -46,7 +49,7 @@ def generator(monkeypatch: pytest.MonkeyPatch, spoil: bool = False) -> list[int]
         made.append(len(left))
         return GenerateResult(4, 4, len(left), len(left), 0, 1.0)
 
-    monkeypatch.setattr(stages, "generate", generate)
+    monkeypatch.setattr(driver, "generate", generate)
     return made
 
 
@@ -75,7 +78,7 @@ def test_run_selects_between_seal_and_audit(tmp_path: Path, monkeypatch: pytest.
         "test",
     )
     write_shards(tmp_path, manifest, range(8), processes=1)
-    monkeypatch.setattr(stages, "generate", lambda *_: GenerateResult(8, 8, 0, 0, 0, 1.0))
+    monkeypatch.setattr(driver, "generate", lambda *_: GenerateResult(8, 8, 0, 0, 0, 1.0))
     result = run(manifest, GenerateOptions(str(tmp_path)), AuditOptions(), Reports(quiet, quiet, quiet))
     assert result.selected is not None and result.selected.text() == "selected 4 of 8 images"
     assert (result.sealed.samples, result.selected.sealed.samples) == (8, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from rarefy.audit.against import check_against, compare_with, read_against, stor
 from rarefy.audit.card import write_audit
 from rarefy.audit.current import discard_audit, shards_sha256
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
-from rarefy.audit.features.scores import score_reference
+from rarefy.audit.features.scores import judge_images, score_reference
 from rarefy.audit.inputs.dataset import Problem, RunData, read_run
 from rarefy.audit.inputs.model import allow_networks, find_run_model
 from rarefy.audit.inputs.reference import Reference, load_reference
@@ -24,13 +25,14 @@ from rarefy.audit.rarity.compute import Means, RealSide, write_rarity
 from rarefy.audit.result import build_result
 from rarefy.audit.schema import METRICS_PATH, AuditResult
 from rarefy.audit.sheet import contact_sheet
-from rarefy.audit.sides import Progress, Setting
+from rarefy.audit.sides import Progress, Setting, check_enough
 from rarefy.audit.strips import write_strips
 from rarefy.audit.tables import write_bootstrap, write_copies, write_samples
 from rarefy.audit.verdict import judge
 from rarefy.device import find_device
 from rarefy.errors import ManifestError, ShardError, bad
 from rarefy.gates import Gate, check_measurable
+from rarefy.manifest import Manifest
 from rarefy.plan import shard_names
 from rarefy.shards.listing import iter_committed
 from rarefy.shards.metadata import tar_path
@@ -80,6 +82,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
         if value < 1:
             raise ManifestError(bad(name, value, "at least 1"))
     find_device(options.device)
+    store.check_writable()
     setting, *further = _settings(options, time.monotonic())
     other = None if options.against is None else read_against(options.against, store)
     progress("reading shards", 0, 1)
@@ -89,6 +92,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     needed = options.reference is None and "reference" in run.manifest.preset.files
     model = allow_networks(find_run_model(run.manifest.model, options.model, needed), options.allow_plugins)
     run = replace(run, manifest=replace(run.manifest, model=model))
+    run = replace(run, judged=judge_images(run.manifest, run.images, options.device, progress))
     reference = load_reference(run.manifest.preset, options.reference)
     if reference is None and options.utility:
         raise ManifestError(bad("utility", "no real images", "possible: give --reference"))
@@ -102,12 +106,9 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     scores, measured, others = None, None, list[Compared]()
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
-    if reference is None and options.utility:
-        raise ManifestError(bad("utility", "no real images", "possible: give --reference"))
-    if reference is None and options.training is not None:
-        raise ManifestError(bad("training", options.training, "usable without other real images: give --reference too"))
-    training = None if reference is None else load_training(run, options.training, progress)
-    reference = None if reference is None else reference.of_classes(run.manifest.counts)
+        confidence = None if scores is None else scores.confidence
+        measured = measure(run, reference, training, confidence, setting, progress)
+        others = [compare(run, reference, confidence, each, progress) for each in further]
         problems = _write_rarity(store, run, reference, measured, setting, progress)
         run = replace(measured.run, problems=(*measured.run.problems, *problems))
     result, estimates = build_result(run, reference, scores, measured, gates, setting, others)
@@ -194,6 +195,14 @@ def _write_rarity(
     real = RealSide(reference.real, reference.real.sha256(), lambda: measured.sides.real.manifold)
     means = Means(setting.extractor, setting.k, setting.device, setting.ray_address)
     return write_rarity(store, markers, sum(manifest.pool.values()), real, means, progress)
+
+
+def check_before(manifest: Manifest, options: AuditOptions) -> None:
+    """Raise, before a run is made, what its audit would raise in the end for want of images. Raises DataError."""
+    reference = load_reference(manifest.preset, options.reference)
+    if reference is not None:
+        held_out = Counter(reference.held_out.labels.tolist())
+        check_enough(sum(min(count, held_out[class_id]) for class_id, count in manifest.counts.items()), options.k)
 
 
 def _check_without_classifier(gates: Iterable[Gate], tail: str) -> None:

@@ -43,7 +43,7 @@ from rarefy.gates import Gate, Reading, check_gates, gate_verdict
 from rarefy.models.folder import fast_errors
 
 LIBRARIES = ("torch", "torch-fidelity", "scikit-learn", "numpy")
-ON_CLASS = "on_class_rate"
+ON_CLASS, ON_CLASS_GUIDING = "on_class_rate", "on_class_guiding"
 MAP_POINTS = 2000
 MAP_DIGITS = 4
 
@@ -68,7 +68,10 @@ def build_result(
     labels = None if reference is None else reference.real.labels
     metrics, estimates = ({}, {}) if measured is None else _metrics(measured, setting)
     if run.scored:
-        estimates[ON_CLASS], metrics[ON_CLASS] = _on_class(run, scores, labels)
+        guiding = ON_CLASS if run.judged is None else ON_CLASS_GUIDING
+        estimates[guiding], metrics[guiding] = _on_class(run, scores, labels)
+    if run.judged is not None:
+        estimates[ON_CLASS], metrics[ON_CLASS] = _on_class_judged(run, run.judged, scores, labels)
     per_class = _class_rows(run)
     if scores is not None and labels is not None:
         _add_scores(per_class, run, scores, labels)
@@ -178,6 +181,19 @@ def _on_class(
     return estimate, _entry(ON_CLASS, estimate, baseline, ("guiding classifier", "softmax at t = 0", None), counts)
 
 
+def _on_class_judged(
+    run: RunData, judged: NDArray[np.int64], scores: ReferenceScores | None, labels: NDArray[np.int64] | None
+) -> tuple[Estimate, MetricEntry]:
+    """How often the judge sees the requested class in the measured images; the baseline is its accuracy on real."""
+    class_ids, baseline = run.measured.class_id, None
+    estimate = estimate_mean(judged == class_ids, GENERATED, class_ids)
+    if scores is not None and scores.judged_id is not None and labels is not None:
+        baseline = summarize([estimate_mean(scores.judged_id == labels, REAL, labels)], True)
+    real_count = 0 if labels is None else len(labels)
+    counts = len(run.measured), real_count, real_count
+    return estimate, _entry(ON_CLASS, estimate, baseline, ("judge", "most probable class", None), counts)
+
+
 def _entry(kind: str, estimate: Estimate, baseline: Baseline | None, source: Source, counts: Counts) -> MetricEntry:
     extractor, layer, k = source
     generated_count, real_count, baseline_count = counts
@@ -200,13 +216,16 @@ def _entry(kind: str, estimate: Estimate, baseline: Baseline | None, source: Sou
 
 
 def _class_rows(run: RunData) -> list[ClassRow]:
-    """One row per planned class, from the run's metadata alone."""
+    """One row per planned class, from the run's metadata; on-class rates are the judge's if there is one."""
     table, rows, manifest = [], run.rows, run.manifest
     for class_id, planned in sorted(manifest.counts.items()):
         own = rows.class_id == class_id
         drawn = int((rows.candidate[own] + 1).sum())
         scored = own if run.scored else own & False
-        rate, interval = fraction_interval(rows.predicted_id[scored] == class_id)
+        hits = rows.predicted_id[scored] == class_id
+        if run.judged is not None:
+            hits = run.judged[run.measured.class_id == class_id] == class_id
+        rate, interval = fraction_interval(hits)
         table.append(
             ClassRow(
                 class_id=class_id,
@@ -227,7 +246,8 @@ def _add_scores(table: list[ClassRow], run: RunData, scores: ReferenceScores, la
     """Add each class's scores of the real images, and the distance of the generated images' scores from them."""
     for row in table:
         own, real = run.rows.class_id == row.class_id, labels == row.class_id
-        row.reference_on_class_rate = mean(scores.predicted_id[real] == row.class_id)
+        chosen = scores.predicted_id if scores.judged_id is None else scores.judged_id
+        row.reference_on_class_rate = mean(chosen[real] == row.class_id)
         row.reference_confidence = mean(scores.confidence[real])
         row.reference_entropy = mean(scores.entropy[real])
         row.confidence_w1 = wasserstein_1(run.rows.confidence[own], scores.confidence[real])

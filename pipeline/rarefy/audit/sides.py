@@ -117,17 +117,22 @@ def make_side(outputs: Features, images: NDArray[np.uint8], labels: NDArray[np.i
     return Side(images, labels, manifold, outputs[:, setting.extractor.dim :])
 
 
+def check_enough(images: int, k: int) -> None:
+    """Raise DataError unless so many images, for each of which there is a held-out real one, can be compared."""
+    if images <= k:
+        raise DataError(
+            f"reference: it has real images for the comparison of only {images}, and the metrics need more than "
+            f"k = {k}; give more real images of the run's classes with --reference"
+        )
+
+
 def equal_rows(
     class_ids: NDArray[np.int64], reference: Reference, k: int
 ) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]]:
     """Rows of the run (with class_ids), and of the held-out images in up to ten draws: equally many per class."""
     held_out = reference.held_out.labels
     rows = rows_within(class_ids, {each: int((held_out == each).sum()) for each in np.unique(class_ids)})
-    if len(rows) <= k:
-        raise DataError(
-            f"reference: it has real images for the comparison of only {len(rows)}, and the metrics need more than "
-            f"k = {k}; give more real images of the run's classes with --reference"
-        )
+    check_enough(len(rows), k)
     counts = {int(each): int((class_ids[rows] == each).sum()) for each in np.unique(class_ids[rows])}
     return rows, disjoint_rows(held_out, counts, MAX_DRAWS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +13,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from rarefy.audit.measure import Measured
 from rarefy.audit.metrics.bootstrap import SEED
 from rarefy.audit.schema import STRIPS_PATH
 from rarefy.audit.tables import read_rows
-from rarefy.images import LabelledImages
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
+
+if TYPE_CHECKING:  # the page reads this file without torch
+    from rarefy.audit.measure import Measured
+    from rarefy.images import LabelledImages
 
 SAMPLE, RAREST, OUTSIDE, OFF_CLASS, REAL = "sample", "rarest", "outside", "off class", "real"
 OF_RUN = (SAMPLE, RAREST, OUTSIDE, OFF_CLASS)

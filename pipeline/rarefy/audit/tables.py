@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarefy.audit.inputs.dataset import Rows
-from rarefy.audit.measure import Measured
-from rarefy.audit.metrics.bootstrap import Estimate
-from rarefy.audit.rarity.compute import finite_rarity
 from rarefy.audit.schema import BOOTSTRAP_PATH, COPIES_PATH, SAMPLES_PATH
 from rarefy.errors import ShardError
 from rarefy.models.folder import ModelFolder
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
+
+if TYPE_CHECKING:  # the page reads these tables without torch
+    from rarefy.audit.measure import Measured
+    from rarefy.audit.metrics.bootstrap import Estimate
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
@@ -94,6 +95,8 @@ def write_samples(store: Store, rows: Rows, preset: ModelFolder, measured: Measu
     if preset.classifier is not None:
         columns |= {name: getattr(rows, name) for name in ("predicted_id", "confidence", "entropy")}
     if measured is not None:
+        from rarefy.audit.rarity.compute import finite_rarity
+
         neighborhood = measured.of_run.neighborhood
         columns |= {
             "rarity": finite_rarity(neighborhood),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,10 @@ from rarefy.diffusion.finite import check_finite, image_sums
 from rarefy.diffusion.prediction import denoiser
 from rarefy.diffusion.schedule import Schedule, schedule_of
 from rarefy.errors import ManifestError, bad
-from rarefy.guidance.base import KINDS, LATER, Networks, StartTerm, StepState, Term, times
+from rarefy.guidance.base import KINDS, Networks, StartTerm, StepState, Term, times
 from rarefy.guidance.guide import Guide
 
 if TYPE_CHECKING:
-    from rarefy.models.folder import ModelFolder
     from rarefy.models.load import Models
 
 METHODS = ("ancestral", "ddim", "dpm-solver++")
@@ -157,27 +156,6 @@ def reverse_chain(
         previous = pred_xstart
         # Clipping would turn an infinite eps into a black or white image.
         yield Sample(step, c.t, x, pred_xstart, (image_sums(output), image_sums(x)))
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """The sampler of a manifest. steps: a respacing ("250", "10,10,5", "ddim25", "logsnr15"); others as in Chain.
-
-    start: the original time step where the chain begins, from standard normal noise; None for the noisiest one. At the
-    noisiest steps an error of eps is magnified in pred_xstart by 1 / sqrt(abar), a hundred times and more, so that a
-    network after short training begins with glaring colours.
-    """
-
-    method: str = "ancestral"
-    steps: str = "250"
-    eta: float = 0.0
-    classifier_every: int = 1
-    start: int | None = field(default=None, metadata=LATER)
-
-    def chain(self, preset: ModelFolder, terms: Sequence[Term] = ()) -> Chain:
-        """The chain over a model's schedule. Raises ManifestError if they do not fit together."""
-        schedule = schedule_of(preset, self.steps, self.start)
-        return Chain(schedule, self.method, self.eta, terms, self.classifier_every)
 
 
 def sample(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rarefy.diffusion.settings import RESPACINGS
 from rarefy.errors import ManifestError, bad
 
 if TYPE_CHECKING:
     from rarefy.models.folder import ModelFolder
 
 SCHEDULES = ("linear", "scaled_linear", "cosine")
-RESPACINGS = 'a count ("250"), section counts ("10,10,5"), "ddimN" or "logsnrN"'
 SMALLEST_ALPHA_CUMPROD = 1e-70
 """At the end of a chain. Far below any schedule in use, but its square root is still a normal float32."""
 LOGSNR_START = -5.1

@@ -3,7 +3,8 @@
 A term is a frozen dataclass of its parameters, in its own file in ``terms``. A classifier term returns an objective per
 image, computed from log p(. | x_t); one classifier forward and one backward pass serve all of them. A score term
 computes its gradient from the step's state. A network term may call the networks for it. A start term changes where the
-chain begins. Formulas and sources: docs/METHODS.md; how to write a term: docs/TERMS.md.
+chain begins. Formulas and sources: docs/METHODS.md; how to write a term: docs/TERMS.md. Terms import torch only when
+they act, so that reading a manifest is quick.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from rarefy.errors import ManifestError, bad
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ramp = float | tuple[tuple[float, float], ...]
 """A constant, or (time step, value) points in ascending time, linear between them and constant beyond the ends."""
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+Denoise = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 """(x_t (B, C, H, W), t (B,) original time steps, y (B,)) -> eps, followed by v if sigma is learned."""
 
-Classify = Callable[[Tensor, Tensor], Tensor]
+Classify = Callable[["Tensor", "Tensor"], "Tensor"]
 """(x_t (B, C, H, W), t (B,)) -> logits (B, K)."""
 
 LATER = {"later": True}
@@ -184,7 +185,7 @@ KINDS = (ClassifierTerm, ScoreTerm, NetworkTerm, StartTerm)
 
 def times(x: Tensor, t: float) -> Tensor:
     """Time step ``t`` for each image of ``x``, (B,): the networks' time input."""
-    return torch.full((len(x),), float(t), device=x.device, dtype=x.dtype)
+    return x.new_full((len(x),), float(t))
 
 
 def at(ramp: Ramp, t: float) -> float:
@@ -213,7 +214,7 @@ def target_log_prob(log_probs: Tensor, y: Tensor) -> Tensor:
 
 def other_log_prob(log_probs: Tensor, y: Tensor) -> Tensor:
     """log(1 - p(y)), (B,), as a log sum over the other classes, which stays exact as p(y) -> 1."""
-    others = log_probs.scatter(1, y[:, None], -torch.inf)
+    others = log_probs.scatter(1, y[:, None], -math.inf)
     return others.logsumexp(dim=1) - log_probs.logsumexp(dim=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import struct
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.errors import CheckpointError, bad
+from rarefy.models.file_hash import file_sha256
 from rarefy.models.unwrap import Found, closest, find_weights, is_counter, looks_like, some
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -26,15 +26,6 @@ UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeErro
               AssertionError, MemoryError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError,
               safetensors.SafetensorError)  # fmt: skip
 _GROUP_VALUES = 2**24  # 64 MiB of float32
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, hex. Raises CheckpointError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"checkpoint: {str(path)!r} cannot be read ({error.strerror})") from error
 
 
 def load_network(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rarefy.errors import CheckpointError, ManifestError, bad
 from rarefy.fields import Table, find_path, get_path, get_sha256, get_text, known_keys
-from rarefy.models.checkpoint import file_sha256
 from rarefy.models.config import NetworkConfig
+from rarefy.models.file_hash import file_sha256
 from rarefy.models.folder import CONFIG, OWN_CODE, WEIGHTS, ModelFolder, find_model, read_model_folder
 from rarefy.models.remote import download, is_remote
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rarefy.execution import prepare
-from rarefy.models.checkpoint import file_sha256, load_network
+from rarefy.models.checkpoint import load_network
+from rarefy.models.file_hash import file_sha256
 from rarefy.models.folder import ModelFolder
 from rarefy.models.networks import build_classifier, build_network
 from rarefy.project.checks import SmallAudit

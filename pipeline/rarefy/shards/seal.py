@@ -69,7 +69,7 @@ def seal(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -> Se
 
     repair: withdraw damaged shards: ``_SUCCESS`` is deleted first and then their markers, so that the next generate
     makes them again. Without it nothing is changed unless every shard is intact. Raises ShardError, which names missing
-    and damaged shards and files that are not part of the plan.
+    and damaged shards and files that are not part of the plan, and OutputError if the store cannot be written.
     """
     check_claim(store, run.digest)
     return seal_set(store, run, card, repair)
@@ -77,6 +77,7 @@ def seal(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -> Se
 
 def seal_set(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -> Sealed:
     """As ``seal``, for a set that is part of a run and has no claim of its own."""
+    store.check_writable()
     with ExitStack() as stack:
         # The files get their names at the end of this block, and only if it succeeds.
         index, listing = (stack.enter_context(store.staged(rel)).open("wb") for rel in (INDEX, LISTING))

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from typing import BinaryIO
 
 import numpy as np
-import webdataset
 from numpy.typing import NDArray
 from PIL import Image, features
 
@@ -64,6 +63,8 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 def write_tar(stream: BinaryIO, samples: Sequence[Sample]) -> None:
     """WebDataset tar in the given order. Its bytes depend only on the samples' images and rows."""
     options = {"user": TAR_OWNER, "group": TAR_OWNER, "mtime": 0, "encoder": False}
+    import webdataset  # it imports torch, which seal does not need
+
     with webdataset.TarWriter(stream, **options) as tar:
         for sample in samples:
             record = sample.record

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rarefy.errors import OutputError, bad
 from rarefy.images import LabelledImages
-from rarefy.models.checkpoint import file_sha256
+from rarefy.models.file_hash import file_sha256
 from rarefy.training.data import TrainingSet, place
 from rarefy.training.log import LOG, checks, curve
 from rarefy.training.recipe import Recipe, changed_key, stored_values, values_text

@@ -20,7 +20,8 @@ from rarefy.errors import DeviceError, ManifestError, OutputError, bad
 from rarefy.execution import check_execution
 from rarefy.fields import check_integer
 from rarefy.models.adm import ADM
-from rarefy.models.checkpoint import check_entries, file_sha256, read_state
+from rarefy.models.checkpoint import check_entries, read_state
+from rarefy.models.file_hash import file_sha256
 from rarefy.training.data import place
 from rarefy.training.images import library_images
 from rarefy.training.log import TrainingLog, cut_log

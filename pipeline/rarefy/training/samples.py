@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rarefy.diffusion.prediction import denoiser
-from rarefy.diffusion.sampler import ImageNoise, SamplerSettings, reverse_chain, to_uint8
+from rarefy.diffusion.sampler import ImageNoise, reverse_chain, to_uint8
+from rarefy.diffusion.settings import SamplerSettings
 from rarefy.execution import prepare
 from rarefy.guidance.base import Networks
 from rarefy.models.adm import ADM

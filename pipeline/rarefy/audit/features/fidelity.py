@@ -14,7 +14,8 @@ import torch
 
 from rarefy.audit.features.dinov2 import SHAPES, load_dinov2
 from rarefy.errors import CheckpointError, bad
-from rarefy.models.checkpoint import UNREADABLE, file_sha256, first_line
+from rarefy.models.checkpoint import UNREADABLE, first_line
+from rarefy.models.file_hash import file_sha256
 from rarefy.torchvision_operators import import_module
 
 LOGITS_LAYER = "logits_unbiased"

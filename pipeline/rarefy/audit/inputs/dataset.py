@@ -21,7 +21,7 @@ from rarefy.plan import data_names, data_store, kept_plan
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE
 from rarefy.shards.index import is_sealed
 from rarefy.shards.listing import iter_committed
-from rarefy.shards.marker import Marker
+from rarefy.shards.marker import Marker, hash_file
 from rarefy.shards.metadata import parquet_path, read_table, tar_path
 from rarefy.shards.reader import decode_image, iter_tar
 from rarefy.shards.store import Store
@@ -70,7 +70,8 @@ class RunData:
     """rows: all committed samples; measured: those whose images, uint8 (N, C, H, W), are compared with real ones.
 
     parts: the slice of each shard in images; weights: sha256 of the diffusion model's and the classifier's weights
-    (None without a classifier); complete: the data set is sealed; problems: what had to be left out.
+    (None without a classifier); complete: the data set is sealed; problems: what had to be left out; judged: the class
+    of each measured image by the model's judge, None until it is known or without one.
     """
 
     manifest: Manifest
@@ -81,6 +82,7 @@ class RunData:
     weights: tuple[str, str | None]
     complete: bool
     problems: tuple[Problem, ...]
+    judged: NDArray[np.int64] | None = None
 
     @property
     def scored(self) -> bool:
@@ -89,7 +91,8 @@ class RunData:
 
     def keep(self, rows: NDArray[np.int64]) -> RunData:
         """The same run with only these measured images, and without ``parts``."""
-        return replace(self, measured=self.measured.take(rows), images=self.images[rows], parts=())
+        judged = None if self.judged is None else self.judged[rows]
+        return replace(self, measured=self.measured.take(rows), images=self.images[rows], parts=(), judged=judged)
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,11 @@ def _read_tables(store: Store, markers: Iterable[Marker], problems: list[Problem
             # The size reveals a truncated tar without reading the shards that are not measured.
             if (size := store.size(tar_path(name))) != marker.tar_bytes:
                 raise ShardError(f"{size} bytes, but its marker says {marker.tar_bytes}: truncated or replaced")
+            if store.size_or_none(parquet_path(name)) is None:
+                raise ShardError(f"{parquet_path(name)} is missing")
             with store.local_copy(parquet_path(name)) as path:
+                if hash_file(path).sha256 != marker.parquet_sha256:
+                    raise ShardError(f"{parquet_path(name)} does not have the sha256 that its marker says")
                 tables[name] = read_table(path).select([*COLUMNS, *WEIGHTS, "image_sha256"])
         except (ShardError, OutputError) as error:
             problems.append(Problem(tar_path(name), f"left out: {error}"))

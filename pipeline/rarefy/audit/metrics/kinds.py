@@ -93,7 +93,16 @@ METRIC_KINDS: dict[str, MetricKind] = {
     ),
     "tail_utility": MetricKind("Tail utility", "higher", False, "utility on the rarest real test images"),
     "on_class_rate": MetricKind(
-        "On class", "higher", False, "fraction of images that the guiding classifier assigns to the requested class"
+        "On class",
+        "higher",
+        False,
+        "fraction of images of the requested class, by the model's judge or else by the guiding classifier",
+    ),
+    "on_class_guiding": MetricKind(
+        "On class (guiding)",
+        "neither",
+        False,
+        "fraction of images of the requested class by the classifier that guided them, which flatters them",
     ),
 }
 # Fractions of images: their intervals end at 0 and 1.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from rarefy.errors import ManifestError, bad
 from rarefy.guidance.base import ClassifierTerm, Ramp, StepState, at, entropy, other_log_prob, target_log_prob
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST = 1e12
 
@@ -43,6 +43,8 @@ class ClassifierGuidance(ClassifierTerm):
 
 
 def _entropy_factor(log_probs: Tensor) -> Tensor:
+    import torch
+
     return math.log(log_probs.shape[1]) / entropy(log_probs).clamp(min=torch.finfo(log_probs.dtype).tiny)
 
 
@@ -54,6 +56,8 @@ def _unbounded(scale: float, factor: Tensor, log_probs: Tensor, y: Tensor) -> Te
     over where the factor nears the largest number. If the classifier is sure of another class, the formula itself has
     no bound: ``LARGEST`` then limits factor * (1 - p(y)), beyond anything that gives an image.
     """
+    import torch
+
     target = scale * target_log_prob(log_probs, y)
     if log_probs.shape[1] == 1:
         return target * factor

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from rarefy.errors import ManifestError, bad
 from rarefy.guidance.base import (
@@ -20,6 +17,9 @@ from rarefy.guidance.base import (
     ramp_values,
     target_log_prob,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class LowConfidence(ClassifierTerm):
     def objective(self, log_probs: Tensor, state: StepState) -> Tensor:
         tau = self._tau(state, log_probs)
         pull = tau * target_log_prob(log_probs, state.y)
-        if isinstance(tau, Tensor) or tau != 1:
+        if not (isinstance(tau, float | int) and tau == 1):
             pull = pull + (1 - tau) * other_log_prob(log_probs, state.y)
         return at(self.scale, state.t) * pull
 
@@ -63,7 +63,7 @@ class LowConfidence(ClassifierTerm):
         """One number, or (B,) with quantiles. Without ranks every image has rank 0.5."""
         if self.tau is not None:
             return at(self.tau, state.t)
-        ranks = torch.full_like(log_probs[:, 0], 0.5) if state.ranks is None else state.ranks.to(log_probs)
+        ranks = log_probs.new_full(log_probs.shape[:1], 0.5) if state.ranks is None else state.ranks.to(log_probs)
         return quantile_function(log_probs.new_tensor(self.tau_quantiles), ranks)
 
 
@@ -71,4 +71,4 @@ def quantile_function(values: Tensor, ranks: Tensor) -> Tensor:
     """The piecewise linear function with ``values`` (N,) at evenly spaced ranks from 0 to 1. ranks: (B,) -> (B,)."""
     place = ranks * (len(values) - 1)
     low = place.floor().long().clamp(max=len(values) - 2)
-    return torch.lerp(values[low], values[low + 1], place - low)
+    return values[low].lerp(values[low + 1], place - low)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from rarefy.errors import ManifestError, bad
 from rarefy.guidance.base import Networks, NetworkTerm, Ramp, StepState, at
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class SelfGuided(NetworkTerm):
             raise ManifestError(bad("level", self.level, "at least 0 and below 1"))
 
     def gradient(self, state: StepState, networks: Networks) -> Tensor:
+        import torch
+
         assert networks.features is not None
         noisy_t = int(self.level * networks.num_timesteps)
         with torch.enable_grad():
