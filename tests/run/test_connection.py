@@ -6,6 +6,7 @@ import socket
 import threading
 
 import pytest
+from ray._raylet import get_authentication_mode
 
 from rarefy.errors import DeviceError
 from rarefy.generate.cluster import _OthersText, connected
@@ -34,3 +35,12 @@ def test_what_rays_threads_print_is_not_shown(capsys: pytest.CaptureFixture[str]
     thread.join()
     print("ours", file=stream, flush=True)
     assert capsys.readouterr() == ("", "ours\n")
+
+
+@pytest.mark.slow
+def test_the_token_of_an_embedded_ray_is_forgotten() -> None:
+    """Otherwise a driver that connects to a cluster later refuses its head's calls, and every actor ends at once."""
+    before = get_authentication_mode()
+    with connected(Request(1, 0.0, 1, 1), None):
+        assert get_authentication_mode() != before
+    assert get_authentication_mode() == before

@@ -61,13 +61,16 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
         yield fit_cluster(request, find_machines())
     elif address is None:
         resources = fit_machine(request)
-        with _private_folder() as folder, _environment(_own_settings(folder)):
-            try:
-                _start_or_say_why(resources, folder)
-                yield resources
-            finally:
-                ray.shutdown()
-                end_processes(folder)
+        try:
+            with _private_folder() as folder, _environment(_own_settings(folder)):
+                try:
+                    _start_or_say_why(resources, folder)
+                    yield resources
+                finally:
+                    ray.shutdown()
+                    end_processes(folder)
+        finally:
+            _forget_token()  # or this process's next Ray would refuse the calls of a head without a token
     else:
         _check_address(address)
         _forget_token()
