@@ -60,12 +60,12 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     if options.limit < 1:
         raise ManifestError(bad("limit", options.limit, "at least 1"))
     find_device(options.device)
-    store.check_writable()
     started = time.monotonic()
     extractor = load_extractor(options.extractor, options.extractor_weights)
     setting = Setting(extractor, options.k, options.device, options.tail, options.ray_address, started)
     progress("reading shards", 0, 1)
     run = read_run(store, options.limit)
+    store.check_writable()  # not earlier: it would make a folder of a mistyped name
     gates = run.manifest.gates if options.gates is None else options.gates
     if not run.scored:
         _check_without_classifier(gates, options.tail)
