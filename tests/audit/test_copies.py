@@ -183,10 +183,12 @@ def test_neighbours_that_repeat_a_picture_set_no_scale() -> None:
 def test_the_limit_lets_few_real_images_pass() -> None:
     index, ratios = np.zeros(1000, np.int64), np.linspace(0.3, 1.3, 1000)
     rule = calibrate(Closeness(ratios, ratios + 1, index, index))
-    assert (ratios < rule.pixel).sum() == 5
+    assert (ratios < rule.pixel).sum() == 2
     assert rule.feature == CAP  # far from the others, and still no copy
     equal = np.concatenate([np.zeros(500), ratios[:500]])
-    assert (calibrate(Closeness(equal, equal, index, index)).pixel == ratios).argmax() == 2
+    assert (calibrate(Closeness(equal, equal, index, index)).pixel == ratios).argmax() == 1
+    few = ratios[:100]
+    assert calibrate(Closeness(few, few, index, index)).pixel == few[0]
     none = np.zeros(0)
     assert calibrate(Closeness(none, none, none, none)) == Rule(UNCALIBRATED, UNCALIBRATED)
 

@@ -155,7 +155,8 @@ def test_a_model_without_a_classifier_is_judged_without_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "words"), [("confidence", "Of the 10% with the lowest confidence"), ("keys", "Of the 1,234 listed images")]
+    ("rule", "words"),
+    [("confidence", "Of the 10% of each class with the lowest confidence"), ("keys", "Of the 1,234 listed images")],
 )
 def test_the_tail_that_was_chosen_is_named(rule: str, words: str) -> None:
     result = made()

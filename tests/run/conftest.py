@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,22 @@ import torch
 from faults.processes import descendants
 
 from rarefy.generate.actor import ShardGenerator
+from rarefy.generate.cluster import forget_token
 from rarefy.manifest import load_manifest
 from rarefy.plan import make_plan
+
+
+@pytest.fixture(scope="module")
+def open_ray() -> Iterator[None]:
+    """A Ray that a test starts itself has no token, whatever an earlier one of this process or the home folder left."""
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    forget_token()
+    yield
+    os.environ.pop("RAY_AUTH_MODE")
+    if before is not None:
+        os.environ["RAY_AUTH_MODE"] = before
+    forget_token()
 
 
 class Runs:

@@ -34,8 +34,6 @@ ImportError: no torch"""
 CUDA = """CUDA error: an illegal memory access was encountered
 CUDA kernel errors might be asynchronously reported at some other API call.
 For debugging consider passing CUDA_LAUNCH_BLOCKING=1"""
-FORGOTTEN = """The actor died unexpectedly before finishing this task.
-The actor is dead because all references to the actor were removed."""
 NODE_DIED = """The actor died unexpectedly before finishing this task.
 The actor died because its node has died. Node Id: 4f5e
 \tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats"""
@@ -71,7 +69,6 @@ The actor died because its node has died. Node Id: 4f5e
         (RayActorError("1", PROCESS_DIED), LOADING, False, Blame.ACTOR),
         (RayActorError("1", NODE_DIED), SHARD, True, Blame.SYSTEM),
         (RayActorError("1", NODE_DIED), LOADING, False, Blame.SYSTEM),
-        (RayActorError("1", FORGOTTEN), LOADING, False, Blame.SYSTEM),
         (RayActorError("1", PROCESS_DIED, preempted=True), SHARD, True, Blame.SYSTEM),
         (ActorUnavailableError("Socket closed", None), SHARD, True, Blame.SYSTEM),
     ],

@@ -30,7 +30,7 @@ NODE: dict[str, Any] = {"object_store_memory": 10**8, "include_dashboard": False
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(open_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without CPUs; this process is connected to it."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO / "tests"), str(REPO / "pipeline")]))
     monkeypatch.setenv("RAY_health_check_period_ms", "500")

@@ -6,9 +6,10 @@ import socket
 import threading
 
 import pytest
+from ray._raylet import get_authentication_mode
 
 from rarefy.errors import DeviceError
-from rarefy.generate.cluster import _OthersText, connected
+from rarefy.generate.cluster import _OthersText, connected, forget_token
 from rarefy.generate.fit import Request
 
 CLOSED = "127.0.0.1:CLOSED"  # stands for a port where nobody listens
@@ -34,3 +35,14 @@ def test_what_rays_threads_print_is_not_shown(capsys: pytest.CaptureFixture[str]
     thread.join()
     print("ours", file=stream, flush=True)
     assert capsys.readouterr() == ("", "ours\n")
+
+
+@pytest.mark.slow
+def test_the_token_of_an_embedded_ray_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a driver that connects to a cluster later refuses its head's calls, and every actor ends at once."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    forget_token()
+    before = get_authentication_mode()
+    with connected(Request(1, 0.0, 1, 1), None):
+        assert get_authentication_mode() != before
+    assert get_authentication_mode() == before

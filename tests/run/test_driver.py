@@ -30,7 +30,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+def cluster(open_ray: None) -> Iterator[None]:
     """One Ray for all these tests, because generate uses an existing connection. Its actors can import the examples."""
     folder = tempfile.mkdtemp(prefix="rarefy-test-", dir="/tmp")
     path = os.environ.get("PYTHONPATH")

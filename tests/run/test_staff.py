@@ -50,22 +50,6 @@ def test_a_request_that_nothing_can_meet_is_made_anew_when_a_machine_is_free_aga
     assert waits.gone and staff.workers == [again]
 
 
-@pytest.mark.parametrize(("blame", "ends"), [(Blame.ACTOR, True), (Blame.SYSTEM, False)])
-def test_only_starts_that_are_not_the_systems_fault_make_a_machine_hopeless(blame: Blame, ends: bool) -> None:
-    staff, now = staff_on(FakeCluster(["a"]), None, []), 0.0
-    for _ in range(2):
-        (worker,) = staff.recruit(9, now)
-        staff.failed(worker, RuntimeError("lost"), blame, now)
-        now += 100.0
-    (worker,) = staff.recruit(9, now)
-    if ends:
-        with pytest.raises(DeviceError, match="3 were started"):
-            staff.failed(worker, RuntimeError("lost"), blame, now)
-    else:
-        staff.failed(worker, RuntimeError("lost"), blame, now)
-        assert len(staff.recruit(9, now + 100.0)) == 1
-
-
 def test_waiting_is_told_when_it_begins_when_it_changes_and_now_and_then() -> None:
     cluster, events = FakeCluster([]), list[Event]()
     staff = staff_on(cluster, None, events)

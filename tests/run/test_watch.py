@@ -260,7 +260,7 @@ def _metrics(expression: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
+def local_ray(open_ray: None) -> Iterator[None]:
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
     yield
     ray.shutdown()

@@ -82,11 +82,11 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
         if value < 1:
             raise ManifestError(bad(name, value, "at least 1"))
     find_device(options.device)
-    store.check_writable()
     setting, *further = _settings(options, time.monotonic())
     other = None if options.against is None else read_against(options.against, store)
     progress("reading shards", 0, 1)
     audited, run = _read(store, options.limit)
+    store.check_writable()  # not earlier: it would make a folder of a mistyped name
     gates = run.manifest.gates if options.gates is None else options.gates
     _check_possible(run, gates, options, (setting, *further))
     needed = options.reference is None and "reference" in run.manifest.preset.files

@@ -74,8 +74,8 @@ def _copies(result: AuditResult) -> list[str]:
     searched = result.memorization
     if searched is None:
         return []
-    whole = "the model's whole training set" if searched.whole else "not the model's whole training set"
-    return [f"Copies were searched for among {searched.count:,} images: {searched.source}, {whole}.\n"]
+    part = "" if searched.whole else ", which is not the model's whole training set"
+    return [f"Copies were searched for among {searched.count:,} images: {searched.source}{part}.\n"]
 
 
 def _exceptions(result: AuditResult) -> list[str]:

@@ -67,11 +67,11 @@ def build_result(
     """
     labels = None if reference is None else reference.real.labels
     metrics, estimates = ({}, {}) if measured is None else _metrics(measured, setting)
+    if run.judged is not None:
+        estimates[ON_CLASS], metrics[ON_CLASS] = _on_class_judged(run, run.judged, scores, labels)
     if run.scored:
         guiding = ON_CLASS if run.judged is None else ON_CLASS_GUIDING
         estimates[guiding], metrics[guiding] = _on_class(run, scores, labels)
-    if run.judged is not None:
-        estimates[ON_CLASS], metrics[ON_CLASS] = _on_class_judged(run, run.judged, scores, labels)
     per_class = _class_rows(run)
     if scores is not None and labels is not None:
         _add_scores(per_class, run, scores, labels)

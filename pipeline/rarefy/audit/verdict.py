@@ -163,7 +163,8 @@ def _lines(result: AuditResult) -> list[str]:
 def _tail_words(tail: TailSummary) -> str:
     if tail.rule == "keys":
         return f"Of the {tail.count:,} listed images"
-    return f"Of the {tail.share:.0%} {'rarest' if tail.rule == 'avgknn' else 'with the lowest confidence'}"
+    which = "that are rarest" if tail.rule == "avgknn" else "with the lowest confidence"
+    return f"Of the {tail.share:.0%} of each class {which}"
 
 
 def _percent(value: float | None) -> str:

@@ -20,9 +20,7 @@ from rarefy.errors import (
 from rarefy.generate.events import Blame
 
 SHOWN = 200  # characters of a message; the log file has all of it
-# What Ray's message says if the machine was lost and not only the process, or if Ray lost count of a living handle,
-# which happens on overloaded machines: the driver ends actors by killing them, never by forgetting them.
-SYSTEM_LOSSES = ("node has died", "all references to the actor were removed")
+NODE_DIED = "node has died"  # what Ray's message says if the machine was lost and not only the process
 
 
 class Phase(Enum):
@@ -39,8 +37,7 @@ def find_blame(error: BaseException, phase: Phase, proven: bool) -> Blame:
     (LOADING), or a shard was made (SHARD), so that manifest, weights and batch size need not be wrong.
     """
     if isinstance(error, RayActorError):
-        lost = error.preempted or isinstance(error, ActorUnavailableError)
-        lost |= any(text in str(error) for text in SYSTEM_LOSSES)
+        lost = error.preempted or NODE_DIED in str(error) or isinstance(error, ActorUnavailableError)
         return Blame.SYSTEM if lost else Blame.ACTOR
     if isinstance(error, StorageError):
         return Blame.STORAGE

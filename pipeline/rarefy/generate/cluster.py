@@ -61,16 +61,19 @@ def _connection(request: Request, address: str | None) -> Iterator[Resources]:
         yield fit_cluster(request, find_machines())
     elif address is None:
         resources = fit_machine(request)
-        with _private_folder() as folder, _environment(_own_settings(folder)):
-            try:
-                _start_or_say_why(resources, folder)
-                yield resources
-            finally:
-                ray.shutdown()
-                end_processes(folder)
+        try:
+            with _private_folder() as folder, _environment(_own_settings(folder)):
+                try:
+                    _start_or_say_why(resources, folder)
+                    yield resources
+                finally:
+                    ray.shutdown()
+                    end_processes(folder)
+        finally:
+            forget_token()  # or this process's next Ray would refuse the calls of a head without a token
     else:
         _check_address(address)
-        _forget_token()
+        forget_token()
         try:
             with sigterm_kept():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
@@ -130,7 +133,7 @@ def _set_environment(values: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def _forget_token() -> None:
+def forget_token() -> None:
     """Let Ray read its token and settings again: it keeps them for the life of the process.
 
     The calls are private: versions that lack them have no token authentication by default.
@@ -150,7 +153,7 @@ def _start_or_say_why(resources: Resources, folder: Path) -> None:
 
 
 def _start(resources: Resources, folder: Path) -> None:
-    _forget_token()
+    forget_token()
     actors = resources.actors or 1
     with sigterm_kept():  # Ray's own handlers would print a stack trace or exit with another code
         ray.init(

@@ -86,8 +86,7 @@ class Staff:
 
     def failed(self, worker: Worker, error: BaseException, blame: Blame, now: float) -> None:
         """An actor is of no use any more: remove it, and remember its machine's failure."""
-        # A start that the system lost says nothing about its machine.
-        start, cause = not worker.ready and blame is not Blame.SYSTEM, real_cause(error)
+        start, cause = not worker.ready, real_cause(error)
         node = worker.runner.node or self._node_of(error)
         self.remove(worker)
         hopeless = blame is Blame.NODE and not self.loaded

@@ -113,7 +113,7 @@ def test_the_page_says_what_copies_were_searched_among(result: Result) -> None:
     audit = typed(result)
     assert "not with the training set" in memorization_words(audit)
     for whole, words in (
-        (True, "the model's whole training set."),
+        (True, "60,000 images: train/."),
         (False, "copies of its other images cannot be found"),
     ):
         searched = dataclasses.replace(audit, memorization=Memorization("train/", 60_000, "f" * 64, whole))

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rarefy.audit.audit import AuditOptions, run_audit
+from rarefy.audit.card import SAMPLE_PATH
 from rarefy.audit.current import shards_sha256
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.page.pictures import data_uri
 from rarefy.audit.page.report import write_report
 from rarefy.audit.page.templates import interval, number, signed
-from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, REPORT_PATH, SHEET_PATH, STRIPS_PATH
+from rarefy.audit.schema import COPIES_PATH, METRICS_PATH, REPORT_PATH, STRIPS_PATH
 from rarefy.cli import main
 from rarefy.errors import DataError, OutputError, ShardError
 from rarefy.manifest import Manifest
@@ -184,7 +185,7 @@ def test_audit_to_page_in_one_go(tmp_path: Path, real_folder: Path, commit_run: 
     page = written(store)
     assert "t-shirt/top" in page
     assert 'id="map"' in page
-    with Image.open(io.BytesIO(store.read_bytes(SHEET_PATH))) as sheet:
+    with Image.open(io.BytesIO(store.read_bytes(SAMPLE_PATH))) as sheet:
         assert sheet.height == 2 * 56
 
 
@@ -201,7 +202,7 @@ def test_page_without_a_reference(tmp_path: Path, commit_images: CommitImages) -
     assert "on_class_rate" in page
     assert "tail_recall" not in page
     assert 'id="map"' not in page
-    assert not store.exists(SHEET_PATH)
+    assert not store.exists(SAMPLE_PATH)
 
 
 def test_no_audit_to_report(tmp_path: Path, make_audit: MakeAudit, result: Result) -> None:
@@ -237,6 +238,7 @@ def test_heavy_images_become_thumbnails() -> None:
         (-0.0193, "\N{MINUS SIGN}0.019"),
         (0.00123, "0.0012"),
         (0.0, "0.000"),
+        (4.3e-19, "0.000"),
         (975.908, "975.9"),
         (12345.6, "12,346"),
     ],
@@ -298,7 +300,7 @@ def test_utility_memorization_and_other_extractors(make_audit: MakeAudit, result
     for section in ("utility", "against"):
         assert page.count(f'id="{section}"') == 1
     for text in ("real and generated, 0.5 generated per real one", "0.800 to 0.820", "90 held-out real images",
-                 "60,000 images: photos/. This is the model&#39;s whole training set.", "rarer than plain sampling.",
+                 "60,000 images: photos/.", "rarer than plain sampling.",
                  "With the features of inception-v3", "0.123"):  # fmt: skip
         assert text in page
 

@@ -2,7 +2,7 @@
 
 An image is compared with others by pixels (after the best flip, shift, brightness and contrast) and by features. Each
 distance is divided by the spacing of the real images there, and compared with what real images that no training step
-saw reach: at most 1% of them may count as copies.
+saw reach: at most 0.5% of them may count as copies, so that other real images stay below 1% with room for chance.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rarefy.images import pixel_digest
 
-ALARMS = 0.005  # largest fraction of the unseen real images that each of the two distances may flag
+ALARMS = 0.0025  # largest fraction of the unseen real images that each of the two distances may flag
 CAP = 0.5  # fraction of the spacing that no limit exceeds, however few real images there are
 UNCALIBRATED = 1 / 3  # the limit without unseen real images
 RANKS = (8, 17)
@@ -90,7 +90,7 @@ class Rule:
 
 
 def calibrate(unseen: Closeness) -> Rule:
-    """The rule by which at most 1% of these real images, which no training step saw, count as copies."""
+    """The rule by which at most 0.5% of these real images, which no training step saw, count as copies."""
     return Rule(_limit(unseen.pixel), _limit(unseen.feature))
 
 

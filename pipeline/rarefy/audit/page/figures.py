@@ -142,7 +142,7 @@ def memorization_words(result: AuditResult) -> str:
         return "Images were compared with the reference and the held-out real images, not with the training set."
     what = f"Images were compared with {searched.count:,} images: {searched.source}"
     if searched.whole:
-        return f"{what}. This is the model's whole training set."
+        return f"{what}."
     return f"{what}. This is not the model's whole training set: copies of its other images cannot be found."
 
 

@@ -68,6 +68,7 @@ def _numbers(result: AuditResult) -> dict[str, Any]:
         "shown_gates": SHOWN_GATES,
         "notes": notes(result),
         "common": common,
+        "draws": max((entry.floor_draws or 0 for entry in result.metrics.values() if entry.floor_spread), default=0),
         "metrics": [
             (name, result.metrics[name], own_setting(result.metrics[name], common) if common else "")
             for name in reading_order(result.metrics)

@@ -15,6 +15,7 @@ from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_label
 from rarefy.audit.schema import MetricEntry
 from rarefy.gates import metric_kind
 
+NOTHING = 1e-12  # smaller values are rounding errors of 0
 EN_DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
@@ -46,6 +47,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return EN_DASH
     if isinstance(value, int):
         return f"{value:,}"
+    value = 0.0 if abs(value) < NOTHING else value
     if abs(value) >= 1000:
         text = f"{value:,.0f}"
     elif abs(value) >= 10:
