@@ -34,7 +34,7 @@ def frechet_distance(generated: Features, real: Features) -> float:
     and the eigenvalues are cheap.
     """
     fid = load_module("metric_fid")
-    first, second = (dict(zip(("mu", "sigma"), _gaussian(rows), strict=True)) for rows in _spanned(generated, real))
+    first, second = (dict(zip(("mu", "sigma"), gaussian(rows), strict=True)) for rows in _spanned(generated, real))
     return float(fid.fid_statistics_to_metric(first, second, verbose=False)[fid.KEY_METRIC_FID])
 
 
@@ -45,7 +45,7 @@ def frechet_influences(generated: Features, real: Features) -> tuple[Doubles, Do
     towards a row x is 2 (m1 - m2).(x - m1) + (x - m1)'(I - T)(x - m1), minus its mean.
     """
     rows = _spanned(generated, real)
-    (mean_1, cov_1), (mean_2, cov_2) = (_gaussian(side) for side in rows)
+    (mean_1, cov_1), (mean_2, cov_2) = (gaussian(side) for side in rows)
     sides = ((rows[0], mean_1, mean_2, _transport(cov_1, cov_2)), (rows[1], mean_2, mean_1, _transport(cov_2, cov_1)))
     influences = []
     for side, own, other, transport in sides:
@@ -137,7 +137,7 @@ def _tensor(features: Features) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
 
 
-def _gaussian(rows: Matrix) -> tuple[Doubles, Doubles]:
+def gaussian(rows: Matrix) -> tuple[Doubles, Doubles]:
     """Mean and covariance in float64, one chunk of rows at a time."""
     mean: Doubles = np.asarray(np.mean(rows, axis=0, dtype=np.float64))
     total = np.zeros((rows.shape[1], rows.shape[1]))

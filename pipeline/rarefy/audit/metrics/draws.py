@@ -9,11 +9,13 @@ import numpy as np
 from rarefy.audit.features.extractors import Features
 from rarefy.audit.metrics.assembly import Distances, SetEstimates, set_values
 from rarefy.audit.metrics.distances import (
+    CHUNK,
     KID_SUBSET_SIZE,
     KID_SUBSETS,
     SEED,
     Doubles,
     frechet_distance,
+    gaussian,
     kernel_distances,
     local_outlier_factors,
 )
@@ -42,14 +44,13 @@ class _Shared:
     """
 
     def __init__(self, real: Features, rows: int) -> None:
-        wide = real.astype(np.float64)
-        self._real, self._mean, self._covariance = wide, wide.mean(axis=0), np.cov(wide, rowvar=False)
+        self._real, (self._mean, self._covariance) = real, gaussian(real)
         generator = np.random.RandomState(SEED)
         self._subsets, self._among = [], np.empty(KID_SUBSETS)
         for subset in range(KID_SUBSETS):
             generator.choice(rows, rows, replace=False)  # the draw's own, which comes first
             self._subsets.append(generator.choice(len(real), rows, replace=False))
-            self._among[subset] = _mean_of_pairs(wide[self._subsets[-1]])
+            self._among[subset] = _mean_of_pairs(real[self._subsets[-1]].astype(np.float64))
 
     def frechet(self, features: Features) -> float:
         """The Fréchet distance: the trace of (C1 C2)^1/2 by the eigenvalues of X1 C2 X1', which has the draw's rows."""
@@ -62,7 +63,8 @@ class _Shared:
     def kernel(self, features: Features) -> Doubles:
         """KID of each of its subsets."""
         wide = features.astype(np.float64)
-        apart = _kernel(wide, self._real).mean(axis=0)
+        parts = (self._real[start : start + CHUNK].astype(np.float64) for start in range(0, len(self._real), CHUNK))
+        apart = np.concatenate([_kernel(wide, part).mean(axis=0) for part in parts])
         across = np.array([apart[subset].mean() for subset in self._subsets])
         return np.asarray(_mean_of_pairs(wide) + self._among - 2 * across)
 
