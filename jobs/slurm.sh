@@ -40,21 +40,21 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     servers+=($!)
 fi
 
-again=no signalled=no driver=
+again=no stopped=no driver=
 stop_driver() {
-    signalled=yes
+    stopped=yes
     ${driver:+kill -TERM "$driver"} 2>/dev/null || true
 }
 trap 'again=yes; stop_driver' USR1 # the job's time is almost up
 trap stop_driver TERM              # scancel
 python -m rarefy.job "$@" &
 driver=$!
-[ "$signalled" = no ] || stop_driver # the signal came before the driver's id
-signalled=yes
-while [ "$signalled" = yes ]; do # a trapped signal ends wait, whose code is then the signal's
-    signalled=no code=0
-    wait "$driver" || code=$?
-done
+[ "$stopped" = no ] || stop_driver # the signal came before the driver's id
+# Not wait: a signal at the moment when the driver ends can make bash lose its exit code and wait for ever.
+while kill -0 "$driver" 2>/dev/null; do sleep 0.5; done
+trap '' USR1 TERM
+code=0
+wait "$driver" || code=$?
 kill -TERM "${servers[@]}" 2>/dev/null || true
 if [ "$code" -eq 75 ] || { [ "$again" = yes ] && [ "$code" -ne 0 ]; }; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -133,7 +133,9 @@ def test_dinov2_resizes_the_place_of_each_patch() -> None:
     assert columns.shape == (16, 16)
     torch.testing.assert_close(columns[0], columns[9])
     # Columns are 37 / 16.1 apart, as the authors take 0.1 more than the 16 patches for the scale.
-    assert torch.diff(columns[0][2:14]).numpy() == pytest.approx(37 / 16.1, abs=0.05)
+    steps = torch.diff(columns[0][2:14])
+    assert float(steps.mean()) == pytest.approx(37 / 16.1, abs=0.01)  # 37 / 16 is 0.014 more
+    assert steps.numpy() == pytest.approx(37 / 16.1, abs=0.1)  # bicubic weights do not keep a line straight
 
 
 def test_a_registered_extractor_is_found_by_name() -> None:

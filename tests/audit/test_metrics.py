@@ -64,8 +64,8 @@ def test_equal_distributions_score_like_real_ones(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(distances, "KID_SUBSETS", 2)
     found = set_estimates(*sides(400, 400), Tail("keys", np.arange(400) < 80)).values
     assert list(found) == [
-        "fid", "kid", "precision", "recall", "tail_recall", "density", "coverage", "tail_coverage", "rarity", "outside",
-        "avg_knn", "nearest", "lof",
+        "fid", "kid", "precision", "recall", "tail_recall", "density", "coverage", "tail_coverage",
+        "clipped_density", "clipped_coverage", "rarity", "outside", "avg_knn", "nearest", "lof",
     ]  # fmt: skip
     assert found["outside"] == pytest.approx(1 - found["precision"])
     assert found["lof"] == pytest.approx(1.05, abs=0.15)

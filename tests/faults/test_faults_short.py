@@ -14,6 +14,7 @@ REPO = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(700)
 def test_nothing_is_lost_doubled_or_wrong(tmp_path: Path) -> None:
     report = tmp_path / "faults.json"
     paths = [str(REPO / name) for name in ("pipeline", "tests", ".")]
