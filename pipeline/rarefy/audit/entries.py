@@ -28,6 +28,9 @@ Counts = tuple[int, int, int]  # generated, real and baseline images
 Source = tuple[str, str, int | None]  # extractor, layer and k
 Value = TypeVar("Value")
 
+JUDGE: Source = ("judge", "most probable class", None)
+GUIDING: Source = ("guiding classifier", "softmax at t = 0", None)
+
 
 def metric_entries(
     run: RunData, scores: ReferenceScores | None, labels: Labels | None, measured: Measured | None, setting: Setting
@@ -38,10 +41,14 @@ def metric_entries(
     """
     metrics, estimates = ({}, {}) if measured is None else _metrics(measured, setting)
     if run.judged is not None:
-        estimates[ON_CLASS], metrics[ON_CLASS] = _on_class_judged(run, run.judged, scores, labels)
+        predicted = run.judged, run.measured.class_id
+        of_real = None if scores is None else scores.judged_id
+        estimates[ON_CLASS], metrics[ON_CLASS] = _on_class(ON_CLASS, JUDGE, predicted, of_real, labels)
     if run.scored:
-        guiding = ON_CLASS if run.judged is None else ON_CLASS_GUIDING
-        estimates[guiding], metrics[guiding] = _on_class(run, scores, labels)
+        kind = ON_CLASS if run.judged is None else ON_CLASS_GUIDING
+        predicted = run.rows.predicted_id, run.rows.class_id
+        of_real = None if scores is None else scores.predicted_id
+        estimates[kind], metrics[kind] = _on_class(kind, GUIDING, predicted, of_real, labels)
     return metrics, estimates
 
 
@@ -113,28 +120,20 @@ def _one_draw(kind: str, estimates: Mapping[str, Estimate]) -> Baseline | None:
     return summarize([estimates[kind]], kind in FRACTIONS) if kind in estimates else None
 
 
-def _on_class(run: RunData, scores: ReferenceScores | None, labels: Labels | None) -> tuple[Estimate, MetricEntry]:
-    """How often the classifier predicts the requested class; the baseline is its accuracy on the real images."""
-    estimate = estimate_mean(run.rows.predicted_id == run.rows.class_id, GENERATED, run.rows.class_id)
-    baseline = None
-    if scores is not None and labels is not None:
-        baseline = summarize([estimate_mean(scores.predicted_id == labels, REAL, labels)], True)
-    real_count = 0 if labels is None else len(labels)
-    counts = len(run.rows), real_count, real_count
-    return estimate, _entry(ON_CLASS, estimate, baseline, ("guiding classifier", "softmax at t = 0", None), counts)
-
-
-def _on_class_judged(
-    run: RunData, judged: NDArray[np.int64], scores: ReferenceScores | None, labels: Labels | None
+def _on_class(
+    kind: str, source: Source, predicted: tuple[Labels, Labels], of_real: Labels | None, labels: Labels | None
 ) -> tuple[Estimate, MetricEntry]:
-    """How often the judge sees the requested class in the measured images; the baseline is its accuracy on real."""
-    class_ids, baseline = run.measured.class_id, None
-    estimate = estimate_mean(judged == class_ids, GENERATED, class_ids)
-    if scores is not None and scores.judged_id is not None and labels is not None:
-        baseline = summarize([estimate_mean(scores.judged_id == labels, REAL, labels)], True)
+    """How often a classifier predicts the requested class; the baseline is its accuracy on the real images.
+
+    predicted: its classes for the images, and the requested ones; of_real, labels: its classes for the real images,
+    None if it did not see them, and the true ones.
+    """
+    found, class_ids = predicted
+    estimate, baseline = estimate_mean(found == class_ids, GENERATED, class_ids), None
+    if of_real is not None and labels is not None:
+        baseline = summarize([estimate_mean(of_real == labels, REAL, labels)], True)
     real_count = 0 if labels is None else len(labels)
-    counts = len(run.measured), real_count, real_count
-    return estimate, _entry(ON_CLASS, estimate, baseline, ("judge", "most probable class", None), counts)
+    return estimate, _entry(kind, estimate, baseline, source, (len(class_ids), real_count, real_count))
 
 
 def _entry(kind: str, estimate: Estimate, baseline: Baseline | None, source: Source, counts: Counts) -> MetricEntry:
