@@ -32,7 +32,7 @@ METRICS = (
     "duplicates", "copies", "authenticity", "ct", "utility", "tail_utility", "on_class_rate", "on_class_guiding",
 )  # fmt: skip
 PER_CLASS = (
-    "count", "copies", "precision", "recall", "tail_recall", "coverage", "rarity", "outside", "vendi", "utility",
+    "count", "copies", "precision", "recall", "tail_recall", "coverage", "rarity", "vendi", "utility",
     "on_class_rate", "confidence", "entropy", "confidence_w1", "entropy_w1", "acceptance_rate",
 )  # fmt: skip
 OF_CLASSIFIER = ("on_class_rate", "on_class_guiding", "confidence", "entropy", "confidence_w1", "entropy_w1")

@@ -112,11 +112,10 @@ def check_rarity_of_classes(store: Store) -> None:
     for row in result.per_class:
         own = samples[samples["class_id"] == row.class_id]
         inside = own[own["real_balls"] > 0]
-        assert row.outside == pytest.approx(1 - len(inside) / len(own))
         assert row.rarity == (pytest.approx(inside["rarity"].mean()) if len(inside) else None)
-        assert row.outside_floor is not None
-        floor += row.outside_floor * len(own) / len(samples)
-    assert result.metrics["outside"].floor == pytest.approx(floor)
+        assert row.precision_floor is not None
+        floor += row.precision_floor * len(own) / len(samples)
+    assert result.metrics["precision"].floor == pytest.approx(floor)
 
 
 def test_gates_copies_map_and_classes(

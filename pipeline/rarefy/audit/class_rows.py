@@ -79,7 +79,7 @@ def _add_neighbors(table: list[ClassRow], measured: Measured) -> None:
         tail = real & measured.tail.members
         row.copies = mean(measured.twins.copied[own])
         row.precision, row.precision_interval = fraction_interval(of_run.balls[own] > 0)
-        row.outside, row.outside_floor = mean(of_run.balls[own] == 0), mean(balls[drawn == row.class_id] == 0)
+        row.precision_floor = mean(balls[drawn == row.class_id] > 0)
         row.rarity = mean(of_run.rarity[own & (of_run.balls > 0)])
         row.rarity_floor = mean(rarity[(drawn == row.class_id) & (balls > 0)])
         row.recall, row.recall_interval = fraction_interval(of_run.recalled[real])
