@@ -31,21 +31,22 @@ def add_audit_commands(commands: Any) -> None:
 def _add_audit(commands: Any) -> None:
     command = add_command(commands, "audit", _audit, "measure a run against real images")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
-    command.add_argument("--reference", help="folder of real images (default: those in the model's folder)")
+    text = "real images: class folders, .tar shards, Parquet or IDX files (default: those in the model's folder)"
+    command.add_argument("--reference", metavar="DATA", help=text)
     add_audit_arguments(command)
     command.add_argument("--model", help="where the run's model folder is now, if it has moved")
     text = (
-        "efficientnet-lite0 (default), efficientnet-lite0-native, inception-v3, vgg16, dinov2-* or clip-*; with =FILE "
-        "the file of its weights; may be repeated: the first one is the main one"
+        "efficientnet-lite0 (default), efficientnet-lite0-native, inception-v3, vgg16, dinov2-* or clip-*; =FILE names "
+        "the file of its weights; may be repeated, the first one decides the main metrics"
     )
     command.add_argument("--extractor", action="append", metavar="NAME[=FILE]", help=text)
-    text = "weights file of the first extractor (default: it is downloaded)"
+    text = "weights file of the first extractor (default: installed with rarefy, or downloaded)"
     command.add_argument("--extractor-weights", "--inception-weights", metavar="FILE", help=text)
-    command.add_argument("--k", type=int, default=3, help="neighbours per image (default 3)")
+    command.add_argument("--k", type=int, default=3, metavar="N", help="number of nearest neighbours (default 3)")
     text = "which real images are rare: avgknn (default), confidence or a file of their keys, one per line"
     command.add_argument("--tail", default="avgknn", help=text)
     command.add_argument("--limit", type=int, default=10_000, help="measure at most this many images (default 10,000)")
-    command.add_argument("--gates", help="TOML file whose [gates] replace those of the run's manifest")
+    command.add_argument("--gates", metavar="FILE", help="TOML file whose [gates] replace those of the run's manifest")
     command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
     command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda or cuda:N")
     add_plugins(command)
@@ -57,9 +58,9 @@ def add_audit_arguments(command: argparse.ArgumentParser) -> None:
         "the images that the model was trained on, to search for copies of them (default: those that its folder names)"
     )
     command.add_argument("--training", metavar="DATA", help=text)
-    text = "an audited run of plain sampling, to compare with (default: the numbers that ship with the model, if any)"
+    text = "an audited run of plain sampling, to compare with (default: the numbers stored with the model, if any)"
     command.add_argument("--against", metavar="OUT", help=text)
-    text = "also train a small network on pixels, with and without the images that were made (minutes on a CPU)"
+    text = "also train a small network on pixels, with and without the generated images (minutes on a CPU)"
     command.add_argument("--utility", action="store_true", help=text)
 
 

@@ -89,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     _add_init(commands)
-    command = add_command(commands, "run", _run, "generate, seal, audit and report")
+    command = add_command(commands, "run", _run, "generate, seal, select if the manifest says so, audit and report")
     _add_generate_arguments(command)
     add_audit_arguments(command)
     _add_plan(commands)

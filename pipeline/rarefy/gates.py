@@ -7,8 +7,8 @@
 
 min and max bound the value itself; min_ratio and max_ratio the value over its real baseline, and max_excess what it has
 above its real baseline. The default gates are relative, so they do not depend on the number of images. They are
-advisory: they judge a set but fail no command, unless ``default = true``; ``default = false`` removes them, and a gate
-on the same metric replaces its default.
+advisory: they decide the audit's verdict but fail no command, unless ``default = true``. ``default = false`` removes
+them, and a gate on the same metric replaces its default.
 
 Gates change no image and are not part of the manifest's digest, so bounds may change and the same run can be audited
 again.
@@ -32,14 +32,15 @@ METRICS = (
     "duplicates", "copies", "authenticity", "ct", "utility", "tail_utility", "on_class_rate", "on_class_guiding",
 )  # fmt: skip
 PER_CLASS = (
-    "count", "copies", "precision", "recall", "coverage", "vendi", "utility", "on_class_rate", "confidence", "entropy",
-    "confidence_w1", "entropy_w1", "acceptance_rate",
+    "count", "copies", "precision", "recall", "tail_recall", "coverage", "rarity", "vendi", "utility",
+    "on_class_rate", "confidence", "entropy", "confidence_w1", "entropy_w1", "acceptance_rate",
 )  # fmt: skip
 OF_CLASSIFIER = ("on_class_rate", "on_class_guiding", "confidence", "entropy", "confidence_w1", "entropy_w1")
 NAMED_AFTER_EXTRACTOR = ("fid", "fd_infinity", "kid", "cmmd")
 FAR = 1e12
 WHOLE_SET = "all"
 BOUNDS = ("min", "max", "min_ratio", "max_ratio", "max_excess")
+RELATIVE = ("_ratio", "_excess")  # endings of the bounds that are relative to the real baseline
 DEFAULT = "default"
 
 
@@ -181,11 +182,19 @@ def gate_verdict(checks: Iterable[GateCheck]) -> str:
 
 def limit_on_value(bound: str, limit: float, baseline: float | None) -> float | None:
     """The limit as a bound on the metric's own value; None without a baseline, which for a ratio is positive."""
-    if not bound.endswith(("_ratio", "_excess")):
+    if not bound.endswith(RELATIVE):
         return limit
     if baseline is None or (bound.endswith("_ratio") and baseline <= 0):
         return None
     return baseline + limit if bound.endswith("_excess") else baseline * limit
+
+
+def meets(bound: str, limit: float, value: float, baseline: float | None) -> bool | None:
+    """Whether a value keeps to a bound; None if that cannot be checked for want of a baseline."""
+    on_value = limit_on_value(bound, limit, baseline)
+    if on_value is None:
+        return None
+    return value >= on_value if bound.startswith("min") else value <= on_value
 
 
 def at_boundary(limit: float, interval: Sequence[float] | None) -> bool:
@@ -203,7 +212,7 @@ def _limit(gate: Gate, reading: Reading) -> float | None:
 def _check(gate: Gate, scope: str, reading: Reading) -> GateCheck:
     passed, boundary, limit = False, False, _limit(gate, reading)
     if limit is not None and reading.value is not None:
-        passed = reading.value >= limit if gate.bound.startswith("min") else reading.value <= limit
+        passed = bool(meets(gate.bound, gate.limit, reading.value, reading.baseline))
         boundary = at_boundary(limit, reading.interval)
     outcome = reading.value, passed, reading.baseline, boundary, gate.default, gate.advisory
     return GateCheck(gate.metric, scope, gate.bound, gate.limit, *outcome)

@@ -172,7 +172,7 @@ def _card(manifest: Manifest) -> CardInfo:
         guidance=tuple(term.name for term in manifest.terms),
         sampler=f"{settings.method}, steps {settings.steps}{start}{eta}{every}, {manifest.precision}, "
         f"batch {manifest.batch}",
-        selection="" if manifest.select is None else f"the data set is in `{SELECTED}`; this is all that it is from",
+        selection="" if manifest.select is None else f"all sampled images; the chosen ones are in `{SELECTED}`",
         folder="" if manifest.select is None else f"{SELECTED}/",
         licence=licence(preset.path),
     )

@@ -87,6 +87,7 @@ def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, co
             assert low <= entry["value"] <= high, name
             assert drawn.get_group(name).mean() == pytest.approx(entry["value"], abs=0.2 * (high - low)), name
     check_rarity_of_every_image(store, run.manifest)
+    check_rarity_of_classes(store)
 
 
 def check_rarity_of_every_image(store: Store, manifest: Manifest) -> None:
@@ -101,6 +102,20 @@ def check_rarity_of_every_image(store: Store, manifest: Manifest) -> None:
         own = every[sample["key"]]
         assert {name: sample[name] for name in names} == {name: own[other] for name, other in names.items()}
         assert (sample["real_balls"] > 0) == own["inside"] and sample["nearest_real"] == own["nearest_real"]
+
+
+def check_rarity_of_classes(store: Store) -> None:
+    """The class table says of each class what samples.parquet and the whole set's metrics say."""
+    result = read_result(store)
+    samples = pq.read_table(io.BytesIO(store.read_bytes(SAMPLES_PATH))).to_pandas()
+    floor = 0.0
+    for row in result.per_class:
+        own = samples[samples["class_id"] == row.class_id]
+        inside = own[own["real_balls"] > 0]
+        assert row.rarity == (pytest.approx(inside["rarity"].mean()) if len(inside) else None)
+        assert row.precision_floor is not None
+        floor += row.precision_floor * len(own) / len(samples)
+    assert result.metrics["precision"].floor == pytest.approx(floor)
 
 
 def test_gates_copies_map_and_classes(

@@ -104,7 +104,7 @@ def check_metrics(result: AuditResult) -> None:
 def check_utility(result: AuditResult) -> None:
     probe, small = result.utility
     assert (probe.classifier, small.classifier) == ("probe", "network")
-    assert probe.source.startswith("100 real images outside the reference; 80 generated images are too few for 1, 2")
+    assert probe.source.startswith("100 real images outside the reference; 80 generated images are too few for 1 or 2")
     assert [(row.data, row.ratio, row.images) for row in probe.trainings] == [
         ("real", None, 100), ("generated", None, 80), ("both", 0.25, 125), ("both", 0.5, 150), ("both", 0.8, 180),
     ]  # fmt: skip

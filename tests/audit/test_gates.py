@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from rarefy.audit.metrics.kinds import METRIC_KINDS
+from rarefy.audit.schema import CLASS_FIELDS
 from rarefy.errors import ManifestError
 from rarefy.gates import (
     DEFAULT_GATES,
     METRICS,
+    PER_CLASS,
     Gate,
     GateCheck,
     Reading,
@@ -71,6 +73,11 @@ def test_mistakes_are_named(text: str, told: str) -> None:
 
 def test_every_metric_can_be_gated() -> None:
     assert set(METRICS) == set(METRIC_KINDS)
+
+
+def test_what_is_gated_per_class_is_in_the_class_table() -> None:
+    assert set(PER_CLASS) <= set(CLASS_FIELDS)
+    assert {"tail_recall", "rarity"} <= set(PER_CLASS)
 
 
 def test_gates_are_judged_by_their_bounds() -> None:

@@ -58,6 +58,7 @@ def test_the_judge_decides_and_the_guiding_classifier_has_its_own_name(
     assert sum(weights) == pytest.approx(right.sum())
     assert guiding["value"] == 1
     assert (of_judge["extractor"], guiding["extractor"]) == ("judge", "guiding classifier")
+    assert (of_judge["better"], guiding["better"]) == ("higher", "neither")  # as METRIC_KINDS says
 
 
 def test_the_judge_agrees_with_plain_torch_and_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_the_table_has_every_training_and_says_what_the_count_allows() -> None:
     assert [(row.data, row.ratio, row.images) for row in table.trainings] == [
         ("real", None, 200), ("generated", None, 120), ("both", 0.25, 250), ("both", 0.5, 300), ("both", 0.6, 320),
     ]  # fmt: skip
-    assert table.source == "planted; 120 generated images are too few for 1, 2 per real one"
+    assert table.source == "planted; 120 generated images are too few for 1 or 2 per real one"
     assert (table.classifier, table.train_count, table.test_count, table.seeds) == ("probe", 200, 1500, 8)
     for row in table.trainings:
         assert row.accuracy_interval[0] < row.accuracy < row.accuracy_interval[1]

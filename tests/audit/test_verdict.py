@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import importlib.util
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from made_up_audit import make_result
 
 from rarefy.audit.schema import AuditResult, Verdict
-from rarefy.audit.verdict import CLOSE, judge, outcome
-from rarefy.gates import DEFAULT_GATES
+from rarefy.audit.verdict import CLOSE, NO_GATES, judge, outcome
+from rarefy.gates import DEFAULT_GATES, Gate, Reading, check_gates, gate_verdict, parse_gates
 
 Result = dict[str, Any]
 
 
-def _made_up() -> Any:
-    """The hand-made audit of the pages' tests: pytest's importlib mode has no package to import it from."""
-    path = Path(__file__).parent / "page" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("made_up_audit", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MADE_UP = _made_up()
 # Value and real baseline of a set that is as good as real images.
 AS_REAL = {
     "recall": (0.8, 0.8), "tail_recall": (0.55, 0.55), "precision": (0.82, 0.8), "coverage": (0.2, 0.2),
@@ -38,13 +25,20 @@ AS_REAL = {
 
 def made(**metrics: Any) -> AuditResult:
     """An audit of a set as good as real images, but for these metrics: value, or value and interval."""
-    content: Result = copy.deepcopy(MADE_UP.make_result()) | {"partial": False, "gates": [], "verdict": "no gates"}
+    content: Result = make_result() | {"partial": False, "gates": [], "verdict": "no gates"}
     for name, (value, floor) in AS_REAL.items():
         content["metrics"][name] |= {"value": value, "floor": floor, "interval": None, "floor_interval": None}
     for name, changed in metrics.items():
         value, *interval = changed if isinstance(changed, tuple) else (changed,)
         content["metrics"][name] |= {"value": value, "interval": list(interval) or None}
-    return AuditResult.from_json(content)
+    return gated(AuditResult.from_json(content), DEFAULT_GATES)
+
+
+def gated(result: AuditResult, gates: Sequence[Gate]) -> AuditResult:
+    """The audit with these gates checked."""
+    metrics = {name: Reading(entry.value, entry.interval, entry.floor) for name, entry in result.metrics.items()}
+    checks = check_gates(gates, metrics, [])
+    return dataclasses.replace(result, gates=checks, verdict=gate_verdict(checks))
 
 
 def text_of(verdict: Verdict, metric: str) -> str:
@@ -119,7 +113,7 @@ def test_a_loss_in_utility_is_not_green() -> None:
             "better": "higher",
         }
         result = AuditResult.from_json(content | {"metrics": content["metrics"] | {"utility": utility}})
-        assert judge(result).level == level
+        assert judge(gated(result, DEFAULT_GATES)).level == level
 
 
 def test_the_worst_extractor_decides() -> None:
@@ -134,9 +128,10 @@ def test_what_cannot_be_judged_is_not_green() -> None:
     result = made()
     for floor in (None, 0.0):
         entry = dataclasses.replace(result.metrics["tail_recall"], floor=floor)
-        verdict = judge(dataclasses.replace(result, metrics=result.metrics | {"tail_recall": entry}))
+        unknown = dataclasses.replace(result, metrics=result.metrics | {"tail_recall": entry})
+        verdict = judge(gated(unknown, DEFAULT_GATES))
         assert verdict.level == "usable"
-        assert "as far as it was measured" in verdict.headline
+        assert verdict.headline == "Close to real data as far as it was judged"
         assert ", but its real baseline" in text_of(verdict, "tail_recall")
         assert outcome(verdict.reasons[-1]) == "not judged"
     assert judge(dataclasses.replace(result, partial=True)).level == "usable"
@@ -146,6 +141,40 @@ def test_what_cannot_be_judged_is_not_green() -> None:
 def test_a_failed_gate_is_red_whatever_the_comparison() -> None:
     verdict = judge(dataclasses.replace(made(), verdict="failed"))
     assert (verdict.level, verdict.headline) == ("far", "Gates failed. Close to real data")
+    unknown = judge(dataclasses.replace(made(), verdict="failed", tail=None))
+    assert (unknown.level, unknown.headline) == ("far", "Gates failed. No real images to compare with")
+
+
+def test_a_gate_of_the_user_moves_the_limit_of_usable() -> None:
+    result = made(recall=0.5)  # 62.5% of the real baseline
+    assert judge(result).level == "far"
+    lenient = judge(gated(result, parse_gates({"recall": {"min_ratio": 0.6}})))
+    assert lenient.headline == "Usable, but short of real data: recall"
+    strict = judge(gated(made(recall=0.75), parse_gates({"recall": {"min": 0.76}})))  # 94%, and a gate that fails
+    assert (strict.level, strict.headline) == ("far", "Gates failed. Far from real data: recall")
+    assert judge(gated(made(recall=0.75), parse_gates({"recall": {"min": 0.74}}))).level == "close"
+
+
+def test_a_bound_on_the_value_itself_is_not_meant_for_other_features() -> None:
+    result = made(recall=0.5)
+    as_real = dataclasses.replace(result.metrics["recall"], value=0.3, floor=0.3)
+    result = dataclasses.replace(result, other_extractors={"inception-v3": {"recall": as_real}})
+    verdict = judge(gated(result, parse_gates({"recall": {"min": 0.4}})))
+    assert {reason.extractor: reason.level for reason in verdict.reasons if reason.metric == "recall"} == {
+        None: "usable",
+        "inception-v3": "close",
+    }
+
+
+def test_gates_that_are_switched_off_decide_nothing() -> None:
+    result = made(copies=1.0)
+    assert judge(result).level == "far"
+    off = judge(gated(result, parse_gates({"default": False})))
+    assert (off.level, off.headline, off.reasons) == ("none", NO_GATES, [])
+    assert off.lines == judge(result).lines
+    # Judged by one gate alone, nothing is called close.
+    one = judge(gated(result, parse_gates({"default": False, "recall": {"min_ratio": 0.5}})))
+    assert (one.level, one.headline) == ("usable", "Close to real data as far as it was judged")
 
 
 def test_a_model_without_a_classifier_is_judged_without_it() -> None:
@@ -156,7 +185,11 @@ def test_a_model_without_a_classifier_is_judged_without_it() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "words"),
-    [("confidence", "Of the 10% of each class with the lowest confidence"), ("keys", "Of the 1,234 listed images")],
+    [
+        ("confidence", "Of the 10% of each class with the lowest confidence it covers"),
+        ("keys", "Of the 1,234 listed images it covers"),
+        ("avgknn", "Of the rarest 10% of each class it covers"),
+    ],
 )
 def test_the_tail_that_was_chosen_is_named(rule: str, words: str) -> None:
     result = made()

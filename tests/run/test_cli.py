@@ -230,3 +230,13 @@ def test_help_by_module_name_is_quick_and_loads_nothing_heavy() -> None:
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "rarefy.cli" in modules
     assert not {"torch", "ray", "numpy", "pyarrow", "webdataset"} & modules
+
+
+def test_a_reader_that_stops_early_is_no_fault() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "rarefy", "models", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO / "pipeline")}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -33,8 +33,8 @@ CLASS_METRICS = {
     "recall": "recall_floor",
     "tail_recall": "tail_recall_floor",
     "coverage": "coverage_floor",
-    "precision": None,
-    "on_class_rate": None,
+    "precision": "precision_floor",
+    "on_class_rate": "reference_on_class_rate",
 }
 SIGNIFICANCE = (
     f"A difference is marked if p < {LEVEL:g} (not corrected for the number of comparisons): other draws of both runs' "
@@ -253,7 +253,7 @@ def _class(rows: Sequence[ClassRow]) -> ComparedClass:
         gaps = [_gap(values[0], value) for value in values]
         marked = [significant_fractions(_fraction(rows[0], metric), _fraction(row, metric)) for row in rows]
         compared[metric] = ClassValues(
-            floor=getattr(rows[0], floor) if floor else None,
+            floor=getattr(rows[0], floor),
             values=values,
             differences=[None, *gaps[1:]],
             significant=[None, *marked[1:]],

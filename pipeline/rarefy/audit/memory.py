@@ -106,7 +106,7 @@ def _summary(
     named = [f"the real images of the comparison ({reference.source})"]
     named = named if training is None else [training.source, *named]
     hashes = [images.sha256() for images in sources.values()]
-    return Memorization(" and ".join(named), count, hashlib.sha256("".join(hashes).encode()).hexdigest(), whole=False)
+    return Memorization(", and ".join(named), count, hashlib.sha256("".join(hashes).encode()).hexdigest(), whole=False)
 
 
 def _unseen(sides: Sides, reference: Reference, gallery: Gallery, known: bool) -> tuple[ImageSet, Indices]:

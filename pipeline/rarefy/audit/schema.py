@@ -62,7 +62,8 @@ class MetricEntry:
 class ClassRow:
     """One planned class. Values that need images are None if it has none.
 
-    on_class_rate, precision, recall, coverage: fractions with 95% intervals; acceptance_rate: accepted / drawn, None
+    on_class_rate, precision, recall, tail_recall, coverage: fractions with 95% intervals; rarity: mean over the images
+    within the real data; acceptance_rate: accepted / drawn, None
     without a filter; *_w1: Wasserstein-1 distance to the values of the real images; reference_*: values of the real
     images, which need the classifier's weights; utility: accuracy that the probe gains on this class when the generated
     images are added, utility_real: its accuracy with the real ones alone; *_floor: the real baseline. Columns without
@@ -85,6 +86,7 @@ class ClassRow:
     reference_entropy: float | None = None
     precision: float | None = None
     precision_interval: list[float] | None = None
+    precision_floor: float | None = None
     recall: float | None = None
     recall_interval: list[float] | None = None
     recall_floor: float | None = None
@@ -96,8 +98,6 @@ class ClassRow:
     tail_recall_floor: float | None = None
     rarity: float | None = None
     rarity_floor: float | None = None
-    outside: float | None = None
-    outside_floor: float | None = None
     copies: float | None = None
     vendi: float | None = None
     vendi_floor: float | None = None

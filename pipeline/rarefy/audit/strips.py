@@ -16,6 +16,7 @@ from PIL import Image
 from rarefy.audit.metrics.bootstrap import SEED
 from rarefy.audit.schema import STRIPS_PATH
 from rarefy.audit.tables import read_rows
+from rarefy.shards.metadata import column
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
 
@@ -32,23 +33,19 @@ MOST_PIXELS = 24_000_000
 PER_CLASS = len(OF_RUN) + 3  # the real images' strip, and the nearest real images of two others
 
 
-def _column(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
-    return pa.field(name, kind, metadata={"description": meaning} | ({"unit": unit} if unit else {}))
-
-
 STRIPS_SCHEMA = pa.schema(
     [
-        _column("strip", pa.string(), "sample, rarest (within the real data), outside (of it), off class or real"),
-        _column("class_id", pa.int32(), "class"),
-        _column("place", pa.int32(), "place in the strip, from 0"),
-        _column("key", pa.string(), "sample key, or the real image's"),
-        _column("rarity", pa.float32(), "radius of the smallest real ball around it; null outside", "feature distance"),
-        _column("confidence", pa.float64(), "probability of class_id at t = 0; null for a real image", "1"),
-        _column("predicted_id", pa.int32(), "most probable class; null for a real image"),
-        _column("png", pa.binary(), "the image, made smaller if there are many"),
-        _column("nearest_key", pa.string(), "the nearest real image; null for a real image"),
-        _column("nearest_distance", pa.float32(), "distance to it; null for a real image", "feature distance"),
-        _column("nearest_png", pa.binary(), "the nearest real image, for the strips rarest and outside"),
+        column("strip", pa.string(), "sample, rarest (within the real data), outside (of it), off class or real"),
+        column("class_id", pa.int32(), "class"),
+        column("place", pa.int32(), "place in the strip, from 0"),
+        column("key", pa.string(), "sample key, or the real image's"),
+        column("rarity", pa.float32(), "radius of the smallest real ball around it; null outside", "feature distance"),
+        column("confidence", pa.float64(), "probability of class_id at t = 0; null for a real image", "1"),
+        column("predicted_id", pa.int32(), "most probable class; null for a real image"),
+        column("png", pa.binary(), "the image, made smaller if there are many"),
+        column("nearest_key", pa.string(), "the nearest real image; null for a real image"),
+        column("nearest_distance", pa.float32(), "distance to it; null for a real image", "feature distance"),
+        column("nearest_png", pa.binary(), "the nearest real image, for the strips rarest and outside"),
     ]
 )
 

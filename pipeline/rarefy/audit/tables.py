@@ -14,6 +14,7 @@ from rarefy.audit.inputs.dataset import Rows
 from rarefy.audit.schema import BOOTSTRAP_PATH, COPIES_PATH, SAMPLES_PATH
 from rarefy.errors import ShardError
 from rarefy.models.folder import ModelFolder
+from rarefy.shards.metadata import column
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
 
@@ -22,52 +23,48 @@ if TYPE_CHECKING:  # the page reads these tables without torch
     from rarefy.audit.metrics.bootstrap import Estimate
 
 
-def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
-    return pa.field(name, kind, metadata={"description": meaning} | ({"unit": unit} if unit else {}))
-
-
 SAMPLES_SCHEMA = pa.schema(
     [
-        _field("key", pa.string(), "sample key in the shards"),
-        _field("class_id", pa.int32(), "requested class"),
-        _field("class_name", pa.string(), "its name"),
-        _field("predicted_id", pa.int32(), "class with the highest probability at t = 0; null without a classifier"),
-        _field("confidence", pa.float64(), "probability of class_id at t = 0", "1"),
-        _field("entropy", pa.float64(), "entropy of the class probabilities at t = 0", "nat"),
-        _field(
+        column("key", pa.string(), "sample key in the shards"),
+        column("class_id", pa.int32(), "requested class"),
+        column("class_name", pa.string(), "its name"),
+        column("predicted_id", pa.int32(), "class with the highest probability at t = 0; null without a classifier"),
+        column("confidence", pa.float64(), "probability of class_id at t = 0", "1"),
+        column("entropy", pa.float64(), "entropy of the class probabilities at t = 0", "nat"),
+        column(
             "rarity",
             pa.float32(),
             "smallest k-NN radius of a real image whose ball contains this one; outside, the distance to the nearest",
             "feature distance",
         ),
-        _field("nearest_distance", pa.float32(), "distance to the nearest real image", "feature distance"),
-        _field("knn_distance", pa.float32(), "mean distance to the k nearest real images", "feature distance"),
-        _field("nearest_real", pa.string(), "key of the nearest real image"),
-        _field(
+        column("nearest_distance", pa.float32(), "distance to the nearest real image", "feature distance"),
+        column("knn_distance", pa.float32(), "mean distance to the k nearest real images", "feature distance"),
+        column("nearest_real", pa.string(), "key of the nearest real image"),
+        column(
             "copy_ratio",
             pa.float64(),
-            "distance to the likest real image over the largest of a copy",
+            "distance to the most similar searched image, over the largest that counts as a copy",
             "1",
         ),
-        _field("real_balls", pa.int32(), "real images whose k-NN ball contains this one; 0 is outside the real data"),
+        column("real_balls", pa.int32(), "real images whose k-NN ball contains this one; 0 is outside the real data"),
     ]
 )
 COPIES_SCHEMA = pa.schema(
     [
-        _field("key", pa.string(), "sample key"),
-        _field("other", pa.string(), "key of the real image or of the twin"),
-        _field("kind", pa.string(), "training, reference, held-out, exact or near"),
-        _field("distance", pa.float64(), "difference after the best flip, shift and brightness", "grey level"),
-        _field("ratio", pa.float64(), "distance over the largest of a copy", "1"),
-        _field("png", pa.binary(), "the image"),
-        _field("other_png", pa.binary(), "the other image"),
+        column("key", pa.string(), "sample key"),
+        column("other", pa.string(), "key of the real image or of the twin"),
+        column("kind", pa.string(), "training, reference, held-out, exact or near"),
+        column("distance", pa.float64(), "difference after the best flip, shift and brightness", "grey level"),
+        column("ratio", pa.float64(), "distance over the largest that counts as a copy", "1"),
+        column("png", pa.binary(), "the image"),
+        column("other_png", pa.binary(), "the other image"),
     ]
 )
 BOOTSTRAP_SCHEMA = pa.schema(
     [
-        _field("metric", pa.string(), "name as in metrics.json"),
-        _field("replicate", pa.int32(), "index of the resample"),
-        _field("value", pa.float64(), "the metric in this resample"),
+        column("metric", pa.string(), "name as in metrics.json"),
+        column("replicate", pa.int32(), "index of the resample"),
+        column("value", pa.float64(), "the metric in this resample"),
     ]
 )
 

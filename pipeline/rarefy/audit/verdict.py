@@ -1,18 +1,19 @@
 """The audit's verdict: each metric that decides whether a set can be trained on, against its real baseline.
 
-A metric's level is close, usable or far. The limit between usable and far is that of the default gate
-(rarefy.gates.DEFAULT_GATES), the limit between close and usable is in CLOSE. The set has the level of its worst metric,
-with any of the extractors. Where another draw of images could change the level, because a 95% interval contains a
-limit, the verdict says "at the boundary".
+A metric's level is close, usable or far. It is far if it fails a gate on the whole set: the user's, or else the default
+one (rarefy.gates.DEFAULT_GATES). The limit between close and usable is in CLOSE. A metric whose default gate is
+switched off is not judged. The set has the level of its worst metric, with any of the extractors. Where another draw of
+images could change the level, because a 95% interval contains a limit, the verdict says "at the boundary".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from rarefy.audit.metrics.kinds import metric_label
 from rarefy.audit.schema import AuditResult, MetricEntry, Reason, TailSummary, Verdict
-from rarefy.gates import DEFAULT_GATES, Gate, limit_on_value
+from rarefy.gates import DEFAULT_GATES, RELATIVE, WHOLE_SET, Gate, GateCheck, meets
 
 LEVELS = ("close", "usable", "far")
 NONE = "none"
@@ -24,31 +25,41 @@ HEADLINES = {
     "close": "Close to real data",
     "usable": "Usable, but short of real data",
     "far": "Far from real data",
-    NONE: "Cannot be judged: the real baselines are 0",
+    NONE: "Cannot be judged: no metric has a real baseline above 0",
 }
-OF_FEATURES = ("recall", "tail_recall", "precision", "coverage", "copies", "duplicates")
+NO_GATES = "Not judged: the default gates are switched off"
+OF_FEATURES = ("recall", "tail_recall", "precision", "coverage")
 LIMITS = (
     "Recall, tail recall, precision, coverage and the on-class rate are close from 90% of the real baseline and usable "
     "from 75%; copies and duplicates are close up to 0.01 above it and usable up to 0.05; utility is close from 0 and "
-    "usable from -0.01. The set has the level of its worst metric."
+    "usable from -0.01. A gate of your own on the whole set replaces the limit of usable for its metric. The set has "
+    "the level of its worst metric."
 )
 NO_REFERENCE = "Give the audit a folder of real images to measure recall and precision with their real baselines."
 
 
 def judge(result: AuditResult) -> Verdict:
     """Judge a set by its audit: the worst of recall, tail recall, precision, coverage, on-class rate, copies,
-    duplicates and utility, as far as they were measured."""
-    if result.tail is None:
-        return Verdict(NONE, "No real images to compare with", [NO_REFERENCE], [])
+    duplicates and utility, as far as they were measured and have a gate."""
+    verdict = Verdict(NONE, "No real images to compare with", [NO_REFERENCE], [])
+    if result.tail is not None:
+        verdict = _by_comparison(result)
+    if result.verdict == "failed":
+        verdict = replace(verdict, level="far", headline=f"Gates failed. {verdict.headline}")
+    return verdict
+
+
+def _by_comparison(result: AuditResult) -> Verdict:
     reasons = sorted(_reasons(result), key=_severity)
     judged = [reason for reason in reasons if reason.level != NONE]
+    if not reasons:
+        return Verdict(NONE, NO_GATES, _lines(result), [])
     level = judged[0].level if judged else NONE
     headline = HEADLINES[level] + _names(level, judged) + _boundary(level, judged)
-    if level == "close" and (result.partial or len(judged) < len(reasons)):
+    measured = sum(gate.metric in result.metrics for gate in DEFAULT_GATES)
+    if level == "close" and (result.partial or len({reason.metric for reason in judged}) < measured):
         level = "usable"
-        headline = "Close to real data as far as it was measured"
-    if result.verdict == "failed":
-        level, headline = "far", f"Gates failed. {headline}"
+        headline = "Close to real data as far as it was judged"
     return Verdict(level, headline, _lines(result), reasons)
 
 
@@ -62,31 +73,48 @@ def outcome(reason: Reason) -> str:
 
 
 def _reasons(result: AuditResult) -> Iterator[Reason]:
-    for gate in DEFAULT_GATES:
-        if gate.metric in result.metrics:
-            yield _reason(gate, result.metrics[gate.metric], None)
+    for default in DEFAULT_GATES:
+        entry = result.metrics.get(default.metric)
+        if entry is None:
+            continue
+        gates = _gates(default, entry, result.gates)
+        if not gates:
+            continue
+        yield _reason(default, gates, entry, None)
+        # A bound on the value itself is meant for the main extractor's features.
+        others = [gate for gate in gates if gate.bound.endswith(RELATIVE)] or [default]
         for extractor, entries in result.other_extractors.items():
-            if gate.metric in OF_FEATURES and gate.metric in entries:
-                yield _reason(gate, entries[gate.metric], extractor)
+            if default.metric in OF_FEATURES and default.metric in entries:
+                yield _reason(default, others, entries[default.metric], extractor)
 
 
-def _reason(gate: Gate, entry: MetricEntry, extractor: str | None) -> Reason:
-    level = _level(gate, entry.value, entry.floor)
-    levels = [level, *(_level(gate, end, entry.floor) for end in entry.interval or ())]
+def _gates(default: Gate, entry: MetricEntry, checks: Iterable[GateCheck]) -> list[Gate]:
+    """The gates on the whole set for a metric: the user's or the default one; none if that is switched off."""
+    found = [
+        Gate(check.metric, check.bound, check.limit)
+        for check in checks
+        if (check.metric, check.scope) == (default.metric, WHOLE_SET)
+    ]
+    # A default gate that cannot be checked is not among the checks either.
+    measurable = meets(default.bound, default.limit, entry.value, entry.floor) is not None
+    return found if found or measurable else [default]
+
+
+def _reason(default: Gate, gates: Sequence[Gate], entry: MetricEntry, extractor: str | None) -> Reason:
+    level = _level(default, gates, entry.value, entry.floor)
+    levels = [level, *(_level(default, gates, end, entry.floor) for end in entry.interval or ())]
     best, worst = min(levels, key=_rank), max(levels, key=_rank)
-    against = _why_not(entry) if level == NONE else _against(gate, entry)
-    text = f"{_label(gate.metric, extractor)} {_value(entry)}{against}"
-    return Reason(gate.metric, extractor, level, best, worst, text)
+    against = _why_not(entry) if level == NONE else _against(default, entry)
+    text = f"{_label(default.metric, extractor)} {_value(entry)}{against}"
+    return Reason(default.metric, extractor, level, best, worst, text)
 
 
-def _level(gate: Gate, value: float, baseline: float | None) -> str:
-    for level, limit in (("close", CLOSE[gate.metric]), ("usable", gate.limit)):
-        bound = limit_on_value(gate.bound, limit, baseline)
-        if bound is None:
-            return NONE
-        if value >= bound if gate.bound.startswith("min") else value <= bound:
-            return level
-    return "far"
+def _level(default: Gate, gates: Sequence[Gate], value: float, baseline: float | None) -> str:
+    close = replace(default, limit=CLOSE[default.metric])
+    *met, is_close = [meets(gate.bound, gate.limit, value, baseline) for gate in (*gates, close)]
+    if is_close is None or None in met:
+        return NONE
+    return "far" if not all(met) else "close" if is_close else "usable"
 
 
 def _value(entry: MetricEntry) -> str:
@@ -163,8 +191,9 @@ def _lines(result: AuditResult) -> list[str]:
 def _tail_words(tail: TailSummary) -> str:
     if tail.rule == "keys":
         return f"Of the {tail.count:,} listed images"
-    which = "that are rarest" if tail.rule == "avgknn" else "with the lowest confidence"
-    return f"Of the {tail.share:.0%} of each class {which}"
+    if tail.rule == "avgknn":
+        return f"Of the rarest {tail.share:.0%} of each class"
+    return f"Of the {tail.share:.0%} of each class with the lowest confidence"
 
 
 def _percent(value: float | None) -> str:

@@ -60,9 +60,14 @@ class SampleRecord:
         return json.dumps(vars(self), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
+def column(name: str, kind: pa.DataType, meaning: str, unit: str = "", nullable: bool = True) -> pa.Field:
+    """A column of a Parquet file, which says itself what it means."""
     metadata = {"description": meaning} | ({"unit": unit} if unit else {})
-    return pa.field(name, kind, nullable=name in OF_CLASSIFIER, metadata=metadata)
+    return pa.field(name, kind, nullable=nullable, metadata=metadata)
+
+
+def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
+    return column(name, kind, meaning, unit, name in OF_CLASSIFIER)
 
 
 SCHEMA = pa.schema(

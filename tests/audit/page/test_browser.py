@@ -1,13 +1,13 @@
 """Both pages in a headless Chromium: no errors, all images loaded, every section there, no sideways scrolling."""
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from chromium import NAMES, Chromium, find_chromium
+from made_up_audit import strip_row, write_rows
 
 from rarefy.audit.compare import compare_runs
 from rarefy.audit.page.compare_page import write_page
@@ -15,22 +15,10 @@ from rarefy.audit.page.report import write_report
 from rarefy.audit.schema import REPORT_PATH, STRIPS_PATH
 from rarefy.shards.store import Store
 
-
-def _load(path: Path) -> ModuleType:
-    """A module beside this file: pytest's importlib mode has no package to import it from."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-driver, made_up = (_load(Path(__file__).with_name(name)) for name in ("chromium.py", "conftest.py"))
-BINARY = driver.find_chromium()
+BINARY = find_chromium()
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BINARY is None, reason=f"no Chromium with bash on PATH ({', '.join(driver.NAMES)})"),
+    pytest.mark.skipif(BINARY is None, reason=f"no Chromium with bash on PATH ({', '.join(NAMES)})"),
 ]
 
 MakeAudit = Callable[..., Store]
@@ -51,7 +39,7 @@ LOOK = """({
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with driver.Chromium(BINARY, tmp_path_factory.mktemp("profile")) as chromium:
+    with Chromium(BINARY, tmp_path_factory.mktemp("profile")) as chromium:
         yield chromium
 
 
@@ -162,8 +150,8 @@ def test_every_one_of_a_thousand_classes_can_be_found(browser: Any, make_audit: 
     row = result["per_class"][1]
     result["per_class"] = [row | {"class_id": each, "class_name": f"Class {each}"} for each in range(1000)]
     store = make_audit("out", result)
-    rows = [made_up.strip_row("sample", each, 0, each % 250) for each in range(1000)]
-    made_up.write_rows(store, STRIPS_PATH, rows)
+    rows = [strip_row("sample", each, 0, each % 250) for each in range(1000)]
+    write_rows(store, STRIPS_PATH, rows)
     write_report(store)
     browser.open(Path(store.root) / REPORT_PATH)
     shown = "[...document.querySelectorAll('.group')].filter(g => g.offsetHeight).map(g => g.dataset.name)"

@@ -1,14 +1,16 @@
 """What the page says, from plain values to plain values."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 
 from rarefy.audit.metrics.kinds import metric_label, reading_order
-from rarefy.audit.page.class_table import ClassCell, class_table
+from rarefy.audit.page.class_table import ClassCell, class_table, colours
 from rarefy.audit.page.figures import (
     MeasuredWith,
+    against_name,
     against_rows,
     against_words,
     common_setting,
@@ -17,9 +19,11 @@ from rarefy.audit.page.figures import (
     own_setting,
     required,
     training_words,
+    utility_interval,
 )
 from rarefy.audit.page.templates import reached
-from rarefy.audit.schema import Against, AuditResult, Memorization, MetricEntry, Training
+from rarefy.audit.schema import Against, AuditResult, Memorization, MetricEntry, Training, Utility
+from rarefy.audit.verdict import judge
 from rarefy.gates import GateCheck
 
 Result = dict[str, Any]
@@ -107,6 +111,51 @@ def test_rarer_than_plain_sampling(result: Result) -> None:
             ("Mean rarity", 18.0, plain, 15.0),
             ("Recall", 0.6, 0.7, 0.8),
         ]
+
+
+def test_a_guided_run_is_not_called_plain_sampling(result: Result) -> None:
+    guided = dataclasses.replace(typed(result), against=Against("mine", "out/mine", 600, ["adm-g"], {"rarity": 17.0}))
+    assert against_name(guided) == "mine"
+    assert against_words(guided) == "Mean rarity 18.0, mine 17.0, real images 15.0: rarer than mine."
+
+
+def test_a_model_without_a_classifier_may_have_a_judge(result: Result) -> None:
+    result["provenance"] |= {"classifier_sha256": None}
+    assert notes(typed(result))[0] == "The model has no classifier, so there is no confidence or entropy."
+    del result["metrics"]["on_class_rate"]
+    assert notes(typed(result))[0].endswith("no confidence, entropy or on-class rate.")
+
+
+def test_colours_are_explained_for_the_columns_that_have_them(result: Result) -> None:
+    columns, _ = class_table(typed(result))
+    assert [label for label, _ in colours(columns)] == ["Shift"]
+    for row in result["per_class"]:
+        row |= {"copies": 0.5, "confidence_w1": None, "entropy_w1": None}
+    columns, _ = class_table(typed(result))
+    assert [label for label, _ in colours(columns)] == ["Copies"]
+
+
+def test_what_the_intervals_of_utility_cover() -> None:
+    probe, network = (Utility(classifier, "", 10, 10, 3, []) for classifier in ("probe", "network"))
+    assert utility_interval(probe) == "95% intervals over draws of the training images"
+    assert utility_interval(network) == "means and 95% intervals over 3 seeds"
+
+
+def test_metrics_json_with_every_part_or_none_of_the_optional_ones(result: Result) -> None:
+    training = Training("both", 0.5, 15, 0.8, [0.7, 0.9], 0.5, [0.4, 0.6], {"coat & boot": 0.7})
+    audit = typed(result)
+    whole = dataclasses.replace(
+        audit,
+        memorization=Memorization("train/", 60_000, "f" * 64, True),
+        utility=[Utility("probe", "held-out half", 10, 10, 8, [training])],
+        against=Against("plain sampling", "stored", 600, [], {"rarity": 17.0}),
+        other_extractors={"inception-v3": {"recall": audit.metrics["recall"]}},
+        judgement=judge(audit),
+    )
+    for each in (whole, audit, dataclasses.replace(audit, tail=None, map=None, metrics={}, copies=[], per_class=[])):
+        text = json.dumps(each.to_json(), allow_nan=False)
+        assert AuditResult.from_json(json.loads(text)) == each
+    assert {"memorization", "utility", "against", "other_extractors", "judgement"} <= json.loads(text).keys()
 
 
 def test_the_page_says_what_copies_were_searched_among(result: Result) -> None:

@@ -2,17 +2,16 @@
 
 import base64
 import hashlib
-import importlib.util
 import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from made_up_audit import strip_row, write_rows
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -32,18 +31,6 @@ from rarefy.shards.index import INDEX, SUCCESS, DataSetFiles
 from rarefy.shards.listing import iter_committed
 from rarefy.shards.store import Store
 
-
-def _load(path: Path) -> ModuleType:
-    """A module beside this file: pytest's importlib mode has no package to import it from."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-made_up = _load(Path(__file__).with_name("conftest.py"))
 CommitRun = Callable[[Store, str], Manifest]
 CommitImages = Callable[[Store, str, Any], Manifest]
 MakeAudit = Callable[..., Store]
@@ -154,8 +141,8 @@ def test_a_thousand_classes_are_all_there_and_twenty_are_shown(make_audit: MakeA
     row = result["per_class"][1]
     result["per_class"] = [row | {"class_id": each, "class_name": f"class {each}"} for each in range(1000)]
     store = make_audit("out", result)
-    rows = [made_up.strip_row(strip, each, 0, each % 250) for each in range(1000) for strip in ("sample", "real")]
-    made_up.write_rows(store, STRIPS_PATH, rows)
+    rows = [strip_row(strip, each, 0, each % 250) for each in range(1000) for strip in ("sample", "real")]
+    write_rows(store, STRIPS_PATH, rows)
     page = written(store)
     assert page.count('<div class="card group"') == 1000
     assert len(re.findall(r'<div class="card group" data-name="[^"]*" hidden>', page)) == 980
@@ -303,6 +290,28 @@ def test_utility_memorization_and_other_extractors(make_audit: MakeAudit, result
                  "60,000 images: photos/.", "rarer than plain sampling.",
                  "With the features of inception-v3", "0.123"):  # fmt: skip
         assert text in page
+
+
+def test_without_real_images_nothing_is_said_of_them(make_audit: MakeAudit, result: Result) -> None:
+    on_class = result["metrics"]["on_class_rate"] | {"floor": None, "floor_interval": None, "real_count": 0}
+    confidence = result["histograms"]["confidence"] | {"reference": None, "reference_mean": None}
+    of_real = {"reference_on_class_rate", "reference_confidence", "reference_entropy", "precision", "recall"}
+    of_real |= {"recall_interval", "recall_floor", "coverage", "coverage_floor", "confidence_w1", "entropy_w1"}
+    result |= {
+        "metrics": {"on_class_rate": on_class | {"floor_count": 0}}, "tail": None, "map": None, "copies": [],
+        "gates": [], "verdict": "no gates", "partial": False, "problems": [], "histograms": {"confidence": confidence},
+        "per_class": [{name: row[name] for name in row.keys() - of_real} for row in result["per_class"]],
+    }  # fmt: skip
+    result["provenance"] |= {"reference": None, "reference_count": 0, "reference_sha256": None}
+    store = make_audit("out", result)
+    for path in (STRIPS_PATH, COPIES_PATH):
+        store.delete(path)
+    page = written(store)
+    assert "No real images to compare with" in page
+    for words in ("Each metric is shown next to", "Small numbers are", "Rarity comes from", "Kynk"):
+        assert words not in page
+    for section in ("images", "copies", "map", "utility", "against"):
+        assert f'id="{section}"' not in page
 
 
 def test_an_audit_of_other_shards_is_not_shown(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from pathlib import Path
-from typing import Any
+
+from made_up_audit import make_result
 
 from rarefy.audit.page.summary import summary_lines
 from rarefy.audit.schema import Against, AuditResult, Training, Utility
 
-
-def _made_up() -> Any:
-    """The hand-made audit of the pages' tests: pytest's importlib mode has no package to import it from."""
-    path = Path(__file__).with_name("conftest.py")
-    spec = importlib.util.spec_from_file_location("made_up_audit", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-RESULT = AuditResult.from_json(_made_up().make_result())
+RESULT = AuditResult.from_json(make_result())
 
 
 def test_verdict_reasons_numbers_problems_and_failed_gates() -> None:

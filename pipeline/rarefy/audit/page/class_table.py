@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rarefy.audit.schema import AuditResult, ClassRow
 
 FULL_HEAT = 55  # percent of the colour
+# What a deeper colour means where it is not how far the value is below the baseline.
+HEAT_WORDS = {
+    "distance": "the further its distribution is from that of the real images",
+    "share": "the more there are",
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,7 @@ CLASS_COLUMNS = (
     ClassColumn("recall", "Recall", "recall_floor", "short"),
     ClassColumn("tail_recall", "Tail recall", "tail_recall_floor", "short", "recall of the class's rarest real images"),
     ClassColumn("coverage", "Coverage", "coverage_floor", "short"),
-    ClassColumn("precision", "Precision"),
-    ClassColumn("outside", "Outside", "outside_floor", hint="fraction of images outside the real data"),
+    ClassColumn("precision", "Precision", "precision_floor", "short", "fraction of images within the real data"),
     ClassColumn("rarity", "Rarity", "rarity_floor", hint="mean rarity of the images within the real data"),
     ClassColumn("on_class_rate", "On class", "reference_on_class_rate", "short"),
     ClassColumn("copies", "Copies", heat="share", hint="fraction of images that look copied"),
@@ -60,6 +65,11 @@ def class_table(result: AuditResult) -> tuple[list[ClassColumn], list[tuple[str,
     columns = [column for column in CLASS_COLUMNS if any(getattr(row, column.key) is not None for row in classes)]
     ranges = {name: table.edges[-1] for name, table in result.histograms.items()}
     return columns, [(row.class_name, [_cell(row, column, ranges) for column in columns]) for row in classes]
+
+
+def colours(columns: Sequence[ClassColumn]) -> list[tuple[str, str]]:
+    """Label and meaning of the colour, for the columns where it is not the distance below the baseline."""
+    return list(dict.fromkeys((each.label, HEAT_WORDS[each.heat]) for each in columns if each.heat in HEAT_WORDS))
 
 
 def heat_percent(strength: float) -> int:

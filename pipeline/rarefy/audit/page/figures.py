@@ -9,7 +9,7 @@ from typing import Any
 
 from rarefy.audit.metrics.kinds import metric_label
 from rarefy.audit.page.templates import number
-from rarefy.audit.schema import AuditResult, MetricEntry, Training
+from rarefy.audit.schema import AuditResult, MetricEntry, Training, Utility
 from rarefy.gates import GateCheck, metric_kind
 
 SMALL_SET = 5000
@@ -70,7 +70,9 @@ def notes(result: AuditResult) -> list[str]:
             f"The real baseline has {recall.floor_count:,} images, the generated set {recall.generated_count:,}."
         )
     if run.classifier_sha256 is None:
-        lines.append("The model has no classifier, so there is no confidence, entropy or on-class rate.")
+        judged = "on_class_rate" in result.metrics
+        missing = "confidence or entropy" if judged else "confidence, entropy or on-class rate"
+        lines.append(f"The model has no classifier, so there is no {missing}.")
     elif run.reference and (scores := result.metrics.get("on_class_rate")) and scores.floor is None:
         lines.append(
             "The audit could not use the classifier, whose weights or code it lacked: its scores have no real baseline."
@@ -122,6 +124,12 @@ def against_rows(result: AuditResult) -> list[AgainstRow]:
     ]
 
 
+def against_name(result: AuditResult) -> str:
+    """What the set is compared with; a guided run that ``--against`` names is not plain sampling."""
+    against = result.against
+    return against.run if against is not None and against.guidance else "plain sampling"
+
+
 def against_words(result: AuditResult) -> str:
     """Whether the set is rarer than plain sampling, in one sentence; empty if that is not known."""
     if result.against is None or "rarity" not in result.metrics or "rarity" not in result.against.metrics:
@@ -129,9 +137,10 @@ def against_words(result: AuditResult) -> str:
     own, plain = result.metrics["rarity"], result.against.metrics["rarity"]
     sure = own.interval is None or not own.interval[0] <= plain <= own.interval[1]
     word = "the same within the interval" if not sure else "rarer" if own.value > plain else "not rarer"
+    name = against_name(result)
     return (
-        f"Mean rarity {number(own.value)}, plain sampling {number(plain)}, real images {number(own.floor)}: {word}"
-        f"{' than plain sampling' if sure else ''}."
+        f"Mean rarity {number(own.value)}, {name} {number(plain)}, real images {number(own.floor)}: {word}"
+        f"{f' than {name}' if sure else ''}."
     )
 
 
@@ -162,6 +171,13 @@ def training_words(training: Training) -> str:
     if training.data == "both":
         return "real and generated" + ("" if training.ratio is None else f", {training.ratio:g} generated per real one")
     return f"{training.data} images only"
+
+
+def utility_interval(measured: Utility) -> str:
+    """What the intervals of a table of utility cover."""
+    if measured.classifier == "probe":
+        return "95% intervals over draws of the training images"
+    return f"means and 95% intervals over {measured.seeds} seeds"
 
 
 def _fast_words(errors: dict[str, Any] | None) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from rarefy.audit.current import read_current
 from rarefy.audit.metrics.kinds import HEADLINE_METRICS, reading_order
-from rarefy.audit.page.class_table import class_table
+from rarefy.audit.page.class_table import class_table, colours
 from rarefy.audit.page.figures import (
+    against_name,
     against_rows,
     against_words,
     common_setting,
@@ -16,6 +17,7 @@ from rarefy.audit.page.figures import (
     own_setting,
     required,
     training_words,
+    utility_interval,
 )
 from rarefy.audit.page.pictures import data_uri, image_groups
 from rarefy.audit.page.plots import histogram_plot, map_plot
@@ -30,7 +32,7 @@ SHOWN_GATES = 16  # the rest is folded: gates per class can be a thousand
 SHOWN_CLASSES = 20  # classes whose images are shown at once; a search finds the others
 # Rarity comes first: the set is made for it. Most confidences are close to 1, so the rest needs a logarithmic scale.
 HISTOGRAMS = {
-    "rarity": ("Rarity", "radius of the smallest real neighbourhood that contains the image", False),
+    "rarity": ("Rarity", "radius of the smallest real neighbourhood around each image that has one", False),
     "confidence": ("Confidence", "probability of the requested class at t = 0; logarithmic scale", True),
     "entropy": ("Entropy", "entropy of the class probabilities at t = 0, in nats; logarithmic scale", True),
 }
@@ -50,7 +52,8 @@ def write_report(store: Store) -> str:
     """
     result = read_current(store)
     values = _numbers(result) | _images(store, result)
-    store.write_bytes(REPORT_PATH, render("report.html.j2", values, (data_uri, outcome, required, training_words)))
+    filters = data_uri, outcome, required, training_words, utility_interval
+    store.write_bytes(REPORT_PATH, render("report.html.j2", values, filters))
     return REPORT_PATH
 
 
@@ -59,6 +62,7 @@ def _numbers(result: AuditResult) -> dict[str, Any]:
     common = common_setting(result.metrics.values())
     drawn = {name: table for name, table in result.histograms.items() if table.generated is not None}
     own = [gate for gate in result.gates if not gate.advisory]
+    classes = class_table(result)
     return {
         "result": result,
         "run": result.provenance,
@@ -75,6 +79,7 @@ def _numbers(result: AuditResult) -> dict[str, Any]:
         ],
         "headlines": HEADLINE_METRICS,
         "against": against_rows(result),
+        "against_name": against_name(result),
         "against_words": against_words(result),
         "memorization_words": memorization_words(result),
         "histograms": [
@@ -83,7 +88,8 @@ def _numbers(result: AuditResult) -> dict[str, Any]:
             if name in drawn
         ],
         "map_svg": map_plot(result.map) if result.map else None,
-        "classes": class_table(result),
+        "classes": classes,
+        "class_colours": colours(classes[0]),
         "class_names": {row.class_id: row.class_name for row in result.per_class},
     }
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rarefy.errors import ShardError
 from rarefy.shards.check import sha256_of
+from rarefy.shards.metadata import column
 from rarefy.shards.store import Store
 
 FOLDER = "rarity"
@@ -70,7 +71,7 @@ class RarityColumns:
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
-    return pa.field(name, kind, nullable=False, metadata={"description": meaning} | ({"unit": unit} if unit else {}))
+    return column(name, kind, meaning, unit, nullable=False)
 
 
 SCHEMA = pa.schema(

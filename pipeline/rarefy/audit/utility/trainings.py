@@ -71,4 +71,5 @@ def capped(real: int, generated: int) -> str:
     missing = [f"{ratio:g}" for ratio in RATIOS if ratio * real > generated]
     if not missing:
         return ""
-    return f"{generated:,} generated images are too few for {', '.join(missing)} per real one"
+    ratios = " or ".join(part for part in (", ".join(missing[:-1]), missing[-1]) if part)
+    return f"{generated:,} generated images are too few for {ratios} per real one"
