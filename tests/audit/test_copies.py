@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from rarefy.audit.features.extractors import load_extractor
 from rarefy.audit.gallery import Gallery, ImageSet, Look, kept_look, look, make_gallery
+from rarefy.audit.memory import _Search
 from rarefy.audit.metrics import pixels, ranking
 from rarefy.audit.metrics.copies import (
     CAP,
@@ -206,6 +207,18 @@ def test_equal_pixels_are_found_even_without_contrast() -> None:
     found = seen(flat[40:42], gallery_of(flat))
     assert found.pixel.tolist() == [0, 0]
     assert found.pixel_index.tolist() == [40, 41]
+
+
+def test_copies_are_resampled_within_the_classes() -> None:
+    """All of one class are copies and none of the other, so draws with so many per class never differ."""
+    trained = pictures(0, 40)
+    images = np.concatenate([trained[:20], pictures(1, 20)])
+    gallery, own = gallery_of(trained), ImageSet(images, features_of(images))
+    search = _Search(gallery, [TRAINING], Rule(0.1, 0.1), "cpu")
+    _, found = search.measure(own, np.repeat([0, 1], 20), seen(images, gallery), features_of(pictures(2, 30)))
+    copied = found["copies"]
+    assert copied.value == 0.5
+    assert copied.replicates is not None and np.ptp(copied.replicates) == 0
 
 
 def test_a_kept_look_is_the_look() -> None:
