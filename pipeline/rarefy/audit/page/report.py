@@ -11,6 +11,7 @@ from rarefy.audit.page.figures import (
     against_rows,
     against_words,
     common_setting,
+    copying_words,
     memorization_words,
     notes,
     own_setting,
@@ -77,6 +78,7 @@ def _numbers(result: AuditResult) -> dict[str, Any]:
         "against": against_rows(result),
         "against_words": against_words(result),
         "memorization_words": memorization_words(result),
+        "copying_words": copying_words(result),
         "histograms": [
             (title, text, drawn[name], histogram_plot(name, drawn[name], logarithmic))
             for name, (title, text, logarithmic) in HISTOGRAMS.items()
