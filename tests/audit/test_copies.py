@@ -11,8 +11,8 @@ from rarefy.audit.memory import _Search
 from rarefy.audit.metrics import pixels, ranking
 from rarefy.audit.metrics.copies import (
     CAP,
+    FEW_CAP,
     TRAINING,
-    UNCALIBRATED,
     Closeness,
     Rule,
     Twin,
@@ -188,10 +188,10 @@ def test_the_limit_lets_few_real_images_pass() -> None:
     assert rule.feature == CAP  # far from the others, and still no copy
     equal = np.concatenate([np.zeros(500), ratios[:500]])
     assert (calibrate(Closeness(equal, equal, index, index)).pixel == ratios).argmax() == 1
-    few = ratios[:100]
-    assert calibrate(Closeness(few, few, index, index)).pixel == few[0]
+    few = ratios[:100] / 2
+    assert calibrate(Closeness(few, few + 1, index, index)) == Rule(few[0], FEW_CAP)
     none = np.zeros(0)
-    assert calibrate(Closeness(none, none, none, none)) == Rule(UNCALIBRATED, UNCALIBRATED)
+    assert calibrate(Closeness(none, none, none, none)) == Rule(FEW_CAP, FEW_CAP)
 
 
 def test_either_distance_can_tell_a_copy() -> None:
