@@ -32,8 +32,8 @@ METRICS = (
     "duplicates", "copies", "authenticity", "ct", "utility", "tail_utility", "on_class_rate", "on_class_guiding",
 )  # fmt: skip
 PER_CLASS = (
-    "count", "copies", "precision", "recall", "coverage", "vendi", "utility", "on_class_rate", "confidence", "entropy",
-    "confidence_w1", "entropy_w1", "acceptance_rate",
+    "count", "copies", "precision", "recall", "tail_recall", "coverage", "outside", "rarity", "vendi", "utility",
+    "on_class_rate", "confidence", "entropy", "confidence_w1", "entropy_w1", "acceptance_rate",
 )  # fmt: skip
 OF_CLASSIFIER = ("on_class_rate", "on_class_guiding", "confidence", "entropy", "confidence_w1", "entropy_w1")
 NAMED_AFTER_EXTRACTOR = ("fid", "fd_infinity", "kid", "cmmd")

@@ -160,6 +160,11 @@ def test_gates_copies_map_and_classes(
         assert row["acceptance_rate"] == 1
         assert 0 <= row["coverage"] <= 1
         assert 0 <= row["coverage_floor"] <= 1
+        own = [each for each in keys if each["class_id"] == row["class_id"]]
+        inside = [each["rarity"] for each in own if each["real_balls"] > 0]
+        assert row["outside"] == pytest.approx(1 - len(inside) / len(own)) == 1 - row["precision"]
+        assert row["rarity"] == (pytest.approx(np.mean(inside)) if inside else None)
+        assert row["outside_floor"] == pytest.approx(1 - row["precision_floor"])
         assert row["confidence_w1"] >= abs(row["confidence"] - row["reference_confidence"]) - 1e-9
     for row in pq.read_table(tmp_path / "out" / "audit" / "strips.parquet").to_pylist():
         assert (row["nearest_key"] is None) == (row["strip"] == "real")

@@ -64,8 +64,8 @@ def test_equal_distributions_score_like_real_ones(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(distances, "KID_SUBSETS", 2)
     found = set_estimates(*sides(400, 400), Tail("keys", np.arange(400) < 80)).values
     assert list(found) == [
-        "fid", "kid", "precision", "recall", "tail_recall", "density", "coverage", "tail_coverage", "rarity", "outside",
-        "avg_knn", "nearest", "lof",
+        "fid", "kid", "precision", "recall", "tail_recall", "density", "coverage", "tail_coverage", "clipped_density",
+        "clipped_coverage", "rarity", "outside", "avg_knn", "nearest", "lof",
     ]  # fmt: skip
     assert found["outside"] == pytest.approx(1 - found["precision"])
     assert found["lof"] == pytest.approx(1.05, abs=0.15)
@@ -90,6 +90,22 @@ def test_a_set_far_away_scores_zero_everywhere() -> None:
     assert found.outside == 1
     assert found.nearest == pytest.approx(200, abs=10)  # four axes, 100 each
     assert found.fid > 10_000
+
+
+def test_distances_vary_as_those_of_fresh_draws_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a line, half as many rows are twice as far apart, and so are the deviations of their mean distance."""
+    monkeypatch.setattr(distances, "KID_SUBSETS", 1)
+    labels, values, spreads = np.zeros(100, np.int64), [], []
+    for seed in range(60):
+        features = [np.random.default_rng([seed, side]).random((100, 1), np.float32) for side in range(2)]
+        real = build_manifold(features[1], 3)
+        values.append(set_metrics(features[0], real).nearest)
+        if seed < 5:
+            sides = Labelled(build_manifold(features[0], 3), labels), Labelled(real, labels)
+            found = set_estimates(*sides, Tail("keys", np.arange(100) < 20)).estimates["nearest"]
+            assert found.replicates is not None
+            spreads.append(found.replicates.std())
+    assert np.mean(spreads) / np.std(values) == pytest.approx(1, abs=0.35)
 
 
 def test_the_tail_is_the_sparsest_fifth() -> None:

@@ -33,7 +33,7 @@ CLASS_METRICS = {
     "recall": "recall_floor",
     "tail_recall": "tail_recall_floor",
     "coverage": "coverage_floor",
-    "precision": None,
+    "precision": "precision_floor",
     "on_class_rate": None,
 }
 SIGNIFICANCE = (

@@ -26,7 +26,6 @@ from rarefy.audit.metrics.bootstrap import Estimate, chosen_rows, estimate_mean,
 from rarefy.audit.metrics.kinds import FRACTIONS, METRIC_KINDS, metric_name
 from rarefy.audit.metrics.summary import Histogram, histogram, mean, wasserstein_1
 from rarefy.audit.metrics.tail import Tail
-from rarefy.audit.metrics.vendi import class_scores
 from rarefy.audit.schema import (
     FORMAT,
     AuditResult,
@@ -77,6 +76,7 @@ def build_result(
         _add_scores(per_class, run, scores, labels)
     if measured is not None:
         _add_neighbors(per_class, measured)
+        _add_places(per_class, measured)
         _add_diversity(per_class, measured)
     readings = {name: Reading(entry.value, entry.interval, entry.floor) for name, entry in metrics.items()}
     checks = check_gates(gates, readings, [vars(row) for row in per_class])
@@ -270,17 +270,27 @@ def _add_neighbors(table: list[ClassRow], measured: Measured) -> None:
         row.coverage_floor = mean(np.array([draw.covered[real] for draw in draws]))
 
 
+def _add_places(table: list[ClassRow], measured: Measured) -> None:
+    """Add where each class's images lie, and the real baseline's: outside the real data, and how rare within."""
+    of_run, draws = measured.of_run.neighborhood, [draw.neighborhood for draw in measured.of_draws]
+    labels = np.concatenate([side.labels for side in measured.sides.draws])
+    balls, rarity = (np.concatenate([getattr(draw, name) for draw in draws]) for name in ("balls", "rarity"))
+    for row in table:
+        own, drawn = measured.run.measured.class_id == row.class_id, labels == row.class_id
+        row.outside, row.outside_floor = mean(of_run.balls[own] == 0), mean(balls[drawn] == 0)
+        row.rarity, row.rarity_floor = (mean(side[np.isfinite(side)]) for side in (of_run.rarity[own], rarity[drawn]))
+        row.precision_floor = mean(balls[drawn] > 0)
+
+
 def _add_diversity(table: list[ClassRow], measured: Measured) -> None:
     """Add each class's Vendi score with its baseline, and the accuracy that the class gains by the generated images."""
-    of_run, *of_draws = (
-        class_scores(side.manifold.features, side.labels) for side in (measured.sides.generated, *measured.sides.draws)
-    )
-    utility = measured.utility
+    draws, utility = [draw.class_vendi for draw in measured.of_draws], measured.utility
     for row in table:
-        row.vendi = of_run.get(row.class_id)
-        row.vendi_floor = mean(np.array([scores[row.class_id] for scores in of_draws if row.class_id in scores]))
+        row.vendi = measured.of_run.class_vendi.get(row.class_id)
+        row.vendi_floor = mean(np.array([scores[row.class_id] for scores in draws if row.class_id in scores]))
         if utility is not None:
-            row.utility = utility.class_gains.get(row.class_id)
+            if (gain := utility.class_gains.get(row.class_id)) is not None:
+                row.utility, row.utility_interval = gain.value, gain.interval
             row.utility_real = utility.class_accuracies.get(row.class_id)
 
 

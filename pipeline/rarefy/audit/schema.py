@@ -85,6 +85,7 @@ class ClassRow:
     reference_entropy: float | None = None
     precision: float | None = None
     precision_interval: list[float] | None = None
+    precision_floor: float | None = None
     recall: float | None = None
     recall_interval: list[float] | None = None
     recall_floor: float | None = None
@@ -102,6 +103,7 @@ class ClassRow:
     vendi: float | None = None
     vendi_floor: float | None = None
     utility: float | None = None
+    utility_interval: list[float] | None = None
     utility_real: float | None = None
 
 
@@ -165,7 +167,7 @@ class Training:
 
     data: real, generated or both; ratio: generated images over real ones, for both only; accuracy, tail_accuracy: of
     the probe trained on all images, or the mean over the network's seeds, with 95% intervals (docs/AUDIT.md says what
-    they cover); per_class: accuracy by class name.
+    they cover); per_class, per_class_interval: accuracy by class name.
     """
 
     data: str
@@ -176,6 +178,7 @@ class Training:
     tail_accuracy: float
     tail_accuracy_interval: list[float]
     per_class: dict[str, float]
+    per_class_interval: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
