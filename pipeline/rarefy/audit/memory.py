@@ -68,12 +68,14 @@ def measure_memory(
     drawn, rest = _split(labels, sides.generated.labels)
     checked = np.concatenate([drawn, rest[chosen_rows(len(rest), max(0, UNSEEN - len(drawn)))]])
     step = partial(progress, "checking real images that were not trained on")
-    unseen_look = kept_look(unseen.take(checked), gallery, summary.sha256, setting.extractor, setting.device, step)
-    rule = copies.calibrate(unseen_look.closeness)
+    rule, unseen_look = copies.UNCALIBRATED, None
+    if len(checked):
+        unseen_look = kept_look(unseen.take(checked), gallery, summary.sha256, setting.extractor, setting.device, step)
+        rule = copies.calibrate(unseen_look.closeness)
     search, others = _Search(gallery, list(sources), rule, setting.device), unseen.features[rest]
     twins, of_run = search.measure(generated, sides.generated.labels, generated_look, others)
     of_baseline = dict[str, Estimate]()
-    if len(drawn):
+    if unseen_look is not None and len(drawn):
         own_look = unseen_look.take(np.arange(len(drawn)))
         _, of_baseline = search.measure(unseen.take(drawn), labels[drawn], own_look, others)
     return Memory(sources, twins, of_run, of_baseline, len(drawn), rule, summary)

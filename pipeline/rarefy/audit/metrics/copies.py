@@ -89,6 +89,9 @@ class Rule:
         return np.asarray(np.where(by_pixels, closeness.pixel_index, closeness.feature_index))
 
 
+UNCALIBRATED = Rule(FEW_CAP, FEW_CAP)
+
+
 def calibrate(unseen: Closeness) -> Rule:
     """The rule by which at most 0.5% of these real images, which no training step saw, count as copies."""
     return Rule(_limit(unseen.pixel), _limit(unseen.feature))
