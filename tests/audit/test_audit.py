@@ -175,6 +175,9 @@ def test_gates_copies_map_and_classes(
         assert row["acceptance_rate"] == 1
         assert 0 <= row["coverage"] <= 1
         assert 0 <= row["coverage_floor"] <= 1
+        own = [each for each in keys if each["class_id"] == row["class_id"]]
+        inside = [each["rarity"] for each in own if each["real_balls"] > 0]
+        assert row["rarity"] == (pytest.approx(np.mean(inside)) if inside else None)
         assert row["confidence_w1"] >= abs(row["confidence"] - row["reference_confidence"]) - 1e-9
     for row in pq.read_table(tmp_path / "out" / "audit" / "strips.parquet").to_pylist():
         assert (row["nearest_key"] is None) == (row["strip"] == "real")

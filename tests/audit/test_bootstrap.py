@@ -56,6 +56,9 @@ def test_a_fraction_is_resampled_within_its_classes() -> None:
 def test_a_fraction_of_none_or_all_has_an_interval() -> None:
     assert estimate_mean(np.ones(600, np.bool_), "rows").interval == pytest.approx(wilson_interval(1.0, 600))
     assert estimate_mean(np.zeros(600, np.bool_), "rows").interval == pytest.approx([0, 3.84 / 603.84], abs=1e-4)
+    for rows in range(1, 2000):  # despite rounding
+        assert wilson_interval(1.0, rows)[1] == 1.0
+        assert wilson_interval(0.0, rows)[0] == 0.0
     assert Estimate(3.0).interval is None
 
 
@@ -103,8 +106,10 @@ def test_contrasts_of_a_mean_have_the_variance_within_classes() -> None:
     def evaluate(rows: NDArray[np.int64], real_rows: NDArray[np.int64]) -> Floats:
         return np.array([values[0][rows].mean() + values[1][real_rows].mean()])
 
-    contrasts = block_contrasts(labels, evaluate, 5)
-    assert contrasts is not None
+    found = block_contrasts(labels, evaluate, 5)
+    assert found is not None
+    contrasts, means = found
+    assert means == pytest.approx(evaluate(*map(np.arange, (1000, 2000))), abs=1e-3)
     assert np.sqrt((contrasts**2).mean()) == pytest.approx(np.sqrt(1 / 1000 + 1 / 2000), rel=0.35)
     assert block_contrasts((labels[0][:8], labels[1]), evaluate, 5) is None
 

@@ -7,11 +7,12 @@ from scipy.ndimage import gaussian_filter
 
 from rarefy.audit.features.extractors import load_extractor
 from rarefy.audit.gallery import Gallery, ImageSet, Look, kept_look, look, make_gallery
+from rarefy.audit.memory import _Search
 from rarefy.audit.metrics import pixels, ranking
 from rarefy.audit.metrics.copies import (
     CAP,
+    FEW_CAP,
     TRAINING,
-    UNCALIBRATED,
     Closeness,
     Rule,
     Twin,
@@ -187,10 +188,10 @@ def test_the_limit_lets_few_real_images_pass() -> None:
     assert rule.feature == CAP  # far from the others, and still no copy
     equal = np.concatenate([np.zeros(500), ratios[:500]])
     assert (calibrate(Closeness(equal, equal, index, index)).pixel == ratios).argmax() == 1
-    few = ratios[:100]
-    assert calibrate(Closeness(few, few, index, index)).pixel == few[0]
+    few = ratios[:100] / 2
+    assert calibrate(Closeness(few, few + 1, index, index)) == Rule(few[0], FEW_CAP)
     none = np.zeros(0)
-    assert calibrate(Closeness(none, none, none, none)) == Rule(UNCALIBRATED, UNCALIBRATED)
+    assert calibrate(Closeness(none, none, none, none)) == Rule(FEW_CAP, FEW_CAP)
 
 
 def test_either_distance_can_tell_a_copy() -> None:
@@ -206,6 +207,18 @@ def test_equal_pixels_are_found_even_without_contrast() -> None:
     found = seen(flat[40:42], gallery_of(flat))
     assert found.pixel.tolist() == [0, 0]
     assert found.pixel_index.tolist() == [40, 41]
+
+
+def test_copies_are_resampled_within_the_classes() -> None:
+    """All of one class are copies and none of the other, so draws with so many per class never differ."""
+    trained = pictures(0, 40)
+    images = np.concatenate([trained[:20], pictures(1, 20)])
+    gallery, own = gallery_of(trained), ImageSet(images, features_of(images))
+    search = _Search(gallery, [TRAINING], Rule(0.1, 0.1), "cpu")
+    _, found = search.measure(own, np.repeat([0, 1], 20), seen(images, gallery), features_of(pictures(2, 30)))
+    copied = found["copies"]
+    assert copied.value == 0.5
+    assert copied.replicates is not None and np.ptp(copied.replicates) == 0
 
 
 def test_a_kept_look_is_the_look() -> None:

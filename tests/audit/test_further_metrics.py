@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom
 
 from rarefy.audit.metrics import vendi
-from rarefy.audit.metrics.bootstrap import Estimate
 from rarefy.audit.metrics.clipped import clipped_coverage, clipped_density, expected_coverage
 from rarefy.audit.metrics.cmmd import cmmd, kernel_set
 from rarefy.audit.metrics.distances import frechet_distance
-from rarefy.audit.metrics.extrapolation import enough_rows, fd_infinity, moved_to, real_gaussians
+from rarefy.audit.metrics.extrapolation import enough_rows, fd_infinity, real_gaussians
 from rarefy.audit.metrics.neighbors import build_manifold, find_neighbors
+from rarefy.audit.metrics.spread import infinity_estimate
 
 Floats = NDArray[np.float32]
 
@@ -98,9 +98,9 @@ def test_vendi_score_is_its_definition_and_influences_are_its_derivative(rows: i
 def test_a_collapsed_class_stands_out_in_its_own_score() -> None:
     features, labels = gaussian(200, 0, 20), np.repeat([0, 1], 100)
     features[labels == 1] = features[100] + 0.01 * features[labels == 1]
-    scores = vendi.class_scores(features, labels)
+    found = vendi.measure_diversity(features, labels, "generated rows")
+    scores, estimate = found.classes, found.mean
     assert scores[1] < 1.1 < 10 < scores[0]
-    estimate = vendi.mean_score(features, labels, "generated rows")
     assert estimate.value == pytest.approx((scores[0] + scores[1]) / 2)
     assert estimate.interval is not None and estimate.interval[0] < estimate.value < estimate.interval[1]
 
@@ -153,8 +153,14 @@ def test_fd_infinity_does_not_depend_on_the_number_of_images() -> None:
         assert abs(extrapolated) < 0.15 * frechet_distance(*pairs[0])
 
 
-def test_fd_infinity_needs_twice_as_many_images_as_columns_and_moves_its_spread() -> None:
+def test_fd_infinity_varies_as_its_interval_says() -> None:
     assert enough_rows(40, 20) and not enough_rows(39, 20)
-    moved = moved_to(Estimate(2.0, np.array([1.0, 3.0]), "both sides"), 0.5)
-    assert (moved.value, moved.over) == (0.5, "both sides")
-    assert moved.replicates is not None and moved.replicates.tolist() == [-0.5, 1.5]
+    labels, values, spreads = np.zeros(60, np.int64), [], []
+    for seed in range(120):
+        x, y = gaussian(60, seed, 12), gaussian(60, 500 + seed, 12)
+        values.append(fd_infinity(x, real_gaussians(y)))
+        if seed < 20:
+            found = infinity_estimate(values[-1], (x, y), (labels, labels))
+            assert found.value == values[-1] and found.replicates is not None
+            spreads.append(found.replicates.std())
+    assert np.sqrt(np.mean(np.square(spreads))) / np.std(values) == pytest.approx(1, abs=0.25)

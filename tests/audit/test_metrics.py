@@ -92,6 +92,22 @@ def test_a_set_far_away_scores_zero_everywhere() -> None:
     assert found.fid > 10_000
 
 
+def test_distances_vary_as_those_of_fresh_draws_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a line, half as many rows are twice as far apart, and so are the deviations of their mean distance."""
+    monkeypatch.setattr(distances, "KID_SUBSETS", 1)
+    labels, values, spreads = np.zeros(100, np.int64), [], []
+    for seed in range(60):
+        features = [np.random.default_rng([seed, side]).random((100, 1), np.float32) for side in range(2)]
+        real = build_manifold(features[1], 3)
+        values.append(set_metrics(features[0], real).nearest)
+        if seed < 5:
+            sides = Labelled(build_manifold(features[0], 3), labels), Labelled(real, labels)
+            found = set_estimates(*sides, Tail("keys", np.arange(100) < 20)).estimates["nearest"]
+            assert found.replicates is not None
+            spreads.append(found.replicates.std())
+    assert np.mean(spreads) / np.std(values) == pytest.approx(1, abs=0.35)
+
+
 def test_the_tail_is_the_sparsest_fifth() -> None:
     dense, sparse = np.linspace(0, 1, 80), 10.0 + 5.0 * np.arange(20)
     members = tail_members(build_manifold(np.concatenate([dense, sparse]).astype(np.float32)[:, None], 2))

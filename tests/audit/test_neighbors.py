@@ -113,7 +113,7 @@ def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = find_neighbors(build_manifold(generated, 3), build_manifold(real, 3))
     monkeypatch.setattr(search, "TILE_ROWS", 7)
     parts = find_neighbors(build_manifold(generated, 3), build_manifold(real, 3))
-    for name in ("balls", "inside", "clipped_balls", "clipped_inside", "recalled", "sole_recall", "sole_cover"):
+    for name in ("balls", "inside", "clipped_balls", "clipped_inside", "recalled"):
         assert getattr(parts, name).tolist() == getattr(whole, name).tolist()
     np.testing.assert_allclose(parts.rarity, whole.rarity, atol=1e-5)
 

@@ -105,9 +105,7 @@ def test_the_rounding_never_shows(tile: int, monkeypatch: pytest.MonkeyPatch) ->
     assert hood.balls.tolist() == (cross <= radii[1]).sum(axis=1).tolist()
     assert hood.recalled.tolist() == (cross <= radii[0][:, None]).any(axis=0).tolist()
     assert hood.covered.tolist() == (cross <= radii[1]).any(axis=0).tolist()
-    for found, holds in ((hood.sole_recall, cross <= radii[0][:, None]), (hood.sole_cover, cross <= radii[1])):
-        assert found.tolist() == np.where(holds.sum(axis=0) == 1, holds.argmax(axis=0), -1).tolist()
-        assert found.max() >= 0
+    assert hood.inside.tolist() == (cross <= radii[1]).sum(axis=0).tolist()
     np.testing.assert_allclose(hood.nearest, cross.min(axis=1), rtol=1e-5, atol=1e-12)
 
 

@@ -175,6 +175,16 @@ def test_copies_of_the_training_set_are_found(tmp_path: Path, commit_images: Com
     assert read_result(store).to_json() == result
 
 
+def test_real_images_that_were_all_trained_on_calibrate_nothing(
+    tmp_path: Path, commit_run: Callable[[Store, str], Manifest]
+) -> None:
+    store, real = Store(str(tmp_path / "out")), write_classes(tmp_path / "real", 30, 30)
+    commit_run(store, MANIFEST)
+    metrics = run_audit(store, AuditOptions(reference=real, training=real), quiet)["metrics"]
+    assert [metrics[name]["floor"] for name in ("copies", "duplicates", "authenticity")] == [None] * 3
+    assert "ct" not in metrics
+
+
 def test_training_images_alone_are_not_enough(tmp_path: Path, commit_run: Callable[[Store, str], Manifest]) -> None:
     """A model without real images of its own: there is nothing to calibrate by."""
     text = MANIFEST.replace("fashion-mnist-28", "adm-imagenet-64")

@@ -53,7 +53,9 @@ def test_images_that_carry_a_missing_class_raise_the_accuracy() -> None:
     assert 0.2 < low < answer.gains["utility"].value < high < 0.5
     assert interval(answer, "tail_utility")[0] > 0.1
     assert answer.class_accuracies[2] == 0.0
-    assert answer.class_gains[2] > 0.6
+    assert answer.class_gains[2].value > 0.6
+    low, high = answer.class_gains[2].interval or [0.0, 0.0]
+    assert 0.3 < low < answer.class_gains[2].value < high
     assert answer.baselines == {}  # the real images have none of this class to add
 
 
@@ -87,7 +89,9 @@ def test_the_table_has_every_training_and_says_what_the_count_allows() -> None:
     assert (table.classifier, table.train_count, table.test_count, table.seeds) == ("probe", 200, 1500, 8)
     for row in table.trainings:
         assert row.accuracy_interval[0] < row.accuracy < row.accuracy_interval[1]
-        assert set(row.per_class) == set(NAMES)
+        assert set(row.per_class) == set(row.per_class_interval) == set(NAMES)
+        for name, (low, high) in row.per_class_interval.items():
+            assert low <= row.per_class[name] <= high
     assert capped(100, 200) == ""
 
 

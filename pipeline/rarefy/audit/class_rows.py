@@ -10,7 +10,6 @@ from rarefy.audit.inputs.dataset import RunData
 from rarefy.audit.measure import Measured
 from rarefy.audit.metrics.bootstrap import fraction_interval
 from rarefy.audit.metrics.summary import mean, wasserstein_1
-from rarefy.audit.metrics.vendi import class_scores
 from rarefy.audit.schema import ClassRow
 
 Labels = NDArray[np.int64]
@@ -92,13 +91,11 @@ def _add_neighbors(table: list[ClassRow], measured: Measured) -> None:
 
 def _add_diversity(table: list[ClassRow], measured: Measured) -> None:
     """Add each class's Vendi score with its baseline, and the accuracy that the class gains by the generated images."""
-    of_run, *of_draws = (
-        class_scores(side.manifold.features, side.labels) for side in (measured.sides.generated, *measured.sides.draws)
-    )
-    utility = measured.utility
+    draws, utility = [draw.class_vendi for draw in measured.of_draws], measured.utility
     for row in table:
-        row.vendi = of_run.get(row.class_id)
-        row.vendi_floor = mean(np.array([scores[row.class_id] for scores in of_draws if row.class_id in scores]))
+        row.vendi = measured.of_run.class_vendi.get(row.class_id)
+        row.vendi_floor = mean(np.array([scores[row.class_id] for scores in draws if row.class_id in scores]))
         if utility is not None:
-            row.utility = utility.class_gains.get(row.class_id)
+            if (gain := utility.class_gains.get(row.class_id)) is not None:
+                row.utility, row.utility_interval = gain.value, gain.interval
             row.utility_real = utility.class_accuracies.get(row.class_id)

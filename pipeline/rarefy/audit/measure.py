@@ -12,7 +12,6 @@ from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.inputs.training import TrainingSet
 from rarefy.audit.memory import Memory, measure_memory
-from rarefy.audit.metrics import vendi
 from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates
 from rarefy.audit.metrics.baseline import FEWEST_DRAWS
 from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
@@ -20,9 +19,10 @@ from rarefy.audit.metrics.cmmd import cmmd, kernel_set
 from rarefy.audit.metrics.copies import Twin, Twins
 from rarefy.audit.metrics.distances import inception_scores
 from rarefy.audit.metrics.draws import draw_values
-from rarefy.audit.metrics.extrapolation import fd_infinity, moved_to
-from rarefy.audit.metrics.spread import BOTH
+from rarefy.audit.metrics.extrapolation import fd_infinity
+from rarefy.audit.metrics.spread import BOTH, infinity_estimate
 from rarefy.audit.metrics.tail import Tail, find_tail
+from rarefy.audit.metrics.vendi import measure_diversity
 from rarefy.audit.sides import Progress, Setting, Side, Sides, load_sides
 from rarefy.audit.utility.measure import Answer
 from rarefy.audit.utility.question import answer_utility
@@ -142,18 +142,20 @@ def _compare_draws(sides: Sides, tail: Tail, setting: Setting) -> Iterator[SetEs
 
 
 def _with_further(compared: SetEstimates, side: Side, sides: Sides) -> SetEstimates:
-    return replace(compared, estimates=compared.estimates | _further(side, sides, compared.estimates["fid"]))
+    diversity = measure_diversity(side.manifold.features, side.labels, GENERATED)
+    further = _further(side, sides, compared.estimates["fid"].replicates is not None)
+    estimates = compared.estimates | {"vendi": diversity.mean} | further
+    return replace(compared, estimates=estimates, class_vendi=diversity.classes)
 
 
-def _further(side: Side, sides: Sides, fid: Estimate) -> dict[str, Estimate]:
-    """Metrics that need more than neighbours, by kind: each is one line here."""
+def _further(side: Side, sides: Sides, with_spread: bool) -> dict[str, Estimate]:
+    """Metrics that need more than neighbours, by kind. with_spread: also of what takes long."""
     features = side.manifold.features
-    estimates = {
-        "cmmd": cmmd(kernel_set(features, side.labels), sides.real_kernel, BOTH),
-        "vendi": vendi.mean_score(features, side.labels, GENERATED),
-    }
+    estimates = {"cmmd": cmmd(kernel_set(features, side.labels), sides.real_kernel, BOTH)}
     if sides.real_gaussians:
-        estimates["fd_infinity"] = moved_to(fid, fd_infinity(features, sides.real_gaussians))
+        value, real = fd_infinity(features, sides.real_gaussians), sides.real
+        both = (features, real.manifold.features), (side.labels, real.labels)
+        estimates["fd_infinity"] = infinity_estimate(value, *both) if with_spread else Estimate(value, None, BOTH)
     if side.logits.shape[1]:
         estimates["inception_score"] = estimate_mean(inception_scores(side.logits), SUBSETS)
     return estimates

@@ -68,13 +68,16 @@ def measure_memory(
     drawn, rest = _split(labels, sides.generated.labels)
     checked = np.concatenate([drawn, rest[chosen_rows(len(rest), max(0, UNSEEN - len(drawn)))]])
     step = partial(progress, "checking real images that were not trained on")
-    unseen_look = kept_look(unseen.take(checked), gallery, summary.sha256, setting.extractor, setting.device, step)
-    rule = copies.calibrate(unseen_look.closeness)
+    rule, unseen_look = copies.UNCALIBRATED, None
+    if len(checked):
+        unseen_look = kept_look(unseen.take(checked), gallery, summary.sha256, setting.extractor, setting.device, step)
+        rule = copies.calibrate(unseen_look.closeness)
     search, others = _Search(gallery, list(sources), rule, setting.device), unseen.features[rest]
-    twins, of_run = search.measure(generated, generated_look, others)
+    twins, of_run = search.measure(generated, sides.generated.labels, generated_look, others)
     of_baseline = dict[str, Estimate]()
-    if len(drawn):
-        _, of_baseline = search.measure(unseen.take(drawn), unseen_look.take(np.arange(len(drawn))), others)
+    if unseen_look is not None and len(drawn):
+        own_look = unseen_look.take(np.arange(len(drawn)))
+        _, of_baseline = search.measure(unseen.take(drawn), labels[drawn], own_look, others)
     return Memory(sources, twins, of_run, of_baseline, len(drawn), rule, summary)
 
 
@@ -146,15 +149,17 @@ class _Search:
     rule: Rule
     device: str
 
-    def measure(self, images: ImageSet, found: Look, unseen: Matrix) -> tuple[Twins, dict[str, Estimate]]:
-        """unseen: features of other real images that no training step saw."""
+    def measure(
+        self, images: ImageSet, labels: Indices, found: Look, unseen: Matrix
+    ) -> tuple[Twins, dict[str, Estimate]]:
+        """labels (N,): classes of the images; unseen: features of other real images that no training step saw."""
         training, twins = self.gallery.training, self._twins(images, found)
         hits, back = np.unique(found.trained_index, return_inverse=True)
         others, _ = nearest_rows(training[hits], training, 1, hits, self.device)
         estimates = {
-            "duplicates": estimate_mean(twins.doubled, GENERATED),
-            "copies": estimate_mean(twins.copied, GENERATED),
-            "authenticity": estimate_mean(authentic(found.trained, others[back, 0]), GENERATED),
+            "duplicates": estimate_mean(twins.doubled, GENERATED, labels),
+            "copies": estimate_mean(twins.copied, GENERATED, labels),
+            "authenticity": estimate_mean(authentic(found.trained, others[back, 0]), GENERATED, labels),
         }
         test = copying_test(images.features, unseen, training, self.device)
         return twins, estimates | ({} if test is None else {"ct": test})

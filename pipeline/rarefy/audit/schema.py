@@ -102,6 +102,7 @@ class ClassRow:
     vendi: float | None = None
     vendi_floor: float | None = None
     utility: float | None = None
+    utility_interval: list[float] | None = None
     utility_real: float | None = None
 
 
@@ -165,7 +166,7 @@ class Training:
 
     data: real, generated or both; ratio: generated images over real ones, for both only; accuracy, tail_accuracy: of
     the probe trained on all images, or the mean over the network's seeds, with 95% intervals (docs/AUDIT.md says what
-    they cover); per_class: accuracy by class name.
+    they cover); per_class, per_class_interval: accuracy by class name.
     """
 
     data: str
@@ -176,6 +177,7 @@ class Training:
     tail_accuracy: float
     tail_accuracy_interval: list[float]
     per_class: dict[str, float]
+    per_class_interval: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

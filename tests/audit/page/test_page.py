@@ -14,6 +14,7 @@ from rarefy.audit.page.figures import (
     against_rows,
     against_words,
     common_setting,
+    copying_words,
     memorization_words,
     notes,
     own_setting,
@@ -168,6 +169,25 @@ def test_the_page_says_what_copies_were_searched_among(result: Result) -> None:
         searched = dataclasses.replace(audit, memorization=Memorization("train/", 60_000, "f" * 64, whole))
         assert "60,000 images: train/" in memorization_words(searched)
         assert words in memorization_words(searched)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (-4.0, "nearer to the training images than unseen real images are, which suggests copying."),
+        (1.0, "as near to the training images as unseen real images are, within the interval: no sign of copying."),
+        (5.0, "farther from the training images than unseen real images are: no sign of copying."),
+    ],
+)
+def test_the_copying_test_is_explained_by_its_sign(value: float, words: str, result: Result) -> None:
+    audit = typed(result)
+    assert copying_words(audit) == ""
+    found = dataclasses.replace(entry(value, 0.25, "nearest"), interval=[value - 2, value + 2])
+    tested = dataclasses.replace(audit, metrics={"ct": found})
+    assert f"real baseline 0.250. The images are {words}" in copying_words(tested)
+    assert "the reference if it has none" in copying_words(tested)
+    whole = dataclasses.replace(tested, memorization=Memorization("train/", 60_000, "f" * 64, True))
+    assert copying_words(whole).endswith(words)
 
 
 def test_what_a_classifier_was_trained_on() -> None:

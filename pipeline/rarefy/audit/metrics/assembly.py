@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ DEFAULT_K = 3
 LOF_FEWEST = (125, 500)  # rows of a block: LOF uses more neighbours than the other metrics
 NOT_BY_BLOCKS = ("fid", "kid", "lof")
 GENERATED, REAL, SUBSETS = "generated rows", "real rows", "random subsets"
-OF_GENERATED, OF_REAL = ("precision", "outside"), ("recall", "coverage")  # fractions of the rows of either side
+OF_GENERATED = ("precision", "outside", "clipped_density", "clipped_coverage")  # fractions of the generated rows
+OF_REAL = ("recall", "coverage")  # fractions of the real rows
+DISTANCES = ("rarity", "avg_knn", "nearest")  # between neighbours: larger where there are fewer rows
 
 Columns = Mapping[str, NDArray[np.generic]]
 
@@ -46,12 +48,16 @@ class SetMetrics:
 
 @dataclass(frozen=True)
 class SetEstimates:
-    """estimates: every metric with its spread, by kind; kid_std: over KID's subsets; lof_count: rows LOF scored."""
+    """estimates: every metric with its spread, by kind; kid_std: over KID's subsets; lof_count: rows LOF scored.
+
+    class_vendi: the Vendi score of each class, by class id, if it was measured.
+    """
 
     estimates: dict[str, Estimate]
     kid_std: float
     lof_count: int
     neighborhood: Neighborhood
+    class_vendi: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def values(self) -> dict[str, float]:
@@ -155,9 +161,13 @@ def _neighbor_estimates(
         return np.array([means[kind] for kind in kinds])
 
     kinds = [kind for kind in values if kind not in NOT_BY_BLOCKS]
-    contrasts = block_contrasts((generated.labels, real.labels), evaluate, real.manifold.k + 2)
-    if contrasts is None:
+    of_blocks = block_contrasts((generated.labels, real.labels), evaluate, real.manifold.k + 2)
+    if of_blocks is None:
         return {kind: Estimate(values[kind]) for kind in kinds}
+    contrasts, block_means = of_blocks
+    for place, kind in enumerate(kinds):
+        if kind in DISTANCES and block_means[place] > 0:
+            contrasts[:, place] *= values[kind] / block_means[place]
     counts = {kind: len(generated.labels) for kind in OF_GENERATED} | {kind: len(real.labels) for kind in OF_REAL}
     counts |= {f"tail_{kind}": int(tail.members.sum()) for kind in OF_REAL}
     return {
@@ -174,5 +184,5 @@ def _lof_estimate(value: float, features: tuple[Features, Features], labels: Lab
     def evaluate(generated: Rows, real: Rows) -> Floats:
         return np.array([local_outlier_factors(rows[0][generated], rows[1][real]).mean()])
 
-    contrasts = block_contrasts((labels[0][chosen[0]], labels[1][chosen[1]]), evaluate, 3, LOF_FEWEST)
-    return Estimate(value) if contrasts is None else from_contrasts(value, contrasts[:, 0], BOTH)
+    of_blocks = block_contrasts((labels[0][chosen[0]], labels[1][chosen[1]]), evaluate, 3, LOF_FEWEST)
+    return Estimate(value) if of_blocks is None else from_contrasts(value, of_blocks[0][:, 0], BOTH)

@@ -2,7 +2,8 @@
 
 Resampling with replacement distorts neighbourhoods: a repeated row is its own neighbour. Random disjoint blocks of both
 sides do not: they are fresh draws, only smaller. Metrics of neighbourhoods keep their scale when both sides shrink
-alike, so if a b-th of the rows gives a metric with variance b s^2, all rows give it with variance s^2.
+alike, so if a b-th of the rows gives a metric with variance b s^2, all rows give it with variance s^2. Distances
+between neighbours grow instead, and their deviations with them: these are taken relative to the blocks' mean.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 def block_contrasts(
     labels: Labels, evaluate: Callable[[Rows, Rows], Floats], smallest: int, fewest: tuple[int, int] = FEWEST
-) -> Floats | None:
-    """(C, m) independent deviations with the spread of m metrics; None if a block would have too few rows.
+) -> tuple[Floats, Floats] | None:
+    """(C, m) independent deviations with the spread of m metrics, and the blocks' means (m,) of them.
+
+    None if a block would have too few rows.
 
     labels: classes of the generated (N,) and of the real rows (M,), by which the blocks are stratified;
     evaluate(generated rows, real rows) -> (m,) the metrics of a block; smallest: fewest rows it needs of either side;
@@ -33,14 +36,16 @@ def block_contrasts(
     """
     blocks = block_number(len(labels[0]), len(labels[1]), fewest)
     generators = [np.random.default_rng([SEED, side]) for side in range(2)]
-    contrasts = []
+    contrasts, means = list[Floats](), list[Floats]()
     for _ in range(ROUNDS[blocks]):
         places = [assign_blocks(side, blocks, draw) for side, draw in zip(labels, generators, strict=True)]
         if min(np.bincount(side, minlength=blocks).min() for side in places) < smallest:
             return None
         values = [evaluate(*(np.flatnonzero(side == block) for side in places)) for block in range(blocks)]
-        contrasts.append(hadamard(blocks)[1:] @ np.stack(values) / blocks)
-    return np.concatenate(contrasts)
+        mean, *deviations = hadamard(blocks) @ np.stack(values) / blocks
+        contrasts += deviations
+        means.append(mean)
+    return np.stack(contrasts), np.mean(means, axis=0)
 
 
 def block_number(generated: int, real: int, fewest: tuple[int, int] = FEWEST) -> int:

@@ -112,7 +112,7 @@ def wilson_interval(share: float, rows: float, width: float = float(norm.ppf(UPP
     """Wilson's score interval of a fraction of ``rows`` rows; it has a width at 0 and 1 too (Wilson 1927)."""
     middle = (share + width**2 / (2 * rows)) / (1 + width**2 / rows)
     half = width / (1 + width**2 / rows) * np.sqrt(share * (1 - share) / rows + width**2 / (4 * rows**2))
-    return [max(0.0, float(middle - half)), min(1.0, float(middle + half))]
+    return [max(0.0, min(share, float(middle - half))), min(1.0, max(share, float(middle + half)))]  # despite rounding
 
 
 def fraction_interval(hits: NDArray[np.bool_]) -> tuple[float | None, list[float] | None]:

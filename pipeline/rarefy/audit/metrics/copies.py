@@ -17,7 +17,7 @@ from rarefy.images import pixel_digest
 
 ALARMS = 0.0025  # largest fraction of the unseen real images that each of the two distances may flag
 CAP = 0.5  # fraction of the spacing that no limit exceeds, however few real images there are
-UNCALIBRATED = 1 / 3  # the limit without unseen real images
+FEW_CAP = 0.25  # the same with fewer than 1 / ALARMS of them, which say too little; also the limit without any
 RANKS = (8, 17)
 LISTED = 24
 TRAINING, REFERENCE, HELD_OUT = OF_REAL = ("training", "reference", "held-out")  # kinds: the other image is real
@@ -89,6 +89,9 @@ class Rule:
         return np.asarray(np.where(by_pixels, closeness.pixel_index, closeness.feature_index))
 
 
+UNCALIBRATED = Rule(FEW_CAP, FEW_CAP)
+
+
 def calibrate(unseen: Closeness) -> Rule:
     """The rule by which at most 0.5% of these real images, which no training step saw, count as copies."""
     return Rule(_limit(unseen.pixel), _limit(unseen.feature))
@@ -143,5 +146,6 @@ def _limit(ratios: Ratios) -> float:
     """The largest limit that at most ``ALARMS`` of the ratios lie below; images that are equal to one do not count."""
     apart = np.sort(ratios[ratios > 0])
     if not len(apart):
-        return UNCALIBRATED
-    return float(min(CAP, apart[int(ALARMS * len(apart))]))
+        return FEW_CAP
+    cap = CAP if ALARMS * len(apart) >= 1 else FEW_CAP
+    return float(min(cap, apart[int(ALARMS * len(apart))]))

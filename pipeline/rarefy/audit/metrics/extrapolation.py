@@ -9,13 +9,13 @@ The bias is linear only if each half has more images than the features are long.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.features.extractors import Features
-from rarefy.audit.metrics.bootstrap import SEED, Estimate
+from rarefy.audit.metrics.bootstrap import SEED
 
 Doubles = NDArray[np.float64]
 
@@ -43,12 +43,6 @@ def fd_infinity(features: Features, real: tuple[Gaussian, ...]) -> float:
     """The extrapolated distance of generated features (N, D) from the real ones; it can be slightly below 0."""
     whole, *halves = (_distance(features[rows], side) for rows, side in zip(_parts(len(features)), real, strict=True))
     return 2 * whole - float(np.mean(halves))
-
-
-def moved_to(distance: Estimate, value: float) -> Estimate:
-    """The value with the spread of the plain distance: to first order, the bias varies with neither side's draw."""
-    moves = distance.replicates
-    return replace(distance, value=value, replicates=None if moves is None else moves + (value - distance.value))
 
 
 def _parts(rows: int) -> tuple[NDArray[np.int64], ...]:

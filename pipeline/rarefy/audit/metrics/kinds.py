@@ -83,7 +83,8 @@ METRIC_KINDS: dict[str, MetricKind] = {
         "Copying test C_T",
         "nearest",
         False,
-        "z score: far below 0 if images are nearer to the training images than unseen real images are",
+        "z score: far below 0 if images are nearer to the training images than unseen real images are (copying), above "
+        "0 if they are farther",
     ),
     "utility": MetricKind(
         "Utility",

@@ -78,7 +78,6 @@ class Neighborhood:
     inside (M,): number of generated rows in the real ball.
     clipped_balls (N,), clipped_inside (M,): balls and inside with the real radii clipped at their median.
     recalled (M,): the real row lies in some generated ball.
-    sole_recall, sole_cover (M,): the only generated row for which this holds; -1 if there is none or more than one.
     """
 
     nearest: Floats
@@ -90,8 +89,6 @@ class Neighborhood:
     clipped_balls: Indices
     clipped_inside: Indices
     recalled: Bools
-    sole_recall: Indices
-    sole_cover: Indices
 
     @property
     def precision(self) -> float:
@@ -155,22 +152,6 @@ def find_neighbors(generated: Manifold, real: Manifold, device: str = "cpu") -> 
     return crossing.result()
 
 
-class _Reached:
-    """For each real row, how many generated rows reached it, and which was the last."""
-
-    def __init__(self, real: int, device: torch.device) -> None:
-        self.count = torch.zeros(real, dtype=torch.int64, device=device)
-        self._last = torch.full((real,), -1, dtype=torch.int64, device=device)
-
-    def add(self, columns: Tensor, rows: Tensor) -> None:
-        """Count generated ``rows`` that reached the real rows ``columns``, pair by pair."""
-        self.count += torch.bincount(columns, minlength=len(self.count))
-        self._last[columns] = rows
-
-    def sole(self) -> Indices:
-        return np.asarray(torch.where(self.count == 1, self._last, -1).cpu().numpy())
-
-
 class _Crossing:
     """State of a search: the results so far for each generated row and each real row."""
 
@@ -183,8 +164,8 @@ class _Crossing:
         self._near = Nearest(generated, min(real.k, others), device)
         self._rarity = torch.full((generated,), torch.inf, device=device)
         self._balls, self._clipped_balls = (_zeros(generated, device) for _ in range(2))
-        self._clipped_inside = _zeros(others, device)
-        self._inside, self._recalled = (_Reached(others, device) for _ in range(2))
+        self._inside, self._clipped_inside = (_zeros(others, device) for _ in range(2))
+        self._recalled = torch.zeros(others, dtype=torch.bool, device=device)
         for tile in tiles(rows, columns):
             self._compare(tile)
 
@@ -196,12 +177,10 @@ class _Crossing:
             mean_distance=np.asarray(distances.mean(axis=1)),
             balls=self._balls.cpu().numpy(),
             rarity=self._rarity.masked_fill(self._balls == 0, torch.nan).cpu().numpy(),
-            inside=self._inside.count.cpu().numpy(),
+            inside=self._inside.cpu().numpy(),
             clipped_balls=self._clipped_balls.cpu().numpy(),
             clipped_inside=self._clipped_inside.cpu().numpy(),
-            recalled=(self._recalled.count > 0).cpu().numpy(),
-            sole_recall=self._recalled.sole(),
-            sole_cover=self._inside.sole(),
+            recalled=self._recalled.cpu().numpy(),
         )
 
     def _compare(self, tile: Tile) -> None:
@@ -227,8 +206,8 @@ class _Crossing:
         """Count the balls in which the pairs lie. The distances decide this as exact ones would."""
         mine, inside = distances <= self._own[rows], distances <= self._radius[columns]
         clipped = distances <= self._clipped[columns]
-        self._recalled.add(columns[mine], rows[mine])
-        self._inside.add(columns[inside], rows[inside])
+        self._recalled[columns[mine]] = True
+        self._inside += torch.bincount(columns[inside], minlength=len(self._inside))
         self._balls += torch.bincount(rows[inside], minlength=len(self._balls))
         self._rarity.scatter_reduce_(0, rows[inside], self._radius[columns[inside]], "amin")
         self._clipped_balls += torch.bincount(rows[clipped], minlength=len(self._clipped_balls))

@@ -38,6 +38,16 @@ def frechet_estimate(value: float, features: tuple[Features, Features], labels: 
     return around(value, sides, BOTH, _scale(first, _of_pairs(_half_values(sums, labels, FEW_SPLITS))))
 
 
+def infinity_estimate(value: float, features: tuple[Features, Features], labels: Labels) -> Estimate:
+    """FD infinity's value with its spread. features, labels: of the generated and the real rows.
+
+    Twice the whole sets' distance minus that of halves contains only the pairs of rows from different halves, each with
+    twice its weight: the variance of pairs is doubled, as it is in the uncorrected influences.
+    """
+    influences = frechet_influences(*features)
+    return around(value, (centred(influences[0], labels[0]), centred(influences[1], labels[1])), BOTH)
+
+
 def kernel_estimate(value: float, std: float, features: tuple[Features, Features], labels: Labels) -> Estimate:
     """KID's value with its spread. std: over the random subsets whose mean the value is."""
     influences = kernel_influences(*features)

@@ -6,6 +6,8 @@ features: 1 if all are alike, n if all are orthogonal.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,18 +19,24 @@ MAX_ROWS = 1000  # per class; an eigenvalue problem of this size takes a fractio
 Doubles = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Diversity:
+    """classes: the Vendi score of each class, by class id; mean: over the classes."""
+
+    classes: dict[int, float]
+    mean: Estimate
+
+
 def vendi_score(features: Features) -> float:
     """The Vendi score of features (N, D)."""
     return _score(features)[0]
 
 
-def class_scores(features: Features, labels: NDArray[np.int64]) -> dict[int, float]:
-    """The Vendi score of each class, of at most 1,000 random images of it."""
-    return {class_id: score for class_id, (score, _) in _scores(features, labels).items()}
+def measure_diversity(features: Features, labels: NDArray[np.int64], over: str) -> Diversity:
+    """The Vendi score of each class, of at most 1,000 random images of it.
 
-
-def mean_score(features: Features, labels: NDArray[np.int64], over: str) -> Estimate:
-    """The mean of ``class_scores``. It resamples to first order: a resample's repeats would lower the score itself."""
+    Their mean is resampled to first order: a resample's repeats would lower the score itself.
+    """
     scores = _scores(features, labels)
     value = float(np.mean([score for score, _ in scores.values()]))
     influences = np.zeros(len(labels))
@@ -36,7 +44,8 @@ def mean_score(features: Features, labels: NDArray[np.int64], over: str) -> Esti
         members = np.flatnonzero(labels == class_id)
         rows = members[chosen_rows(len(members), MAX_ROWS)]
         influences[rows] = moves * (len(labels) / len(rows) / len(scores))
-    return around(value, (centred(influences, labels),), over)
+    mean = around(value, (centred(influences, labels),), over)
+    return Diversity({class_id: score for class_id, (score, _) in scores.items()}, mean)
 
 
 def _scores(features: Features, labels: NDArray[np.int64]) -> dict[int, tuple[float, Doubles]]:

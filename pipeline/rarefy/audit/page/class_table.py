@@ -51,6 +51,7 @@ CLASS_COLUMNS = (
     ClassColumn("on_class_rate", "On class", "reference_on_class_rate", "short"),
     ClassColumn("copies", "Copies", heat="share", hint="fraction of images that look copied"),
     ClassColumn("vendi", "Vendi score", "vendi_floor", "short", "effective number of different images"),
+    ClassColumn("utility_real", "Accuracy", hint="the probe's accuracy on this class with the real images alone"),
     ClassColumn("utility", "Utility", hint="accuracy gained on this class by adding the set to the real images"),
     ClassColumn("confidence", "Confidence", "reference_confidence"),
     ClassColumn("confidence_w1", "Shift", heat="distance", hint="Wasserstein-1 distance to the real confidences"),

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from rarefy.audit.metrics.kinds import metric_label
-from rarefy.audit.page.templates import number
+from rarefy.audit.page.templates import interval, number
 from rarefy.audit.schema import AuditResult, MetricEntry, Training, Utility
 from rarefy.gates import GateCheck, metric_kind
 
 SMALL_SET = 5000
+NEARER = "nearer to the training images than unseen real images are, which suggests copying"
+AS_NEAR = "as near to the training images as unseen real images are, within the interval: no sign of copying"
+FARTHER = "farther from the training images than unseen real images are: no sign of copying"
 # What the page compares with plain sampling, the first one in a sentence.
 AGAINST = ("rarity", "avg_knn", "recall", "tail_recall", "precision", "on_class_rate", "fid")
 
@@ -153,6 +156,28 @@ def memorization_words(result: AuditResult) -> str:
     if searched.whole:
         return f"{what}."
     return f"{what}. This is not the model's whole training set: copies of its other images cannot be found."
+
+
+def copying_words(result: AuditResult) -> str:
+    """What the C_T test and the authenticity say of copying; empty if neither was measured."""
+    test, authenticity, parts = result.metrics.get("ct"), result.metrics.get("authenticity"), []
+    if test is not None:
+        low, high = test.interval or [test.value] * 2
+        place = NEARER if high < 0 else FARTHER if low > 0 else AS_NEAR
+        parts.append(f"Copying test C_T: {_scored(test)}. The images are {place}.")
+    if authenticity is not None:
+        parts.append(
+            f"Authenticity: {_scored(authenticity)}. This is the fraction of images that are farther from their "
+            "nearest training image than that is from its own nearest one."
+        )
+    if parts and not (result.memorization and result.memorization.whole):
+        parts.append("Of the training images, those count that the audit has, or the reference if it has none.")
+    return " ".join(parts)
+
+
+def _scored(entry: MetricEntry) -> str:
+    spread = f" ({interval(entry.interval)})" if entry.interval else ""
+    return f"{number(entry.value)}{spread}, real baseline {number(entry.floor)}"
 
 
 def required(gate: GateCheck) -> str:

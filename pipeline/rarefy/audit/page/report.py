@@ -12,6 +12,7 @@ from rarefy.audit.page.figures import (
     against_rows,
     against_words,
     common_setting,
+    copying_words,
     memorization_words,
     notes,
     own_setting,
@@ -82,6 +83,7 @@ def _numbers(result: AuditResult) -> dict[str, Any]:
         "against_name": against_name(result),
         "against_words": against_words(result),
         "memorization_words": memorization_words(result),
+        "copying_words": copying_words(result),
         "histograms": [
             (title, text, drawn[name], histogram_plot(name, drawn[name], logarithmic))
             for name, (title, text, logarithmic) in HISTOGRAMS.items()

@@ -55,7 +55,7 @@ class Answer:
     gains: dict[str, Estimate]
     baselines: dict[str, Estimate]
     counts: tuple[int, int, int]
-    class_gains: dict[int, float]
+    class_gains: dict[int, Estimate]
     class_accuracies: dict[int, float]
 
 
@@ -79,7 +79,7 @@ def measure_utility(question: Question, network_device: str | None, progress: Pr
         _gains(both, real, question),
         _gains(real, less[0], question) if less else {},
         (len(question.generated), count, count - len(less[0].mix) if less else 0),
-        {i: both.accuracy(members, real).value for i, members in of_class.items()},
+        {i: _gain(both, real, members, labels) for i, members in of_class.items()},
         {i: real.accuracy(members).value for i, members in of_class.items()},
     )
 

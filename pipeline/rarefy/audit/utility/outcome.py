@@ -59,6 +59,7 @@ class Outcome:
 def training_row(outcome: Outcome, tail: Bools, labels: NDArray[np.int64], class_names: Sequence[str]) -> Training:
     """The row of metrics.json. tail (M,): test images of the tail; labels (M,): their true classes."""
     whole, of_tail = outcome.accuracy(np.ones_like(tail)), outcome.accuracy(tail)
+    of_class = {class_names[i]: outcome.accuracy(labels == i) for i in np.unique(labels).tolist()}
     return Training(
         data=outcome.mix.data,
         ratio=outcome.mix.ratio,
@@ -67,5 +68,6 @@ def training_row(outcome: Outcome, tail: Bools, labels: NDArray[np.int64], class
         accuracy_interval=whole.interval,
         tail_accuracy=of_tail.value,
         tail_accuracy_interval=of_tail.interval,
-        per_class={class_names[i]: float(outcome.hits[labels == i].mean()) for i in np.unique(labels).tolist()},
+        per_class={name: found.value for name, found in of_class.items()},
+        per_class_interval={name: found.interval for name, found in of_class.items()},
     )
