@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rarefy.audit.against import FORMAT, SAME_RUN, STORED, PlainSampling, class_counts, shared_of
+from rarefy.audit.against import FORMAT, SAME_RUN, STORED, PlainSampling, class_counts, is_plain, shared_of
 from rarefy.audit.schema import AuditResult, read_result
 from rarefy.errors import DataError, bad
 from rarefy.models.folder import LIBRARY, library
@@ -38,7 +37,15 @@ def plain_row(results: Sequence[AuditResult]) -> PlainSampling:
         runs=len(results),
         metrics={name: float(np.mean(each)) for name, each in values.items()},
         spread={name: float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for name, each in values.items()},
+        intervals={name: found for name in values if (found := mean_interval(name, results)) is not None},
     )
+
+
+def mean_interval(metric: str, results: Sequence[AuditResult]) -> list[float] | None:
+    """The mean of the audits' 95% intervals, too wide for a mean rather than too narrow; None unless all have one."""
+    intervals = [result.metrics[metric].interval for result in results]
+    known = [interval for interval in intervals if interval is not None]
+    return [float(bound) for bound in np.mean(known, axis=0)] if len(known) == len(results) else None
 
 
 def plain_rows(outs: Sequence[str]) -> tuple[str, list[PlainSampling]]:
@@ -48,8 +55,9 @@ def plain_rows(outs: Sequence[str]) -> tuple[str, list[PlainSampling]]:
     for out in outs:
         result = read_result(Store(out))
         run = result.provenance
-        if run.guidance or "select" in tomllib.loads(run.manifest) or result.partial or run.preset not in library():
-            raise DataError(bad("runs", out, "a whole run without guidance and [select] of a model that ships"))
+        if not is_plain(result) or result.partial or run.preset not in library():
+            allowed = "a whole run without guidance, [accept] and [select] of a model that ships"
+            raise DataError(bad("runs", out, allowed))
         presets.add(run.preset)
         same = [getattr(run, name) for name in SAME_RUN], shared_of(run), class_counts(result), run.measured
         groups[json.dumps(same)].append(result)

@@ -351,7 +351,7 @@ def _provenance(run: RunData, reference: Reference | None, setting: Setting) -> 
         guidance=[term.name for term in manifest.terms],
         precision=manifest.precision,
         fast_errors=fast_errors(*run.weights) if manifest.precision == "fast" else None,
-        sampler=f"{manifest.settings.method}, steps {manifest.settings.steps}",
+        sampler=manifest.settings.text(),
         reference=None if reference is None else reference.source,
         reference_count=0 if reference is None else len(reference.real),
         reference_resized=0 if reference is None else reference.resized,

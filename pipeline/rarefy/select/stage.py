@@ -76,6 +76,7 @@ def select_run(store: Store, card: CardInfo, options: SelectOptions, progress: P
     assert manifest.select is not None
     if not is_sealed(store):
         raise OutputError(bad("out", store.root, "sealed; run seal first"))
+    store.check_writable()
     if manifest.select.needs_real_images:
         measure_pool(store, manifest, options, progress)
     choice = choose(store, manifest)

@@ -95,14 +95,15 @@ def test_what_was_measured_with_is_said_once(result: Result) -> None:
 def test_rarer_than_plain_sampling(result: Result) -> None:
     audit = typed(result)
     assert (against_words(audit), against_rows(audit)) == ("", [])
-    for plain, words in (
-        (17.0, "Mean rarity 18.0, plain sampling 17.0, real images 15.0: rarer than plain sampling."),
-        (18.01, "Mean rarity 18.0, plain sampling 18.0, real images 15.0: the same within the interval."),
-        (19.0, "Mean rarity 18.0, plain sampling 19.0, real images 15.0: not rarer than plain sampling."),
+    for plain, intervals, words in (
+        (17.0, {}, "rarer than plain sampling"),
+        (18.01, {}, "no rarer than plain sampling within the intervals"),
+        (17.0, {"rarity": [15.0, 19.0]}, "no rarer than plain sampling within the intervals"),
+        (19.0, {}, "less rare than plain sampling"),
     ):
         metrics = {"rarity": plain, "recall": 0.7, "fid_other": 3.0}
-        beside = dataclasses.replace(audit, against=Against("plain", "stored", 600, [], metrics))
-        assert against_words(beside) == words
+        beside = dataclasses.replace(audit, against=Against("plain", "stored", 600, metrics, intervals))
+        assert against_words(beside) == f"Mean rarity 18.0, plain sampling {plain:.1f}, real images 15.0: {words}."
         assert [(row.label, row.value, row.plain, row.real) for row in against_rows(beside)] == [
             ("Mean rarity", 18.0, plain, 15.0),
             ("Recall", 0.6, 0.7, 0.8),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,12 +128,16 @@ def against_words(result: AuditResult) -> str:
     if result.against is None or "rarity" not in result.metrics or "rarity" not in result.against.metrics:
         return ""
     own, plain = result.metrics["rarity"], result.against.metrics["rarity"]
-    sure = own.interval is None or not own.interval[0] <= plain <= own.interval[1]
-    word = "the same within the interval" if not sure else "rarer" if own.value > plain else "not rarer"
-    return (
-        f"Mean rarity {number(own.value)}, plain sampling {number(plain)}, real images {number(own.floor)}: {word}"
-        f"{' than plain sampling' if sure else ''}."
-    )
+    margin = math.hypot(_half(own.interval), _half(result.against.intervals.get("rarity")))
+    words = "rarer than plain sampling" if own.value > plain else "less rare than plain sampling"
+    if abs(own.value - plain) <= margin:
+        words = "no rarer than plain sampling within the intervals"
+    return f"Mean rarity {number(own.value)}, plain sampling {number(plain)}, real images {number(own.floor)}: {words}."
+
+
+def _half(interval: Sequence[float] | None) -> float:
+    """Half the width of an interval; 0 if there is none."""
+    return 0.0 if interval is None else (interval[1] - interval[0]) / 2
 
 
 def memorization_words(result: AuditResult) -> str:
