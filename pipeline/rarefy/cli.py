@@ -89,13 +89,9 @@ def _report_errors(argv: Sequence[str] | None, received: Sequence[int]) -> int:
 
 def _run_command(argv: Sequence[str] | None) -> int:
     """Run a command. Its output is flushed here, where a reader that has gone can still be handled."""
-    try:
-        arguments = make_parser().parse_args(argv)
-        handler: Handler = arguments.handler
-        code = handler(arguments)
-    except SystemExit:  # --help and --version
-        print(end="", flush=True)
-        raise
+    arguments = make_parser().parse_args(argv)
+    handler: Handler = arguments.handler
+    code = handler(arguments)
     print(end="", flush=True)
     return code
 

@@ -47,7 +47,7 @@ def finished(runs: Any, tmp_path: Path) -> Path:
     [
         ("-m rarefy models --json", False, 141),
         ("-u -m rarefy models --json", True, 141),
-        ("-m rarefy run --help", False, 141),
+        ("-m rarefy --version", False, 0),
         ("-m rarefy status nowhere", False, 2),
         ("-m rarefy status nowhere", True, 141),
     ],

@@ -366,4 +366,5 @@ def _provenance(run: RunData, reference: Reference | None, setting: Setting) -> 
         k=setting.k,
         device=setting.device,
         duration_s=round(time.monotonic() - setting.started, 1),
+        filled=run.filled,
     )

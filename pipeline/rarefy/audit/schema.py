@@ -238,7 +238,8 @@ class Verdict:
 class Provenance:
     """What was measured and with what; counts are numbers of images. classifier_sha256: None without a classifier.
 
-    shards_sha256: identifies the shards that were audited (rarefy.audit.current), None in files of earlier versions.
+    filled: images that are not acceptable to the manifest's [select]; shards_sha256: identifies the shards that were
+    audited (rarefy.audit.current), None in files of earlier versions.
     """
 
     run: str
@@ -270,6 +271,7 @@ class Provenance:
     device: str
     duration_s: float
     shards_sha256: str | None = None
+    filled: int = 0
 
 
 @dataclass(frozen=True)

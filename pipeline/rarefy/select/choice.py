@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rarefy.manifest import Manifest
 
 FORMAT = "rarefy-selection-v1"
-RECORD = "selection.json"  # in the folder of the selected set
 SPARE_ROWS = 1 << 20  # rows in memory beyond those that may be kept, if these are fewer
 ACCEPTABLE, ON_CLASS_ONLY, OTHER = 0, 1, 2  # grades of a sample; a lower one goes first
 
@@ -62,12 +61,17 @@ class Choice:
     rarity_sha256: str | None
 
     @property
+    def filled(self) -> int:
+        """Kept samples that are not acceptable to [select]."""
+        return sum(each.filled for each in self.per_class)
+
+    @property
     def lacking(self) -> tuple[ClassChoice, ...]:
         """The classes with fewer acceptable images than the data set needs."""
         return tuple(each for each in self.per_class if each.filled)
 
     def record(self, manifest: Manifest) -> bytes:
-        """The content of RECORD, which says how the set was chosen."""
+        """The content of rarefy.plan.RECORD, which says how the set was chosen."""
         assert manifest.select is not None
         content = {
             "format": FORMAT,
@@ -76,6 +80,7 @@ class Choice:
             "select": asdict(manifest.select),
             "pool": sum(each.pool for each in self.per_class),
             "kept": sum(each.kept for each in self.per_class),
+            "filled": self.filled,
             "measure": None if self.measure is None else asdict(self.measure),
             "rarity_sha256": self.rarity_sha256,
             "classes": [

@@ -66,6 +66,11 @@ def notes(result: AuditResult) -> list[str]:
         lines.append(
             f"{run.not_accepted:,} of {run.committed:,} images did not pass the manifest's [accept] and were kept."
         )
+    if run.filled:
+        lines.append(
+            f"{run.filled:,} of {run.committed:,} images are not acceptable to the manifest's [select]: they fill up "
+            "classes that have too few such images."
+        )
     if recall and recall.generated_count != recall.floor_count:
         lines.append(
             f"The real baseline has {recall.floor_count:,} images, the generated set {recall.generated_count:,}."
