@@ -17,7 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from rarefy.audit.against import FORMAT, SAME_RUN, STORED, PlainSampling, class_counts, is_plain, shared_of
+from rarefy.audit.against import (
+    FORMAT,
+    SAME_RUN,
+    STORED,
+    PlainSampling,
+    class_counts,
+    comparable,
+    is_plain,
+    shared_of,
+    tail_sha256,
+)
 from rarefy.audit.schema import AuditResult, read_result
 from rarefy.errors import DataError, bad
 from rarefy.models.folder import LIBRARY, library
@@ -27,10 +37,12 @@ from rarefy.shards.store import Store
 def plain_row(results: Sequence[AuditResult]) -> PlainSampling:
     """The row of audits with equal settings and counts."""
     first = results[0]
-    values = {name: [result.metrics[name].value for result in results] for name in sorted(first.metrics)}
+    names = sorted(comparable(dict.fromkeys(first.metrics, 0.0), equal_counts=True, same_tail=True))
+    values = {name: [result.metrics[name].value for result in results] for name in names}
     own = {name: getattr(first.provenance, name) for name in SAME_RUN}
     return PlainSampling(
         **own,
+        tail_sha256=tail_sha256(first),
         shared=shared_of(first.provenance),
         classes=class_counts(first),
         images=first.provenance.measured,
@@ -59,7 +71,8 @@ def plain_rows(outs: Sequence[str]) -> tuple[str, list[PlainSampling]]:
             allowed = "a whole run without guidance, [accept] and [select] of a model that ships"
             raise DataError(bad("runs", out, allowed))
         presets.add(run.preset)
-        same = [getattr(run, name) for name in SAME_RUN], shared_of(run), class_counts(result), run.measured
+        own = [*(getattr(run, name) for name in SAME_RUN), run.measured, tail_sha256(result)]
+        same = own, shared_of(run), class_counts(result)
         groups[json.dumps(same)].append(result)
     if len(presets) != 1:
         raise DataError(bad("runs", sorted(presets), "runs of one model"))

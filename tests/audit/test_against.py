@@ -27,12 +27,20 @@ from rarefy.audit.against import (
 from rarefy.audit.audit import AuditOptions, check_before
 from rarefy.audit.features.extractors import load_extractor
 from rarefy.audit.inputs.reference import load_reference
-from rarefy.audit.schema import FORMAT, METRICS_PATH, AuditResult, ClassRow, MetricEntry, Provenance
+from rarefy.audit.schema import FORMAT, METRICS_PATH, AuditResult, ClassRow, MetricEntry, Provenance, TailSummary
 from rarefy.errors import OutputError, RarefyError
 from rarefy.manifest import parse_manifest
 from rarefy.shards.store import Store
 
-VALUES = {"fid_x": 30.0, "recall": 0.5, "precision": 0.8, "rarity": 32.0, "on_class_rate": 0.9, "unknown": 1.0}
+VALUES = {
+    "fid_x": 30.0,
+    "recall": 0.5,
+    "precision": 0.8,
+    "rarity": 32.0,
+    "on_class_rate": 0.9,
+    "tail_recall": 0.3,
+    "unknown": 1.0,
+}
 OF_ANY_COUNT = {"precision", "rarity", "on_class_rate"}
 
 
@@ -108,6 +116,10 @@ def test_metrics_that_depend_on_the_count_need_equal_counts() -> None:
     same = compare_with("out/plain", result({"bag": 4, "coat": 8}, 0.5), own)
     assert (same.run, same.source, same.images) == ("plain", "out/plain", 12)
     assert same.metrics == {name: value + 0.5 for name, value in VALUES.items()}
+    other_tail = replace(own, tail=TailSummary("confidence", 0.2, 20, "c" * 64))
+    assert VALUES.keys() - compare_with("out/plain", other_tail, own).metrics.keys() == {"tail_recall"}
+    copies = replace(own, metrics=own.metrics | {"copies": own.metrics["recall"]})
+    assert "copies" not in compare_with("out/plain", copies, own).metrics
     larger = compare_with("out/plain", result({"bag": 40, "coat": 80}), own)
     assert set(larger.metrics) == set(larger.intervals) == OF_ANY_COUNT and larger.images == 120
 

@@ -24,9 +24,12 @@ STORED = "plain.json"  # in the folder of a model that ships
 FORMAT = "rarefy-plain-v1"
 # Means over images, and estimates without bias: their expected values do not depend on how many images there are.
 OF_ANY_COUNT = frozenset(
-    {"precision", "density", "rarity", "outside", "avg_knn", "nearest", "copies", "on_class_rate", "kid"}
-    | {"authenticity", "clipped_density", "cmmd", "fd_infinity"}
+    {"precision", "density", "rarity", "outside", "avg_knn", "nearest", "on_class_rate", "kid"}
+    | {"clipped_density", "cmmd", "fd_infinity"}
 )
+# They depend on the training images that an audit finds, which may be others elsewhere, so they are never compared.
+OF_TRAINING = frozenset({"copies", "authenticity", "ct", "utility", "tail_utility"})
+OF_TAIL = frozenset({"tail_recall", "tail_coverage"})
 SAME_RUN = ("sampler", "precision", "checkpoint_sha256", "classifier_sha256")
 
 NOT_PLAIN = ("accept", "select")  # tables of a manifest that choose among the images
@@ -39,16 +42,16 @@ Counts = Mapping[str, int]
 class PlainSampling:
     """Audits of plain sampling, with equal settings and counts. metrics, spread: mean and standard deviation over them.
 
-    intervals: 95%, of the means, as far as the audits have them.
-
-    shared: what two audits must share (SHARED) to be compared; sampler, precision and weights: as in ``Provenance``;
-    classes: images by class name; images: number that was measured, in each run; runs: number of runs.
+    intervals: 95%, of the means, as far as the audits have them; tail_sha256: of the real images of the tail; shared:
+    what two audits must share (SHARED) to be compared; sampler, precision and weights: as in ``Provenance``; classes:
+    images by class name; images: number that was measured, in each run; runs: number of runs.
     """
 
     sampler: str
     precision: str
     checkpoint_sha256: str
     classifier_sha256: str | None
+    tail_sha256: str | None
     shared: dict[str, object]
     classes: dict[str, int]
     images: int
@@ -98,7 +101,8 @@ def compare_with(out: str, other: AuditResult, result: AuditResult) -> Against:
     """What is comparable of an audit that passed ``check_against``."""
     run, entries = other.provenance, other.metrics
     equal = class_counts(other) == class_counts(result) and run.measured == result.provenance.measured
-    values = comparable({name: entry.value for name, entry in entries.items()}, equal)
+    same_tail = tail_sha256(other) == tail_sha256(result)
+    values = comparable({name: entry.value for name, entry in entries.items()}, equal, same_tail)
     intervals = {name: found for name in values if (found := entries[name].interval) is not None}
     return Against(run.run, out, run.measured, values, intervals)
 
@@ -124,7 +128,7 @@ def stored_against(result: AuditResult, rows: Iterable[PlainSampling]) -> Agains
     equal = [row for row in same if row.classes == own and row.images == result.provenance.measured]
     best = equal[0] if equal else max(same, key=lambda row: row.images)
     against = best.against()
-    values = comparable(against.metrics, bool(equal))
+    values = comparable(against.metrics, bool(equal), best.tail_sha256 == tail_sha256(result))
     intervals = {name: found for name, found in against.intervals.items() if name in values}
     return dataclasses.replace(against, metrics=values, intervals=intervals)
 
@@ -150,9 +154,19 @@ def class_counts(result: AuditResult) -> dict[str, int]:
     return {row.class_name: row.planned for row in result.per_class}
 
 
-def comparable(metrics: Mapping[str, float], equal_counts: bool) -> dict[str, float]:
-    """The metrics that may be compared with those of a set of another size, or all if the sizes are equal."""
-    return {name: value for name, value in metrics.items() if equal_counts or metric_kind(name) in OF_ANY_COUNT}
+def tail_sha256(result: AuditResult) -> str | None:
+    """Identifies the real images of the tail."""
+    return None if result.tail is None else result.tail.sha256
+
+
+def comparable(metrics: Mapping[str, float], equal_counts: bool, same_tail: bool) -> dict[str, float]:
+    """The metrics that may be compared with those of a set of another size, or of the same size, by name."""
+    left_out = OF_TRAINING if same_tail else OF_TRAINING | OF_TAIL
+    return {
+        name: value
+        for name, value in metrics.items()
+        if (kind := metric_kind(name)) not in left_out and (equal_counts or kind in OF_ANY_COUNT)
+    }
 
 
 def proportional(first: Mapping[str, int], second: Mapping[str, int]) -> bool:
