@@ -29,6 +29,7 @@ from rarefy.audit.inputs.training import load_training
 from rarefy.audit.measure import Compared, Measured, compare, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.metrics.bootstrap import Estimate
+from rarefy.audit.metrics.tail import check_tail
 from rarefy.audit.rarity.compute import Means, RealSide, write_rarity
 from rarefy.audit.result import build_result
 from rarefy.audit.schema import METRICS_PATH, AuditResult
@@ -109,11 +110,13 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
         weights = dict(zip(("checkpoint_sha256", "classifier_sha256"), run.weights, strict=True))
         shared = _shared(run.manifest, reference, setting) | weights
         check_against(options.against, other, shared, named_counts(run.manifest))
-    discard_audit(store)  # from here on, an audit that fails leaves none behind
-    scores, measured, others = None, None, list[Compared]()
+    scores, measured, others, confidence = None, None, list[Compared](), None
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
         confidence = None if scores is None else scores.confidence
+        check_tail(options.tail, confidence, reference.real.keys, reference.other_keys)
+    discard_audit(store)  # from here on, an audit that fails leaves none behind
+    if reference is not None:
         measured = measure(run, reference, training, confidence, setting, progress)
         others = [compare(run, reference, confidence, each, progress) for each in further]
         problems = _write_rarity(store, run, reference, measured, setting, progress)
