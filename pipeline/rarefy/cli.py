@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
+import select
 import signal
 import sys
 import traceback
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from rarefy.generate.driver import GenerateOptions
 
 MANIFEST_HELP = "what to make, a TOML file such as rare.toml"
+READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a program that SIGPIPE ended
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h; a traceback that Python prints would exit with 1, which means damage
 PARTS = ("diffusion", "classifier", "judge")  # a copy of those in rarefy.training.recipe, whose import is slow
 DESCRIPTION = "Audited data sets of rare images from a diffusion model, which may be trained on your own images."
@@ -58,22 +61,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: success; 1: verify found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the audit is
     incomplete; 70: a fault of rarefy's own, with a traceback; 75: a fault that is not the user's, try again; 130:
-    Ctrl-C; 143: SIGTERM.
+    Ctrl-C; 141: nobody reads the output any more; 143: SIGTERM.
     """
     with sigterm_interrupts() as received:
         try:
-            arguments = make_parser().parse_args(argv)
-            handler: Handler = arguments.handler
-            return handler(arguments)
-        except RarefyError as error:
-            print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
-            return TRY_AGAIN if isinstance(error, TemporaryError | StorageError) else USER_ERROR
-        except KeyboardInterrupt as interrupt:
-            return interrupted(received, interrupt)
-        except Exception:
-            traceback.print_exc()
-            print(f"rarefy: this is a fault of rarefy's own; please report it (version {__version__})", file=sys.stderr)
-            return UNFORESEEN
+            return _report_errors(argv, received)
+        except BrokenPipeError:  # while an error was reported
+            return READER_GONE if _reader_has_gone() else UNFORESEEN
+
+
+def _report_errors(argv: Sequence[str] | None, received: Sequence[int]) -> int:
+    """Run a command and report what goes wrong. received: see sigterm_interrupts."""
+    try:
+        return _run_command(argv)
+    except RarefyError as error:
+        print(f"rarefy: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return TRY_AGAIN if isinstance(error, TemporaryError | StorageError) else USER_ERROR
+    except KeyboardInterrupt as interrupt:
+        return interrupted(received, interrupt)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            return READER_GONE
+        traceback.print_exc()
+        print(f"rarefy: this is a fault of rarefy's own; please report it (version {__version__})", file=sys.stderr)
+        return UNFORESEEN
+
+
+def _run_command(argv: Sequence[str] | None) -> int:
+    """Run a command. Its output is flushed here, where a reader that has gone can still be handled."""
+    arguments = make_parser().parse_args(argv)
+    handler: Handler = arguments.handler
+    code = handler(arguments)
+    print(end="", flush=True)
+    return code
+
+
+def _reader_has_gone() -> bool:
+    """Whether stdout or stderr goes to a program that has ended, such as ``head``. It then goes nowhere instead."""
+    gone = False
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)  # errors are reported in any case
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            gone = True
+    return gone
 
 
 def interrupted(received: Sequence[int], interrupt: KeyboardInterrupt) -> int:

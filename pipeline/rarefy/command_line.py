@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -72,9 +70,6 @@ def allow_plugins(arguments: argparse.Namespace) -> bool:
 
 
 def print_result(arguments: argparse.Namespace, result: object, text: str) -> int:
-    """Print the text, or with --json the result. A reader such as ``head`` may close the pipe before the end."""
-    try:
-        print(json.dumps(result, indent=1) if arguments.json else text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the rest at its end
+    """Print the text, or with --json the result."""
+    print(json.dumps(result, indent=1) if arguments.json else text)
     return OK

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rarefy.shards.store import Store
 
 SELECTED = "selected"  # the folder of the data set that [select] chose from the pool
+RECORD = "selection.json"  # in that folder: how it was chosen
 
 _ONE_BITS = 128  # positions in (0, 1) are integer multiples of 2^-128: their order is exact for counts below 2^63
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rarefy.audit.card import write_audit
 from rarefy.audit.current import read_current
 from rarefy.audit.inputs.dataset import read_manifest
-from rarefy.audit.schema import METRICS_PATH
+from rarefy.audit.schema import METRICS_PATH, REPORT_PATH
 from rarefy.errors import OutputError, ShardError, bad
 from rarefy.manifest import Manifest
 from rarefy.models.folder import licence
@@ -70,20 +70,32 @@ def run(manifest: Manifest, options: GenerateOptions, audit: AuditOptions, repor
     generated again, REPAIRS times at most. audit: what to compare with; the device and the gates are the run's.
     """
     from rarefy.audit.audit import check_before, run_audit
-    from rarefy.audit.page.report import write_report
     from rarefy.select.stage import SelectOptions
 
     store = Store(options.out)
     device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
     audit = replace(audit, gates=manifest.gates, allow_plugins=manifest.preset.allow_plugins, device=device)
-    check_before(manifest, audit)
+    check_before(store, manifest, audit)
     generated, sealed = _make(manifest, options, reports)
     selected = None
     if manifest.select is not None:
         selected = select(store, SelectOptions(device, keep_exhausted=options.keep_exhausted), reports.stage)
     metrics = run_audit(store, audit, reports.stage)
-    return RunResult(generated, sealed, metrics, write_report(store), selected)
+    return RunResult(generated, sealed, metrics, _report(store, reports.notice), selected)
+
+
+def _report(store: Store, notice: Callable[[str], None]) -> str:
+    """Write the page and return its path, unless another driver has deleted the results to measure this run again."""
+    from rarefy.audit.page.report import write_report
+
+    try:
+        return write_report(store)
+    except (OutputError, ShardError):
+        if store.exists(METRICS_PATH):
+            raise
+        notice("another driver audits this run again and will write its page")
+        return REPORT_PATH
 
 
 def _make(manifest: Manifest, options: GenerateOptions, reports: Reports) -> tuple[GenerateResult, Sealed]:
@@ -160,8 +172,6 @@ def _selected_card(manifest: Manifest) -> CardInfo:
 
 def _card(manifest: Manifest) -> CardInfo:
     settings, preset = manifest.settings, manifest.preset
-    eta = "" if settings.method == "ancestral" else f", eta {settings.eta:g}"
-    start = "" if settings.start is None else f", from step {settings.start}"
     every = "" if settings.classifier_every == 1 else f", classifier every {settings.classifier_every} steps"
     return CardInfo(
         name=manifest.name,
@@ -170,9 +180,8 @@ def _card(manifest: Manifest) -> CardInfo:
         channels=preset.channels,
         class_names=preset.labels,
         guidance=tuple(term.name for term in manifest.terms),
-        sampler=f"{settings.method}, steps {settings.steps}{start}{eta}{every}, {manifest.precision}, "
-        f"batch {manifest.batch}",
-        selection="" if manifest.select is None else f"all sampled images; the chosen ones are in `{SELECTED}`",
+        sampler=f"{settings.text()}{every}, {manifest.precision}, batch {manifest.batch}",
+        selection="" if manifest.select is None else f"the data set is in `{SELECTED}`, chosen from these images",
         folder="" if manifest.select is None else f"{SELECTED}/",
         licence=licence(preset.path),
     )

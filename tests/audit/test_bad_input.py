@@ -22,7 +22,7 @@ from rarefy.audit.inputs.dataset import read_run
 from rarefy.audit.inputs.reference import load_reference
 from rarefy.audit.inputs.reference_check import check_reference
 from rarefy.cli import main
-from rarefy.errors import DataError
+from rarefy.errors import DataError, OutputError, RarefyError
 from rarefy.manifest import Manifest, parse_manifest
 from rarefy.models.folder import find_model
 from rarefy.plan import shard_names
@@ -238,12 +238,33 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(
     assert told[-1] == f"rarefy: error: out: '{tmp_path}/out' is not writable (Read-only file system)"
 
 
-def test_a_run_that_is_too_small_to_be_audited_ends_before_it_is_made(real_folder: Path) -> None:
-    options = AuditOptions(reference=str(real_folder))
+def test_what_the_audit_would_refuse_ends_a_run_before_it_is_made(real_folder: Path, tmp_path: Path) -> None:
+    options, store = AuditOptions(reference=str(real_folder)), Store(str(tmp_path / "out"))
     enough = parse_manifest(MANIFEST, "x")
-    check_before(enough, options)
+    check_before(store, enough, options)
     with pytest.raises(DataError, match=r"comparison of only 22, and the metrics need more than k = 24"):
-        check_before(enough, replace(options, k=24))
+        check_before(store, enough, replace(options, k=24))
+    nowhere = str(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"training: '.*nowhere' is not a file or folder that is there"):
+        check_before(store, enough, replace(options, training=nowhere))
+    with pytest.raises(OutputError, match=r"against: '.*nowhere' is not a folder with an audit"):
+        check_before(store, enough, replace(options, against=nowhere))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b"nobody\n", b"\n"])
+def test_a_mistake_in_the_tail_keeps_the_earlier_audit(
+    content: bytes | None, tmp_path: Path, commit_run: CommitRun, real_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rarefy.audit.audit.measure", lambda *arguments: pytest.fail("the work has begun"))
+    store, keys = Store(str(tmp_path / "out")), tmp_path / "keys"
+    commit_run(store, MANIFEST)
+    store.write_bytes("audit/metrics.json", b"{}")
+    if content is not None:
+        keys.write_bytes(content)
+    with pytest.raises(RarefyError, match=r"^tail"):
+        run_audit(store, AuditOptions(reference=str(real_folder), tail=str(keys)), quiet)
+    assert store.exists("audit/metrics.json")
 
 
 def test_a_fault_of_the_program_is_no_damage(

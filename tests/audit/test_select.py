@@ -19,7 +19,7 @@ from rarefy.audit.inputs.reference import load_reference
 from rarefy.audit.rarity.table import rarity_path, read_part
 from rarefy.errors import ExhaustedError, OutputError, ShardError
 from rarefy.manifest import Manifest
-from rarefy.plan import SELECTED, shard_names
+from rarefy.plan import RECORD, SELECTED, shard_names
 from rarefy.select import choice, stage
 from rarefy.select.choice import choose
 from rarefy.select.stage import Selected, SelectOptions
@@ -131,7 +131,7 @@ def test_a_selected_set_is_the_pools_images_in_proportion(
             assert sample.info == pool[sample.key].info
     classes = [sample.class_id for sample in read_samples(data, KEPT[0])]
     assert all(abs(classes.count(class_id) - 9 * n / 12) <= 1 for class_id, n in manifest.counts.items())
-    record = json.loads(data.read_bytes(stage.RECORD))
+    record = json.loads(data.read_bytes(RECORD))
     assert (record["pool"], record["kept"], record["measure"]["k"]) == (24, 12, 3)
     reference = load_reference(manifest.preset, str(real_folder))
     assert reference is not None
@@ -170,7 +170,7 @@ def test_another_driver_and_another_time_give_the_same_bytes(
     make(store)
     data, names = store.folder(SELECTED), [f"shards/{name}.tar" for name in KEPT]
     names += [f"metadata/{name}.parquet" for name in KEPT]
-    first = {name: data.read_bytes(name) for name in [*names, stage.RECORD, "state/rare-000000.json"]}
+    first = {name: data.read_bytes(name) for name in [*names, RECORD, "state/rare-000000.json"]}
     with monkeypatch.context() as patch:
         patch.setattr(stage, "commit_samples", lambda *_: pytest.fail("a committed shard is made again"))
         make(store)
@@ -220,7 +220,7 @@ def test_verify_names_a_set_that_does_not_follow_from_the_pool(
         "selected": [f"cannot be compared with the pool: rarity/{first}.parquet: missing"],
     }
     make(store)
-    data.write_bytes(stage.RECORD, b"{}")
+    data.write_bytes(RECORD, b"{}")
     assert list(verify_run(store)) == ["selected/selection.json"]
 
 
@@ -282,6 +282,8 @@ def test_a_class_with_too_few_acceptable_images_is_named(tmp_path: Path, commit_
     result = make(store, keep_exhausted=True)
     assert result.text() == "selected 12 of 24 images, 1 of them not acceptable to [select]: trouser 1"
     assert verify_run(store) == {}
+    assert "; 1 of them are not such images: they fill up classes" in store.read_bytes("selected/README.md").decode()
+    assert read_run(store, 100).filled == 1
     assert make(store).filled == {"trouser": 1}  # resumed without the option: nothing is left to decide
     filled = [row for row in pool_rows(store, manifest) if row["class_id"] == 1 and row["predicted_id"] == 7]
     kept = {key for key, _ in chosen(store)}

@@ -42,6 +42,36 @@ def finished(runs: Any, tmp_path: Path) -> Path:
     return out
 
 
+@pytest.mark.parametrize(
+    ("words", "both", "code"),
+    [
+        ("-m rarefy models --json", False, 141),
+        ("-u -m rarefy models --json", True, 141),
+        ("-m rarefy --version", False, 0),
+        ("-m rarefy status nowhere", False, 2),
+        ("-m rarefy status nowhere", True, 141),
+    ],
+)
+def test_a_reader_that_has_gone_ends_a_command_quietly(words: str, both: bool, code: int) -> None:
+    """As in ``rarefy models | head``; both: with ``2>&1``, so that error messages have no reader either."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    stderr = writing if both else subprocess.PIPE
+    done = subprocess.run([sys.executable, *words.split()], stdout=writing, stderr=stderr, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == code
+    assert (done.stderr or "").startswith("rarefy: error: out: ") if code == 2 else not done.stderr
+
+
+def test_another_broken_pipe_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*arguments: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("rarefy.status.read_status", fail)
+    assert main(["status", "nowhere"]) == 70
+    assert "BrokenPipeError" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_of_a_help_text_can_be_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -230,13 +260,3 @@ def test_help_by_module_name_is_quick_and_loads_nothing_heavy() -> None:
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "rarefy.cli" in modules
     assert not {"torch", "ray", "numpy", "pyarrow", "webdataset"} & modules
-
-
-def test_a_reader_that_stops_early_is_no_fault() -> None:
-    read, write = os.pipe()
-    os.close(read)
-    command = [sys.executable, "-m", "rarefy", "models", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(REPO / "pipeline")}
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment, check=False)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (0, b"")

@@ -71,6 +71,23 @@ def test_run_makes_damaged_and_missing_shards_again(out: Path, monkeypatch: pyte
     assert store.read_bytes(TAR) == whole and verify_run(store) == {}
 
 
+def test_a_run_whose_audit_another_driver_repeats_ends_well(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other driver has deleted the results, and writes them and the page again."""
+    generator(monkeypatch)
+
+    def fail(store: Store) -> str:
+        raise OutputError("audit/metrics.json is not there")
+
+    monkeypatch.setattr(report, "write_report", fail)
+    arguments = synthetic_manifest(4), GenerateOptions(str(out)), AuditOptions()
+    notices = list[str]()
+    assert run(*arguments, Reports(quiet, quiet, notices.append)).report == "audit/report.html"
+    assert notices == ["another driver audits this run again and will write its page"]
+    Store(str(out)).write_bytes("audit/metrics.json", b"unreadable")
+    with pytest.raises(OutputError):
+        run(*arguments, Reports(quiet, quiet, notices.append))
+
+
 def test_run_selects_between_seal_and_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four of eight images by their scores, which needs no real images."""
     manifest = parse_manifest(

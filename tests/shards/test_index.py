@@ -357,12 +357,14 @@ def test_seal_deletes_the_files_of_dead_attempts(
     claim_output(store, "text", spec.digest)
     for shard in range(3):
         commit_shard(store, make_header(shard), make_samples(shard), seconds=1.0)
-    left = tmp_path / "out" / "shards" / f".rare-000001.tar.{'f' * 32}.tmp"
-    left.write_bytes(b"half a tar")
-    os.utime(left, (0, 0))
+    left = [tmp_path / "out" / folder / f".rare-000001.tar.{'f' * 32}.tmp" for folder in ("shards", "rarity", "audit")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half a file")
+        os.utime(path, (0, 0))
     assert check_shard(store, spec.shards[1], spec.digest).problems == ()
     seal(store, spec, card)
-    assert not left.exists()
+    assert not any(path.exists() for path in left)
 
 
 def test_claim(store: Store) -> None:

@@ -7,9 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from rarefy.audit.against import check_against, compare_with, read_against, stored_against, stored_plain
+from rarefy.audit.against import (
+    check_against,
+    compare_with,
+    named_counts,
+    read_against,
+    stored_against,
+    stored_plain,
+)
 from rarefy.audit.card import write_audit
 from rarefy.audit.current import discard_audit, shards_sha256
 from rarefy.audit.features.extractors import DEFAULT_EXTRACTOR, load_extractor
@@ -21,6 +29,7 @@ from rarefy.audit.inputs.training import load_training
 from rarefy.audit.measure import Compared, Measured, compare, measure
 from rarefy.audit.metrics.assembly import DEFAULT_K
 from rarefy.audit.metrics.bootstrap import Estimate
+from rarefy.audit.metrics.tail import check_tail
 from rarefy.audit.rarity.compute import Means, RealSide, write_rarity
 from rarefy.audit.result import build_result
 from rarefy.audit.schema import METRICS_PATH, AuditResult
@@ -30,7 +39,7 @@ from rarefy.audit.strips import write_strips
 from rarefy.audit.tables import write_bootstrap, write_copies, write_samples
 from rarefy.audit.verdict import judge
 from rarefy.device import find_device
-from rarefy.errors import ManifestError, ShardError, bad
+from rarefy.errors import DataError, ManifestError, ShardError, bad
 from rarefy.gates import Gate, check_measurable
 from rarefy.manifest import Manifest
 from rarefy.plan import shard_names
@@ -88,25 +97,26 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     audited, run = _read(store, options.limit)
     store.check_writable()  # not earlier: it would make a folder of a mistyped name
     gates = run.manifest.gates if options.gates is None else options.gates
-    _check_possible(run, gates, options, (setting, *further))
+    _check_possible(run.manifest, gates, options, (setting, *further))
     needed = options.reference is None and "reference" in run.manifest.preset.files
     model = allow_networks(find_run_model(run.manifest.model, options.model, needed), options.allow_plugins)
     run = replace(run, manifest=replace(run.manifest, model=model))
     run = replace(run, judged=judge_images(run.manifest, run.images, options.device, progress))
     reference = load_reference(run.manifest.preset, options.reference)
-    if reference is None and options.utility:
-        raise ManifestError(bad("utility", "no real images", "possible: give --reference"))
-    if reference is None and options.training is not None:
-        raise ManifestError(bad("training", options.training, "usable without other real images: give --reference too"))
+    _check_real_images(reference, options)
     training = None if reference is None else load_training(run, options.training, progress)
     reference = None if reference is None else reference.of_classes(run.manifest.counts)
     if other is not None and options.against is not None:
-        check_against(options.against, other, _shared(reference, setting))
-    discard_audit(store)  # from here on, an audit that fails leaves none behind
-    scores, measured, others = None, None, list[Compared]()
+        weights = dict(zip(("checkpoint_sha256", "classifier_sha256"), run.weights, strict=True))
+        shared = _shared(run.manifest, reference, setting) | weights
+        check_against(options.against, other, shared, named_counts(run.manifest))
+    scores, measured, others, confidence = None, None, list[Compared](), None
     if reference is not None:
         scores = score_reference(run.manifest, reference.real, options.device, progress)
         confidence = None if scores is None else scores.confidence
+        check_tail(options.tail, confidence, reference.real.keys, reference.other_keys)
+    discard_audit(store)  # from here on, an audit that fails leaves none behind
+    if reference is not None:
         measured = measure(run, reference, training, confidence, setting, progress)
         others = [compare(run, reference, confidence, each, progress) for each in further]
         problems = _write_rarity(store, run, reference, measured, setting, progress)
@@ -129,15 +139,27 @@ def _read(store: Store, limit: int) -> tuple[str, RunData]:
         raise
 
 
-def _check_possible(run: RunData, gates: Iterable[Gate], options: AuditOptions, settings: Iterable[Setting]) -> None:
+def _check_possible(
+    manifest: Manifest, gates: Iterable[Gate], options: AuditOptions, settings: Iterable[Setting]
+) -> None:
     """Raise ManifestError for what this run's model cannot be measured with."""
-    preset = run.manifest.preset
+    preset = manifest.preset
     for each in settings:
         each.extractor.check_side(preset.image_size)
     if options.utility and not preset.knows_classes:
         raise ManifestError(bad("utility", preset.name, "possible for: this model knows no classes"))
-    if not run.scored:
+    if preset.classifier is None:
         _check_without_classifier(gates, options.tail)
+
+
+def _check_real_images(reference: Reference | None, options: AuditOptions) -> None:
+    """Raise ManifestError for what cannot be measured without real images, DataError for training images not there."""
+    if reference is None and options.utility:
+        raise ManifestError(bad("utility", "no real images", "possible: give --reference"))
+    if reference is None and options.training is not None:
+        raise ManifestError(bad("training", options.training, "usable without other real images: give --reference too"))
+    if options.training is not None and not Path(options.training).exists():
+        raise DataError(bad("training", options.training, "a file or folder that is there"))
 
 
 def _write(
@@ -156,10 +178,12 @@ def _write(
     return content
 
 
-def _shared(reference: Reference | None, setting: Setting) -> dict[str, object]:
+def _shared(manifest: Manifest, reference: Reference | None, setting: Setting) -> dict[str, object]:
     """What this audit must share with another one that it is compared with."""
     extractor = setting.extractor
     return {
+        "sampler": manifest.settings.text(),
+        "precision": manifest.precision,
         "reference_sha256": None if reference is None else reference.real.sha256(),
         "extractor_sha256": extractor.digest,
         "extractor_layer": extractor.layer,
@@ -197,9 +221,21 @@ def _write_rarity(
     return write_rarity(store, markers, sum(manifest.pool.values()), real, means, progress)
 
 
-def check_before(manifest: Manifest, options: AuditOptions) -> None:
-    """Raise, before a run is made, what its audit would raise in the end for want of images. Raises DataError."""
+def check_before(store: Store, manifest: Manifest, options: AuditOptions) -> None:
+    """Raise, before a run is made, what its audit would raise in the end.
+
+    Too few real images and training images that are not there (DataError), what the model cannot be measured with
+    (ManifestError), and a run to compare with that is not comparable (OutputError or ShardError).
+    """
+    setting, *further = _settings(options, time.monotonic())
+    _check_possible(manifest, options.gates or (), options, (setting, *further))
     reference = load_reference(manifest.preset, options.reference)
+    _check_real_images(reference, options)
+    if options.against is not None:
+        other = read_against(options.against, store)
+        compared = None if reference is None else reference.of_classes(manifest.counts)
+        shared = _shared(manifest, compared, setting)
+        check_against(options.against, other, shared, named_counts(manifest))
     if reference is not None:
         held_out = Counter(reference.held_out.labels.tolist())
         check_enough(sum(min(count, held_out[class_id]) for class_id, count in manifest.counts.items()), options.k)

@@ -62,7 +62,9 @@ def read_current(store: Store) -> AuditResult:
     """
     result = read_result(store)
     if not is_current(store, result):
-        raise ShardError(f"{METRICS_PATH}: out of date: the shards have changed since this audit; run audit again")
+        raise ShardError(
+            f"{store.root}/{METRICS_PATH}: out of date: the shards have changed since this audit; run audit again"
+        )
     return result
 
 

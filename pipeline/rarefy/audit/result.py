@@ -143,7 +143,7 @@ def _provenance(run: RunData, reference: Reference | None, setting: Setting) -> 
         guidance=[term.name for term in manifest.terms],
         precision=manifest.precision,
         fast_errors=fast_errors(*run.weights) if manifest.precision == "fast" else None,
-        sampler=f"{manifest.settings.method}, steps {manifest.settings.steps}",
+        sampler=manifest.settings.text(),
         reference=None if reference is None else reference.source,
         reference_count=0 if reference is None else len(reference.real),
         reference_resized=0 if reference is None else reference.resized,
@@ -158,4 +158,5 @@ def _provenance(run: RunData, reference: Reference | None, setting: Setting) -> 
         k=setting.k,
         device=setting.device,
         duration_s=round(time.monotonic() - setting.started, 1),
+        filled=run.filled,
     )

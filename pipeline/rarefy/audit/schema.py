@@ -198,13 +198,13 @@ class Utility:
 
 @dataclass(frozen=True)
 class Against:
-    """Another run's numbers, to compare with: plain sampling from the same model. metrics: value by metric name."""
+    """Plain sampling from the same model, to compare with. metrics, intervals (95%, where known): by metric name."""
 
     run: str
     source: str
     images: int
-    guidance: list[str]
     metrics: dict[str, float]
+    intervals: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,8 @@ class Verdict:
 class Provenance:
     """What was measured and with what; counts are numbers of images. classifier_sha256: None without a classifier.
 
-    shards_sha256: identifies the shards that were audited (rarefy.audit.current), None in files of earlier versions.
+    filled: images that are not acceptable to the manifest's [select]; shards_sha256: identifies the shards that were
+    audited (rarefy.audit.current), None in files of earlier versions.
     """
 
     run: str
@@ -272,6 +273,7 @@ class Provenance:
     device: str
     duration_s: float
     shards_sha256: str | None = None
+    filled: int = 0
 
 
 @dataclass(frozen=True)
@@ -353,13 +355,13 @@ def _verdict(row: dict[str, Any]) -> Verdict:
 
 def read_result(store: Store) -> AuditResult:
     """Read OUT/audit/metrics.json. Raises OutputError if there is none, ShardError for another format."""
-    data = store.read_bytes(METRICS_PATH)
+    data, place = store.read_bytes(METRICS_PATH), f"{store.root}/{METRICS_PATH}"
     try:
         content = json.loads(data)
         if isinstance(content, dict) and content.get("format") == FORMAT:
             return AuditResult.from_json(content)
     except ValueError as error:
-        raise ShardError(f"{METRICS_PATH}: not JSON ({error}); run audit again") from error
+        raise ShardError(f"{place}: not JSON ({error}); run audit again") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise ShardError(f"{METRICS_PATH}: not of the format {FORMAT} ({error}); run audit again") from error
-    raise ShardError(f"{METRICS_PATH}: not of the format {FORMAT}; run audit again")
+        raise ShardError(f"{place}: not of the format {FORMAT} ({error}); run audit again") from error
+    raise ShardError(f"{place}: not of the format {FORMAT}; run audit again")

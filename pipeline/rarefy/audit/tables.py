@@ -156,7 +156,7 @@ def read_rows(store: Store, rel: str) -> list[dict[str, Any]]:
         with store.local_copy(rel) as path:
             rows: list[dict[str, Any]] = pq.read_table(path, partitioning=None).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"{rel}: not a readable Parquet file; run audit again") from error
+        raise ShardError(f"{store.root}/{rel}: not a readable Parquet file; run audit again") from error
     return rows
 
 

@@ -30,6 +30,12 @@ class SamplerSettings:
     classifier_every: int = 1
     start: int | None = field(default=None, metadata=LATER)
 
+    def text(self) -> str:
+        """What decides about images without guidance, in words."""
+        start = "" if self.start is None else f", from step {self.start}"
+        eta = "" if self.method == "ancestral" else f", eta {self.eta:g}"
+        return f"{self.method}, steps {self.steps}{start}{eta}"
+
     def chain(self, preset: ModelFolder, terms: Sequence[Term] = ()) -> Chain:
         """The chain over a model's schedule. Raises ManifestError if they do not fit together."""
         from rarefy.diffusion.sampler import Chain

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rarefy.errors import ShardError, StorageError
-from rarefy.plan import SELECTED, data_store
-from rarefy.select.choice import RECORD, choose
+from rarefy.plan import RECORD, SELECTED, data_store
+from rarefy.select.choice import choose
 from rarefy.select.spec import SelectedSpecs, selected_spec
 from rarefy.shards.index import SUCCESS, is_sealed
 from rarefy.shards.store import Store

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from rarefy.manifest import Manifest
 
 FORMAT = "rarefy-selection-v1"
-RECORD = "selection.json"  # in the folder of the selected set
-SPARE_ROWS = 1 << 20  # rows in memory beyond those that may be kept
+SPARE_ROWS = 1 << 20  # rows in memory beyond those that may be kept, if these are fewer
 ACCEPTABLE, ON_CLASS_ONLY, OTHER = 0, 1, 2  # grades of a sample; a lower one goes first
 
 Keys = NDArray[np.int64]
@@ -62,12 +61,17 @@ class Choice:
     rarity_sha256: str | None
 
     @property
+    def filled(self) -> int:
+        """Kept samples that are not acceptable to [select]."""
+        return sum(each.filled for each in self.per_class)
+
+    @property
     def lacking(self) -> tuple[ClassChoice, ...]:
         """The classes with fewer acceptable images than the data set needs."""
         return tuple(each for each in self.per_class if each.filled)
 
     def record(self, manifest: Manifest) -> bytes:
-        """The content of RECORD, which says how the set was chosen."""
+        """The content of rarefy.plan.RECORD, which says how the set was chosen."""
         assert manifest.select is not None
         content = {
             "format": FORMAT,
@@ -76,6 +80,7 @@ class Choice:
             "select": asdict(manifest.select),
             "pool": sum(each.pool for each in self.per_class),
             "kept": sum(each.kept for each in self.per_class),
+            "filled": self.filled,
             "measure": None if self.measure is None else asdict(self.measure),
             "rarity_sha256": self.rarity_sha256,
             "classes": [
@@ -110,23 +115,25 @@ def choose(store: Store, manifest: Manifest) -> Choice:
     """Choose the samples that the data set keeps: of each class as many as [classes] says.
 
     Where a class has too few acceptable samples, others fill it up: those on class first, the most typical ones first.
-    Memory: the rows that may be kept, and SPARE_ROWS. Raises ShardError for a pool or rarity that is not complete or
-    contradicts itself, naming the file.
+    Memory: twice the rows that may be kept, or these and SPARE_ROWS. Raises ShardError for a pool or rarity that is not
+    complete or contradicts itself, naming the file.
     """
     assert manifest.select is not None
     pool, acceptable = Counter[int](), Counter[int]()
-    waiting: list[_Rows] = []
+    waiting, held, most = list[_Rows](), 0, manifest.total + max(manifest.total, SPARE_ROWS)
     digest, measures = hashlib.sha256(), set[str]()
     for name in shard_names(manifest):
         rows, part = _read(store, manifest, manifest.select, name)
         pool.update(rows.class_id.tolist())
         acceptable.update(rows.class_id[rows.grade == ACCEPTABLE].tolist())
         waiting.append(rows)
+        held += len(rows.key)
         if part is not None:
             digest.update(part.sha256.encode())
             measures.add(json.dumps(json.loads(part.basis)["measure"]))
-        if sum(len(each.key) for each in waiting) > manifest.total + SPARE_ROWS:
+        if held > most:
             waiting = [_joined(waiting).best(manifest.counts)]
+            held = len(waiting[0].key)
     if len(measures) > 1:
         raise ShardError("rarity: its files were measured in several ways; run select again")
     kept = _joined(waiting).best(manifest.counts)

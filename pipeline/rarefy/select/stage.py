@@ -6,7 +6,7 @@ import functools
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rarefy.audit.features.extractors import kept_outputs, load_extractor
 from rarefy.audit.inputs.dataset import read_manifest
@@ -18,8 +18,8 @@ from rarefy.audit.rarity.compute import Means, Progress, RealSide, write_rarity
 from rarefy.errors import ExhaustedError, OutputError, ShardError, bad, first_names
 from rarefy.images import LabelledImages
 from rarefy.manifest import Manifest
-from rarefy.plan import data_store, shard_names
-from rarefy.select.choice import RECORD, Choice, choose, class_names
+from rarefy.plan import RECORD, data_store, shard_names
+from rarefy.select.choice import Choice, choose, class_names
 from rarefy.select.spec import SelectedSpecs, selected_spec
 from rarefy.selection import KEEP
 from rarefy.shards.card import CardInfo
@@ -76,6 +76,7 @@ def select_run(store: Store, card: CardInfo, options: SelectOptions, progress: P
     assert manifest.select is not None
     if not is_sealed(store):
         raise OutputError(bad("out", store.root, "sealed; run seal first"))
+    store.check_writable()
     if manifest.select.needs_real_images:
         measure_pool(store, manifest, options, progress)
     choice = choose(store, manifest)
@@ -83,6 +84,9 @@ def select_run(store: Store, card: CardInfo, options: SelectOptions, progress: P
     if choice.lacking and not allowed:
         raise ExhaustedError(_exhausted(manifest, choice))
     filled = {manifest.preset.class_name(each.class_id): each.filled for each in choice.lacking}
+    if choice.filled:
+        not_such = f"{choice.filled:,} of them are not such images: they fill up classes that have too few"
+        card = replace(card, selection=f"{card.selection}; {not_such}")
     return Selected(_write(store, manifest, choice, card, progress), sum(manifest.pool.values()), filled)
 
 

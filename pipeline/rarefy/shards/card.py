@@ -16,6 +16,7 @@ SIZE_CATEGORIES = (
 UNKNOWN = "unknown"  # the Hub's word for it
 AUDIT_BEGIN, AUDIT_END = "<!-- audit -->", "<!-- end of audit -->"
 NOT_AUDITED = "## Audit\n\nNot audited yet: `rarefy audit` compares the images with real ones.\n"
+OF_SELECTED = "## Audit\n\n`{folder}README.md` has the audit of the data set that was chosen from these images.\n"
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def render_card(info: CardInfo, contents: Contents, digest: str) -> str:
     sections = (
         _front_matter(info, total),
         _summary(info, total, contents.num_shards),
-        f"{AUDIT_BEGIN}\n{NOT_AUDITED}{AUDIT_END}\n",
-        _usage(*contents.shards),
+        f"{AUDIT_BEGIN}\n{OF_SELECTED.format(folder=info.folder) if info.folder else NOT_AUDITED}{AUDIT_END}\n",
+        _usage(*contents.shards, info.folder),
         _limits(info),
     )
     checkpoint, classifier = contents.weights
@@ -130,12 +131,13 @@ drawn from a diffusion model by rarefy.
 {f"| selection | {info.selection} |" + chr(10) if info.selection else ""}"""
 
 
-def _usage(first: str, last: str) -> str:
+def _usage(first: str, last: str, folder: str) -> str:
     prefix, _, number = first.rpartition("-")
     pattern = f"shards/{prefix}-{{{number}..{last.rpartition('-')[2]}}}.tar"
+    chosen = f"This loads all sampled images; `{folder}README.md` says how to load those that were chosen.\n\n"
     return f"""## Use
 
-With `webdataset`:
+{chosen if folder else ""}With `webdataset`:
 
 ```python
 import webdataset as wds

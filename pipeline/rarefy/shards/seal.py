@@ -86,7 +86,7 @@ def seal_set(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -
         if found.missing_shards or found.damaged or foreign:
             raise ShardError(_refuse(store, run, found, foreign, repair))
     store.write_bytes(CARD, render_card(card, _contents(run, found), run.digest).encode())
-    for folder in ("", "state", "shards", "metadata"):
+    for folder in ("", "state", "shards", "metadata", "rarity", "audit"):
         store.sweep(folder)
     store.write_bytes(SUCCESS, json.dumps(success_table(run), indent=1).encode() + b"\n")
     counts = dict(sorted(run.counts.items()))

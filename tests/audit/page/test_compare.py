@@ -183,6 +183,12 @@ def test_what_cannot_be_compared(make_audit: MakeAudit, result: Result, tmp_path
         compare_runs([out, f"{out}/"])
     with pytest.raises(OutputError, match=r"metrics\.json"):
         compare_runs([out, str(tmp_path / "nothing")])
+    for content in (b"", b"{}", b"[]"):
+        empty = make_audit("empty", named(result, "empty"))
+        empty.write_bytes("audit/metrics.json", content)
+        told = rf"^{re.escape(empty.root)}/audit/metrics\.json: not .*; run audit again$"
+        with pytest.raises(ShardError, match=told):
+            compare_runs([out, empty.root])
     unmeasured = named(result, "b")
     unmeasured["provenance"]["reference_sha256"] = None
     with pytest.raises(ShardError, match="no reference"):

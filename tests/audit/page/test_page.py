@@ -10,7 +10,6 @@ from rarefy.audit.metrics.kinds import metric_label, reading_order
 from rarefy.audit.page.class_table import ClassCell, class_table, colours
 from rarefy.audit.page.figures import (
     MeasuredWith,
-    against_name,
     against_rows,
     against_words,
     common_setting,
@@ -100,24 +99,19 @@ def test_what_was_measured_with_is_said_once(result: Result) -> None:
 def test_rarer_than_plain_sampling(result: Result) -> None:
     audit = typed(result)
     assert (against_words(audit), against_rows(audit)) == ("", [])
-    for plain, words in (
-        (17.0, "Mean rarity 18.0, plain sampling 17.0, real images 15.0: rarer than plain sampling."),
-        (18.01, "Mean rarity 18.0, plain sampling 18.0, real images 15.0: the same within the interval."),
-        (19.0, "Mean rarity 18.0, plain sampling 19.0, real images 15.0: not rarer than plain sampling."),
+    for plain, intervals, words in (
+        (17.0, {}, "rarer than plain sampling"),
+        (18.01, {}, "no rarer than plain sampling within the intervals"),
+        (17.0, {"rarity": [15.0, 19.0]}, "no rarer than plain sampling within the intervals"),
+        (19.0, {}, "less rare than plain sampling"),
     ):
         metrics = {"rarity": plain, "recall": 0.7, "fid_other": 3.0}
-        beside = dataclasses.replace(audit, against=Against("plain", "stored", 600, [], metrics))
-        assert against_words(beside) == words
+        beside = dataclasses.replace(audit, against=Against("plain", "stored", 600, metrics, intervals))
+        assert against_words(beside) == f"Mean rarity 18.0, plain sampling {plain:.1f}, real images 15.0: {words}."
         assert [(row.label, row.value, row.plain, row.real) for row in against_rows(beside)] == [
             ("Mean rarity", 18.0, plain, 15.0),
             ("Recall", 0.6, 0.7, 0.8),
         ]
-
-
-def test_a_guided_run_is_not_called_plain_sampling(result: Result) -> None:
-    guided = dataclasses.replace(typed(result), against=Against("mine", "out/mine", 600, ["adm-g"], {"rarity": 17.0}))
-    assert against_name(guided) == "mine"
-    assert against_words(guided) == "Mean rarity 18.0, mine 17.0, real images 15.0: rarer than mine."
 
 
 def test_a_model_without_a_classifier_may_have_a_judge(result: Result) -> None:
@@ -149,7 +143,7 @@ def test_metrics_json_with_every_part_or_none_of_the_optional_ones(result: Resul
         audit,
         memorization=Memorization("train/", 60_000, "f" * 64, True),
         utility=[Utility("probe", "held-out half", 10, 10, 8, [training])],
-        against=Against("plain sampling", "stored", 600, [], {"rarity": 17.0}),
+        against=Against("plain sampling", "stored", 600, {"rarity": 17.0}),
         other_extractors={"inception-v3": {"recall": audit.metrics["recall"]}},
         judgement=judge(audit),
     )

@@ -279,7 +279,7 @@ def test_utility_memorization_and_other_extractors(make_audit: MakeAudit, result
         "utility": [utility | {"trainings": [training | {"data": "real", "ratio": None}, training]}],
         "memorization": {"source": "photos/", "count": 60_000, "sha256": "c" * 64, "whole": True},
         "against": {
-            "run": "plain", "source": "stored", "images": 600, "guidance": [], "metrics": {"rarity": 17.0},
+            "run": "plain", "source": "stored", "images": 600, "metrics": {"rarity": 17.0},
         },
         "other_extractors": {"inception-v3": {"recall": result["metrics"]["recall"] | {"value": 0.123}}},
     }  # fmt: skip

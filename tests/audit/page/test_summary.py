@@ -25,7 +25,7 @@ def test_verdict_reasons_numbers_problems_and_failed_gates() -> None:
 def test_utility_and_plain_sampling() -> None:
     training = Training("both", 1.0, 20, 0.8, [0.79, 0.81], 0.5, [0.4, 0.6], {})
     utility = Utility("probe", "held-out half", 10, 10, 5, [training])
-    against = Against("plain", "stored", 20, [], {"rarity": 17.0})
+    against = Against("plain", "stored", 20, {"rarity": 17.0})
     lines = summary_lines(dataclasses.replace(RESULT, utility=[utility], against=against))
     assert "Mean rarity 18.0, plain sampling 17.0, real images 15.0: rarer than plain sampling." in lines
     assert (

@@ -6,6 +6,7 @@ Whatever cannot be read is left out and listed as a problem, so that the rest is
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from rarefy.errors import ManifestError, OutputError, ShardError, bad
 from rarefy.manifest import Manifest, parse_unread_manifest
 from rarefy.models.run_model import RunModel, read_run_model
-from rarefy.plan import data_names, data_store, kept_plan
+from rarefy.plan import RECORD, data_names, data_store, kept_plan
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE
 from rarefy.shards.index import is_sealed
 from rarefy.shards.listing import iter_committed
@@ -71,7 +72,8 @@ class RunData:
 
     parts: the slice of each shard in images; weights: sha256 of the diffusion model's and the classifier's weights
     (None without a classifier); complete: the data set is sealed; problems: what had to be left out; judged: the class
-    of each measured image by the model's judge, None until it is known or without one.
+    of each measured image by the model's judge, None until it is known or without one; filled: images that are not
+    acceptable to [select].
     """
 
     manifest: Manifest
@@ -83,6 +85,7 @@ class RunData:
     complete: bool
     problems: tuple[Problem, ...]
     judged: NDArray[np.int64] | None = None
+    filled: int = 0
 
     @property
     def scored(self) -> bool:
@@ -150,7 +153,17 @@ def read_run(store: Store, limit: int) -> RunData:
         weights=(first[WEIGHTS[0]], first[WEIGHTS[1]]),
         complete=is_sealed(store) and is_sealed(data),
         problems=tuple(problems),
+        filled=0 if manifest.select is None else _count_filled(data),
     )
+
+
+def _count_filled(selected: Store) -> int:
+    """The number that the record of a selection names."""
+    data = selected.read_or_none(RECORD)
+    try:
+        return 0 if data is None else int(json.loads(data)["filled"])
+    except (ValueError, LookupError, TypeError) as cause:
+        raise ShardError(f"{selected.root}/{RECORD}: not the record of a selection; run select again") from cause
 
 
 def _missing(manifest: Manifest, committed_shards: int) -> list[Problem]:

@@ -46,13 +46,23 @@ def find_tail(
     not compared with. Raises ManifestError for a rule that cannot be applied, and DataError for a list with an unknown
     key or without any of ``keys``.
     """
-    if rule == "avgknn":
-        return Tail(rule, tail_members(real.manifold, real.labels))
-    if rule == "confidence":
-        if confidence is None:
-            allowed = "possible here: the classifier's weights are not there, or its code may not be imported"
-            raise ManifestError(bad("tail", rule, allowed))
+    listed = check_tail(rule, confidence, keys, other_keys)
+    if listed is not None:
+        return Tail("keys", listed)
+    if confidence is not None and rule == "confidence":
         return Tail(rule, _highest(-confidence, real.labels))
+    return Tail(rule, tail_members(real.manifold, real.labels))
+
+
+def check_tail(
+    rule: str, confidence: NDArray[np.float64] | None, keys: Sequence[str], other_keys: Sequence[str] = ()
+) -> Bools | None:
+    """Raise what ``find_tail`` would raise. (M,) the members that a list names, None for the other rules."""
+    if rule == "confidence" and confidence is None:
+        allowed = "possible here: the classifier's weights are not there, or its code may not be imported"
+        raise ManifestError(bad("tail", rule, allowed))
+    if rule in RULES:
+        return None
     listed = _read_list(Path(rule))
     unknown = sorted(listed - {*keys, *other_keys})
     if unknown:
@@ -63,7 +73,7 @@ def find_tail(
     members = np.array([key in listed for key in keys])
     if not members.any():
         raise DataError(bad("tail", rule, f"a list with at least one of the {len(keys)} reference images"))
-    return Tail("keys", members)
+    return members
 
 
 def _highest(values: NDArray[np.float64], labels: NDArray[np.int64] | None) -> Bools:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,11 @@ def notes(result: AuditResult) -> list[str]:
         lines.append(
             f"{run.not_accepted:,} of {run.committed:,} images did not pass the manifest's [accept] and were kept."
         )
+    if run.filled:
+        lines.append(
+            f"{run.filled:,} of {run.committed:,} images are not acceptable to the manifest's [select]: they fill up "
+            "classes that have too few such images."
+        )
     if recall and recall.generated_count != recall.floor_count:
         lines.append(
             f"The real baseline has {recall.floor_count:,} images, the generated set {recall.generated_count:,}."
@@ -127,24 +133,21 @@ def against_rows(result: AuditResult) -> list[AgainstRow]:
     ]
 
 
-def against_name(result: AuditResult) -> str:
-    """What the set is compared with; a guided run that ``--against`` names is not plain sampling."""
-    against = result.against
-    return against.run if against is not None and against.guidance else "plain sampling"
-
-
 def against_words(result: AuditResult) -> str:
     """Whether the set is rarer than plain sampling, in one sentence; empty if that is not known."""
     if result.against is None or "rarity" not in result.metrics or "rarity" not in result.against.metrics:
         return ""
     own, plain = result.metrics["rarity"], result.against.metrics["rarity"]
-    sure = own.interval is None or not own.interval[0] <= plain <= own.interval[1]
-    word = "the same within the interval" if not sure else "rarer" if own.value > plain else "not rarer"
-    name = against_name(result)
-    return (
-        f"Mean rarity {number(own.value)}, {name} {number(plain)}, real images {number(own.floor)}: {word}"
-        f"{f' than {name}' if sure else ''}."
-    )
+    margin = math.hypot(_half(own.interval), _half(result.against.intervals.get("rarity")))
+    words = "rarer than plain sampling" if own.value > plain else "less rare than plain sampling"
+    if abs(own.value - plain) <= margin:
+        words = "no rarer than plain sampling within the intervals"
+    return f"Mean rarity {number(own.value)}, plain sampling {number(plain)}, real images {number(own.floor)}: {words}."
+
+
+def _half(interval: Sequence[float] | None) -> float:
+    """Half the width of an interval; 0 if there is none."""
+    return 0.0 if interval is None else (interval[1] - interval[0]) / 2
 
 
 def memorization_words(result: AuditResult) -> str:

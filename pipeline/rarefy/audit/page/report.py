@@ -8,7 +8,6 @@ from rarefy.audit.current import read_current
 from rarefy.audit.metrics.kinds import HEADLINE_METRICS, reading_order
 from rarefy.audit.page.class_table import class_table, colours
 from rarefy.audit.page.figures import (
-    against_name,
     against_rows,
     against_words,
     common_setting,
@@ -80,7 +79,6 @@ def _numbers(result: AuditResult) -> dict[str, Any]:
         ],
         "headlines": HEADLINE_METRICS,
         "against": against_rows(result),
-        "against_name": against_name(result),
         "against_words": against_words(result),
         "memorization_words": memorization_words(result),
         "copying_words": copying_words(result),

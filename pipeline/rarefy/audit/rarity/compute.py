@@ -14,7 +14,7 @@ from rarefy.audit.features.extraction import outputs_of_parts
 from rarefy.audit.features.extractors import Extractor, Features, check_finite
 from rarefy.audit.inputs.dataset import Problem
 from rarefy.audit.metrics.neighbors import Manifold, Neighborhood, find_neighbors
-from rarefy.audit.rarity.table import Basis, Measure, RarityColumns, basis_of, encode_part, place_part, rarity_path
+from rarefy.audit.rarity.table import Basis, Measure, RarityColumns, encode_part, has_basis, place_part, rarity_path
 from rarefy.errors import StorageError
 from rarefy.images import LabelledImages
 from rarefy.shards.marker import Marker
@@ -101,7 +101,7 @@ def _unfinished(store: Store, markers: Iterable[Marker], measure: Measure, probl
 
     def finished(marker: Marker) -> bool:
         data = store.read_or_none(rarity_path(marker.name))
-        return data is not None and basis_of(data) == Basis(measure, marker.tar_sha256).to_json()
+        return data is not None and has_basis(data, Basis(measure, marker.tar_sha256))
 
     each = iter(markers)
     with ThreadPoolExecutor(THREADS) as pool:

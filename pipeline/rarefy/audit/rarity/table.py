@@ -1,7 +1,8 @@
 """OUT/rarity/<shard>.parquet: the rarity of every image of a shard. It joins the shard's metadata by key.
 
 A file is created whole or not at all. Its metadata say what the values depend on (``Basis``), so that a file of an
-earlier shard, of other real images or of another extractor is never taken for a current one.
+earlier shard, of other real images or of another extractor is never taken for a current one. Its pages have checksums,
+so that a damaged file is not taken for one either.
 """
 
 from __future__ import annotations
@@ -101,12 +102,12 @@ def encode_part(columns: RarityColumns, basis: Basis) -> bytes:
     arrays = [pa.array(getattr(columns, field.name), type=field.type) for field in SCHEMA]
     schema = SCHEMA.with_metadata({BASIS_KEY: basis.to_json()})
     stream = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), stream, compression="zstd")
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), stream, compression="zstd", write_page_checksum=True)
     return stream.getvalue()
 
 
 def place_part(store: Store, name: str, data: bytes, basis: Basis) -> None:
-    """Create the file, unless another driver has created one of the same basis. One of another basis is replaced.
+    """Create the file, unless another driver has created one of the same basis. Another or a damaged one is replaced.
 
     The values of the first file stay: machines may round differently, and a choice made by them must not change.
     Raises ShardError if others keep putting files of another basis there.
@@ -115,7 +116,7 @@ def place_part(store: Store, name: str, data: bytes, basis: Basis) -> None:
         if store.create(rarity_path(name), data):
             return
         found = store.read_or_none(rarity_path(name))
-        if found is not None and basis_of(found) == basis.to_json():
+        if found is not None and has_basis(found, basis):
             return
         if found is not None:
             store.withdraw(rarity_path(name), sha256_of(found))
@@ -128,19 +129,24 @@ def read_part(store: Store, name: str) -> Part:
     if data is None:
         raise ShardError(f"{rarity_path(name)}: missing")
     try:
-        table = pq.read_table(io.BytesIO(data), partitioning=None, use_threads=False)
-        table.validate(full=True)
-        if table.schema.equals(SCHEMA):
-            return Part(table, (table.schema.metadata or {}).get(BASIS_KEY, b""), sha256_of(data))
+        return Part(*_parse(data), sha256_of(data))
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as cause:
-        message = f"{rarity_path(name)}: not a readable Parquet file ({' '.join(str(cause).split())})"
+        message = f"{rarity_path(name)}: not a readable table of rarity ({' '.join(str(cause).split())})"
         raise ShardError(message) from cause
-    raise ShardError(f"{rarity_path(name)}: not a table of rarity, with the columns {', '.join(SCHEMA.names)}")
 
 
-def basis_of(data: bytes) -> bytes:
-    """The basis that a file names, as JSON; empty if it is damaged."""
+def has_basis(data: bytes, basis: Basis) -> bool:
+    """Whether the content of a file is whole and has this basis."""
     try:
-        return bytes((pq.read_schema(io.BytesIO(data)).metadata or {}).get(BASIS_KEY, b""))
+        return _parse(data)[1] == basis.to_json()
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError):
-        return b""
+        return False
+
+
+def _parse(data: bytes) -> tuple[pa.Table, bytes]:
+    """The table and its basis. Raises what pyarrow raises for damaged files, and ValueError for other columns."""
+    table = pq.read_table(io.BytesIO(data), partitioning=None, use_threads=False, page_checksum_verification=True)
+    table.validate(full=True)
+    if not table.schema.equals(SCHEMA):
+        raise ValueError(f"its columns are not {', '.join(SCHEMA.names)}")
+    return table, bytes((table.schema.metadata or {}).get(BASIS_KEY, b""))
