@@ -87,7 +87,7 @@ def test_killed_and_interrupted_runs_give_the_bytes_of_an_undisturbed_one(runs: 
     assert not any(folder.exists() for folder in left), "the killed run's Ray folder was not deleted"
     assert not family(left), "the killed run's agents still run"
     own = session_folders(interrupted.pid)
-    assert len(family(own)) > 3
+    assert len(family(own)) >= 3, "its actor, raylet and gcs_server; the agents start later"
     os.killpg(interrupted.pid, signal.SIGINT)
     _, errors = interrupted.communicate()
     assert interrupted.returncode == 130, errors
