@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from rarefy.shards.metadata import sample_key
-from rarefy.shards.spec import RowSpec, RunSpec, ShardSpec
+from rarefy.shards.spec import LazySpecs, RowSpec, RunSpec, ShardSpec
 
 if TYPE_CHECKING:
     # Importing it at run time would load torch into every process that only checks shards.
@@ -110,7 +110,7 @@ def shard_names(manifest: Manifest) -> Iterator[str]:
     return (shard_name(manifest.prefix, k) for k in range(make_plan(manifest).num_shards))
 
 
-class ShardSpecs(Sequence[ShardSpec]):
+class ShardSpecs(LazySpecs):
     """What the plan says about every shard of a manifest, computed when asked for. Small to pickle."""
 
     def __init__(self, manifest: Manifest) -> None:
@@ -120,16 +120,7 @@ class ShardSpecs(Sequence[ShardSpec]):
     def __len__(self) -> int:
         return self.plan.num_shards
 
-    @overload
-    def __getitem__(self, place: int) -> ShardSpec: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[ShardSpec]: ...
-
-    def __getitem__(self, place: int | slice) -> ShardSpec | list[ShardSpec]:
-        if isinstance(place, int):
-            return self._spec(self.plan.shard(range(len(self))[place]))
-        numbers = range(len(self))[place]
+    def of(self, numbers: range) -> list[ShardSpec]:
         if numbers.step != 1:
             return [self[number] for number in numbers]
         return [self._spec(shard) for shard in self.plan.shards(numbers.start, numbers.stop)]

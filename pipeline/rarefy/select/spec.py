@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from rarefy.errors import ShardError
 from rarefy.plan import ShardPlan, kept_plan, make_plan, sample_seed, shard_name
 from rarefy.select.choice import Choice
-from rarefy.shards.metadata import SampleRecord, read_records
-from rarefy.shards.spec import RowSpec, RunSpec, ShardSpec
+from rarefy.shards.metadata import MAX_ROWS, SampleRecord, read_records
+from rarefy.shards.spec import LazySpecs, RowSpec, RunSpec, ShardSpec
 from rarefy.shards.store import Store
 
 if TYPE_CHECKING:
     # Importing it at run time would load torch into every process that only checks shards.
     from rarefy.manifest import Manifest
 
-INDICES = 100_000  # a key is shard * INDICES + index
 
-
-class SelectedSpecs(Sequence[ShardSpec]):
+class SelectedSpecs(LazySpecs):
     """The shards of the selected set, computed when asked for from the pool's metadata.
 
     The kept samples of a class, in the order of their keys, take the places that the plan of the data set gives to the
@@ -35,18 +33,11 @@ class SelectedSpecs(Sequence[ShardSpec]):
     def __len__(self) -> int:
         return self.plan.num_shards
 
-    @overload
-    def __getitem__(self, place: int) -> ShardSpec: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[ShardSpec]: ...
-
-    def __getitem__(self, place: int | slice) -> ShardSpec | list[ShardSpec]:
-        numbers = range(len(self))[place]
-        return self._spec(numbers) if isinstance(numbers, int) else [self._spec(number) for number in numbers]
+    def of(self, numbers: range) -> list[ShardSpec]:
+        return [self._spec(number) for number in numbers]
 
     def keys_of(self, shard: int) -> list[int]:
-        """The keys of a selected shard's samples, in its order."""
+        """The keys of a selected shard's samples in the pool, in its order: pool shard * MAX_ROWS + index."""
         return [int(self.keys[slot.class_id][slot.class_index]) for slot in self.plan.shard(shard).slots]
 
     def pool_name(self, pool_shard: int) -> str:
@@ -56,11 +47,11 @@ class SelectedSpecs(Sequence[ShardSpec]):
     def _spec(self, shard: int) -> ShardSpec:
         keys = self.keys_of(shard)
         plans = dict(self._pool_plans(keys))
-        rows = tuple(self._row(key, *plans[key // INDICES]) for key in keys)
+        rows = tuple(self._row(key, *plans[key // MAX_ROWS]) for key in keys)
         return ShardSpec(shard_name(self.prefix, shard), shard, rows, self.max_candidates)
 
     def _pool_plans(self, keys: Sequence[int]) -> Iterator[tuple[int, tuple[ShardPlan, list[SampleRecord]]]]:
-        for number in sorted({key // INDICES for key in keys}):
+        for number in sorted({key // MAX_ROWS for key in keys}):
             records = read_records(self.store, self.pool_name(number))
             plan = self.pool.shard(number)
             if len(records) != len(plan.slots):
@@ -68,7 +59,7 @@ class SelectedSpecs(Sequence[ShardSpec]):
             yield number, (plan, records)
 
     def _row(self, key: int, plan: ShardPlan, records: Sequence[SampleRecord]) -> RowSpec:
-        slot, record = plan.slots[key % INDICES], records[key % INDICES]
+        slot, record = plan.slots[key % MAX_ROWS], records[key % MAX_ROWS]
         return RowSpec(
             key=record.key,
             index=slot.index,

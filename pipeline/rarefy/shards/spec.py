@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,24 @@ class ShardSpec:
     number: int
     rows: tuple[RowSpec, ...]
     max_candidates: int = 1
+
+
+class LazySpecs(Sequence[ShardSpec]):
+    """The specs of a run's shards by number, computed when asked for."""
+
+    @abstractmethod
+    def of(self, numbers: range) -> list[ShardSpec]:
+        """The specs of the shards with these numbers, all of which exist."""
+
+    @overload
+    def __getitem__(self, place: int) -> ShardSpec: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[ShardSpec]: ...
+
+    def __getitem__(self, place: int | slice) -> ShardSpec | list[ShardSpec]:
+        numbers = range(len(self))[place]
+        return self.of(range(numbers, numbers + 1))[0] if isinstance(numbers, int) else self.of(numbers)
 
 
 @dataclass(frozen=True)
