@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rarefy.bench import bench
-from rarefy.bench.bench import GAIN, LARGEST, Bench, BenchOptions, Point, bench_manifest, find_batch
+from rarefy.bench.bench import GAIN, LARGEST, Bench, BenchOptions, Point, bench_manifest, find_batch, measure
 from rarefy.bench.measure import ratios, spread
 from rarefy.bench.step import Execution, Split, load, time_steps
 from rarefy.cli import main
@@ -140,6 +140,14 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert point["peak_bytes"] >= point["loaded_bytes"] > 4e6
     for point in (*result["batches"], *result["sizes"]):
         assert point["images_per_second"] == pytest.approx(point["batch"] / (250 * point["seconds_a_step"]))
+
+
+@pytest.mark.usefixtures("short")
+def test_peak_is_never_below_the_loaded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter((1_444_450_304, 1_444_429_824))  # what one machine's kernel reported: five pages fewer later
+    monkeypatch.setattr("rarefy.bench.bench.peak_bytes", lambda device: next(readings))
+    point = measure(bench_manifest(None, None, None), Execution(), 1, 1, 1)
+    assert (point.loaded_bytes, point.peak_bytes) == (1_444_450_304, 1_444_450_304)
 
 
 def test_actors_speeds_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,8 @@ def measure(
         split = time_steps(models, chain, batch, wall=ready is not None)
     seconds = sum(astuple(split))
     rate = batch / (seconds * len(chain.schedule))
-    return Point(1, batch, preset.image_size, seconds, split, rate, peak_bytes(models.device), loaded_bytes)
+    peak = max(peak_bytes(models.device), loaded_bytes)  # Linux counts pages per CPU: a later peak can read a bit less
+    return Point(1, batch, preset.image_size, seconds, split, rate, peak, loaded_bytes)
 
 
 def find_batch(measure: Callable[[int], Point], first: int, limit_bytes: int) -> tuple[dict[int, Point], int, str]:
