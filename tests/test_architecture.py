@@ -23,7 +23,7 @@ LEVELS = (
     ("plan",),
     ("generate", "training"),
     ("audit", "bench"),
-    ("select",),
+    ("consume", "select"),
     ("audit_commands", "import_command", "project", "stages", "status"),
     ("model_commands", "output_commands", "project_commands", "run_commands"),
     ("cli",),
