@@ -15,6 +15,7 @@ from rarefy import __version__
 from rarefy.audit_commands import add_audit_commands
 from rarefy.command_line import STYLE, TRY_AGAIN, USER_ERROR, Handler, UsageError
 from rarefy.errors import RarefyError, StorageError, TemporaryError
+from rarefy.export_command import add_export
 from rarefy.import_command import add_import
 from rarefy.interrupts import sigterm_interrupts
 from rarefy.model_commands import add_model_commands
@@ -108,5 +109,6 @@ def make_parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     add_output_commands(commands)
     add_audit_commands(commands)
+    add_export(commands)
     add_model_commands(commands)
     return parser

@@ -13,7 +13,8 @@ from rarefy.errors import ManifestError, bad
 from rarefy.models.config import NetworkConfig
 from rarefy.models.folder import ModelFolder
 from rarefy.models.importing.class_names import read_class_names
-from rarefy.models.importing.output import Imported, check_free, write_imported
+from rarefy.models.importing.output import Imported, write_imported
+from rarefy.new_output import check_free
 
 IMAGENET_CLASSES = 1000
 CHANNEL_MULTS: dict[int, tuple[float, ...]] = {
