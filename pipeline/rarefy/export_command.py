@@ -16,9 +16,7 @@ def add_export(commands: Any) -> None:
     command = add_command(commands, "export", _export, "write a finished data set in another format")
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     command.add_argument("dest", metavar="DEST", help="a new local folder; for npz, a new file")
-    text = (
-        "class folders of PNG files (default), OpenAI's npz, or Parquet with images, as on the Hugging Face Hub"
-    )
+    text = "class folders of PNG files (default), OpenAI's npz, or Parquet with images, as on the Hugging Face Hub"
     command.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=text)
     text = "only images that satisfy a condition on their columns, such as 'confidence < 0.6'"
     command.add_argument("--where", metavar="CONDITION", help=text)

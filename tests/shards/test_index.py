@@ -116,9 +116,11 @@ for sample in dataset.decode("pil"):
 With `datasets`, from this folder or from the Hub:
 
 ```python
+import os
+
 from datasets import load_dataset
 
-dataset = load_dataset(".", split="train")  # the folder of this file, or org/name
+dataset = load_dataset(os.path.abspath("."), split="train")  # the folder of this file; on the Hub, org/name
 dataset[0]["png"], dataset.features["cls"].int2str(dataset[0]["cls"])
 ```
 
