@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,9 @@ class Run:
 
 def prepare_libraries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Called before a snippet that uses datasets, wids or torchvision. folder: for their caches."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("WIDS_CACHE", str(folder / "wids"))
     import_module("torchvision")
+    with suppress(ImportError):
+        config = importlib.import_module("datasets.config")
+        monkeypatch.setattr(config, "HF_DATASETS_CACHE", folder / "datasets")
+        monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)

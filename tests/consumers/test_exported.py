@@ -40,6 +40,7 @@ def test_torchvision(exported: Run, snippet: Snippet) -> None:
 
 
 def test_datasets_reads_class_folders(exported: Run, snippet: Snippet) -> None:
+    pytest.importorskip("datasets")
     train = snippet("load_dataset", ("out/demo", "rare-images"), *_columns())["train"]
     assert train.features["label"].names[0] == "t-shirt/top" and {image.mode for image in train["image"]} == {"L"}
     exported.check([(np.array(row["image"]), row["label"]) for row in train])
@@ -47,6 +48,7 @@ def test_datasets_reads_class_folders(exported: Run, snippet: Snippet) -> None:
 
 
 def test_datasets_reads_parquet(exported: Run, snippet: Snippet) -> None:
+    pytest.importorskip("datasets")
     train = snippet("load_dataset", ("out/demo", "rare-parquet"), *_columns())["train"]
     unsure = {key: label for key, label in exported.labels.items() if planted_confidence(key) < 0.6}
     assert train.features["label"].names[9] == "ankle boot" and {image.mode for image in train["image"]} == {"L"}

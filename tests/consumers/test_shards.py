@@ -70,6 +70,7 @@ def test_wids(demo: Run, snippet: Snippet) -> None:
 @pytest.mark.parametrize("run", ["demo", "selected"])
 def test_datasets(run: str, snippet: Snippet, request: pytest.FixtureRequest) -> None:
     """Labels have names, grey images stay grey, columns have their types; with [select], the selected images."""
+    pytest.importorskip("datasets")
     data: Run = request.getfixturevalue(run)
     train = snippet("load_dataset", ("out/demo", str(data.folder)))["train"]
     assert train.features["cls"].names[0] == "t-shirt/top" and train.features["cls"].names[9] == "ankle boot"
@@ -90,6 +91,7 @@ def test_datasets_without_a_copy(demo: Run, snippet: Snippet) -> None:
 @pytest.mark.parametrize("word", ["webdataset", "load_dataset"])
 def test_the_cards_snippets(word: str, demo: Run, snippet: Snippet, monkeypatch: pytest.MonkeyPatch) -> None:
     """They run in the card's folder."""
+    pytest.importorskip("datasets")
     monkeypatch.chdir(demo.folder)
     blocks = (demo.folder / CARD).read_text().split("```python\n")[1:]
     (text,) = (block.partition("```")[0] for block in blocks if word in block)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from doc_blocks import ROOT
 from doc_folder import copy_folder, prepare
+from libraries import prepare_libraries
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,7 @@ def enter_copy(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def enter() -> Path:
         folder = copy_folder(prepared, tmp_path / "folder")
         monkeypatch.chdir(folder)
+        prepare_libraries(tmp_path / "caches", monkeypatch)
         for modules in ("examples", "examples/own_model"):
             monkeypatch.syspath_prepend(ROOT / modules)
         return folder
