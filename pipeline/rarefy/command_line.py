@@ -28,9 +28,9 @@ rarefy run mine/rare.toml --out s3://bucket/rare --ray-address auto""",
     "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
     "report": "rarefy report out/rare",
     "compare": "rarefy compare out/plain out/rare --page out/compare.html",
-    "export": """rarefy export out/rare photos-and-rare/
+    "export": """rarefy export out/rare rare-images
 rarefy export out/rare rare.npz --format npz
-rarefy export out/rare hub/ --format parquet --where "confidence < 0.6" """,
+rarefy export out/rare rare-parquet --format parquet --where 'confidence < 0.6'""",
     "train": """rarefy train mine/train.toml                 all parts, in order: diffusion, classifier, judge
 rarefy train classifier mine/train.toml      one part
 rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion""",

@@ -86,8 +86,11 @@ def test_npz_can_be_streamed(exported: Run) -> None:
     assert not fortran_order and np.array_equal(first, np.load(exported.folder / "rare.npz")["arr_0"][0])
 
 
-def test_rarefy_reads_class_folders(exported: Run) -> None:
+@pytest.mark.parametrize(("name", "where"), [("rare-images", 1.0), ("rare-parquet", 0.6)])
+def test_rarefy_reads_them(name: str, where: float, exported: Run) -> None:
     """As real images: the table next to the folders is no data, and the classes are the model's."""
     model = read_manifest(Store(str(exported.folder / "out" / "demo"))).preset
-    images = load_images(exported.folder / "rare-images", 28, 1, classes=model.classes)
-    exported.check([(pixels[0], label) for pixels, label in zip(images.images, images.labels, strict=True)])
+    images = load_images(exported.folder / name, 28, 1, classes=model.classes)
+    kept = {key: label for key, label in exported.labels.items() if planted_confidence(key) < where}
+    found = [(pixels[0], label) for pixels, label in zip(images.images, images.labels, strict=True)]
+    Run(exported.folder, kept).check(found)
