@@ -67,7 +67,7 @@ reproduce: setup ## the papers' experiment: sweep, every sampler's images, docs/
 	$(BIN)/python -m benchmarks.quality.reproduce --stages sweep,final
 
 docs: setup ## build the docs site in site/ (strict: a warning is an error)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=pipeline $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the environment and caches (never data sets)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
