@@ -15,6 +15,11 @@ AT_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md")
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?!https?:|#)(?:\.\./)?((?!docs/)[\w.-]+(?:/[\w./-]*)?)(#[\w-]+)?\)")
 
 
+def wide(prog: str) -> argparse.HelpFormatter:
+    """Lines of one width, whatever the terminal."""
+    return argparse.HelpFormatter(prog, width=96)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not files of docs/."""
     for name in AT_ROOT:
@@ -56,7 +61,8 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 def section(title: str, command: argparse.ArgumentParser, level: int) -> list[str]:
     """One command: what it does, its usage, its arguments and its examples."""
-    usage = command.format_usage().removeprefix("usage: ").strip()
+    command.formatter_class = wide
+    usage = command.format_usage().removeprefix("usage: ").strip().replace("\n" + " " * len("usage: "), "\n")
     parts = [f"{'#' * level} {title}", escaped(command.description or ""), f"```text\n{usage}\n```"]
     rows = [row(action) for action in command._actions if action.help not in (None, argparse.SUPPRESS)]
     shown = [each for each in rows if not each.startswith("| `-h")]
@@ -70,12 +76,13 @@ def section(title: str, command: argparse.ArgumentParser, level: int) -> list[st
 
 
 def row(action: argparse.Action) -> str:
-    names = ", ".join(f"`{option}`" for option in action.option_strings) or f"`{action.metavar or action.dest}`"
-    value = ""
-    if action.option_strings and action.nargs != 0:
-        value = f" `{action.metavar or ('|'.join(map(str, action.choices)) if action.choices else action.dest.upper())}`"
-    meaning = str(action.help) % {"default": action.default, "prog": "rarefy"} if "%(" in str(action.help) else action.help
-    return f"| {names}{value.replace('|', ' or ')} | {escaped(str(meaning))} |"
+    """One line of the table of arguments."""
+    if not action.option_strings:
+        return f"| `{action.metavar or action.dest}` | {escaped(action.help)} |"
+    choices = " or ".join(map(str, action.choices or ()))
+    value = "" if action.nargs == 0 else f" `{action.metavar or choices or action.dest.upper()}`"
+    names = ", ".join(f"`{option}`" for option in action.option_strings)
+    return f"| {names}{value} | {escaped(action.help)} |"
 
 
 def escaped(text: Any) -> str:

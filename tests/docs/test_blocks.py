@@ -141,5 +141,7 @@ def test_files_of_a_run(prepared: Path) -> None:
     out = prepared / "out" / "demo"
     for path in out.rglob("*"):
         name = re.sub(r"\d{6}", "000042", str(path.relative_to(out)))
-        known = name in page or any(f"`{folder}/`" in page and name.startswith(folder) for folder in ("state/drivers", "logs"))
+        known = name in page or any(
+            f"`{folder}/`" in page and name.startswith(folder) for folder in ("state/drivers", "logs")
+        )
         assert path.is_dir() or known, f"docs/OUTPUT.md does not name {name}"
