@@ -30,7 +30,7 @@ def _add_plan(commands: Any) -> None:
     command = add_command(commands, "plan", _plan, text)
     command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
     add_plugins(command)
-    text = "count these real images and plan what fills their classes up, instead of the manifest's [classes]"
+    text = "count these real images and plan what fills their classes up (default: the manifest's [classes])"
     command.add_argument("--fill", metavar="DATA", help=text)
     text = "images per class, real and made (default: as many as the largest class has)"
     command.add_argument("--to", type=int, metavar="N", help=text)
@@ -54,8 +54,9 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     add_compile(group)
     text = "print progress and events as JSON lines on stderr, for log collectors"
     command.add_argument("--log-json", action="store_true", help=text)
-    group = command.add_argument_group("slots that [accept] leaves empty (images that are made already stay the same)")
-    text = "draw up to N candidates for each slot, more than accept.max_candidates"
+    title = "slots that [accept] leaves empty"
+    group = command.add_argument_group(title, "Images that are made already stay the same.")
+    text = "draw up to N candidates for each slot (default: accept.max_candidates of the manifest)"
     group.add_argument("--max-candidates", type=int, metavar="N", help=text)
     text = "keep the last draw of a slot that ran out of candidates, with accepted = false; fill up what [select] lacks"
     group.add_argument("--keep-exhausted", action="store_true", help=text)
