@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from rarefy.diffusion.settings import RESPACINGS, SamplerSettings
 from rarefy.digest import digest_of, opaque
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, near_name, near_path
 from rarefy.fields import (
     Table,
     check_integer,
@@ -120,7 +119,7 @@ def load_manifest(path: str | Path, fill: Fill | None = None, allow_plugins: boo
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null byte
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
+        raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}{near_path(path)}")) from None
     folder = Path(path).parent
     stored, claimed = folder / MODEL_FILE, folder / RUN_FILE
     of_run = Path(path).name == MANIFEST_FILE and stored.is_file() and claimed.is_file()
@@ -308,9 +307,9 @@ def _class_id(key: object, field: str, preset: ModelFolder) -> int:
         return preset.labels.index(key)
     number = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < preset.classifier_classes:
-        near = difflib.get_close_matches(str(key), preset.labels, 3)
-        hint = f" (nearest: {', '.join(near)})" if near else ""
-        allowed = f"a class of {preset.name}: 0 to {preset.classifier_classes - 1} or a class name{hint}"
+        near = near_name(key, preset.labels)
+        nearest = f" (nearest: {near})" if near else ""
+        allowed = f"a class of {preset.name}: 0 to {preset.classifier_classes - 1} or a class name{nearest}"
         raise ManifestError(bad(field, key, allowed))
     return number
 
