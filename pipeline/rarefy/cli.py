@@ -31,6 +31,7 @@ from rarefy.command_line import (
     print_result,
 )
 from rarefy.errors import RarefyError, StorageError, TemporaryError
+from rarefy.extras import missing_package
 from rarefy.import_command import add_import
 from rarefy.interrupts import sigterm_interrupts
 
@@ -91,7 +92,12 @@ def _run_command(argv: Sequence[str] | None) -> int:
     """Run a command. Its output is flushed here, where a reader that has gone can still be handled."""
     arguments = make_parser().parse_args(argv)
     handler: Handler = arguments.handler
-    code = handler(arguments)
+    try:
+        code = handler(arguments)
+    except ImportError as error:
+        if (missing := missing_package(arguments.command, error)) is None:
+            raise
+        raise missing from error
     print(end="", flush=True)
     return code
 

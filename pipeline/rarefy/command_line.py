@@ -52,7 +52,7 @@ def add_command(commands: Any, name: str, handler: Handler, text: str) -> argpar
         name, help=text, description=description, epilog=epilog, formatter_class=STYLE
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=handler, command=parser.prog)
     return parser
 
 

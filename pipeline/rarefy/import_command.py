@@ -62,7 +62,7 @@ def _format(
     names = "text file with a name per line, in the order of the class ids, or imagenet"
     command.add_argument("--class-names", metavar="FILE", help=names)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
-    command.set_defaults(handler=lambda arguments: _print(arguments, handler(arguments)))
+    command.set_defaults(handler=lambda arguments: _print(arguments, handler(arguments)), command=command.prog)
     return command
 
 
