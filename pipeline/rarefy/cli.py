@@ -34,11 +34,12 @@ from rarefy.errors import RarefyError, StorageError, TemporaryError
 from rarefy.extras import missing_package
 from rarefy.import_command import add_import
 from rarefy.interrupts import sigterm_interrupts
+from rarefy.shipped import FOLDER, shipped_manifests, shipped_names
 
 if TYPE_CHECKING:
     from rarefy.generate.driver import GenerateOptions
 
-MANIFEST_HELP = "what to make, a TOML file such as rare.toml"
+MANIFEST_HELP = f"what to make: a TOML file such as rare.toml, or a name: {', '.join(shipped_names())}"
 READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a program that SIGPIPE ended
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h; a traceback that Python prints would exit with 1, which means damage
 PARTS = ("diffusion", "classifier", "judge")  # a copy of those in rarefy.training.recipe, whose import is slow
@@ -176,9 +177,10 @@ def _add_init(commands: Any) -> None:
 
 
 def _add_plan(commands: Any) -> None:
-    text = "show what a manifest would produce: classes, shards, size, time"
+    text = "show what a manifest would produce: classes, shards, size, time; or list the manifests that ship"
     command = add_command(commands, "plan", _plan, text)
-    command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
+    text = f"{MANIFEST_HELP} (default: list these)"
+    command.add_argument("manifest", metavar="MANIFEST", nargs="?", help=text)
     add_plugins(command)
     text = "count these real images and plan what fills their classes up, instead of the manifest's [classes]"
     command.add_argument("--fill", metavar="DATA", help=text)
@@ -250,7 +252,7 @@ def _add_train(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     command = add_command(commands, "bench", _bench, "time a model's guided step on this machine")
-    text = "default: the embedded model with classifier guidance"
+    text = "a TOML file or the name of one that ships (default: the embedded model with classifier guidance)"
     command.add_argument("manifest", metavar="MANIFEST", nargs="?", help=text)
     command.add_argument("--preset", help="a model's name (see rarefy models), instead of a manifest")
     command.add_argument("--precision", choices=("exact", "fast"), help="default: the manifest's")
@@ -320,6 +322,8 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.manifest is None:
+        return _list_manifests(arguments)
     from rarefy.fill import given_fill
     from rarefy.generate.estimate import summarize
     from rarefy.manifest import load_manifest
@@ -327,6 +331,16 @@ def _plan(arguments: argparse.Namespace) -> int:
     fill = given_fill(arguments.fill, arguments.to)
     summary = summarize(load_manifest(arguments.manifest, fill, allow_plugins(arguments)))
     return print_result(arguments, dataclasses.asdict(summary), summary.text())
+
+
+def _list_manifests(arguments: argparse.Namespace) -> int:
+    for name in ("fill", "to"):
+        if (value := getattr(arguments, name)) is not None:
+            raise UsageError(f"--{name}: {value!r} is not allowed without a manifest")
+    manifests = shipped_manifests()
+    lines = [f"{each.name:<18}{each.description}" for each in manifests]
+    lines.append(f"Commands take these by name. To change one, copy its file from {FOLDER}.")
+    return print_result(arguments, [dataclasses.asdict(each) for each in manifests], "\n".join(lines))
 
 
 def _generate(arguments: argparse.Namespace) -> int:
