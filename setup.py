@@ -1,7 +1,7 @@
 """The parts of the package's metadata that depend on the repository's address; the rest is in pyproject.toml.
 
-The address is ``repository`` of ``[tool.rarefy]`` in pyproject.toml and nowhere else. The package index shows the README
-elsewhere than in the repository, so its relative links become absolute ones to the files of this version's tag.
+The address is ``repository`` of ``[tool.rarefy]`` in pyproject.toml. The package index shows the README outside the
+repository, so its relative links become absolute: they lead to the files of this version's tag.
 """
 
 from __future__ import annotations

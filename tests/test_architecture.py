@@ -24,7 +24,8 @@ LEVELS = (
     ("generate", "training"),
     ("audit", "bench"),
     ("select",),
-    ("audit_commands", "import_command", "project", "stages", "status"),
+    ("audit_commands", "completion_command", "import_command", "project", "stages", "status"),
+    ("model_commands", "output_commands", "project_commands", "run_commands"),
     ("cli",),
     ("__main__", "job"),
 )

@@ -12,7 +12,7 @@ from rarefy import shipped
 from rarefy.cli import main
 from rarefy.errors import ManifestError
 from rarefy.manifest import load_manifest
-from rarefy.shipped import find_manifest, near_name, shipped_manifests, shipped_names
+from rarefy.shipped import find_manifest, shipped_hint, shipped_manifests, shipped_names
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 
@@ -42,7 +42,7 @@ def test_a_near_name_is_suggested(given: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ManifestError, match=r"No such file or directory \(rarefy's own manifest is called demo\)$"):
         load_manifest(given)
-    assert near_name("mine/rare.toml") == ""
+    assert shipped_hint("mine/rare.toml") == ""
 
 
 def test_plan_lists_what_ships(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from rarefy.diffusion.settings import RESPACINGS, SamplerSettings
 from rarefy.digest import digest_of, opaque
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, near_name, near_path
 from rarefy.fields import (
     Table,
     check_integer,
@@ -34,8 +33,8 @@ from rarefy.models.folder import CONFIG, ModelFolder, allow_kinds
 from rarefy.models.run_model import RunModel, read_run_model, write_run_model
 from rarefy.models.source import ModelSpec, read_model_table
 from rarefy.selection import Select, parse_select
-from rarefy.shipped import find_manifest, near_name
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE, RUN_FILE
+from rarefy.shipped import find_manifest, shipped_hint
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard
@@ -124,7 +123,7 @@ def load_manifest(path: str | Path, fill: Fill | None = None, allow_plugins: boo
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null byte
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        hint = near_name(path) if isinstance(error, FileNotFoundError) else ""
+        hint = near_path(path) or shipped_hint(path) if isinstance(error, FileNotFoundError) else ""
         raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}{hint}")) from None
     stored, claimed = path.parent / MODEL_FILE, path.parent / RUN_FILE
     of_run = path.name == MANIFEST_FILE and stored.is_file() and claimed.is_file()
@@ -312,9 +311,9 @@ def _class_id(key: object, field: str, preset: ModelFolder) -> int:
         return preset.labels.index(key)
     number = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < preset.classifier_classes:
-        near = difflib.get_close_matches(str(key), preset.labels, 3)
-        hint = f" (nearest: {', '.join(near)})" if near else ""
-        allowed = f"a class of {preset.name}: 0 to {preset.classifier_classes - 1} or a class name{hint}"
+        near = near_name(key, preset.labels)
+        nearest = f" (nearest: {near})" if near else ""
+        allowed = f"a class of {preset.name}: 0 to {preset.classifier_classes - 1} or a class name{nearest}"
         raise ManifestError(bad(field, key, allowed))
     return number
 

@@ -5,11 +5,12 @@ They are the checkout's folder manifests/. The package has a link to it, where a
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from rarefy.errors import near_name
 
 FOLDER = Path(__file__).parent / "manifests"
 
@@ -46,10 +47,10 @@ def find_manifest(given: str | Path) -> Path:
     return path
 
 
-def near_name(given: str | Path) -> str:
-    """A hint in brackets at the manifest that ships under a similar name; empty if there is none."""
-    near = difflib.get_close_matches(Path(given).stem, shipped_names(), 1)
-    return f" (rarefy's own manifest is called {near[0]})" if near else ""
+def shipped_hint(given: str | Path) -> str:
+    """For the end of a message about a file that does not exist: the manifest of a similar name that ships, or ""."""
+    near = near_name(Path(given).stem, shipped_names())
+    return "" if near is None else f" (rarefy's own manifest is called {near})"
 
 
 def _description(text: str) -> str:
