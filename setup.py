@@ -15,9 +15,9 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 RELEASE = "RAREFY_RELEASE"  # with RAREFY_RELEASE=1, what is not fit for a release is not built
-MARKDOWN = re.compile(r"(!?)(\[(?:!\[[^\]]*\]\([^)]*\)|[^\]])*\]\()([^)\s]+)\)")
-HTML = re.compile(r"\b(src|href)=\"([^\"]+)\"")
-ABSOLUTE = re.compile(r"[a-z]+:|#|//")
+# Before the target of a picture and of a link, in Markdown and in HTML, if it is relative.
+PICTURE = re.compile(r"(!\[[^\]]*\]\(|\bsrc=\")(?![a-z]+:|#|/)")
+LINK = re.compile(r"(\]\(|\bhref=\")(?![a-z]+:|#|/)")
 
 
 def repository(root: Path = ROOT) -> str:
@@ -36,16 +36,8 @@ def version(root: Path = ROOT) -> str:
 
 def with_absolute_links(text: str, address: str, tag: str) -> str:
     """The Markdown text with absolute links: pictures to the raw files of the tag, other files to their pages."""
-
-    def absolute(path: str, picture: bool) -> str:
-        return path if ABSOLUTE.match(path) else f"{address}/{'raw' if picture else 'blob'}/{tag}/{path}"
-
-    def markdown(match: re.Match[str]) -> str:
-        label = MARKDOWN.sub(markdown, match[2][:-1]) if match[2].startswith("[![") else match[2][:-1]
-        return f"{match[1]}{label}({absolute(match[3], picture=bool(match[1]))})"
-
-    text = MARKDOWN.sub(markdown, text)
-    return HTML.sub(lambda match: f'{match[1]}="{absolute(match[2], picture=match[1] == "src")}"', text)
+    text = PICTURE.sub(rf"\g<1>{address}/raw/{tag}/", text)
+    return LINK.sub(rf"\g<1>{address}/blob/{tag}/", text)
 
 
 def links(address: str, tag: str) -> dict[str, str]:
@@ -63,9 +55,12 @@ def release_problems(root: Path = ROOT) -> list[str]:
     address, number = repository(root), version(root)
     changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
     citation = (root / "CITATION.cff").read_text(encoding="utf-8")
+    site = root / "mkdocs.yml"
     checks = {
         "pyproject.toml: [tool.rarefy] repository is empty; it must be the repository's address": bool(address),
         f"CITATION.cff: it does not name the repository, {address!r}": f'repository-code: "{address}"' in citation,
+        f"mkdocs.yml: its repo_url is not {address!r}": not site.exists()
+        or f"repo_url: {address}\n" in site.read_text(encoding="utf-8"),
         f"CITATION.cff: its version is not {number}": f"version: {number}\n" in citation,
         f"CHANGELOG.md: no section [{number}] with a date": re.search(
             rf"^## \[{re.escape(number)}\] - \d{{4}}-\d{{2}}-\d{{2}}$", changelog, re.MULTILINE
