@@ -13,7 +13,7 @@ PACKAGE = REPO / "pipeline" / "rarefy"
 # Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
 LEVELS = (
     ("cores", "errors", "interrupts", "scratch", "user_cache"),
-    ("plugins",),
+    ("extras", "plugins", "shipped"),
     ("command_line", "device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("selection",),

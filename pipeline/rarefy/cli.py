@@ -15,6 +15,7 @@ from rarefy.audit_commands import add_audit_commands
 from rarefy.command_line import GROUPS, TRY_AGAIN, USER_ERROR, Handler, Parser, Style
 from rarefy.completion_command import add_completion
 from rarefy.errors import RarefyError, StorageError, TemporaryError
+from rarefy.extras import missing_package
 from rarefy.import_command import add_import
 from rarefy.interrupts import sigterm_interrupts
 from rarefy.model_commands import add_model_commands
@@ -69,7 +70,12 @@ def _run_command(argv: Sequence[str] | None) -> int:
     """Run a command. Its output is flushed here, where a reader that has gone can still be handled."""
     arguments = make_parser().parse_args(argv)
     handler: Handler = arguments.handler
-    code = handler(arguments)
+    try:
+        code = handler(arguments)
+    except ImportError as error:
+        if (missing := missing_package(arguments.command, error)) is None:
+            raise
+        raise missing from error
     print(end="", flush=True)
     return code
 

@@ -18,9 +18,12 @@ EXAMPLES = {
     "init": """rarefy init photos/ --out mine
 rarefy init photos/train --test photos/test --size 64 --out mine
 rarefy init photos/ --out quick --images 20000   a first look at what training gives""",
-    "run": """rarefy run mine/rare.toml --out out/rare
+    "run": """rarefy run demo --out out/demo   a manifest that ships
+rarefy run mine/rare.toml --out out/rare
 rarefy run mine/rare.toml --out s3://bucket/rare --ray-address auto""",
-    "plan": "rarefy plan mine/rare.toml\nrarefy plan mine/rare.toml --fill photos/ --to 5000",
+    "plan": """rarefy plan   lists the manifests that ship
+rarefy plan mine/rare.toml
+rarefy plan mine/rare.toml --fill photos/ --to 5000""",
     "generate": "rarefy generate mine/rare.toml --out out/rare --actors 2",
     "seal": "rarefy seal out/rare\nrarefy seal out/rare --repair",
     "select": "rarefy select out/rare\nrarefy select out/rare --keep-exhausted",
@@ -111,7 +114,7 @@ def add_command(commands: Any, name: str, handler: Handler, text: str) -> argpar
     )
     add_examples(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=handler, command=parser.prog)
     return parser
 
 

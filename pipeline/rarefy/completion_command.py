@@ -21,7 +21,7 @@ def add_completion(commands: Any, make_parser: Callable[[], argparse.ArgumentPar
     )
     add_examples(command)
     command.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"one of {', '.join(SHELLS)}")
-    command.set_defaults(handler=lambda arguments: _completion(arguments.shell, make_parser()))
+    command.set_defaults(handler=lambda arguments: _completion(arguments.shell, make_parser()), command=command.prog)
 
 
 def _completion(shell: str, parser: argparse.ArgumentParser) -> int:

@@ -52,6 +52,10 @@ class DeviceError(RarefyError):
     """A device or resource that this machine or cluster lacks."""
 
 
+class MissingPackageError(RarefyError):
+    """A package is not installed that only an extra of rarefy brings."""
+
+
 class TemporaryError(RarefyError):
     """A run that ended early, though not by the user's fault. The same command goes on. The exit code is 75."""
 
@@ -59,6 +63,14 @@ class TemporaryError(RarefyError):
 def bad(field: str, value: object, allowed: str) -> str:
     """The standard one-line message: field, value and what is allowed. A long value is cut off."""
     return f"{field}: {_shown(value)} is not {allowed}"
+
+
+def needs_extra(what: str, packages: str, extra: str) -> MissingPackageError:
+    """The error to raise where an optional package is missing: ``rarefy run needs Ray: pip install 'rarefy[run]'``.
+
+    what: the command, option or value that needs it; packages: their names for people.
+    """
+    return MissingPackageError(f"{what} needs {packages}: pip install 'rarefy[{extra}]'")
 
 
 def _shown(value: object) -> str:

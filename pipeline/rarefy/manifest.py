@@ -34,6 +34,7 @@ from rarefy.models.run_model import RunModel, read_run_model, write_run_model
 from rarefy.models.source import ModelSpec, read_model_table
 from rarefy.selection import Select, parse_select
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE, RUN_FILE
+from rarefy.shipped import find_manifest, shipped_hint
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard
@@ -108,21 +109,24 @@ class Manifest:
 
 
 def load_manifest(path: str | Path, fill: Fill | None = None, allow_plugins: bool = False) -> Manifest:
-    """Read and validate a manifest file. fill: replaces its [classes], for a plan.
+    """Read and validate a manifest: a file, or the name of one that ships with rarefy, such as ``demo``.
+
+    fill: replaces its [classes], for a plan.
 
     allow_plugins: whether to import the code that the manifest or its model names by an import path; without it only
     what an installed package lists is imported. A run's own copy, OUT/manifest.toml, gets its model from the
     ``model.json`` next to it. Raises ManifestError (unreadable, not TOML, unknown key, bad value, a plug-in that is not
     allowed), and DataError for images that fill cannot count.
     """
+    path = find_manifest(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null byte
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}{near_path(path)}")) from None
-    folder = Path(path).parent
-    stored, claimed = folder / MODEL_FILE, folder / RUN_FILE
-    of_run = Path(path).name == MANIFEST_FILE and stored.is_file() and claimed.is_file()
+        hint = near_path(path) or shipped_hint(path) if isinstance(error, FileNotFoundError) else ""
+        raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}{hint}")) from None
+    stored, claimed = path.parent / MODEL_FILE, path.parent / RUN_FILE
+    of_run = path.name == MANIFEST_FILE and stored.is_file() and claimed.is_file()
     model = read_run_model(stored.read_bytes(), str(stored)).model if of_run else None
     return parse_manifest(text, str(path), model, fill, allow_plugins)
 

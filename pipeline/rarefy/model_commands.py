@@ -21,7 +21,7 @@ def add_model_commands(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     command = add_command(commands, "bench", _bench, "time a model's guided step on this machine")
-    text = "default: the embedded model with classifier guidance"
+    text = "a TOML file or the name of one that ships (default: the embedded model with classifier guidance)"
     command.add_argument("manifest", metavar="MANIFEST", nargs="?", help=text)
     command.add_argument("--preset", help="a model's name (see rarefy models), instead of a manifest (default: none)")
     command.add_argument("--precision", choices=("exact", "fast"), help="default: the manifest's")
