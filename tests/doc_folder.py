@@ -42,6 +42,7 @@ def prepare(folder: Path) -> Path:
         for name, model in (("mymodel", MODEL), ("their-model", WITHOUT_CLASSIFIER)):
             write_model(Path("mine") / name, model)
         Path("mine/held-out").mkdir()
+        Path("mine/gates.toml").write_text("[gates]\nrecall = { min = 0.45 }\n")
         write_runs()
     return folder
 

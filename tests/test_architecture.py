@@ -13,7 +13,7 @@ PACKAGE = REPO / "pipeline" / "rarefy"
 # Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
 LEVELS = (
     ("cores", "errors", "interrupts", "scratch", "user_cache"),
-    ("new_output", "plugins"),
+    ("extras", "new_output", "plugins", "shipped"),
     ("command_line", "device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("selection",),
@@ -25,7 +25,7 @@ LEVELS = (
     ("audit", "bench"),
     ("consume", "select"),
     ("export",),
-    ("audit_commands", "export_command", "import_command", "project", "stages", "status"),
+    ("audit_commands", "completion_command", "export_command", "import_command", "project", "stages", "status"),
     ("model_commands", "output_commands", "project_commands", "run_commands"),
     ("cli",),
     ("__main__", "job"),

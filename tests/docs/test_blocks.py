@@ -133,3 +133,15 @@ def test_wrong_commands_are_noticed(command: str, prepared: Path, monkeypatch: p
     monkeypatch.chdir(prepared)
     with pytest.raises((PageError, ImportError)):
         check_console(Block(ROOT / "README.md", 1, "console", command))
+
+
+def test_files_of_a_run(prepared: Path) -> None:
+    """Every file of a finished run is in the page's table."""
+    page = (ROOT / "docs" / "OUTPUT.md").read_text().split("## Columns")[0]
+    out = prepared / "out" / "demo"
+    for path in out.rglob("*"):
+        name = re.sub(r"\d{6}", "000042", str(path.relative_to(out)))
+        known = name in page or any(
+            f"`{folder}/`" in page and name.startswith(folder) for folder in ("state/drivers", "logs")
+        )
+        assert path.is_dir() or known, f"docs/OUTPUT.md does not name {name}"
