@@ -13,7 +13,7 @@ PACKAGE = REPO / "pipeline" / "rarefy"
 # Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
 LEVELS = (
     ("cores", "errors", "interrupts", "scratch", "user_cache"),
-    ("plugins",),
+    ("extras", "new_output", "plugins", "shipped"),
     ("command_line", "device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("selection",),
@@ -24,7 +24,9 @@ LEVELS = (
     ("generate", "training"),
     ("audit", "bench"),
     ("consume", "select"),
-    ("audit_commands", "import_command", "project", "stages", "status"),
+    ("export",),
+    ("audit_commands", "completion_command", "export_command", "import_command", "project", "stages", "status"),
+    ("model_commands", "output_commands", "project_commands", "run_commands"),
     ("cli",),
     ("__main__", "job"),
 )

@@ -11,7 +11,7 @@ from rarefy.errors import NAMES_SHOWN, ShardError, first_names
 from rarefy.shards.card import CardInfo, Contents, render_card
 from rarefy.shards.check import NOT_COMMITTED, Checked, sha256_of
 from rarefy.shards.claim import check_claim
-from rarefy.shards.index import INDEX, LISTING, SUCCESS, DataSetFiles, is_sealed, success_table
+from rarefy.shards.index import FORMER_LISTING, INDEX, LISTING, SUCCESS, DataSetFiles, is_sealed, success_table
 from rarefy.shards.marker import marker_path
 from rarefy.shards.metadata import parquet_path, tar_path
 from rarefy.shards.spec import RunSpec
@@ -85,6 +85,7 @@ def seal_set(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -
         foreign = list(strangers(store, run))
         if found.missing_shards or found.damaged or foreign:
             raise ShardError(_refuse(store, run, found, foreign, repair))
+    store.delete(FORMER_LISTING)
     store.write_bytes(CARD, render_card(card, _contents(run, found), run.digest).encode())
     for folder in ("", "state", "shards", "metadata", "rarity", "audit"):
         store.sweep(folder)

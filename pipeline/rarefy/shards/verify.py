@@ -19,7 +19,16 @@ from typing import BinaryIO
 from rarefy.cores import usable_cores
 from rarefy.errors import OutputError, StorageError, bad
 from rarefy.shards.check import Checked, check_shard
-from rarefy.shards.index import INDEX, LISTING, SUCCESS, Comparison, DataSetFiles, check_success, is_sealed
+from rarefy.shards.index import (
+    FORMER_LISTING,
+    INDEX,
+    SUCCESS,
+    Comparison,
+    DataSetFiles,
+    check_success,
+    is_sealed,
+    listing_path,
+)
 from rarefy.shards.local import open_file
 from rarefy.shards.spec import RunSpec, ShardSpec
 from rarefy.shards.store import Store
@@ -96,7 +105,7 @@ def strangers(store: Store, run: RunSpec) -> Iterator[str]:
             number = re.fullmatch(rf"{prefix}-(\d+)\.{ending}", name)
             planned = number is not None and len(number[1]) == 6 and int(number[1]) < len(run.shards)
             # state/ also has the driver's own files.
-            if not planned and (every or number) and f"{folder}/{name}" != LISTING:
+            if not planned and (every or number) and f"{folder}/{name}" != FORMER_LISTING:
                 yield f"{folder}/{name}"
 
 
@@ -105,10 +114,11 @@ class _SealedFiles:
 
     def __init__(self, store: Store, run: RunSpec, stack: ExitStack) -> None:
         self.store, self.run = store, run
-        streams = {rel: _open(store, rel, stack) for rel in (INDEX, LISTING)}
+        listing = listing_path(store)
+        streams = {rel: _open(store, rel, stack) for rel in (INDEX, listing)}
         self.missing = [rel for rel, stream in streams.items() if stream is None]
-        self.files = {rel: Comparison(stream, rel == LISTING) for rel, stream in streams.items() if stream}
-        sinks = [self.files.get(rel) or Comparison(io.BytesIO()) for rel in (INDEX, LISTING)]
+        self.files = {rel: Comparison(stream, rel == listing) for rel, stream in streams.items() if stream}
+        sinks = [self.files.get(rel) or Comparison(io.BytesIO()) for rel in (INDEX, listing)]
         self.writer = DataSetFiles(run, *sinks)
         self.complete = True
 
