@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import select
 import signal
@@ -66,10 +67,15 @@ def _report_errors(argv: Sequence[str] | None, received: Sequence[int]) -> int:
 
 
 def _run_command(argv: Sequence[str] | None) -> int:
-    """Run a command. Its output is flushed here, where a reader that has gone can still be handled."""
+    """Run a command. Its output is flushed here, where a reader that has gone can still be handled.
+
+    With --json only the result goes to stdout, whatever libraries print.
+    """
     arguments = make_parser().parse_args(argv)
     handler: Handler = arguments.handler
-    code = handler(arguments)
+    arguments.stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr) if getattr(arguments, "json", False) else contextlib.nullcontext():
+        code = handler(arguments)
     print(end="", flush=True)
     return code
 

@@ -66,7 +66,8 @@ class Status:
         if not self.starting:
             rejected = [] if self.acceptance is None else [f"rejected {1 - self.acceptance:.1%}"]
             retries = [f"retries {self.retries}"] if self.retries else []
-            facts = [*self._speed(), self._actors(), *rejected, *retries, *self._scores()]
+            scores = self._scores()
+            facts = [*self._speed(), self._actors(), *rejected, *scores[:1], *retries, *scores[1:]]
         return Work("generate", self.done, self.total, "images", tuple(facts))
 
     def _speed(self) -> list[str]:
