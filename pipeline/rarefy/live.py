@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -17,8 +17,11 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 WIDEST = 120  # columns; a longer line is harder to read, and wraps sooner when the window is made narrower
-BAR, SHORT_BAR = 24, 10  # columns of the bar; the short one is for terminals of fewer than ROOMY columns
-ROOMY = 80
+BAR, SHORT_BAR = (
+    24,
+    10,
+)  # columns of the bar; the short one is for terminals of fewer than ROOMY columns, and long names
+ROOMY = 80  # columns of a terminal that is not narrow
 LEFT_S = 1.0  # what took less time than this leaves no line behind
 PER_SECOND = 4  # how often the line is drawn
 
@@ -32,11 +35,6 @@ class Work:
     total: float | None = None
     unit: str = ""
     facts: tuple[str, ...] = ()
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of it is done, as far as that is known."""
-        return self.total is None or self.done >= self.total
 
     @property
     def count(self) -> str:
@@ -99,7 +97,9 @@ class LiveLine:
         """Print what was done and how long it took, unless that was very short."""
         work, self._work = self._work, None
         if work is not None and (took_s := time.monotonic() - self._started_s) >= LEFT_S:
-            mark = ("✓" if self._fancy else "+") if work.ended and not failed else "-"
+            mark = "-" if failed else "✓" if self._fancy else "+"
+            if work.total is not None and not failed:
+                work = replace(work, done=work.total)  # the last count may not have been told
             text = ", ".join(part for part in (work.count, *work.facts[:1], duration(took_s)) if part)
             self._console.print(Text.assemble((mark, "green"), f" {work.name} ", (text, "dim")), soft_wrap=True)
 
@@ -119,8 +119,12 @@ def rows(work: Work, elapsed_s: float, spinner: Text, columns: int, fancy: bool)
     if work.total is None:
         line.append(duration(elapsed_s), "dim")
     else:
-        line.append_text(_bar(work.done / max(work.total, 1), BAR if columns >= ROOMY else SHORT_BAR, fancy))
-        line.append(f" {min(work.done / max(work.total, 1), 1):4.0%} {work.count}")
+        share = min(work.done / max(work.total, 1), 1.0)
+        numbers = f" {share:4.0%} {work.count}"
+        free = room - line.cell_len - len(numbers)
+        width = next((each for each in (BAR, SHORT_BAR) if each <= free and (columns >= ROOMY or each < BAR)), 0)
+        line.append_text(_bar(share, width, fancy))
+        line.append(numbers)
     facts = list(work.facts)
     while facts and line.cell_len + 2 + len(facts[0]) <= room:
         line.append(f", {facts.pop(0)}")
