@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import select
 import signal
@@ -68,11 +69,16 @@ def _report_errors(argv: Sequence[str] | None, received: Sequence[int]) -> int:
 
 
 def _run_command(argv: Sequence[str] | None) -> int:
-    """Run a command. Its output is flushed here, where a reader that has gone can still be handled."""
+    """Run a command. Its output is flushed here, where a reader that has gone can still be handled.
+
+    With --json only the result goes to stdout, whatever libraries print.
+    """
     arguments = make_parser().parse_args(argv)
     handler: Handler = arguments.handler
+    arguments.stdout = sys.stdout
     try:
-        code = handler(arguments)
+        with contextlib.redirect_stdout(sys.stderr) if getattr(arguments, "json", False) else contextlib.nullcontext():
+            code = handler(arguments)
     except ImportError as error:
         if (missing := missing_package(arguments.command, error)) is None:
             raise

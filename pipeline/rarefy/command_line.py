@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from rarefy.errors import RarefyError, near_name, one_of
@@ -149,6 +150,17 @@ def allow_plugins(arguments: argparse.Namespace) -> bool:
 
 
 def print_result(arguments: argparse.Namespace, result: object, text: str) -> int:
-    """Print the text, or with --json the result."""
-    print(json.dumps(result, indent=1) if arguments.json else text)
+    """Print the text, or with --json the result: strict JSON, in which numbers that are not finite are null."""
+    if arguments.json:
+        print(json.dumps(_finite(result), indent=1, allow_nan=False), file=arguments.stdout)
+    else:
+        print(text)
     return OK
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

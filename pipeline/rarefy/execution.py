@@ -17,7 +17,9 @@ from rarefy.models.folder import ModelFolder
 from rarefy.models.load import Models, load_models
 
 _make_fast: Callable[[nn.Module, torch.device, str, str, int], nn.Module] | None = None
+_build: Callable[[], None] | None = None
 try:
+    from rarefy.fast import build as _build
     from rarefy.fast import prepare as _make_fast
 except ModuleNotFoundError as error:
     if error.name != "rarefy.fast":
@@ -25,7 +27,16 @@ except ModuleNotFoundError as error:
 
 Network = TypeVar("Network", bound=nn.Module)
 
-__all__ = ["COMPILES", "PRECISIONS", "check_execution", "has_bfloat16", "load_prepared", "prepare", "repeatable"]
+__all__ = [
+    "COMPILES",
+    "PRECISIONS",
+    "build_kernels",
+    "check_execution",
+    "has_bfloat16",
+    "load_prepared",
+    "prepare",
+    "repeatable",
+]
 
 
 def check_execution(device: torch.device, precision: str, compile: str) -> None:
@@ -56,6 +67,12 @@ def prepare(
             _make_fast(network, device, precision, compile, batch)
         return network
     return network if any(parameter.is_meta for parameter in network.parameters()) else network.to(device)
+
+
+def build_kernels(device: torch.device, compile: str) -> None:
+    """Build what :func:`prepare` would build at its first use on this machine, if it has to be built."""
+    if _build is not None and device.type == "cpu" and compile == "auto":
+        _build()
 
 
 def load_prepared(

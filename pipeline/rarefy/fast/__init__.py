@@ -1,6 +1,6 @@
 """Everything that only makes the networks faster. Without this folder rarefy runs the plain networks, in float32.
 
-:func:`prepare` is the only function that is used from outside, by :mod:`rarefy.execution`.
+:func:`prepare` and :func:`build` are the only functions that are used from outside, by :mod:`rarefy.execution`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from rarefy.fast.other import under_autocast
 from rarefy.models.adm import ADM
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def build() -> None:
+    """Build the kernels for the CPU, if this machine's user has not got them yet."""
+    native.available()
 
 
 def prepare(network: Network, device: torch.device, precision: str, compile: str, batch: int) -> Network:
