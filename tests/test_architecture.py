@@ -25,7 +25,8 @@ LEVELS = (
     ("audit", "bench"),
     ("select",),
     ("audit_commands", "import_command", "project", "stages", "status"),
-    ("model_commands", "output_commands", "project_commands", "run_commands"),
+    ("doctor", "publish"),
+    ("doctor_command", "model_commands", "output_commands", "project_commands", "push_command", "run_commands"),
     ("cli",),
     ("__main__", "job"),
 )

@@ -14,12 +14,14 @@ from typing import NoReturn
 from rarefy import __version__
 from rarefy.audit_commands import add_audit_commands
 from rarefy.command_line import STYLE, TRY_AGAIN, USER_ERROR, Handler, UsageError
+from rarefy.doctor_command import add_doctor
 from rarefy.errors import RarefyError, StorageError, TemporaryError
 from rarefy.import_command import add_import
 from rarefy.interrupts import sigterm_interrupts
 from rarefy.model_commands import add_model_commands
 from rarefy.output_commands import add_output_commands
 from rarefy.project_commands import add_project_commands
+from rarefy.push_command import add_push
 from rarefy.run_commands import add_run_commands
 
 READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a program that SIGPIPE ended
@@ -109,4 +111,6 @@ def make_parser() -> argparse.ArgumentParser:
     add_output_commands(commands)
     add_audit_commands(commands)
     add_model_commands(commands)
+    add_push(commands)
+    add_doctor(commands)
     return parser
