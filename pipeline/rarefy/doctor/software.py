@@ -5,8 +5,10 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
 
 from rarefy import __version__
 from rarefy.doctor.check import Check, ok, problem, warning
@@ -14,9 +16,7 @@ from rarefy.doctor.check import Check, ok, problem, warning
 PYTHON = (3, 11)
 SHOWN = ("numpy", "pandas", "pyarrow", "torch", "ray", "webdataset", "fsspec", "huggingface_hub")
 RUN = ("torch", "ray")  # what generate, train and audit need
-REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[[^\]]*\])?\s*\(?(?P<bounds>[^;)]*)\)?(?:;(?P<marker>.*))?")
-EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)["']""")
-BOUND = re.compile(r"\s*(>=|<=|==|!=|~=|<|>)\s*([\w.*+!-]+)\s*")
+EXTRA = re.compile(r"""extra == ["']([\w-]+)["']""")
 OWN_EXTRAS = frozenset({"dev", "mutants", "docs"})  # of people who change rarefy
 
 
@@ -56,60 +56,32 @@ def _requirements(lines: Sequence[str]) -> Iterator[Check]:
     if not lines:
         yield warning("requirements", "unknown: rarefy runs from its source folder", "install it: pip install -e .")
         return
-    extras: dict[str, list[str]] = {}
     wrong = []
-    for line in lines:
-        match = REQUIREMENT.match(line)
-        assert match is not None, line
-        extra = EXTRA.search(match["marker"] or "")
-        if extra is not None:
-            extras.setdefault(extra[1], []).append(match["name"])
-        elif what := unmet(match["name"], match["bounds"]):
-            wrong.append(what)
+    for requirement in map(Requirement, lines):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            wrong += unmet(requirement)
     if wrong:
         yield problem("requirements", ", ".join(wrong), "install rarefy again: pip install rarefy")
-    yield _extras(extras)
+    yield _extras([requirement for requirement in map(Requirement, lines) if requirement.marker is not None])
 
 
-def unmet(name: str, bounds: str) -> str:
+def unmet(requirement: Requirement) -> list[str]:
     """How an installed package does not meet a requirement; empty if it does."""
-    number = installed(name)
+    number = installed(requirement.name)
     if number is None:
-        return f"{name} is not installed"
-    for operator, bound in BOUND.findall(bounds):
-        if not _meets(_numbers(number), operator, _numbers(bound)):
-            return f"{name} {number} is not {operator}{bound}"
-    return ""
+        return [f"{requirement.name} is not installed"]
+    if requirement.specifier.contains(number, prereleases=True):
+        return []
+    return [f"{requirement.name} {number} is not {requirement.specifier}"]
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    """The release part of a version, without zeros at its end: 2.13.0+cpu is (2, 13)."""
-    release = re.match(r"\d+(?:\.\d+)*", text)
-    numbers = [int(part) for part in release[0].split(".")] if release else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
-
-
-def _meets(number: tuple[int, ...], operator: str, bound: tuple[int, ...]) -> bool:
-    results = {
-        ">=": number >= bound,
-        "<=": number <= bound,
-        "==": number == bound,
-        "!=": number != bound,
-        "<": number < bound,
-        ">": number > bound,
-        "~=": number >= bound and number[: len(bound) - 1] == bound[:-1],
-    }
-    return results[operator]
-
-
-def _extras(extras: Mapping[str, Sequence[str]]) -> Check:
+def _extras(requirements: Sequence[Requirement]) -> Check:
+    """Which extras are complete. An extra's own requirement of rarefy, for another extra, does not count."""
     complete: list[str] = []
     other: list[str] = []
-    for extra, names in sorted(extras.items()):
-        if extra not in OWN_EXTRAS:
-            others = [name for name in names if name != "rarefy"]
-            (complete if all(installed(name) for name in others) else other).append(extra)
+    for extra in sorted({name for each in requirements for name in EXTRA.findall(str(each.marker))} - OWN_EXTRAS):
+        needed = [each for each in requirements if each.marker and each.marker.evaluate({"extra": extra})]
+        missing = [each for each in needed if each.name != "rarefy" and unmet(each)]
+        (other if missing else complete).append(extra)
     text = f"{', '.join(complete) or 'none'} installed"
     return ok("extras", f"{text}; not installed: {', '.join(other)}" if other else text)

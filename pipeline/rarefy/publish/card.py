@@ -42,10 +42,12 @@ def check_card(text: str, kind: Literal["dataset", "model"], paths: Sequence[str
 def _metadata(text: str, kind: str) -> Mapping[str, Any]:
     """The front matter, read by the Hub's own library; it also checks a model's results (``model-index``)."""
     hub = hub_library()
+    import yaml  # comes with that library
+
     card_class = hub.DatasetCard if kind == "dataset" else hub.ModelCard
     try:
         data: dict[str, Any] = card_class(text).data.to_dict()
-    except Exception as error:  # of the YAML reader, or whatever the library raises for a value of another type
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise OutputError(f"README.md: its metadata cannot be read ({' '.join(str(error).split())[:300]})") from None
     if not data:
         raise OutputError("README.md: it has no metadata at its top, between two lines of ---")

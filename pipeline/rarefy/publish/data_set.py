@@ -50,8 +50,6 @@ def data_set_content(store: Store) -> Content:
     notes = list(_notes(store, set(files)))
     if licence is None:
         notes.insert(0, f"{UNKNOWN_LICENCE}; name it in the model folder's README.md and seal again, or in this one")
-    if manifest.select is not None:
-        notes.append("a copy of a selected set cannot be verified on its own: that takes the images it was chosen from")
     left_out = sorted({path.split("/")[0] for path in walk(data)} - {path.split("/")[0] for path in files})
     return Content(
         kind="dataset",

@@ -6,6 +6,7 @@ repository already has with the same content, so a commit whose answer was lost 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -73,6 +74,8 @@ class Hub:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._api = hub_library().HfApi(endpoint=target.endpoint)
+        if not sys.stderr.isatty():  # in a log, every bar is a page
+            hub_library().utils.disable_progress_bars()
         self._repository = {"repo_id": target.name, "repo_type": target.kind}
 
     def create(self) -> None:

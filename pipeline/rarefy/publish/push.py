@@ -46,7 +46,8 @@ class Pushed:
             return "\n".join([*notes, f"nothing to send: {self.url} has all {self.files:,} files already"])
         deleted = f", deleted {len(self.deleted):,}" if self.deleted else ""
         sent = f"sent {self.sent:,} of {self.files:,} files ({megabytes(self.sent_bytes)}){deleted}"
-        return "\n".join([*notes, f"{sent} in {self.commits:,} commits; all are there with their hashes: {self.url}"])
+        commits = "1 commit" if self.commits == 1 else f"{self.commits:,} commits"
+        return "\n".join([*notes, f"{sent} in {commits}; all are there with their hashes: {self.url}"])
 
 
 def push(content: Content, target: Target, progress: Progress, replace: bool = False) -> Pushed:
@@ -138,8 +139,8 @@ def _check_arrived(content: Content, there: dict[str, Listed], target: Target) -
     wrong = [file.path for file in content.files if not file.is_same(there.get(file.path))]
     if wrong:
         raise TemporaryError(
-            f"{target.name}: {len(wrong):,} files are not there as they were sent: {first_names(wrong)}; run the same "
-            "command again, and look whether somebody else writes to the repository"
+            f"{target.name}: not there as sent: {first_names(wrong)}; run the same command again, and look whether "
+            "somebody else writes to the repository"
         )
 
 
