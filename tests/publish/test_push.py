@@ -90,11 +90,11 @@ def test_files_in_object_storage_are_pushed_through_copies(hub: HubStandIn, tmp_
 def test_a_large_set_goes_in_parts_and_is_complete_at_last(
     hub: HubStandIn, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rarefy.publish.push.PART_FILES", 4)
+    monkeypatch.setattr("rarefy.publish.push.PART_FILES", 2)
     complete: list[bool] = []
     hub.before = lambda name: complete.append("_SUCCESS" in arrived(hub)) if "/commit/" in name else None
     assert push(hub, out) == 0
-    assert complete == [False] * 4
+    assert complete == [False] * 8
     assert arrived(hub) == local(out)
 
 
