@@ -7,7 +7,7 @@ JOBS ?= 2
 FAULTS ?= 200
 SEED ?= 0
 
-.PHONY: help setup demo smoke test mutants faults lint format weights bench bench-gpu quality reproduce clean
+.PHONY: help setup demo smoke test mutants faults lint format weights bench bench-gpu quality reproduce docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,9 @@ quality: setup ## measure the embedded model: 10,000 unguided images against the
 
 reproduce: setup ## the papers' experiment: sweep, every sampler's images, docs/results.json (hours, resumable)
 	$(BIN)/python -m benchmarks.quality.reproduce --stages sweep,final
+
+docs: setup ## build the docs site in site/ (strict: a warning is an error)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=pipeline $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the environment and caches (never data sets)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
