@@ -44,9 +44,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0: success; 1: verify found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the audit is
-    incomplete; 70: a fault of rarefy's own, with a traceback; 75: a fault that is not the user's, try again; 130:
-    Ctrl-C; 141: nobody reads the output any more; 143: SIGTERM.
+    0: success; 1: verify or doctor found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the
+    audit is incomplete; 70: a fault of rarefy's own, with a traceback; 75: a fault that is not the user's, try again;
+    130: Ctrl-C; 141: nobody reads the output any more; 143: SIGTERM.
     """
     with sigterm_interrupts() as received:
         try:
