@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import huggingface_hub
+import huggingface_hub.errors
 import pyarrow.parquet as pq
 import pytest
 from publish.conftest import write_run
@@ -17,11 +19,12 @@ from publish.hub_stand_in import CLOSED, LOST, HubStandIn
 
 from benchmarks.synthetic import commit_synthetic
 from rarefy.cli import main
-from rarefy.errors import OutputError
+from rarefy.errors import OutputError, TemporaryError
 from rarefy.manifest import parse_manifest
 from rarefy.plan import make_plan
 from rarefy.publish.content import read_content
 from rarefy.publish.data_set import without_place
+from rarefy.publish.hub import Hub, Target
 from rarefy.select.stage import SelectOptions
 from rarefy.shards.claim import claim_output
 from rarefy.shards.store import Store
@@ -230,6 +233,28 @@ def test_no_server_is_a_reason_to_try_again(
     monkeypatch.setattr("rarefy.publish.hub.PATIENCE_S", 0.1)
     assert main(["push", str(out), NAME, "--endpoint", "http://127.0.0.1:9"]) == 75
     assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (RuntimeError("xet: connection reset"), TemporaryError, "at the moment (xet: connection reset)"),
+        (PermissionError("xet: token"), OutputError, "your token may not write there"),
+        (huggingface_hub.errors.OfflineModeIsEnabled("offline"), OutputError, "HF_HUB_OFFLINE is set"),
+        (huggingface_hub.errors.LocalTokenNotFoundError("none"), OutputError, "set HF_TOKEN"),
+        (ValueError("LFS batch API returned errors"), OutputError, "refuses this (LFS batch API returned errors)"),
+    ],
+)
+def test_errors_without_an_answer_are_told_apart(error: Exception, kind: type[Exception], message: str) -> None:
+    hub = Hub(Target(NAME, "dataset"))
+
+    def fail() -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rarefy.publish.hub.PATIENCE_S", 0.0)
+        with pytest.raises(kind, match=re.escape(message)):
+            hub._call(fail)
 
 
 def test_a_dry_run_asks_the_hub_nothing(hub: HubStandIn, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EXCLUDED = "excluded.txt"
 TOP = (EXCLUDED, "sample.png", "gallery.html", RECORD)  # if they are there
-FOLDERS = ("metadata", "rarity", "audit", "gallery")  # whole, if they are there
+FOLDERS = ("metadata", "rarity", "audit")  # whole, if they are there
 LAST = (INDEX, CARD, SUCCESS)
 OWN = (*TOP, *LAST, *(f"{folder}/*" for folder in ("shards", "state", *FOLDERS)))
 REAL_IMAGES_IN = "audit/ shows some of the real images that the set was compared with"
@@ -86,7 +86,7 @@ def _files(store: Store, data: Store, manifest: Manifest) -> Iterator[PushFile]:
         yield PushFile(rel, marker.parquet_bytes, (data, rel), marker.parquet_sha256)
     known = {parquet_path(name) for name in data_names(manifest)}
     for folder in FOLDERS:
-        source = store if folder in ("audit", "gallery") else data
+        source = store if folder == "audit" else data
         yield from (stored(source, rel) for rel in walk(source, folder) if rel not in known)
     yield from (stored(data, rel) for rel in (*TOP, *LAST) if data.exists(rel))
 

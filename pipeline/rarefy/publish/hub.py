@@ -163,6 +163,8 @@ class Hub:
             return TemporaryError(f"{text}; what has arrived stays there, run the same command again")
         if type(error).__name__ == "LocalTokenNotFoundError":
             status = 401
+        elif status is None and isinstance(error, PermissionError):  # of the xet storage
+            status = 403
         known = f": {REASONS[status]}" if status in REASONS else ""
         return OutputError(f"{self.target.name}: the Hub refuses this{known} ({reason})")
 
@@ -174,7 +176,9 @@ def may_pass(error: BaseException) -> bool:
         return status in TRANSIENT_STATUSES | CHANGED_MEANWHILE
     if type(error).__name__ == "OfflineModeIsEnabled":
         return False
-    return any(isinstance(each, (ConnectionError, TimeoutError, *_http_errors())) for each in _chain(error))
+    # The xet storage tells of a broken transfer by a RuntimeError.
+    passing: tuple[type[Exception], ...] = (ConnectionError, TimeoutError, RuntimeError, *_http_errors())
+    return any(isinstance(each, passing) for each in _chain(error))
 
 
 def status_of(error: BaseException) -> int | None:
