@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 from publish.hub_stand_in import TOKEN, HubStandIn, serving
+from publish.sealed_run import write_run
 
-from benchmarks.synthetic import commit_synthetic, synthetic_manifest
-from rarefy.shards.claim import claim_output
 from rarefy.shards.store import Store
-from rarefy.stages import seal_run
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -27,16 +25,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStandIn]
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with serving() as stand_in:
         yield stand_in
-
-
-def write_run(store: Store, shards: int = 3) -> None:
-    """A sealed run of ``shards`` shards of noise."""
-    manifest = synthetic_manifest(shards, rows=4)
-    claim_output(store, manifest.text, manifest.digest)
-    for shard in range(shards):
-        commit_synthetic(store, manifest, shard, "test")
-    seal_run(store)
-    store.write_bytes("logs/driver.jsonl", b"{}\n")
 
 
 @pytest.fixture(scope="session")

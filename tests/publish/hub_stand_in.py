@@ -161,8 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._batch()
         elif match := re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(match[1], match[2], unquote(match[3]))
-        elif match := re.fullmatch(r"/api/(?:dataset|model)s/([^/]+/[^/]+)(?:/(\w+)/([^/]+))?(/.*)?", path):
-            self._repository(match[1], match[2] or "", unquote(match[3] or "main"))
+        elif match := re.fullmatch(r"/api/(?:dataset|model)s/([^/]+/[^/]+)(?:/([\w-]+)/([^/]+))?(/.*)?", path):
+            self.folder = unquote(match[4] or "")
+            self._repository(match[1], (match[2] or "").replace("paths-info", "paths"), unquote(match[3] or "main"))
         else:
             self._refuse(404, "NotFound")
 
@@ -239,21 +240,39 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"commitUrl": f"{self.hub.url}/{name}/commit/x", "commitOid": self._sha(repository)})
 
     def _tree(self, name: str, repository: Repository, files: dict[str, bytes]) -> None:
-        entries: list[dict[str, object]] = []
-        for path, content in sorted(files.items()):
-            blob, sha256 = _oids(path, content)
-            large = {"lfs": {"oid": sha256, "size": len(content), "pointerSize": 134}} if path.endswith(LARGE) else {}
-            entries.append({"type": "file", "path": path, "size": len(content), "oid": blob, **large})
-        folders = {path.rpartition("/")[0] for path in files} - {""}
-        entries += [{"type": "directory", "path": folder, "oid": "0" * 40} for folder in sorted(folders)]
-        self._answer(entries)
+        folder = self.folder.lstrip("/")
+        below = [entry for entry in _entries(files) if str(entry["path"]).startswith(f"{folder}/" if folder else "")]
+        if folder and not below:
+            self._refuse(404, "EntryNotFound")
+        elif self.query.get("recursive", [""])[0].lower() == "true":
+            self._answer(below)
+        else:
+            self._answer([entry for entry in below if str(entry["path"]).rpartition("/")[0] == folder])
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
         repository = self.hub.repositories[name]
-        content = repository.branches.get(revision, repository.files)[path]
+        content = repository.branches.get(revision, repository.files).get(path)
+        if content is None:
+            self._refuse(404, "EntryNotFound")
+            return
         blob, sha256 = _oids(path, content)
         headers = {"ETag": f'"{sha256 if path.endswith(LARGE) else blob}"', "X-Repo-Commit": self._sha(repository)}
         self._answer(content, headers=headers)
+
+    def _paths(self, name: str, repository: Repository, files: dict[str, bytes]) -> None:
+        wanted = parse_qs(self.body.decode())["paths"] if b"=" in self.body else json.loads(self.body)["paths"]
+        self._answer([entry for entry in _entries(files) if entry["path"] in wanted])
+
+
+def _entries(files: dict[str, bytes]) -> list[dict[str, object]]:
+    """The files and folders of a commit, as the Hub lists them."""
+    entries: list[dict[str, object]] = []
+    for path, content in sorted(files.items()):
+        blob, sha256 = _oids(path, content)
+        large = {"lfs": {"oid": sha256, "size": len(content), "pointerSize": 134}} if path.endswith(LARGE) else {}
+        entries.append({"type": "file", "path": path, "size": len(content), "oid": blob, **large})
+    folders = {path.rpartition("/")[0] for path in files} - {""}
+    return entries + [{"type": "directory", "path": folder, "oid": "0" * 40} for folder in sorted(folders)]
 
 
 def _oids(path: str, content: bytes) -> tuple[str, str]:

@@ -14,8 +14,8 @@ import huggingface_hub
 import huggingface_hub.errors
 import pyarrow.parquet as pq
 import pytest
-from publish.conftest import write_run
 from publish.hub_stand_in import CLOSED, LOST, HubStandIn
+from publish.sealed_run import write_run
 
 from benchmarks.synthetic import commit_synthetic
 from rarefy.cli import main
@@ -31,6 +31,11 @@ from rarefy.shards.store import Store
 from rarefy.stages import seal_run, select, verify_run
 
 NAME = "org/rare"
+LOAD = """
+from datasets import load_dataset
+images = load_dataset("org/rare", split="train")
+print(len(images), images[0]["png"].mode, images[0]["png"].size)
+"""
 TARS = [f"shards/rare-00000{number}.tar" for number in range(3)]
 SELECTED = """
 name = "chosen"
@@ -69,6 +74,15 @@ def test_a_pushed_data_set_arrives_and_its_download_passes_verify(hub: HubStandI
     copy = tmp_path / "copy"
     huggingface_hub.snapshot_download(NAME, repo_type="dataset", local_dir=copy, endpoint=hub.url)
     assert verify_run(Store(str(copy))) == {}
+
+
+def test_a_pushed_data_set_is_one_for_load_dataset(hub: HubStandIn, out: Path, tmp_path: Path) -> None:
+    """In a process of its own, because ``datasets`` reads the Hub's address when it is imported."""
+    pytest.importorskip("datasets")
+    assert push(hub, out) == 0
+    places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    answer = subprocess.run([sys.executable, "-c", LOAD], env={**os.environ, **places}, capture_output=True, text=True)
+    assert answer.stdout == "12 L (28, 28)\n", answer.stderr
 
 
 def test_a_second_push_sends_nothing_and_says_so(
