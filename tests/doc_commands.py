@@ -55,7 +55,7 @@ def check_console(block: Block) -> None:
 
 def check_command(words: Sequence[str], run: bool) -> None:
     """Run or parse one command. Raises PageError, or what the program raises for arguments that it does not know."""
-    words = [re.sub(r"^[./]*\.venv/bin/", "", word) for word in words]
+    words = [re.sub(r"^(?:[\w.-]+/)*bin/", "", word) for word in words]
     while words and re.match(r"^\w+=", words[0]):
         words.pop(0)
     for word in words:
@@ -97,7 +97,7 @@ def check_rarefy(words: list[str], run: bool) -> None:
 def _check_inputs(arguments: argparse.Namespace) -> None:
     """The manifest loads, and what the command reads is there."""
     if manifest := getattr(arguments, "manifest", None):
-        if Path(manifest).suffix == ".toml":
+        if Path(manifest).suffix == ".toml" or "/" not in manifest:
             load_manifest(manifest, allow_plugins=True)
         return
     for name in ("recipe", "data", "test", "reference", "gates", "class_names"):

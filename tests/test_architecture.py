@@ -13,7 +13,7 @@ PACKAGE = REPO / "pipeline" / "rarefy"
 # Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
 LEVELS = (
     ("cores", "errors", "interrupts", "scratch", "user_cache"),
-    ("plugins",),
+    ("extras", "plugins", "shipped"),
     ("command_line", "device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("selection",),
@@ -24,7 +24,7 @@ LEVELS = (
     ("generate", "training"),
     ("audit", "bench"),
     ("select",),
-    ("audit_commands", "import_command", "project", "stages", "status"),
+    ("audit_commands", "completion_command", "import_command", "project", "stages", "status"),
     ("doctor", "publish"),
     ("doctor_command", "model_commands", "output_commands", "project_commands", "push_command", "run_commands"),
     ("cli",),

@@ -34,7 +34,7 @@ def _add_audit(commands: Any) -> None:
     text = "real images: class folders, .tar shards, Parquet or IDX files (default: those in the model's folder)"
     command.add_argument("--reference", metavar="DATA", help=text)
     add_audit_arguments(command)
-    command.add_argument("--model", help="where the run's model folder is now, if it has moved")
+    command.add_argument("--model", help="where the run's model folder is now (default: where it was)")
     text = (
         "efficientnet-lite0 (default), efficientnet-lite0-native, inception-v3, vgg16, dinov2-* or clip-*; =FILE names "
         "the file of its weights; may be repeated, the first one decides the main metrics"
@@ -46,7 +46,9 @@ def _add_audit(commands: Any) -> None:
     text = "which real images are rare: avgknn (default), confidence or a file of their keys, one per line"
     command.add_argument("--tail", default="avgknn", help=text)
     command.add_argument("--limit", type=int, default=10_000, help="measure at most this many images (default 10,000)")
-    command.add_argument("--gates", metavar="FILE", help="TOML file whose [gates] replace those of the run's manifest")
+    command.add_argument(
+        "--gates", metavar="FILE", help="TOML file with [gates] (default: those of the run's manifest)"
+    )
     command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
     command.add_argument("--device", default="cpu", help="for features and distances: cpu (default), cuda or cuda:N")
     add_plugins(command)

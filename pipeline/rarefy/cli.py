@@ -9,13 +9,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
 
 from rarefy import __version__
 from rarefy.audit_commands import add_audit_commands
-from rarefy.command_line import STYLE, TRY_AGAIN, USER_ERROR, Handler, UsageError
+from rarefy.command_line import GROUPS, TRY_AGAIN, USER_ERROR, Handler, Parser, Style
+from rarefy.completion_command import add_completion
 from rarefy.doctor_command import add_doctor
 from rarefy.errors import RarefyError, StorageError, TemporaryError
+from rarefy.extras import missing_package
 from rarefy.import_command import add_import
 from rarefy.interrupts import sigterm_interrupts
 from rarefy.model_commands import add_model_commands
@@ -31,14 +32,9 @@ JOURNEY = """from a folder of images to an audited set of rare ones:
   rarefy init photos/ --out mine
   rarefy train mine/train.toml
   rarefy run mine/rare.toml --out out/rare
+
+rarefy COMMAND --help has examples of each command.
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports an argument error in one line, like every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +72,12 @@ def _run_command(argv: Sequence[str] | None) -> int:
     """Run a command. Its output is flushed here, where a reader that has gone can still be handled."""
     arguments = make_parser().parse_args(argv)
     handler: Handler = arguments.handler
-    code = handler(arguments)
+    try:
+        code = handler(arguments)
+    except ImportError as error:
+        if (missing := missing_package(arguments.command, error)) is None:
+            raise
+        raise missing from error
     print(end="", flush=True)
     return code
 
@@ -99,11 +100,34 @@ def interrupted(received: Sequence[int], interrupt: KeyboardInterrupt) -> int:
     return 128 + next(iter([*received, *interrupt.args]), signal.SIGINT)
 
 
+class _MainParser(Parser):
+    """Its help lists the commands by group, in the order of the journey."""
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        commands, *options = sorted(self._actions, key=lambda action: not action.choices)
+        listed = {action.dest: action for action in commands._get_subactions()}  # type: ignore[attr-defined]
+        for title, names in GROUPS.items():
+            _add_section(formatter, title, [listed.pop(name) for name in names if name in listed])
+        _add_section(formatter, "others", list(listed.values()))
+        _add_section(formatter, "options", options)
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+
+def _add_section(formatter: argparse.HelpFormatter, title: str, actions: Sequence[argparse.Action]) -> None:
+    formatter.start_section(title)
+    formatter.add_arguments(actions)
+    formatter.end_section()  # an empty section is not shown
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each command sets ``handler``."""
-    parser = _Parser(prog="rarefy", description=DESCRIPTION, epilog=JOURNEY, formatter_class=STYLE)
+    parser = _MainParser(prog="rarefy", description=DESCRIPTION, epilog=JOURNEY, formatter_class=Style)
     parser.add_argument("--version", action="version", version=f"rarefy {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
     add_project_commands(commands)
     add_import(commands)
@@ -113,4 +137,5 @@ def make_parser() -> argparse.ArgumentParser:
     add_model_commands(commands)
     add_push(commands)
     add_doctor(commands)
+    add_completion(commands, make_parser)
     return parser

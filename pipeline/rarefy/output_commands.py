@@ -27,7 +27,7 @@ def add_output_commands(commands: Any) -> None:
 
 
 def _add_select_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", help="where the run's model folder is now, if it has moved")
+    command.add_argument("--model", help="where the run's model folder is now (default: where it was)")
     text = "fill up classes that have too few acceptable images with the best of their others"
     command.add_argument("--keep-exhausted", action="store_true", help=text)
     command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")

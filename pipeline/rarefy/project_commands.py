@@ -45,12 +45,12 @@ def _add_train(commands: Any) -> None:
     command.usage = "rarefy train [options] [PART] RECIPE"
     text = f"train.toml as rarefy init writes it, or one of manifests/train; PART is {', '.join(PARTS)}"
     command.add_argument("recipe", metavar="RECIPE", nargs="+", help=text)
-    text = "for a recipe with a preset: local folder; a run that is already there is resumed"
+    text = "for a recipe with a preset, which has no default: local folder; a run that is already there is resumed"
     command.add_argument("--out", help=text)
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     command.add_argument("--tensorboard", action="store_true", help="also write files for TensorBoard")
-    text = "for a recipe with a preset, classifier only: weight of the entropy constraint, e.g. 0.1"
+    text = "for a recipe with a preset, classifier only: weight of the entropy constraint (default: the recipe's)"
     command.add_argument("--ect", type=float, help=text)
     add_compile(command)
     add_plugins(command)

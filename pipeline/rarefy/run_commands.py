@@ -7,12 +7,13 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from rarefy.audit_commands import add_audit_arguments, audit_code
-from rarefy.command_line import OUT_HELP, add_command, add_compile, add_plugins, allow_plugins, print_result
+from rarefy.command_line import OUT_HELP, UsageError, add_command, add_compile, add_plugins, allow_plugins, print_result
+from rarefy.shipped import FOLDER, shipped_manifests, shipped_names
 
 if TYPE_CHECKING:
     from rarefy.generate.driver import GenerateOptions
 
-MANIFEST_HELP = "what to make, a TOML file such as rare.toml"
+MANIFEST_HELP = f"what to make: a TOML file such as rare.toml, or a name: {', '.join(shipped_names())}"
 
 
 def add_run_commands(commands: Any) -> None:
@@ -26,11 +27,12 @@ def add_run_commands(commands: Any) -> None:
 
 
 def _add_plan(commands: Any) -> None:
-    text = "show what a manifest would produce: classes, shards, size, time"
+    text = "show what a manifest would produce: classes, shards, size, time; or list the manifests that ship"
     command = add_command(commands, "plan", _plan, text)
-    command.add_argument("manifest", metavar="MANIFEST", help=MANIFEST_HELP)
+    text = f"{MANIFEST_HELP} (default: list these)"
+    command.add_argument("manifest", metavar="MANIFEST", nargs="?", help=text)
     add_plugins(command)
-    text = "count these real images and plan what fills their classes up, instead of the manifest's [classes]"
+    text = "count these real images and plan what fills their classes up (default: the manifest's [classes])"
     command.add_argument("--fill", metavar="DATA", help=text)
     text = "images per class, real and made (default: as many as the largest class has)"
     command.add_argument("--to", type=int, metavar="N", help=text)
@@ -54,8 +56,9 @@ def _add_generate_arguments(command: argparse.ArgumentParser) -> None:
     add_compile(group)
     text = "print progress and events as JSON lines on stderr, for log collectors"
     command.add_argument("--log-json", action="store_true", help=text)
-    group = command.add_argument_group("slots that [accept] leaves empty (images that are made already stay the same)")
-    text = "draw up to N candidates for each slot, more than accept.max_candidates"
+    title = "slots that [accept] leaves empty"
+    group = command.add_argument_group(title, "Images that are made already stay the same.")
+    text = "draw up to N candidates for each slot (default: accept.max_candidates of the manifest)"
     group.add_argument("--max-candidates", type=int, metavar="N", help=text)
     text = "keep the last draw of a slot that ran out of candidates, with accepted = false; fill up what [select] lacks"
     group.add_argument("--keep-exhausted", action="store_true", help=text)
@@ -87,6 +90,8 @@ def _options(arguments: argparse.Namespace) -> GenerateOptions:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.manifest is None:
+        return _list_manifests(arguments)
     from rarefy.fill import given_fill
     from rarefy.generate.estimate import summarize
     from rarefy.manifest import load_manifest
@@ -94,6 +99,16 @@ def _plan(arguments: argparse.Namespace) -> int:
     fill = given_fill(arguments.fill, arguments.to)
     summary = summarize(load_manifest(arguments.manifest, fill, allow_plugins(arguments)))
     return print_result(arguments, dataclasses.asdict(summary), summary.text())
+
+
+def _list_manifests(arguments: argparse.Namespace) -> int:
+    for name in ("fill", "to"):
+        if (value := getattr(arguments, name)) is not None:
+            raise UsageError(f"--{name}: {value!r} is not allowed without a manifest")
+    manifests = shipped_manifests()
+    lines = [f"{each.name:<18}{each.description}" for each in manifests]
+    lines.append(f"Commands take these by name. To change one, copy its file from {FOLDER}.")
+    return print_result(arguments, [dataclasses.asdict(each) for each in manifests], "\n".join(lines))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from rarefy.audit.card import write_audit
 from rarefy.audit.current import read_current
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import METRICS_PATH, REPORT_PATH
-from rarefy.errors import OutputError, ShardError, bad
+from rarefy.errors import OutputError, ShardError, bad, near_path
 from rarefy.manifest import Manifest
 from rarefy.models.folder import licence
 from rarefy.plan import SELECTED, is_selected_copy, run_spec
@@ -161,7 +161,7 @@ def verify_run(store: Store) -> dict[str, list[str]]:
 
 def _own_manifest(store: Store) -> Manifest:
     if not store.exists(MANIFEST_FILE):
-        raise OutputError(bad("out", store.root, "a rarefy run: it has no manifest.toml"))
+        raise OutputError(bad("out", store.root, f"a rarefy run: it has no manifest.toml{near_path(store.root)}"))
     return read_manifest(store)
 
 

@@ -206,6 +206,15 @@ def test_manifest_and_modules_travel_with_the_job(tmp_path: Path, monkeypatch: p
     assert client.folder["m.toml"] == MANIFEST.format(steps=4)
 
 
+def test_a_manifest_that_ships_travels_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client()
+    monkeypatch.setattr(submit, "_client", lambda address: client)
+    monkeypatch.chdir(tmp_path)
+    assert submit.main(["--no-wait", "run", "demo", "--out", "s3://b/run"]) == 0
+    assert client.submitted["entrypoint"] == "python -m rarefy.job run demo.toml --out s3://b/run"
+    assert client.folder == {"demo.toml": (REPO / "manifests" / "demo.toml").read_text()}
+
+
 def test_a_module_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(submit, "_client", lambda address: Client())
     (tmp_path / "m.toml").write_text(MANIFEST.format(steps=4))

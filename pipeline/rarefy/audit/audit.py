@@ -39,7 +39,7 @@ from rarefy.audit.strips import write_strips
 from rarefy.audit.tables import write_bootstrap, write_copies, write_samples
 from rarefy.audit.verdict import judge
 from rarefy.device import find_device
-from rarefy.errors import DataError, ManifestError, ShardError, bad
+from rarefy.errors import DataError, ManifestError, ShardError, bad, near_path
 from rarefy.gates import Gate, check_measurable
 from rarefy.manifest import Manifest
 from rarefy.plan import shard_names
@@ -159,7 +159,9 @@ def _check_real_images(reference: Reference | None, options: AuditOptions) -> No
     if reference is None and options.training is not None:
         raise ManifestError(bad("training", options.training, "usable without other real images: give --reference too"))
     if options.training is not None and not Path(options.training).exists():
-        raise DataError(bad("training", options.training, "a file or folder that is there"))
+        raise DataError(
+            bad("training", options.training, f"a file or folder that is there{near_path(options.training)}")
+        )
 
 
 def _write(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rarefy.errors import CheckpointError, DeviceError, OutputError, bad
+from rarefy.errors import CheckpointError, DeviceError, OutputError, bad, near_path
 from rarefy.execution import check_execution
 from rarefy.generate.actor import ShardGenerator
 from rarefy.generate.cluster import connected
@@ -152,7 +152,7 @@ def _check_weights(manifest: Manifest, on_this_machine: bool) -> None:
         if path is None and spec.source is None and not preset.embedded:
             raise CheckpointError(bad(name, path, f"the path of a file for {preset.name}, whose weights do not ship"))
         if path is not None and on_this_machine and not Path(path).is_file():
-            raise CheckpointError(bad(name, path, "a file that can be read on this machine"))
+            raise CheckpointError(bad(name, path, f"a file that can be read on this machine{near_path(path)}"))
 
 
 def _check_room(store: Store, manifest: Manifest) -> None:

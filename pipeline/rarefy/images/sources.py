@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rarefy.errors import DataError
+from rarefy.errors import DataError, near_path
 from rarefy.images.folders import HIDDEN, entries, is_hidden, is_image, read_folders
 from rarefy.images.idx import IDX_FILE, read_idx_source
 from rarefy.images.items import Skipped, Source, Tally
@@ -77,7 +77,7 @@ def find_layout(path: Path) -> Layout:
     if path.is_file() and (form := _form(path.name)):
         return Layout(path.parent, form, {"": [path]})
     if not path.is_dir():
-        seen = "" if path.exists() else "; there is nothing at this path"
+        seen = "" if path.exists() else f"; there is nothing at this path{near_path(path)}"
         raise DataError(f"data: {str(path)!r} is not {ALLOWED}{seen}")
     inside = [entry for entry in entries(path) if not is_hidden(entry.name)]
     folders = [Path(entry.path) for entry in inside if entry.is_dir()]
