@@ -421,6 +421,14 @@ def test_the_place_of_a_local_model_folder_is_not_published() -> None:
     assert json.loads(without_place(b'{"where": "hf://org/model", "format": 1}'))["where"] == "hf://org/model"
 
 
+def test_without_the_hubs_library_one_line_says_what_to_install(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main(["push", str(out), NAME]) == 2
+    assert capsys.readouterr().err == "rarefy: error: rarefy push needs huggingface_hub: pip install 'rarefy[hub]'\n"
+
+
 def test_something_else_is_refused_with_a_guess(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "config.json").write_text("{}")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 
 from rarefy.doctor.check import Check, ok, problem
 from rarefy.errors import RarefyError
+from rarefy.extras import is_installed
 
 
 def check_ray(address: str | None) -> Check:
     """Connect to a cluster, or for None start a Ray on this machine; takes several seconds."""
-    if importlib.util.find_spec("ray") is None:
+    if not is_installed("ray"):
         return problem("Ray", "not installed", "pip install 'rarefy[run]'")
     from rarefy.generate.cluster import connected
     from rarefy.generate.fit import Request, find_machines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rarefy.doctor.check import Check, ok, problem, size, warning
+from rarefy.extras import is_installed
 
 COMPILER_ADVICE = "CPU steps take about twice as long: install g++, or set CXX, and Python's headers"
 NVIDIA_S = 10.0
@@ -18,7 +18,7 @@ NVIDIA_S = 10.0
 def check_devices() -> Iterator[Check]:
     """What torch can use here."""
     seen = nvidia_gpus()
-    if importlib.util.find_spec("torch") is None:
+    if not is_installed("torch"):
         yield ok("torch", "not installed: no kernels or GPUs to check")
         return
     try:
