@@ -14,9 +14,9 @@ def add_doctor(commands: Any) -> None:
     """Add the command to the program's commands."""
     text = "check versions, compiler, GPUs, memory, disks and caches, and say what to do; exits with 1 for a problem"
     command = add_command(commands, "doctor", _doctor, text)
-    command.add_argument("--out", metavar="URL", help="also write, read, list and delete a probe file there")
+    command.add_argument("--out", metavar="URL", help="also write, read, list and delete a probe file there (default: none)")
     command.add_argument("--ray", action="store_true", help="also start a local Ray (several seconds)")
-    command.add_argument("--ray-address", help="also connect to this Ray cluster, e.g. auto or HOST:PORT")
+    command.add_argument("--ray-address", help="also connect to this Ray cluster, e.g. auto (default: none)")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ def add_push(commands: Any) -> None:
     command.add_argument("source", metavar="OUT", help="a run's output, or a model folder; local or an fsspec URL")
     command.add_argument("name", metavar="ORG/NAME", help="the repository, made if it is not there")
     command.add_argument("--private", action="store_true", help="make the repository private")
-    command.add_argument("--revision", metavar="BRANCH", help="branch to push to, made if it is not there")
+    command.add_argument("--revision", metavar="BRANCH", help="branch to push to, made if it is not there (default: main)")
     command.add_argument("--dry-run", action="store_true", help="list the files and show the card; send nothing")
     text = "also send the real images in a model folder (default: they stay here)"
     command.add_argument("--real-images", action="store_true", help=text)
