@@ -43,7 +43,7 @@ def manifest(tmp_path: Path, precision: str) -> str:
     return str(path)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_the_goldens_are_met(environment: dict[str, str]) -> None:
     probe = "import importlib.util as u, rarefy.execution as e; print(u.find_spec('rarefy.fast'), e._make_fast)"
     assert python(environment, "-c", probe).stdout == "None None\n"
@@ -51,7 +51,7 @@ def test_the_goldens_are_met(environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_a_run_makes_its_images(environment: dict[str, str], tmp_path: Path) -> None:
     options = ["generate", manifest(tmp_path, "exact"), "--out", str(tmp_path / "out"), "--actors", "1"]
     done = python(environment, "-m", "rarefy", *options)

@@ -139,7 +139,7 @@ def test_only_adm_is_trained(build: Any) -> None:
         build(OtherNetwork("own:net", 4, 1, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """examples/own_model with a few training steps and six images; its actor imports the module as well."""
     monkeypatch.syspath_prepend(EXAMPLE)

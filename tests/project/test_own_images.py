@@ -24,7 +24,7 @@ from rarefy.images import LabelledImages, load_images
 from rarefy.models.folder import read_model_folder
 from rarefy.training.project import load_project
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(40)
 SEEN = {"diffusion": 10_000, "classifier": 5000, "judge": 3000}
 
 
