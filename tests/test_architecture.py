@@ -26,7 +26,8 @@ LEVELS = (
     ("consume", "select"),
     ("export",),
     ("audit_commands", "completion_command", "export_command", "import_command", "project", "stages", "status"),
-    ("model_commands", "output_commands", "project_commands", "run_commands"),
+    ("doctor", "publish"),
+    ("doctor_command", "model_commands", "output_commands", "project_commands", "push_command", "run_commands"),
     ("cli",),
     ("__main__", "job"),
 )

@@ -15,6 +15,7 @@ from rarefy import __version__
 from rarefy.audit_commands import add_audit_commands
 from rarefy.command_line import GROUPS, TRY_AGAIN, USER_ERROR, Handler, Parser, Style
 from rarefy.completion_command import add_completion
+from rarefy.doctor_command import add_doctor
 from rarefy.errors import RarefyError, StorageError, TemporaryError
 from rarefy.export_command import add_export
 from rarefy.extras import missing_package
@@ -23,6 +24,7 @@ from rarefy.interrupts import sigterm_interrupts
 from rarefy.model_commands import add_model_commands
 from rarefy.output_commands import add_output_commands
 from rarefy.project_commands import add_project_commands
+from rarefy.push_command import add_push
 from rarefy.run_commands import add_run_commands
 
 READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a program that SIGPIPE ended
@@ -40,9 +42,9 @@ rarefy COMMAND --help has examples of each command.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0: success; 1: verify found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the audit is
-    incomplete; 70: a fault of rarefy's own, with a traceback; 75: a fault that is not the user's, try again; 130:
-    Ctrl-C; 141: nobody reads the output any more; 143: SIGTERM.
+    0: success; 1: verify or doctor found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the
+    audit is incomplete; 70: a fault of rarefy's own, with a traceback; 75: a fault that is not the user's, try again;
+    130: Ctrl-C; 141: nobody reads the output any more; 143: SIGTERM.
     """
     with sigterm_interrupts() as received:
         try:
@@ -141,5 +143,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_audit_commands(commands)
     add_export(commands)
     add_model_commands(commands)
+    add_push(commands)
+    add_doctor(commands)
     add_completion(commands, make_parser)
     return parser

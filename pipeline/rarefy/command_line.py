@@ -41,6 +41,10 @@ rarefy train classifier mine/train.toml      one part
 rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion""",
     "bench": "rarefy bench mine/rare.toml --batch 8,16\nrarefy bench --preset adm-imagenet-64 --device cuda",
     "models": "rarefy models\nrarefy models mine/model",
+    "push": """rarefy push out/rare org/rare-photos --dry-run
+rarefy push out/rare org/rare-photos --private
+rarefy push mine/model org/photos-model""",
+    "doctor": "rarefy doctor\nrarefy doctor --out s3://bucket/rare --ray",
     "completion": """source <(rarefy completion bash)   this shell; put the line into ~/.bashrc for all
 rarefy completion zsh > ~/.zfunc/_rarefy   with fpath+=~/.zfunc before compinit in ~/.zshrc
 rarefy completion fish > ~/.config/fish/completions/rarefy.fish

@@ -17,9 +17,9 @@ from rarefy.models.folder import ModelFolder
 from rarefy.models.load import Models, load_models
 
 _make_fast: Callable[[nn.Module, torch.device, str, str, int], nn.Module] | None = None
-_build: Callable[[], None] | None = None
+_has_cpu_kernels: Callable[[], bool] | None = None
 try:
-    from rarefy.fast import build as _build
+    from rarefy.fast import has_cpu_kernels as _has_cpu_kernels
     from rarefy.fast import prepare as _make_fast
 except ModuleNotFoundError as error:
     if error.name != "rarefy.fast":
@@ -33,10 +33,16 @@ __all__ = [
     "build_kernels",
     "check_execution",
     "has_bfloat16",
+    "has_cpu_kernels",
     "load_prepared",
     "prepare",
     "repeatable",
 ]
+
+
+def has_cpu_kernels() -> bool:
+    """Whether rarefy's kernels for CPUs can be used here; builds and loads them if necessary."""
+    return _has_cpu_kernels is not None and _has_cpu_kernels()
 
 
 def check_execution(device: torch.device, precision: str, compile: str) -> None:
@@ -71,8 +77,8 @@ def prepare(
 
 def build_kernels(device: torch.device, compile: str) -> None:
     """Build what :func:`prepare` would build at its first use on this machine, if it has to be built."""
-    if _build is not None and device.type == "cpu" and compile == "auto":
-        _build()
+    if device.type == "cpu" and compile == "auto":
+        has_cpu_kernels()
 
 
 def load_prepared(

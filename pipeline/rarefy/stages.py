@@ -19,9 +19,9 @@ from rarefy.errors import OutputError, ShardError, bad, near_path
 from rarefy.generate.progress import StageProgress, no_stage
 from rarefy.manifest import Manifest
 from rarefy.models.folder import licence
-from rarefy.plan import SELECTED, run_spec
+from rarefy.plan import SELECTED, is_selected_copy, run_spec
 from rarefy.scratch import sweep
-from rarefy.select.check import verify_selected
+from rarefy.select.check import verify_copy, verify_selected
 from rarefy.shards.card import CardInfo
 from rarefy.shards.claim import MANIFEST_FILE, check_claim
 from rarefy.shards.index import is_sealed
@@ -154,6 +154,8 @@ def _keep_audit(store: Store) -> None:
 def verify_run(store: Store, progress: StageProgress = no_stage) -> dict[str, list[str]]:
     """Problems by shard name or file; empty if all that the plan says is there and undamaged. Writes nothing there."""
     manifest = _own_manifest(store)
+    if is_selected_copy(store, manifest):
+        return verify_copy(store, manifest)
     check_claim(store, manifest.digest)
     sweep()
     problems = verify(store, run_spec(manifest), partial(progress, CHECKING))

@@ -1,6 +1,6 @@
 """Everything that only makes the networks faster. Without this folder rarefy runs the plain networks, in float32.
 
-:func:`prepare` and :func:`build` are the only functions that are used from outside, by :mod:`rarefy.execution`.
+:func:`prepare` and :func:`has_cpu_kernels` are used from outside, by :mod:`rarefy.execution` alone.
 """
 
 from __future__ import annotations
@@ -21,11 +21,6 @@ from rarefy.fast.other import under_autocast
 from rarefy.models.adm import ADM
 
 Network = TypeVar("Network", bound=nn.Module)
-
-
-def build() -> None:
-    """Build the kernels for the CPU, if this machine's user has not got them yet."""
-    native.available()
 
 
 def prepare(network: Network, device: torch.device, precision: str, compile: str, batch: int) -> Network:
@@ -62,3 +57,8 @@ def prepare(network: Network, device: torch.device, precision: str, compile: str
     elif batch and own_kernels and isinstance(network, ADM) and device.type == "cuda":
         network.__dict__["forward"] = recorded(network, batch)
     return network
+
+
+def has_cpu_kernels() -> bool:
+    """Whether rarefy's kernels for CPUs can be used here; builds and loads them if necessary."""
+    return native.available()
