@@ -101,6 +101,15 @@ def tar_samples(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, by
         raise ShardError(f"{name}: tar is truncated or damaged after sample {last} ({cause})") from cause
 
 
+def image_places(stream: BinaryIO, name: str) -> dict[str, tuple[int, int]]:
+    """Where each sample's PNG begins in an open tar, and its length in bytes, by key. Raises ShardError."""
+    try:
+        found = {member: (start, size) for member, start, size in _places(stream)}
+    except (_TarError, OSError) as cause:
+        raise ShardError(f"{name}: tar is truncated or damaged ({cause})") from cause
+    return {member.removesuffix(".png"): place for member, place in found.items() if member.endswith(".png")}
+
+
 def _groups(stream: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
     key, fields = "", dict[str, bytes]()
     for member, data in _members(stream):
@@ -117,12 +126,18 @@ def _groups(stream: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of a tar's files.
+    """Names and contents of a tar's files."""
+    for member, _, size in _places(stream):
+        yield member, stream.read(size)
 
-    Only what ``write_tar`` writes is accepted: plain files with short names. Python's tarfile also follows extensions
-    and compression, by which a few bytes can claim any amount of memory.
+
+def _places(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """Names of a tar's files, and where their contents begin and how long they are, in bytes.
+
+    The stream is then at the content. Only what ``write_tar`` writes is accepted: plain files with short names. Python's
+    tarfile also follows extensions and compression, by which a few bytes can claim any amount of memory.
     """
-    left = stream.seek(0, io.SEEK_END)
+    left, place = stream.seek(0, io.SEEK_END), 0
     stream.seek(0)
     while (header := stream.read(BLOCK)) != bytes(BLOCK):
         member, size = _parse_header(header)
@@ -130,7 +145,8 @@ def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
         left -= BLOCK + padded
         if left < 0:
             raise _TarError(f"{member} has {size:,} bytes, more than the file has left")
-        yield member, stream.read(padded)[:size]
+        yield member, place + BLOCK, size
+        place = stream.seek(place + BLOCK + padded)
     if stream.read(BLOCK) != bytes(BLOCK):
         raise _TarError("no end of archive")
 
