@@ -23,7 +23,7 @@ LEVELS = (
     ("plan",),
     ("generate", "training"),
     ("audit", "bench"),
-    ("select",),
+    ("consume", "select"),
     ("audit_commands", "import_command", "project", "stages", "status"),
     ("cli",),
     ("__main__", "job"),
