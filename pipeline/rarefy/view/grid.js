@@ -27,6 +27,8 @@ function element(name, properties = {}, ...children) {
 function decodeTable(buffer) {
   const bytes = new Uint8Array(buffer), end = bytes.indexOf(10);
   const table = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
+  table.names = new Map(table.classes);
+  table.ranks = new Map(table.classes.map(([id], place) => [id, place]));
   table.column = {};
   table.columns.forEach((column, place) => {
     column.values = new Float64Array(buffer, end + 1 + place * table.rows * 8, table.rows);
@@ -37,7 +39,7 @@ function decodeTable(buffer) {
 
 const value = (name, row) => state.table.column[name]?.values[row] ?? NaN;
 const keyOf = row => String(value("key", row)).padStart(11, "0");
-const className = id => state.table.classes[id] ?? String(id);
+const className = id => state.table.names.get(id) ?? String(id);
 const isDropped = row => value("excluded", row) === 1;
 
 function format(column, number) {
@@ -74,11 +76,10 @@ function passes(row) {
 }
 
 function byColumn(column, sign) {
-  const values = column.values;
-  const name = column.kind === "class" ? number => Number.isNaN(number) ? NaN : ranks.get(number) ?? number : number => number;
-  const ranks = new Map(Object.keys(state.table.classes).map((id, place) => [+id, place]));
+  const values = column.values, ranks = state.table.ranks;
+  const rank = column.kind === "class" ? number => ranks.get(number) ?? number : number => number;
   return (a, b) => {
-    const x = name(values[a]), y = name(values[b]);
+    const x = rank(values[a]), y = rank(values[b]);
     if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || a - b;
     return sign * (x - y) || a - b;
   };
@@ -274,8 +275,8 @@ function range(column) {
 function buildFilters() {
   const table = state.table, counts = new Map(), filters = $("filters");
   for (const id of table.column.class_id.values) counts.set(id, (counts.get(id) ?? 0) + 1);
-  const classes = Object.keys(table.classes).filter(id => counts.has(+id));
-  const all = [["all", ""], ...classes.map(id => [`${table.classes[id]} (${counts.get(+id).toLocaleString("en")})`, id])];
+  const classes = table.classes.filter(([id]) => counts.has(id));
+  const all = [["all", ""], ...classes.map(([id, name]) => [`${name} (${counts.get(id).toLocaleString("en")})`, id])];
   const made = [choice("class", all, mark => { state.filters.class = mark === "" ? undefined : +mark; })];
   made[0].querySelector("select").id = "class";
   const has = name => table.column[name]?.values.some(each => !Number.isNaN(each));

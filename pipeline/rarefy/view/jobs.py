@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from rarefy.errors import RarefyError
 from rarefy.shards.store import Store
 
+from rarefy.view.origin import Origin, Trajectory
+
 if TYPE_CHECKING:  # torch is loaded for the first trajectory only
-    from rarefy.view.trajectory import Origin, Sampler, Trajectory
+    from rarefy.view.trajectory import Sampler
 
 MOST_KEPT = 8
 NEEDS_TORCH = "a trajectory needs torch: pip install 'rarefy[run]'"
@@ -30,6 +32,11 @@ class Job:
     done: int = 0
     total: int = 0
     result: Future[Trajectory] = field(default_factory=Future)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result."""
+        return self.result.done() and self.result.exception() is None
 
     @property
     def error(self) -> str:

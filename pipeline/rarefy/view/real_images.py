@@ -75,7 +75,9 @@ class RealImages:
 
     @cached_property
     def _loaded(self) -> LabelledImages:
-        spec = find_run_model(self._manifest.model, self._model, needed=self._reference is None)
+        preset = self._manifest.preset
+        own = self._reference is None and "reference" in preset.files
+        spec = find_run_model(self._manifest.model, self._model, needed=own)
         reference = load_reference(spec.folder, self._reference)
         if reference is None:
             raise DataError(f"the model {spec.folder.name} has no real images; start rarefy view with --reference DATA")

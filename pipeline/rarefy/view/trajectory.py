@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,48 +26,12 @@ from rarefy.plan import class_rank, make_plan, sample_seed
 from rarefy.shards.claim import MANIFEST_FILE
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
+from rarefy.view.origin import Frame, Origin, Step, Trajectory
 
 MOST_FRAMES = 48  # whose pictures are kept; confidence and entropy are known of every step
 
 Progress = Callable[[int, int], None]
 """Steps done and in all; it may raise to end the work."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What determines an image, besides the manifest: its row's key, class, seed and candidate."""
-
-    key: str
-    class_id: int
-    seed: int
-    candidate: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """After one step. t: time step of x; confidence, entropy: of the classifier's p(y | x, t), None without one."""
-
-    t: int
-    confidence: float | None
-    entropy: float | None
-
-
-@dataclass(frozen=True)
-class Frame:
-    """PNG files of x and of the predicted image after a step. number: of the step, from 0."""
-
-    number: int
-    x: bytes
-    predicted: bytes
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """steps: all of them; frames: evenly spaced ones, the last among them; image: the result (C, H, W)."""
-
-    steps: tuple[Step, ...]
-    frames: tuple[Frame, ...]
-    image: NDArray[np.uint8]
 
 
 class Sampler:
