@@ -25,6 +25,7 @@ LEVELS = (
     ("audit", "bench"),
     ("consume", "select"),
     ("audit_commands", "import_command", "project", "stages", "status"),
+    ("model_commands", "output_commands", "project_commands", "run_commands"),
     ("cli",),
     ("__main__", "job"),
 )

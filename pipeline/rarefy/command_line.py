@@ -62,6 +62,13 @@ def add_plugins(command: argparse.ArgumentParser) -> None:
     command.add_argument("--allow-plugins", action="store_true", help=f"{text} (also: RAREFY_ALLOW_PLUGINS=1)")
 
 
+def add_compile(group: Any) -> None:
+    """Add --compile. group: a command or a group of its arguments."""
+    text = "auto: rarefy's kernels and CUDA graphs (default); off: plain PyTorch; full: torch.compile"
+    # A copy of rarefy.device.COMPILES, because importing it would slow down --help.
+    group.add_argument("--compile", choices=("auto", "off", "full"), default="auto", help=text)
+
+
 def allow_plugins(arguments: argparse.Namespace) -> bool:
     """Whether the command or the environment allows it."""
     from rarefy.plugins import allowed_by_environment
