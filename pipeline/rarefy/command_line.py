@@ -27,6 +27,9 @@ rarefy run mine/rare.toml --out s3://bucket/rare --ray-address auto""",
     "status": "rarefy status s3://bucket/rare",
     "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
     "report": "rarefy report out/rare",
+    "view": """rarefy view out/rare --open
+rarefy view s3://bucket/rare --reference photos/test
+rarefy view out/rare --static gallery.html     one file to send to others""",
     "compare": "rarefy compare out/plain out/rare --page out/compare.html",
     "train": """rarefy train mine/train.toml                 all parts, in order: diffusion, classifier, judge
 rarefy train classifier mine/train.toml      one part

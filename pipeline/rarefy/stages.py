@@ -86,11 +86,14 @@ def run(manifest: Manifest, options: GenerateOptions, audit: AuditOptions, repor
 
 
 def _report(store: Store, notice: Callable[[str], None]) -> str:
-    """Write the page and return its path, unless another driver has deleted the results to measure this run again."""
-    from rarefy.audit.page.report import write_report
+    """Write the pages, unless another driver has deleted the results to measure this run again.
+
+    Returns the path of the report.
+    """
+    from rarefy.view.pages import write_pages
 
     try:
-        return write_report(store)
+        return write_pages(store, notice)["report"]
     except (OutputError, ShardError):
         if store.exists(METRICS_PATH):
             raise

@@ -134,8 +134,8 @@ def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
 def _places(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """Names of a tar's files, and where their contents begin and how long they are, in bytes.
 
-    The stream is then at the content. Only what ``write_tar`` writes is accepted: plain files with short names. Python's
-    tarfile also follows extensions and compression, by which a few bytes can claim any amount of memory.
+    The stream is then at the content. Only what ``write_tar`` writes is accepted: plain files with short names.
+    Python's tarfile also follows extensions and compression, by which a few bytes can claim any amount of memory.
     """
     left, place = stream.seek(0, io.SEEK_END), 0
     stream.seek(0)

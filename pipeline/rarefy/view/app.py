@@ -14,6 +14,7 @@ from rarefy.errors import DataError, RarefyError, bad
 from rarefy.shards.reader import decode_image
 from rarefy.shards.writer import encode_png
 from rarefy.view.jobs import Job, Trajectories, sampler_of
+from rarefy.view.marks import Marks
 from rarefy.view.origin import Origin, Trajectory
 from rarefy.view.page import Page, render
 from rarefy.view.real_images import RealImages
@@ -21,7 +22,7 @@ from rarefy.view.run import Run
 from rarefy.view.table import facts
 
 HTML, JSON, TEXT, BYTES, PNG = "text/html", "application/json", "text/plain", "application/octet-stream", "image/png"
-OK, BAD_REQUEST, NOT_FOUND = 200, 400, 404
+OK, NO_CONTENT, BAD_REQUEST, NOT_FOUND = 200, 204, 400, 404
 LOCAL_POLL_MS, REMOTE_POLL_MS = 3_000, 15_000
 HELP = "Dropped images stay in the shards; their keys are listed in {place}, which training and export honour."
 
@@ -51,7 +52,7 @@ class App:
     """Answers for one run. Safe to use from several threads; use ``close`` at the end."""
 
     def __init__(self, run: Run, options: ViewOptions) -> None:
-        self.run = run
+        self.run, self.marks = run, Marks(run.store, run.data)
         self._real = RealImages(run.store, run.manifest, options.reference, options.model)
         self._traces = Trajectories(
             partial(sampler_of, run.store, options.device, options.model, options.allow_plugins)
@@ -83,6 +84,8 @@ class App:
                 return Response(self.run.png(name.removesuffix(".png")), PNG, keep=True)
             case ["real", name] if name.removesuffix(".png").isdecimal():
                 return Response(encode_png(self._real.image(int(name.removesuffix(".png")))), PNG, keep=True)
+            case ["favicon.ico"]:
+                return Response(b"", PNG, NO_CONTENT)
             case ["trajectory", key, number, name]:
                 return Response(self._frame(key, number, name.removesuffix(".png")), PNG, keep=True)
         return Response(b"there is no such page\n", TEXT, NOT_FOUND)
@@ -96,7 +99,7 @@ class App:
                     raise DataError(bad("mark", sorted(body), "an object with keys, a list, and drop, true or false"))
                 for key in keys:
                     self.run.rows.row(str(key))
-                self.run.marks.change([str(key) for key in keys], drop)
+                self.marks.change([str(key) for key in keys], drop)
                 return _json({"version": self.run.version()})
             case "/api/trajectory":
                 key = str(body.get("key"))
@@ -106,11 +109,11 @@ class App:
 
     def _page(self) -> bytes:
         run = self.run
-        why_not = run.marks.why_not
+        why_not = self.marks.why_not
         page = Page(
             name=run.manifest.name,
             state=run.state(),
-            help=HELP.format(place=run.marks.place),
+            help=HELP.format(place=self.marks.place),
             notes=[why_not] if why_not else [],
         )
         poll = LOCAL_POLL_MS if run.data.is_local else REMOTE_POLL_MS
@@ -125,7 +128,7 @@ class App:
         row = self.run.rows.row(key)
         nearest, distance = row.get("nearest_real"), row.get("nearest_distance")
         image = decode_image(self.run.png(key))
-        known = isinstance(nearest, str) and isinstance(distance, float)
+        known = isinstance(nearest, str)
         found = self._real.near(image, str(nearest) if known else None, float(str(distance)) if known else None)
         return [asdict(near) for near in found]
 
@@ -165,8 +168,8 @@ def comparison(trajectory: Trajectory, stored: bytes) -> str:
         return "Made again: the stored image's pixels, in a PNG file with other bytes."
     return (
         f"Made again: it differs from the stored image in {np.mean(difference > 0):.1%} of the values, by at most "
-        f"{difference.max()} of 255 grey levels. It was sampled alone and not in the run's batch, or on another device, "
-        "so it rounds differently."
+        f"{difference.max()} of 255 grey levels. It was sampled alone, not in the run's batch, and perhaps on another "
+        "device, so it rounds differently."
     )
 
 

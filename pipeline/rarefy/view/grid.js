@@ -6,7 +6,7 @@ const MOST_PLACES = 200000; // a browser's page cannot be higher than about 17 m
 const GAP = 8, CAPTION = 22, OVERSCAN_ROWS = 3;
 const RANGES = ["confidence", "entropy", "rarity", "copy_ratio"];
 const FLAGS = {
-  accepted: ["accepted", "not accepted"], inside: ["within the real data", "outside"], excluded: ["dropped", "kept"],
+  accepted: ["accepted", "not accepted"], inside: ["within", "outside"], excluded: ["dropped", "kept"],
 };
 const $ = id => document.getElementById(id);
 const state = {
@@ -151,7 +151,7 @@ function show(place) {
   const row = state.order[place];
   let tile = tiles.get(place);
   if (!tile) {
-    tile = element("div", {className: "tile", id: `place-${place}`, tabIndex: -1},
+    tile = element("div", {className: "cell", id: `place-${place}`, tabIndex: -1},
       element("img", {src: source.image(row), decoding: "async", draggable: false}),
       element("i", {className: "mark"}), element("small"));
     tile.setAttribute("role", "option");
@@ -317,7 +317,7 @@ function start(table) {
 // ---- mouse, touch and keyboard
 
 $("grid").addEventListener("click", event => {
-  const tile = event.target.closest(".tile");
+  const tile = event.target.closest(".cell");
   if (!tile) return;
   const place = +tile.dataset.place;
   if (event.shiftKey) {

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from rarefy.errors import RarefyError
 from rarefy.shards.store import Store
-
 from rarefy.view.origin import Origin, Trajectory
 
 if TYPE_CHECKING:  # torch is loaded for the first trajectory only

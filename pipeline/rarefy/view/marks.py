@@ -18,24 +18,20 @@ PATIENCE_S = 2.0  # to find out whether the folder can be written
 class Marks:
     """The exclusion list of the run in ``store``. data: the data set's folder, where the list is.
 
-    place: of the list; why_not: why it cannot be changed, empty if it can. Every change reads the list, changes it and writes it
-    whole. Processes on one machine take turns; on an object store the last of two simultaneous writers wins.
+    place: of the list; why_not: why it cannot be changed, empty if it can. Every change reads the list, changes it and
+    writes it whole. Processes on one machine take turns; on an object store the last of two simultaneous writers wins.
     """
 
     def __init__(self, store: Store, data: Store) -> None:
         self._store, self._data, self._lock = store, data, threading.Lock()
         self.why_not, self.place = _why_not(data), place(data)
 
-    def keys(self) -> frozenset[str]:
-        """The dropped images. Raises DataError for a list with something else in it."""
-        return read_exclusions(self._store)
-
     def change(self, keys: Collection[str], drop: bool) -> frozenset[str]:
         """Drop or keep images; returns the new list. Raises OutputError if it cannot be written, DataError."""
         if self.why_not:
             raise OutputError(self.why_not)
         with self._lock, _turn(self._data):
-            before = self.keys()
+            before = read_exclusions(self._store)
             after = before.union(keys) if drop else before.difference(keys)
             if after != before:
                 write_exclusions(self._store, after)

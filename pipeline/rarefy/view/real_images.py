@@ -106,4 +106,5 @@ def pixel_distances(images: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDAr
         np.square(images[start : start + step].astype(np.int32) - image).mean(axis=(1, 2, 3))
         for start in range(0, len(images), step)
     ]
-    return np.sqrt(np.concatenate(squares))
+    distances: NDArray[np.float64] = np.sqrt(np.concatenate(squares))
+    return distances

@@ -13,6 +13,7 @@ import pandas as pd
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.rarity.table import FOLDER
 from rarefy.audit.schema import METRICS_PATH
+from rarefy.consume.exclusions import read_exclusions
 from rarefy.consume.rows import COPY_RATIO, RARITY, read_rows
 from rarefy.consume.where import matching
 from rarefy.errors import DataError
@@ -22,7 +23,6 @@ from rarefy.shards.index import is_sealed
 from rarefy.shards.listing import committed_numbers
 from rarefy.shards.store import Store
 from rarefy.view.images import Images
-from rarefy.view.marks import Marks
 from rarefy.view.table import class_names, encode_table
 
 NOT_MEASURED = "no current audit has measured it; run audit"
@@ -30,7 +30,7 @@ NOT_MEASURED = "no current audit has measured it; run audit"
 
 @dataclass(frozen=True)
 class Stamp:
-    """What the rows depend on. shards: numbers of the committed ones; measured: files of rarity and the audit's size."""
+    """What the rows depend on. shards: the committed ones; measured: number of files of rarity, the audit's size."""
 
     sealed: bool
     shards: frozenset[int]
@@ -45,25 +45,26 @@ class Rows:
     stamp: Stamp
 
     @cached_property
-    def keys(self) -> pd.Index:
-        return pd.Index(self.frame["key"])
+    def keys(self) -> pd.Index[str]:
+        index: pd.Index[str] = pd.Index(self.frame["key"])
+        return index
 
     def row(self, key: str) -> dict[str, object]:
         """The row of an image. Raises DataError if there is none."""
         if key not in self.keys:
             raise DataError(f"key: {key!r} is not an image of this data set")
-        found: dict[str, object] = self.frame.iloc[self.keys.get_loc(key)].to_dict()
-        return found
+        row = self.frame.iloc[self.keys.get_loc(key)]
+        return dict(zip(self.frame.columns, row, strict=True))
 
 
 class Run:
-    """The run in ``store``. Safe to use from several threads."""
+    """The run in ``store``. Safe to use from several threads. Raises OutputError, ShardError, DataError."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.manifest: Manifest = read_manifest(store)
         self.data = data_store(store, self.manifest)
-        self.images, self.marks = Images(self.data), Marks(store, self.data)
+        self.images = Images(self.data)
         self.classes = class_names(self.manifest)
         self._lock = threading.Lock()
         self.rows = self._read()
@@ -80,12 +81,16 @@ class Run:
 
     def version(self) -> str:
         """The version of the rows and the exclusion list, without a look at the shards."""
-        text = f"{self.rows.stamp}\n{sorted(self.rows.stamp.shards)}\n{sorted(self.marks.keys())}"
+        text = f"{self.rows.stamp}\n{sorted(self.rows.stamp.shards)}\n{sorted(self.excluded())}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def excluded(self) -> frozenset[str]:
+        """The dropped images, as the list has them now. Raises DataError for a list with something else in it."""
+        return read_exclusions(self.store)
 
     def table(self) -> bytes:
         """What the page reads, see ``encode_table``."""
-        return encode_table(self.rows.frame, self.marks.keys(), self.classes)
+        return encode_table(self.rows.frame, self.excluded(), self.classes)
 
     def where(self, expression: str) -> bytes:
         """One byte per row: 1 where the condition holds. Raises DataError for a bad condition."""

@@ -14,10 +14,11 @@ from rarefy.errors import DataError, OutputError, RarefyError, bad
 from rarefy.shards.reader import json_object
 from rarefy.view.app import BAD_REQUEST, TEXT, App, Response, error_response
 
-LOCAL = "127.0.0.1"
+LOCAL, EVERYWHERE = "127.0.0.1", ("0.0.0.0", "::")
 FORBIDDEN, SEE_OTHER = 403, 303
 MOST_BODY_BYTES = 64 << 20  # keys of a few million images
 NO_TOKEN = b"open the address that rarefy view has printed: it has a token that is missing here\n"
+WRONG_LENGTH = b"a request of this kind needs a Content-Length of at most 64 MiB\n"
 WRONG_HOST = b"this server answers only under the address that rarefy view has printed\n"
 
 
@@ -31,7 +32,8 @@ class ViewServer(ThreadingHTTPServer):
     block_on_close = False  # a browser keeps its connections open
 
     def __init__(self, app: App, host: str = LOCAL, port: int = 0) -> None:
-        self.app, self.token, self.host = app, secrets.token_urlsafe(24), host
+        self.app, self.token = app, secrets.token_urlsafe(24)
+        self.name = socket.gethostname() if host in EVERYWHERE else host
         if ":" in host:
             self.address_family = socket.AF_INET6
         try:
@@ -47,8 +49,8 @@ class ViewServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """The address to open, with the token."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/?token={self.token}"
+        name = f"[{self.name}]" if ":" in self.name else self.name
+        return f"http://{name}:{self.port}/?token={self.token}"
 
     @property
     def cookie(self) -> str:
@@ -56,25 +58,16 @@ class ViewServer(ThreadingHTTPServer):
         return f"rarefy-view-{self.port}"
 
     def answers_to(self, header: str) -> bool:
-        """Whether a Host header names this server: a page elsewhere can point its own name here, but not an address.
+        """Whether a Host header names this server by an address or a name of its own.
 
-        The port may be another one, that of an SSH tunnel.
+        A page elsewhere can make the browser ask here under its own name, but not under an address. The port may be
+        another one, that of an SSH tunnel.
         """
         try:
             name = urlsplit(f"//{header}").hostname or ""
         except ValueError:
             return False
-        if name in ("localhost", self.host):
-            return True
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return address.is_loopback or not ipaddress.ip_address(self._bound).is_loopback
-
-    @property
-    def _bound(self) -> str:
-        return str(self.server_address[0])
+        return name in ("localhost", self.name.lower()) or _is_address(name)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -84,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "rarefy", ""
     server: ViewServer
 
-    def do_GET(self) -> None:  # noqa: N802 (the standard library's name)
+    def do_GET(self) -> None:
         parts = urlsplit(self.path)
         query = dict(parse_qsl(parts.query))
         if not self.server.answers_to(self.headers.get("Host", "")):
@@ -98,11 +91,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._answer(lambda: self.server.app.get(parts.path, query))
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > MOST_BODY_BYTES:
             self.close_connection = True
-            self._send(Response(b"a request of this kind needs a Content-Length that is not too large\n", TEXT, BAD_REQUEST))
+            self._send(Response(WRONG_LENGTH, TEXT, BAD_REQUEST))
             return
         body = self.rfile.read(int(length))
         if not self.server.answers_to(self.headers.get("Host", "")):
@@ -155,3 +148,11 @@ def _json_object(body: bytes) -> dict[str, object]:
         return json_object(body)
     except ValueError as cause:
         raise DataError(f"request: not a JSON object ({cause})") from cause
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

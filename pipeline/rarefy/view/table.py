@@ -37,7 +37,7 @@ COLUMNS = (
     Column("margin", "margin", NUMBER, "highest less second highest probability"),
     Column("predicted_id", "classifier says", CLASS, "class with the highest probability at t = 0"),
     Column("rarity", "rarity", NUMBER, "radius of the smallest neighbourhood of a real image around it"),
-    Column("inside", "real data", FLAG, "whether it is within the real data"),
+    Column("inside", "within real data", FLAG, "whether it is within the real data"),
     Column("avgknn", "mean distance", NUMBER, "mean distance to the k nearest real images"),
     Column("nearest_distance", "nearest real", NUMBER, "distance to the nearest real image"),
     Column("copy_ratio", "copy ratio", NUMBER, "at most 1 for a suspected copy of a real image"),
@@ -68,5 +68,7 @@ def class_names(manifest: Manifest) -> dict[int, str]:
 def facts(row: Mapping[str, object]) -> list[tuple[str, str]]:
     """What else the row of an image says, by label: texts, and whole numbers too large for the page's table."""
     return [
-        (FACTS[name], str(row[name]) or "none") for name in FACTS if name in row and not pd.isna(row[name])  # type: ignore[call-overload]
+        (FACTS[name], str(row[name]) or "none")
+        for name in FACTS
+        if name in row and not pd.isna(row[name])  # type: ignore[call-overload]
     ]

@@ -37,8 +37,8 @@ Progress = Callable[[int, int], None]
 class Sampler:
     """Makes images of a run again, one by one. The networks are loaded once.
 
-    device: cpu, cuda or cuda:N; model: the user's --model, see ``find_run_model``. Raises ManifestError, CheckpointError
-    or DeviceError if the run cannot be sampled here.
+    device: cpu, cuda or cuda:N; model: the user's --model, see ``find_run_model``. Raises ManifestError,
+    CheckpointError or DeviceError if the run cannot be sampled here.
     """
 
     def __init__(self, store: Store, device: str, model: str | None, allow_plugins: bool) -> None:
@@ -70,7 +70,9 @@ class Sampler:
         seed = sample_seed(self.manifest.seed, slot.class_id, slot.class_index, origin.candidate)
         if (slot.class_id, seed) != (origin.class_id, origin.seed):
             row = f"class {origin.class_id} with seed {origin.seed}"
-            raise RarefyError(bad(f"image {origin.key}", row, f"what the manifest plans: class {slot.class_id}, {seed}"))
+            raise RarefyError(
+                bad(f"image {origin.key}", row, f"what the manifest plans: class {slot.class_id}, {seed}")
+            )
         return class_rank(slot.class_index)
 
     @torch.no_grad()
