@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from planted_run import make_planted, write_planted_audit, write_planted_rarity
+from traced_run import make_traced
 
 from rarefy.shards.store import Store
 from rarefy.view.app import App, ViewOptions
@@ -25,6 +26,12 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_planted_rarity(store, make_planted(store, COUNTS, SHARD_SIZE))
     write_planted_audit(store, ["00000000000", "00000100003"])
     return out
+
+
+@pytest.fixture(scope="session")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Three images of the embedded model. Not to be written to."""
+    return make_traced(tmp_path_factory.mktemp("traced") / "out")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from planted_run import commit_planted, is_accepted, key_of, planted_confidence,
 
 from rarefy.consume.exclusions import EXCLUDED, read_exclusions, write_exclusions
 from rarefy.consume.rows import read_rows
-from rarefy.errors import DataError, OutputError, RarefyError, ShardError
+from rarefy.errors import DataError, OutputError, ShardError
 from rarefy.shards.reader import decode_image
 from rarefy.shards.store import Store
 from rarefy.view.app import App, ViewOptions, error_response
@@ -221,7 +221,7 @@ def test_the_nearest_real_images_come_with_their_distance(own: Path) -> None:
     app = App(Run(Store(str(own))), ViewOptions())
     real = app._real.images
     app.run.rows.frame.loc[1, "nearest_real"] = real.keys[3]
-    found = answer(app, "/api/near", key=SECOND)
+    found = answer(app, "/api/near", key=SECOND)["near"]
     assert [near["by"] for near in found] == [FEATURES] + [PIXELS] * 5
     assert (found[0]["row"], found[0]["distance"]) == (3, app.run.rows.frame.loc[1, "nearest_distance"])
     distances = pixel_distances(real.images, planted_image(SECOND))
@@ -235,8 +235,9 @@ def test_the_nearest_real_images_come_with_their_distance(own: Path) -> None:
 
 def test_other_real_images_than_the_audits_are_refused(app: App) -> None:
     """The planted audit names another reference than the one that ships with the model."""
-    with pytest.raises(RarefyError, match="not the real images of the audit; start rarefy view with its --reference"):
-        app.get("/api/near", {"key": FIRST})
+    found = answer(app, "/api/near", key=FIRST)
+    assert found["near"] == []
+    assert found["why_not"] == "these are not the real images of the audit; start rarefy view with its --reference DATA"
 
 
 def test_the_page_shows_names_as_text(app: App) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_model import make_run
 from torch import Tensor
+from traced_run import STEPS
 
 from rarefy.consume.rows import read_rows
 from rarefy.diffusion.sampler import Sample, sample, to_uint8
 from rarefy.errors import DataError, DeviceError, RarefyError
-from rarefy.manifest import parse_manifest
 from rarefy.shards.reader import decode_image
 from rarefy.shards.store import Store
 from rarefy.shards.writer import encode_png
@@ -28,40 +27,15 @@ from rarefy.view.origin import Origin, Trajectory
 from rarefy.view.run import Run
 from rarefy.view.trajectory import Sampler
 
-STEPS = 5
-MANIFEST = f"""
-name = "traced"
-[model]
-name = "fashion-mnist-28"
-[sampler]
-steps = {STEPS}
-batch = 3
-[[guidance]]
-term = "low-confidence"
-scale = 1.0
-tau = 0.5
-[classes]
-counts = {{ 0 = 2, 4 = 1 }}
-[accept]
-confidence = {{ max = 0.5 }}
-max_candidates = 3
-exhausted = "keep"
-"""
-
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_run(parse_manifest(MANIFEST, "test"), tmp_path_factory.mktemp("traced") / "out")
-
-
-@pytest.fixture(scope="module")
-def sampler(made: Store) -> Sampler:
-    return Sampler(made, "cpu", None, allow_plugins=False)
+def sampler(traced: Store) -> Sampler:
+    return Sampler(traced, "cpu", None, allow_plugins=False)
 
 
 @pytest.fixture
-def app(made: Store) -> Iterator[App]:
-    app = App(Run(made), ViewOptions())
+def app(traced: Store) -> Iterator[App]:
+    app = App(Run(traced), ViewOptions())
     yield app
     app.close()
 
@@ -75,10 +49,10 @@ def quiet(done: int, total: int) -> None:
     assert 0 <= done < total == STEPS
 
 
-def test_it_ends_at_the_stored_image_and_its_scores(made: Store, sampler: Sampler) -> None:
-    rows, run = read_rows(made, accepted=False, partial=True), Run(made)
+def test_it_ends_at_the_stored_image_and_its_scores(traced: Store, sampler: Sampler) -> None:
+    rows, run = read_rows(traced, accepted=False, partial=True), Run(traced)
     assert max(rows["candidate"]) > 0  # later candidates have other seeds
-    for (_, row), origin in zip(rows.iterrows(), origins(made), strict=True):
+    for (_, row), origin in zip(rows.iterrows(), origins(traced), strict=True):
         found = sampler.trace(origin, quiet)
         stored = decode_image(run.png(origin.key)).astype(int)
         assert np.abs(found.image - stored).max() <= 1  # another batch may round differently
@@ -91,7 +65,7 @@ def test_it_ends_at_the_stored_image_and_its_scores(made: Store, sampler: Sample
 
 
 def test_its_pictures_are_the_states_of_the_sampler(
-    made: Store, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+    traced: Store, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = list[tuple[Tensor, Tensor]]()
 
@@ -102,7 +76,7 @@ def test_its_pictures_are_the_states_of_the_sampler(
 
     monkeypatch.setattr(trajectory, "sample", watched)
     monkeypatch.setattr(trajectory, "MOST_FRAMES", 3)
-    found = sampler.trace(origins(made)[0], quiet)
+    found = sampler.trace(origins(traced)[0], quiet)
     assert [frame.number for frame in found.frames] == [0, 2, 4]
     for frame in found.frames:
         x, predicted = (to_uint8(each)[0].numpy() for each in states[frame.number])
@@ -111,21 +85,21 @@ def test_its_pictures_are_the_states_of_the_sampler(
     np.testing.assert_array_equal(decode_image(found.frames[-1].x), found.image)
 
 
-def test_a_row_of_another_manifest_is_refused(made: Store, sampler: Sampler) -> None:
-    origin = origins(made)[0]
+def test_a_row_of_another_manifest_is_refused(traced: Store, sampler: Sampler) -> None:
+    origin = origins(traced)[0]
     for wrong in (replace(origin, seed=origin.seed + 1), replace(origin, candidate=9), replace(origin, class_id=4)):
         with pytest.raises(RarefyError, match=f"image {origin.key}: 'class . with seed .* what the manifest plans"):
             sampler.trace(wrong, quiet)
 
 
-def test_what_cannot_be_sampled_here_is_said(made: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_sampled_here_is_said(traced: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match="device"):
-        sampler_of(made, "tpu", None, False)
+        sampler_of(traced, "tpu", None, False)
     monkeypatch.setitem(__import__("sys").modules, "rarefy.view.trajectory", None)
     error = ModuleNotFoundError("No module named 'torch'", name="torch")
     monkeypatch.setattr("builtins.__import__", refuse_import(error))
     with pytest.raises(RarefyError, match=r"a trajectory needs torch: pip install 'rarefy\[run\]'"):
-        sampler_of(made, "cpu", None, False)
+        sampler_of(traced, "cpu", None, False)
 
 
 def refuse_import(error: ModuleNotFoundError) -> Any:

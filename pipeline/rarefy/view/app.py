@@ -12,6 +12,7 @@ import numpy as np
 
 from rarefy.errors import DataError, RarefyError, bad
 from rarefy.shards.reader import decode_image
+from rarefy.shards.retry import one_line
 from rarefy.shards.writer import encode_png
 from rarefy.view.jobs import Job, Trajectories, sampler_of
 from rarefy.view.marks import Marks
@@ -124,13 +125,17 @@ class App:
         version = self.run.refresh()
         return Response(make(), BYTES, headers={"X-Rows": version})
 
-    def _near(self, key: str) -> list[dict[str, object]]:
+    def _near(self, key: str) -> dict[str, object]:
+        """The nearest real images, or why there are none to show: they need not be on this machine."""
         row = self.run.rows.row(key)
         nearest, distance = row.get("nearest_real"), row.get("nearest_distance")
         image = decode_image(self.run.png(key))
         known = isinstance(nearest, str)
-        found = self._real.near(image, str(nearest) if known else None, float(str(distance)) if known else None)
-        return [asdict(near) for near in found]
+        try:
+            found = self._real.near(image, str(nearest) if known else None, float(str(distance)) if known else None)
+        except RarefyError as error:
+            return {"near": [], "why_not": one_line(error)}
+        return {"near": [asdict(near) for near in found], "why_not": ""}
 
     def _origin(self, key: str) -> Origin:
         row = self.run.rows.row(key)
@@ -179,4 +184,4 @@ def _json(content: object) -> Response:
 
 def error_response(error: RarefyError) -> Response:
     """The error's line."""
-    return Response(" ".join(str(error).split()).encode(), TEXT, BAD_REQUEST)
+    return Response(one_line(error).encode(), TEXT, BAD_REQUEST)

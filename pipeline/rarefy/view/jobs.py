@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rarefy.errors import RarefyError
+from rarefy.shards.retry import one_line
 from rarefy.shards.store import Store
 from rarefy.view.origin import Origin, Trajectory
 
@@ -41,7 +42,7 @@ class Job:
     def error(self) -> str:
         """One line; empty while it runs and when it has succeeded."""
         cause = self.result.exception() if self.result.done() else None
-        return "" if cause is None else " ".join(str(cause).split())
+        return "" if cause is None else one_line(cause)
 
 
 class Trajectories:

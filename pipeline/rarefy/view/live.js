@@ -53,8 +53,9 @@ async function showNear(row) {
   $("near-text").textContent = "Looking for the nearest real images …";
   let found = [], text = "";
   try {
-    found = await (await ask(`api/near?${query(row)}`)).json();
-    text = "Nearest by the audit's features if they are known, then by pixels (root mean square difference in grey levels).";
+    const answer = await (await ask(`api/near?${query(row)}`)).json();
+    found = answer.near;
+    text = answer.why_not || "Nearest by the audit's features if they are known, then by pixels (root mean square difference in grey levels).";
   } catch (error) { text = error.message; }
   if (state.open !== row) return;
   $("near-text").textContent = text;
