@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rarefy.command_line import (
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 def add_audit_commands(commands: Any) -> None:
     """Add the commands to the program's commands."""
     _add_audit(commands)
-    command = add_command(commands, "report", _report, "write audit/report.html from the audit's results")
+    command = add_command(
+        commands, "report", _report, "write an audited run's pages: audit/report.html and audit/gallery.html"
+    )
     command.add_argument("out", metavar="OUT", help=OUT_HELP)
     command = add_command(commands, "compare", _compare, "compare audited runs under equal conditions")
     command.add_argument("runs", metavar="OUT", nargs="+", help="audited runs; each is compared with the first")
@@ -131,11 +134,12 @@ def audit_code(result: dict[str, Any]) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from rarefy.audit.page.report import write_report
     from rarefy.shards.store import Store
+    from rarefy.view.pages import write_pages
 
-    path = f"{arguments.out.rstrip('/')}/{write_report(Store(arguments.out))}"
-    return print_result(arguments, {"report": path}, path)
+    pages = write_pages(Store(arguments.out), lambda line: print(f"rarefy: {line}", file=sys.stderr, flush=True))
+    paths = {name: f"{arguments.out.rstrip('/')}/{rel}" for name, rel in pages.items()}
+    return print_result(arguments, paths, "\n".join(paths.values()))
 
 
 def _compare(arguments: argparse.Namespace) -> int:

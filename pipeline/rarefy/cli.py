@@ -26,6 +26,7 @@ from rarefy.output_commands import add_output_commands
 from rarefy.project_commands import add_project_commands
 from rarefy.push_command import add_push
 from rarefy.run_commands import add_run_commands
+from rarefy.view_command import add_view
 
 READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a program that SIGPIPE ended
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h; a traceback that Python prints would exit with 1, which means damage
@@ -141,6 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     add_output_commands(commands)
     add_audit_commands(commands)
+    add_view(commands)
     add_export(commands)
     add_model_commands(commands)
     add_push(commands)

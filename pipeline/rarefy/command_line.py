@@ -32,6 +32,9 @@ rarefy plan mine/rare.toml --fill photos/ --to 5000""",
     "status": "rarefy status s3://bucket/rare",
     "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
     "report": "rarefy report out/rare",
+    "view": """rarefy view out/rare --open
+rarefy view s3://bucket/rare --reference photos/test
+rarefy view out/rare --static gallery.html     one file to send to others""",
     "compare": "rarefy compare out/plain out/rare --page out/compare.html",
     "export": """rarefy export out/rare rare-images
 rarefy export out/rare rare.npz --format npz

@@ -89,12 +89,15 @@ def run(manifest: Manifest, options: GenerateOptions, audit: AuditOptions, repor
 
 
 def _report(store: Store, reports: Reports) -> str:
-    """Write the page and return its path, unless another driver has deleted the results to measure this run again."""
-    from rarefy.audit.page.report import write_report
+    """Write the pages, unless another driver has deleted the results to measure this run again.
 
-    reports.stages("report")("writing the page", 0, 1)
+    Returns the path of the report.
+    """
+    from rarefy.view.pages import write_pages
+
+    reports.stages("report")("writing the pages", 0, 1)
     try:
-        return write_report(store)
+        return write_pages(store, reports.notice)["report"]
     except (OutputError, ShardError):
         if store.exists(METRICS_PATH):
             raise

@@ -32,7 +32,7 @@ def out(tmp_path: Path) -> Path:
 def without_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "check_before", lambda *arguments: None)
     monkeypatch.setattr(audit, "run_audit", lambda *arguments: {})
-    monkeypatch.setattr(report, "write_report", lambda store: "report")
+    monkeypatch.setattr(report, "write_report", lambda store, gallery: "report")
 
 
 def generator(monkeypatch: pytest.MonkeyPatch, spoil: bool = False) -> list[int]:
@@ -83,7 +83,7 @@ def test_a_run_whose_audit_another_driver_repeats_ends_well(out: Path, monkeypat
     """The other driver has deleted the results, and writes them and the page again."""
     generator(monkeypatch)
 
-    def fail(store: Store) -> str:
+    def fail(store: Store, gallery: bool) -> str:
         raise OutputError("audit/metrics.json is not there")
 
     monkeypatch.setattr(report, "write_report", fail)
