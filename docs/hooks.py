@@ -28,6 +28,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links from docs/ to the root lead to the same page here, or become the path of the file."""
+    for name in AT_ROOT:
+        markdown = markdown.replace(f"](../{name}", f"]({name}")
+    return OUTSIDE.sub(lambda link: _outside(link[0], link[1], link[2]) if "](../" in link[0] else link[0], markdown)
+
+
 def moved(text: str) -> str:
     """A page of the root as a page of docs/: links to docs/ become links next to it, links to code become its path."""
     text = text.replace("](docs/", "](").replace('"docs/', '"')

@@ -83,7 +83,7 @@ def test_commands_within_sentences(page: Path) -> None:
     known, targets = known_options(), re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text())
     for number, code in inline_code(page):
         words = code.split()
-        if words[0] == "rarefy" and len(words) > 1 and re.fullmatch("[a-z-]+", words[1]):
+        if words[0] == "rarefy" and len(words) > 1 and re.fullmatch("[a-z][a-z-]+", words[1]):
             assert words[1] in known, f"{page.name}:{number}: there is no command {code!r}"
             options = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
             assert options <= known[words[1]], f"{page.name}:{number}: {code!r} has unknown options"
