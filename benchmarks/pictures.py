@@ -32,7 +32,8 @@ REAL, RARE, OUTSIDE, INK = "#2b6fd6", "#c2410c", "#6b7280", "#1f2328"
 
 def images_by_class(out: str, count: int) -> dict[int, list[NDArray[np.uint8]]]:
     """The first ``count`` images of each class, (C, H, W)."""
-    store, found = Store(out), defaultdict[int, list[NDArray[np.uint8]]](list)
+    store = Store(out)
+    found: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
     for name in shard_names(read_manifest(store)):
         for sample in read_samples(store, name):
             if len(found[sample.class_id]) < count:

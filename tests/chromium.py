@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -19,6 +20,10 @@ FLAGS = ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable
          "--no-first-run", "--disable-extensions", "--disable-background-networking")  # fmt: skip
 LOWEST_DESCRIPTOR = 20
 PATIENCE_S = 180.0
+# Windows' virtual key codes of keys that are no letters.
+KEYS = {"Enter": 13, "Escape": 27, " ": 32, "PageDown": 34, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38,
+        "ArrowRight": 39, "ArrowDown": 40, "/": 191, "?": 191}  # fmt: skip
+CTRL, SHIFT = 2, 8
 
 
 def find_chromium() -> str | None:
@@ -69,15 +74,15 @@ class Chromium:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
-    def open(self, path: Path, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Load a file as a screen of ``width`` CSS pixels (below 500: a phone) and wait until it is loaded."""
+    def open(self, page: Path | str, width: int = 1200, height: int = 900, dark: bool = False) -> None:
+        """Load a file or URL as a screen of ``width`` CSS pixels (below 500: a phone) and wait until it is loaded."""
         phone = width < 500
         size = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
         self.send("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", {"features": [scheme]})
         self.events.clear()
-        self.send("Page.navigate", {"url": path.as_uri()})
+        self.send("Page.navigate", {"url": page if isinstance(page, str) else page.as_uri()})
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
 
@@ -87,6 +92,43 @@ class Chromium:
         if "exceptionDetails" in answer:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true. Raises RuntimeError if it does not become so."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.evaluate(f"Boolean({condition})"):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"never true: {condition}")
+            time.sleep(0.02)
+
+    def press(self, key: str, modifiers: int = 0) -> None:
+        """Press and release a key as a keyboard does. modifiers: 2 is Ctrl, 8 is Shift."""
+        code = KEYS.get(key) or ord(key.upper())
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": {"Enter": "\r"}.get(key, key)} if kind == "keyDown" and types_text(key, modifiers) else {}
+            event = {"type": kind, "key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers} | text
+            self.send("Input.dispatchKeyEvent", event)
+
+    def click(self, selector: str, modifiers: int = 0) -> None:
+        """Press and release the mouse in the middle of the first element that matches, which must be on the screen."""
+        x, y = self._middle(selector)
+        button = {"x": x, "y": y, "button": "left", "clickCount": 1, "modifiers": modifiers}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", {"type": kind} | button)
+
+    def tap(self, selector: str) -> None:
+        """Touch the first element that matches."""
+        x, y = self._middle(selector)
+        self.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        self.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def picture(self) -> bytes:
+        """A PNG of what the screen shows."""
+        return base64.b64decode(self.send("Page.captureScreenshot", {"format": "png"})["data"])
+
+    def _middle(self, selector: str) -> tuple[float, float]:
+        box = self.evaluate(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def reported(self, *methods: str) -> list[dict[str, Any]]:
         """The parameters of the events of these kinds."""
@@ -103,6 +145,11 @@ class Chromium:
         message, _, self._rest = self._rest.partition(b"\0")
         answer: dict[str, Any] = json.loads(message)
         return answer
+
+
+def types_text(key: str, modifiers: int) -> bool:
+    """Whether a key writes something into a field."""
+    return key == "Enter" or (len(key) == 1 and not modifiers & CTRL)
 
 
 def _pipe() -> tuple[int, int]:

@@ -24,9 +24,10 @@ LEVELS = (
     ("generate", "training"),
     ("audit", "bench"),
     ("consume", "select"),
-    ("export",),
+    ("export", "view"),
     ("audit_commands", "completion_command", "export_command", "import_command", "project", "stages", "status"),
-    ("model_commands", "output_commands", "project_commands", "run_commands"),
+    ("doctor", "publish", "view_command"),
+    ("doctor_command", "model_commands", "output_commands", "project_commands", "push_command", "run_commands"),
     ("cli",),
     ("__main__", "job"),
 )

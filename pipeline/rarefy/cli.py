@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ from rarefy import __version__
 from rarefy.audit_commands import add_audit_commands
 from rarefy.command_line import GROUPS, TRY_AGAIN, USER_ERROR, Handler, Parser, Style
 from rarefy.completion_command import add_completion
+from rarefy.doctor_command import add_doctor
 from rarefy.errors import RarefyError, StorageError, TemporaryError
 from rarefy.export_command import add_export
 from rarefy.extras import missing_package
@@ -22,7 +24,9 @@ from rarefy.interrupts import sigterm_interrupts
 from rarefy.model_commands import add_model_commands
 from rarefy.output_commands import add_output_commands
 from rarefy.project_commands import add_project_commands
+from rarefy.push_command import add_push
 from rarefy.run_commands import add_run_commands
+from rarefy.view_command import add_view
 
 READER_GONE = 128 + signal.SIGPIPE  # what a shell says of a program that SIGPIPE ended
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h; a traceback that Python prints would exit with 1, which means damage
@@ -39,9 +43,9 @@ rarefy COMMAND --help has examples of each command.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0: success; 1: verify found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the audit is
-    incomplete; 70: a fault of rarefy's own, with a traceback; 75: a fault that is not the user's, try again; 130:
-    Ctrl-C; 141: nobody reads the output any more; 143: SIGTERM.
+    0: success; 1: verify or doctor found problems; 2: a user's error (one line on stderr); 3: a gate failed; 5: the
+    audit is incomplete; 70: a fault of rarefy's own, with a traceback; 75: a fault that is not the user's, try again;
+    130: Ctrl-C; 141: nobody reads the output any more; 143: SIGTERM.
     """
     with sigterm_interrupts() as received:
         try:
@@ -68,11 +72,16 @@ def _report_errors(argv: Sequence[str] | None, received: Sequence[int]) -> int:
 
 
 def _run_command(argv: Sequence[str] | None) -> int:
-    """Run a command. Its output is flushed here, where a reader that has gone can still be handled."""
+    """Run a command. Its output is flushed here, where a reader that has gone can still be handled.
+
+    With --json only the result goes to stdout, whatever libraries print.
+    """
     arguments = make_parser().parse_args(argv)
     handler: Handler = arguments.handler
+    arguments.stdout = sys.stdout
     try:
-        code = handler(arguments)
+        with contextlib.redirect_stdout(sys.stderr) if getattr(arguments, "json", False) else contextlib.nullcontext():
+            code = handler(arguments)
     except ImportError as error:
         if (missing := missing_package(arguments.command, error)) is None:
             raise
@@ -133,7 +142,10 @@ def make_parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     add_output_commands(commands)
     add_audit_commands(commands)
+    add_view(commands)
     add_export(commands)
     add_model_commands(commands)
+    add_push(commands)
+    add_doctor(commands)
     add_completion(commands, make_parser)
     return parser

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from rarefy.errors import RarefyError, near_name, one_of
@@ -31,6 +32,9 @@ rarefy plan mine/rare.toml --fill photos/ --to 5000""",
     "status": "rarefy status s3://bucket/rare",
     "audit": "rarefy audit out/rare\nrarefy audit out/rare --reference photos/test --limit 2000",
     "report": "rarefy report out/rare",
+    "view": """rarefy view out/rare --open
+rarefy view s3://bucket/rare --reference photos/test
+rarefy view out/rare --static gallery.html     one file to send to others""",
     "compare": "rarefy compare out/plain out/rare --page out/compare.html",
     "export": """rarefy export out/rare rare-images
 rarefy export out/rare rare.npz --format npz
@@ -40,6 +44,10 @@ rarefy train classifier mine/train.toml      one part
 rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion""",
     "bench": "rarefy bench mine/rare.toml --batch 8,16\nrarefy bench --preset adm-imagenet-64 --device cuda",
     "models": "rarefy models\nrarefy models mine/model",
+    "push": """rarefy push out/rare org/rare-photos --dry-run
+rarefy push out/rare org/rare-photos --private
+rarefy push mine/model org/photos-model""",
+    "doctor": "rarefy doctor\nrarefy doctor --out s3://bucket/rare --ray",
     "completion": """source <(rarefy completion bash)   this shell; put the line into ~/.bashrc for all
 rarefy completion zsh > ~/.zfunc/_rarefy   with fpath+=~/.zfunc before compinit in ~/.zshrc
 rarefy completion fish > ~/.config/fish/completions/rarefy.fish
@@ -149,6 +157,17 @@ def allow_plugins(arguments: argparse.Namespace) -> bool:
 
 
 def print_result(arguments: argparse.Namespace, result: object, text: str) -> int:
-    """Print the text, or with --json the result."""
-    print(json.dumps(result, indent=1) if arguments.json else text)
+    """Print the text, or with --json the result: strict JSON, in which numbers that are not finite are null."""
+    if arguments.json:
+        print(json.dumps(_finite(result), indent=1, allow_nan=False), file=arguments.stdout)
+    else:
+        print(text)
     return OK
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
-import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,17 +54,21 @@ def _add_train(commands: Any) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from rarefy.generate.progress import stage_line
-    from rarefy.project.init import InitOptions, init
+    from rarefy.generate.progress import ProgressLine
 
-    names = [field.name for field in dataclasses.fields(InitOptions)]
-    options = InitOptions(**{name: getattr(arguments, name) for name in names})
-    stream = sys.stderr if arguments.json else sys.stdout
-    progress = functools.partial(stage_line, command="init")
-    result = init(options, lambda line: print(line, file=stream, flush=True), progress)
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(result), indent=1))
-    return OK
+    with ProgressLine() as line:
+        line.waits("init", "loading torch")
+        from rarefy.project.init import InitOptions, init
+
+        names = [field.name for field in dataclasses.fields(InitOptions)]
+        options = InitOptions(**{name: getattr(arguments, name) for name in names})
+
+        def say(text: str) -> None:
+            line.close()  # both may be the same terminal
+            print(text, flush=True)
+
+        result = init(options, say, line.stages("init"))
+    return print_result(arguments, dataclasses.asdict(result), "") if arguments.json else OK
 
 
 def _train(arguments: argparse.Namespace) -> int:

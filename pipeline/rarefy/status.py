@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rarefy.audit.current import is_current
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import METRICS_PATH, read_result
+from rarefy.audit.verdict import judge
 from rarefy.errors import OutputError, ShardError, bad, near_path
 from rarefy.generate.driver_file import RUNNING, DriverFile, GivenUp, read_driver_files, still_missing
 from rarefy.generate.progress import duration
@@ -157,12 +158,12 @@ def _driver(file: DriverFile, now: float) -> DriverStatus:
 
 
 def _audit(store: Store) -> str:
-    """The audit's verdict."""
+    """The audit's verdict, in the words of its page."""
     if not store.exists(METRICS_PATH):
         return NO_AUDIT
     try:
         result = read_result(store)
-        return result.verdict if is_current(store, result) else OUT_OF_DATE
+        return judge(result).headline if is_current(store, result) else OUT_OF_DATE
     except ShardError:
         return UNREADABLE
 

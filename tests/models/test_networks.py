@@ -156,7 +156,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         text = text.replace(old, new)
     (tmp_path / "rare.toml").write_text(text)
     out = tmp_path / "out"
-    command = ["generate", str(tmp_path / "rare.toml"), "--out", str(out), "--actors", "1"]
+    command = ["generate", str(tmp_path / "rare.toml"), "--out", str(out), "--actors", "1", "--cpus-per-actor", "1"]
     assert "unet.kind: 'digits_model:DigitUNet' is not imported without --allow-plugins" in refused(command, capsys)
     assert main([*command, "--allow-plugins"]) == 0
     records = read_records(Store(str(out)), "digits-000000")

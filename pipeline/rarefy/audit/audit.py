@@ -87,10 +87,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     readable run; ManifestError, DataError, CheckpointError or DeviceError for options that do not work. Damaged parts
     of a run raise nothing: they are ``problems`` of the result. An earlier audit is deleted before measuring starts.
     """
-    for name, value in (("k", options.k), ("limit", options.limit)):
-        if value < 1:
-            raise ManifestError(bad(name, value, "at least 1"))
-    find_device(options.device)
+    _check_options(options)
     setting, *further = _settings(options, time.monotonic())
     other = None if options.against is None else read_against(options.against, store)
     progress("reading shards", 0, 1)
@@ -128,6 +125,13 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     elif run.manifest.terms or run.manifest.select is not None:
         result = replace(result, against=stored_against(result, stored_plain()))
     return _write(store, run, measured, replace(result, judgement=judge(result)), estimates)
+
+
+def _check_options(options: AuditOptions) -> None:
+    for name, value in (("k", options.k), ("limit", options.limit)):
+        if value < 1:
+            raise ManifestError(bad(name, value, "at least 1"))
+    find_device(options.device)
 
 
 def _read(store: Store, limit: int) -> tuple[str, RunData]:
@@ -226,9 +230,11 @@ def _write_rarity(
 def check_before(store: Store, manifest: Manifest, options: AuditOptions) -> None:
     """Raise, before a run is made, what its audit would raise in the end.
 
-    Too few real images and training images that are not there (DataError), what the model cannot be measured with
-    (ManifestError), and a run to compare with that is not comparable (OutputError or ShardError).
+    A device that is not there (DeviceError), too few real images and training images that are not there (DataError),
+    what the model cannot be measured with (ManifestError), and a run to compare with that is not comparable
+    (OutputError or ShardError).
     """
+    _check_options(options)
     setting, *further = _settings(options, time.monotonic())
     _check_possible(manifest, options.gates or (), options, (setting, *further))
     reference = load_reference(manifest.preset, options.reference)

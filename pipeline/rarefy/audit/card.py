@@ -51,6 +51,7 @@ def _section(result: AuditResult, picture: bool) -> str:
         lines += [*(_row(name, entry) for name, entry in also), ""]
     lines += [_measured(result), *_copies(result), *_exceptions(result)]
     lines.append(f"Audited at {run.created_at} with rarefy; `audit/metrics.json` has every number.")
+    lines.append("`rarefy report` writes `audit/report.html` and `audit/gallery.html`, which show the images.")
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import (
     BOOTSTRAP_PATH,
     COPIES_PATH,
+    GALLERY_PATH,
     METRICS_PATH,
     REPORT_PATH,
     SAMPLES_PATH,
@@ -70,6 +71,6 @@ def read_current(store: Store) -> AuditResult:
 
 def discard_audit(store: Store) -> None:
     """Delete an earlier audit's files, metrics.json first, and its part of the card."""
-    for rel in (METRICS_PATH, REPORT_PATH, SAMPLES_PATH, BOOTSTRAP_PATH, STRIPS_PATH, COPIES_PATH):
+    for rel in (METRICS_PATH, REPORT_PATH, GALLERY_PATH, SAMPLES_PATH, BOOTSTRAP_PATH, STRIPS_PATH, COPIES_PATH):
         store.delete(rel)
     remove_audit(store)

@@ -26,6 +26,7 @@ STRIPS_PATH = "audit/strips.parquet"
 COPIES_PATH = "audit/copies.parquet"
 BOOTSTRAP_PATH = "audit/bootstrap.parquet"
 REPORT_PATH = "audit/report.html"
+GALLERY_PATH = "audit/gallery.html"
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,11 @@ class Store:
             self.delete(rel)
         return len(dead)
 
+    def seconds_ahead(self, rel: str) -> float:
+        """How far the store's clock is ahead of this machine's, by a file that was written just now; 0 if unknown."""
+        now = time.time()
+        return self._modified(rel, now) - now
+
     def _now(self, folder: str) -> float:
         probe = _join(folder, private_name("probe"))
         self.write_bytes(probe, b"")

@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
@@ -33,6 +33,7 @@ from rarefy.shards.local import open_file
 from rarefy.shards.spec import RunSpec, ShardSpec
 from rarefy.shards.store import Store
 
+Progress = Callable[[int, int], None]
 CARD = "README.md"
 STRANGE = "not part of this plan; move it elsewhere"
 THREADS = 8  # for object stores, where most time is spent waiting
@@ -41,7 +42,7 @@ FEW_SAMPLES = 4096  # checked sooner by this process than others start
 AHEAD = 2  # tasks waiting for each process or thread
 
 
-def verify(store: Store, run: RunSpec) -> dict[str, list[str]]:
+def verify(store: Store, run: RunSpec, progress: Progress | None = None) -> dict[str, list[str]]:
     """Problems by shard name or by file; empty if everything that the plan and ``_SUCCESS`` promise is there and whole.
 
     Called from a script, this needs the usual ``if __name__ == "__main__":``, because large local runs are checked by
@@ -50,7 +51,7 @@ def verify(store: Store, run: RunSpec) -> dict[str, list[str]]:
     problems: dict[str, list[str]] = {}
     with ExitStack() as stack:
         sealed = _SealedFiles(store, run, stack) if is_sealed(store) else None
-        for checked in check_shards(store, run):
+        for checked in check_shards(store, run, progress=progress):
             if checked.problems:
                 problems[checked.name] = list(checked.problems)
             if sealed:
@@ -59,21 +60,28 @@ def verify(store: Store, run: RunSpec) -> dict[str, list[str]]:
         return problems | (sealed.problems() if sealed else {})
 
 
-def check_shards(store: Store, run: RunSpec, workers: int | None = None) -> Iterator[Checked]:
+def check_shards(
+    store: Store, run: RunSpec, workers: int | None = None, progress: Progress | None = None
+) -> Iterator[Checked]:
     """The results for all planned shards, in order. All must have the weights of the first intact one.
 
-    workers: processes for a local store, threads for an object store; None chooses. Raises OutputError if the store
+    workers: processes for a local store, threads for an object store; None chooses. progress(done, total): of shards.
+    Raises OutputError if the store
     cannot be read at the moment.
     """
     first: Checked | None = None
     with closing(_check_each(store, run, workers)) as each:
-        for checked in each:
+        for number, checked in enumerate(each):
+            if progress:
+                progress(number, len(run.shards))
             if checked.weights is not None:
                 first = first or checked
                 if checked.weights != first.weights:
                     problem = f"its images were made with other weights than those of {first.name}"
                     checked = replace(checked, problems=(problem,), contradicts_plan=True)
             yield checked
+    if progress:
+        progress(len(run.shards), len(run.shards))
 
 
 def _check_each(store: Store, run: RunSpec, workers: int | None) -> Generator[Checked]:

@@ -99,13 +99,13 @@ def _nearest(image: StripImage) -> Picture:
     return Picture(image.nearest_png, text, title)
 
 
-def data_uri(png: bytes) -> str:
-    """The image inline: the PNG itself if it is small, else WebP."""
+def data_uri(png: bytes, largest: int = LARGEST) -> str:
+    """The image inline: the PNG itself if it is small, else WebP of at most ``largest`` pixels in height and width."""
     with Image.open(io.BytesIO(png)) as image:
-        if len(png) <= HEAVY and max(image.size) <= LARGEST:
+        if len(png) <= HEAVY and max(image.size) <= largest:
             return "data:image/png;base64," + base64.b64encode(png).decode()
         small = image.convert("RGB")
-    small.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
+    small.thumbnail((largest, largest), Image.Resampling.BOX)
     buffer = io.BytesIO()
     small.save(buffer, format="WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

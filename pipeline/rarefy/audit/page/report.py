@@ -45,13 +45,13 @@ COPY_KINDS = {
 }
 
 
-def write_report(store: Store) -> str:
-    """Write report.html, one file that loads nothing; return its path under OUT.
+def write_report(store: Store, gallery: bool = False) -> str:
+    """Write report.html, one file that loads nothing; return its path under OUT. gallery: link to gallery.html.
 
     Raises OutputError if there is no audit, ShardError if its files have another format or describe other shards.
     """
     result = read_current(store)
-    values = _numbers(result) | _images(store, result)
+    values = _numbers(result) | _images(store, result) | {"gallery": gallery}
     filters = data_uri, outcome, required, training_words, utility_interval
     store.write_bytes(REPORT_PATH, render("report.html.j2", values, filters))
     return REPORT_PATH

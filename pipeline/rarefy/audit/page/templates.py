@@ -15,6 +15,7 @@ from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_label
 from rarefy.audit.schema import MetricEntry
 from rarefy.gates import metric_kind
 
+TEMPLATES = Path(__file__).parent
 NOTHING = 1e-12  # smaller values are rounding errors of 0
 EN_DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
@@ -27,7 +28,7 @@ def render(template: str, values: Mapping[str, Any], filters: Sequence[Callable[
     The page's Content-Security-Policy allows its own script, by hash, and nothing else.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

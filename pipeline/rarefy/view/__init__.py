@@ -1,0 +1,1 @@
+"""Looking at a run: the local page of ``rarefy view`` and the static gallery.html."""
