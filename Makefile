@@ -7,7 +7,7 @@ JOBS ?= 2
 FAULTS ?= 200
 SEED ?= 0
 
-.PHONY: help setup demo smoke test mutants faults lint format weights bench bench-gpu quality reproduce clean
+.PHONY: help setup demo smoke test dist mutants faults lint format weights bench bench-gpu quality reproduce docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,14 +20,21 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup ## make an audited data set of rare images in out/demo (OUT=... to choose)
-	$(BIN)/rarefy run manifests/demo.toml --out $(OUT)
+	$(BIN)/rarefy run demo --out $(OUT)
 	@echo "open $(OUT)/audit/report.html"
 
 smoke: setup ## a small version of the demo: the same stages in well under a minute
-	$(BIN)/rarefy run manifests/smoke.toml --out $(or $(SMOKE_OUT),out/smoke)
+	$(BIN)/rarefy run smoke --out $(or $(SMOKE_OUT),out/smoke)
 
 test: setup ## run every test, in two processes (JOBS=... to choose)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+dist: setup ## build the source distribution and the wheel in dist/ and check them (RELEASE=1: for a release, docs/RELEASE.md)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[release]'
+	rm -rf build dist
+	RAREFY_RELEASE=$(RELEASE) $(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 mutants: setup ## test a random sample of mutants of the core (half an hour, resumable; docs/MUTANTS.md)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[mutants]'
@@ -65,6 +72,9 @@ quality: setup ## measure the embedded model: 10,000 unguided images against the
 
 reproduce: setup ## the papers' experiment: sweep, every sampler's images, docs/results.json (hours, resumable)
 	$(BIN)/python -m benchmarks.quality.reproduce --stages sweep,final
+
+docs: setup ## build the docs site in site/ (strict: a warning is an error)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=pipeline $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the environment and caches (never data sets)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -25,6 +25,7 @@ from rarefy.command_line import TRY_AGAIN, USER_ERROR
 from rarefy.errors import ManifestError, RarefyError, bad
 from rarefy.fields import parse_toml
 from rarefy.job import COMMANDS, check_out, is_shared
+from rarefy.shipped import find_manifest
 
 INTERRUPTED, STOPPED = 130, 143
 POLL_S = 0.5
@@ -93,9 +94,11 @@ def _act(known: argparse.Namespace, unknown: Sequence[str]) -> int:
     if known.action in COMMANDS:
         arguments = make_parser().parse_args([known.action, *words])
         check_out(arguments.out)
-        check_manifest(Path(arguments.manifest))
+        manifest = find_manifest(arguments.manifest)
+        check_manifest(manifest)
         client = _client(known.address)
-        job = _submit(client, known.action, words, arguments.manifest, known.modules)
+        words = [manifest.name if word == arguments.manifest else word for word in words]
+        job = _submit(client, known.action, words, manifest, known.modules)
         print(f"submit: job {job} is submitted; stop it with: jobs/submit.sh stop {job}", file=sys.stderr, flush=True)
         if not known.no_wait:
             return follow(client, job)
@@ -133,12 +136,11 @@ def _client(address: str | None) -> JobSubmissionClient:
         raise RarefyError(bad("address", address, f"the dashboard of a Ray cluster that answers ({reason})")) from None
 
 
-def _submit(client: JobSubmissionClient, command: str, words: list[str], manifest: str, modules: list[str]) -> str:
+def _submit(client: JobSubmissionClient, command: str, words: list[str], manifest: Path, modules: list[str]) -> str:
     """Submit the job with the manifest and the modules as its working folder; returns its id."""
-    name = Path(manifest).name
-    entrypoint = ["python", "-m", "rarefy.job", command, *(name if word == manifest else word for word in words)]
+    entrypoint = ["python", "-m", "rarefy.job", command, *words]
     with tempfile.TemporaryDirectory(prefix="rarefy-submit-") as folder:
-        shutil.copyfile(manifest, Path(folder) / name)
+        shutil.copyfile(manifest, Path(folder) / manifest.name)
         for module in map(Path, modules):
             _copy_module(module, Path(folder) / module.name)
         # Ray uploads the folder before this returns.

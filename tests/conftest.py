@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+SLOW_S = 5  # of a test marked slow that does not say how slow
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first, so that none of them is left to one process at the end."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """Put the files with the longest tests first, so that none of them is left to one process at the end."""
+    seconds = Counter[Path]()
+    for item in items:
+        if (marker := item.get_closest_marker("slow")) is not None:
+            seconds[item.path] += marker.args[0] if marker.args else SLOW_S
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

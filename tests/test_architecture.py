@@ -13,7 +13,7 @@ PACKAGE = REPO / "pipeline" / "rarefy"
 # Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
 LEVELS = (
     ("cores", "errors", "interrupts", "scratch", "user_cache"),
-    ("plugins",),
+    ("extras", "new_output", "plugins", "shipped"),
     ("command_line", "device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),
     ("selection",),
@@ -24,9 +24,10 @@ LEVELS = (
     ("generate", "training"),
     ("audit", "bench"),
     ("consume", "select"),
-    ("view",),
-    ("audit_commands", "import_command", "project", "stages", "status", "view_command"),
-    ("model_commands", "output_commands", "project_commands", "run_commands"),
+    ("export", "view"),
+    ("audit_commands", "completion_command", "export_command", "import_command", "project", "stages", "status"),
+    ("doctor", "publish", "view_command"),
+    ("doctor_command", "model_commands", "output_commands", "project_commands", "push_command", "run_commands"),
     ("cli",),
     ("__main__", "job"),
 )

@@ -11,7 +11,8 @@ RUN apt-get update \
 
 ARG PIP_EXTRA_INDEX_URL=""
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE NOTICE ./
+COPY manifests manifests
 COPY pipeline pipeline
 RUN pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[cluster,s3,gcs,hub]' \
     && rm -rf build

@@ -12,7 +12,8 @@ RUN apt-get update \
 
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE NOTICE ./
+COPY manifests manifests
 COPY pipeline pipeline
 RUN pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[cluster,s3,gcs,hub]' \
     && rm -rf build

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from rarefy.cores import usable_cores as usable_cores
-from rarefy.errors import DeviceError, ManifestError, bad
+from rarefy.errors import DeviceError, ManifestError, bad, one_of
 
 PRECISIONS = ("exact", "fast")
 COMPILES = ("auto", "off", "full")
@@ -57,9 +57,9 @@ def has_bfloat16(device: torch.device) -> bool:
 def check_execution(device: torch.device, precision: str, compile: str) -> None:
     """Raise DeviceError or ManifestError if networks cannot run on this device in the given way."""
     if precision not in PRECISIONS:
-        raise ManifestError(bad("sampler.precision", precision, f"one of {', '.join(PRECISIONS)}"))
+        raise ManifestError(bad("sampler.precision", precision, one_of(precision, PRECISIONS)))
     if compile not in COMPILES:
-        raise DeviceError(bad("compile", compile, f"one of {', '.join(COMPILES)}"))
+        raise DeviceError(bad("compile", compile, one_of(compile, COMPILES)))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(bad("device", device.type, "available: torch finds no GPU on this machine"))
     if compile == "full" and not has_compiler(device):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
+ALIKE = 0.5  # of 1: how similar a name must be to be suggested
 NAMES_SHOWN = 8
 VALUE_SHOWN = 500  # characters
 
@@ -48,6 +52,10 @@ class DeviceError(RarefyError):
     """A device or resource that this machine or cluster lacks."""
 
 
+class MissingPackageError(RarefyError):
+    """A package is not installed that only an extra of rarefy brings."""
+
+
 class TemporaryError(RarefyError):
     """A run that ended early, though not by the user's fault. The same command goes on. The exit code is 75."""
 
@@ -55,6 +63,14 @@ class TemporaryError(RarefyError):
 def bad(field: str, value: object, allowed: str) -> str:
     """The standard one-line message: field, value and what is allowed. A long value is cut off."""
     return f"{field}: {_shown(value)} is not {allowed}"
+
+
+def needs_extra(what: str, packages: str, extra: str) -> MissingPackageError:
+    """The error to raise where an optional package is missing: ``rarefy run needs Ray: pip install 'rarefy[run]'``.
+
+    what: the command, option or value that needs it; packages: their names for people.
+    """
+    return MissingPackageError(f"{what} needs {packages}: pip install 'rarefy[{extra}]'")
 
 
 def _shown(value: object) -> str:
@@ -69,3 +85,42 @@ def first_names(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def near_name(name: object, known: Collection[str]) -> str | None:
+    """The known name that is most similar to a mistyped one; None if none is similar."""
+    near = difflib.get_close_matches(str(name).lower(), {each.lower(): each for each in known}, 1, ALIKE)
+    return next((each for each in known if each.lower() == near[0]), None) if near else None
+
+
+def hint(name: object, known: Collection[str]) -> str:
+    """Which name was probably meant, for the end of a message: the most similar one, or all that are known."""
+    near = near_name(name, known)
+    return f"known: {', '.join(known)}" if near is None else f"nearest: {near}"
+
+
+def one_of(name: object, known: Collection[str]) -> str:
+    """What is allowed, for :func:`bad`: all known names, and the one that was probably meant."""
+    near = near_name(name, known)
+    return f"one of {', '.join(known)}" + ("" if near is None else f" (nearest: {near})")
+
+
+def near_path(path: str | Path) -> str:
+    """For the end of a message about a local path that does not exist: a similar name in the same folder, or "".
+
+    If the folder does not exist either, the hint is about the first part of the path that does not.
+    """
+    if "://" in str(path):
+        return ""
+    missing = Path(path).absolute()
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        near = None if missing.exists() else near_name(missing.name, [each.name for each in missing.parent.iterdir()])
+    except OSError:  # the folder cannot be read
+        near = None
+    if near is None:
+        return ""
+    return (
+        f" (nearest: {missing.parent / near if Path(path).is_absolute() else os.path.relpath(missing.parent / near)})"
+    )

@@ -17,7 +17,9 @@ from rarefy.models.folder import ModelFolder
 from rarefy.models.load import Models, load_models
 
 _make_fast: Callable[[nn.Module, torch.device, str, str, int], nn.Module] | None = None
+_has_cpu_kernels: Callable[[], bool] | None = None
 try:
+    from rarefy.fast import has_cpu_kernels as _has_cpu_kernels
     from rarefy.fast import prepare as _make_fast
 except ModuleNotFoundError as error:
     if error.name != "rarefy.fast":
@@ -25,7 +27,22 @@ except ModuleNotFoundError as error:
 
 Network = TypeVar("Network", bound=nn.Module)
 
-__all__ = ["COMPILES", "PRECISIONS", "check_execution", "has_bfloat16", "load_prepared", "prepare", "repeatable"]
+__all__ = [
+    "COMPILES",
+    "PRECISIONS",
+    "build_kernels",
+    "check_execution",
+    "has_bfloat16",
+    "has_cpu_kernels",
+    "load_prepared",
+    "prepare",
+    "repeatable",
+]
+
+
+def has_cpu_kernels() -> bool:
+    """Whether rarefy's kernels for CPUs can be used here; builds and loads them if necessary."""
+    return _has_cpu_kernels is not None and _has_cpu_kernels()
 
 
 def check_execution(device: torch.device, precision: str, compile: str) -> None:
@@ -56,6 +73,12 @@ def prepare(
             _make_fast(network, device, precision, compile, batch)
         return network
     return network if any(parameter.is_meta for parameter in network.parameters()) else network.to(device)
+
+
+def build_kernels(device: torch.device, compile: str) -> None:
+    """Build what :func:`prepare` would build at its first use on this machine, if it has to be built."""
+    if device.type == "cpu" and compile == "auto":
+        has_cpu_kernels()
 
 
 def load_prepared(

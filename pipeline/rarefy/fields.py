@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, hint, one_of
 
 Table = Mapping[str, object]
 _PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
@@ -34,10 +33,8 @@ def known_keys(table: Table, field: str, allowed: Collection[str], file: str = "
     """
     for key in table:
         if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, 1, 0.5)
-            hint = f"nearest: {near[0]}" if near else f"known: {', '.join(allowed)}"
             where = f"a key of [{field}]" if field else f"a key of {file}"
-            raise ManifestError(bad("key", f"{field}.{key}".lstrip("."), f"{where} ({hint})"))
+            raise ManifestError(bad("key", f"{field}.{key}".lstrip("."), f"{where} ({hint(key, allowed)})"))
 
 
 def _leaf(field: str) -> str:
@@ -72,7 +69,7 @@ def get_choice(table: Table, field: str, choices: tuple[str, ...], default: str)
     """One of the choices."""
     value = table.get(_leaf(field), default)
     if not isinstance(value, str) or value not in choices:
-        raise ManifestError(bad(field, value, f"one of {', '.join(choices)}"))
+        raise ManifestError(bad(field, value, one_of(value, choices)))
     return value
 
 

@@ -16,14 +16,13 @@ again.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, hint, near_path
 from rarefy.fields import Table, get_number, get_table, known_keys, parse_toml
 
 METRICS = (
@@ -143,7 +142,9 @@ def load_gates(path: str) -> tuple[Gate, ...]:
     try:
         root = parse_toml(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # ManifestError is a ValueError
-        raise ManifestError(bad("gates", path, f"a readable TOML file ({' '.join(str(error).split())})")) from None
+        raise ManifestError(
+            bad("gates", path, f"a readable TOML file ({' '.join(str(error).split())}){near_path(path)}")
+        ) from None
     return parse_gates(get_table(root, "gates"))
 
 
@@ -230,9 +231,7 @@ def _find(name: str, metrics: Mapping[str, Reading]) -> Reading:
 
 def _bounds(name: str, field: str, table: Table, allowed: tuple[str, ...]) -> list[Gate]:
     if metric_kind(name) not in allowed:
-        near = difflib.get_close_matches(name, allowed, 1, 0.5)
-        hint = f"nearest: {near[0]}" if near else f"known: {', '.join(allowed)}"
-        raise ManifestError(bad(field, name, f"a metric that a gate can use here ({hint})"))
+        raise ManifestError(bad(field, name, f"a metric that a gate can use here ({hint(name, allowed)})"))
     known_keys(table, field, BOUNDS)
     if not table:
         raise ManifestError(bad(field, dict(table), "a bound such as { min = 0.5 }"))

@@ -6,33 +6,28 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rarefy.command_line import Style, add_command, add_examples, print_result
+
 if TYPE_CHECKING:
     from rarefy.models.importing.output import Imported
 
 _DESCRIPTION = "Make a model folder from another program's checkpoint. docs/IMPORT.md has more examples."
-_GUIDED = """Example, with the files and flags of guided-diffusion's README for 64 px:
-
-  rarefy import guided-diffusion --unet 64x64_diffusion.pt --classifier 64x64_classifier.pt \\
-    --flags "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --dropout 0.1 \\
-             --image_size 64 --learn_sigma True --noise_schedule cosine --num_channels 192 \\
-             --num_head_channels 64 --num_res_blocks 3 --resblock_updown True \\
-             --use_new_attention_order True --use_fp16 True --use_scale_shift_norm True \\
-             --classifier_depth 4" \\
-    --class-names imagenet --out models/adm64
-
-A model of other classes than ImageNet's needs --class-names FILE: it says how many there are."""
-_DIFFUSERS = """Example, with a pipeline that was saved or downloaded before:
-
-  rarefy import diffusers ddpm-butterflies/ --out models/butterflies
-
-The folder has model_index.json, or it is that of a UNet2DModel with a scheduler_config.json."""
+_GUIDED = (
+    "The flags are those of guided-diffusion's README for the model. A model of other classes than ImageNet's needs "
+    "--class-names FILE: it says how many there are."
+)
+_DIFFUSERS = (
+    "The pipeline was saved or downloaded before. Its folder has model_index.json, or it is that of a UNet2DModel with "
+    "a scheduler_config.json."
+)
 
 
 def add_import(commands: Any) -> None:
     """Add the command to the program's commands."""
     text = "make a model folder from another program's checkpoint"
-    command = commands.add_parser("import", help=text, description=_DESCRIPTION)
-    formats = command.add_subparsers(required=True, metavar="FORMAT")
+    command = commands.add_parser("import", help=text, description=_DESCRIPTION, formatter_class=Style)
+    add_examples(command)
+    formats = command.add_subparsers(required=True, metavar="FORMAT", title="formats")
     _add_guided_diffusion(formats)
     _add_diffusers(formats)
 
@@ -52,17 +47,13 @@ def _add_diffusers(formats: Any) -> None:
 
 
 def _format(
-    formats: Any, name: str, text: str, example: str, handler: Callable[[argparse.Namespace], Imported]
+    formats: Any, name: str, text: str, details: str, handler: Callable[[argparse.Namespace], Imported]
 ) -> argparse.ArgumentParser:
-    style = argparse.RawDescriptionHelpFormatter
-    command: argparse.ArgumentParser = formats.add_parser(
-        name, help=text, description=f"Import {text}.", epilog=example, formatter_class=style
-    )
+    command = add_command(formats, name, lambda arguments: _print(arguments, handler(arguments)), text)
+    command.description = f"Import {text}. {details}"
     command.add_argument("--out", required=True, help="the model folder to write; it must not exist")
-    names = "text file with a name per line, in the order of the class ids, or imagenet"
+    names = "text file with a name per line, in the order of the class ids, or imagenet (default: no names)"
     command.add_argument("--class-names", metavar="FILE", help=names)
-    command.add_argument("--json", action="store_true", help="print the result as JSON")
-    command.set_defaults(handler=lambda arguments: _print(arguments, handler(arguments)))
     return command
 
 
@@ -81,7 +72,4 @@ def _diffusers(arguments: argparse.Namespace) -> Imported:
 
 
 def _print(arguments: argparse.Namespace, imported: Imported) -> int:
-    import json
-
-    print(json.dumps(imported.content(), indent=1) if arguments.json else imported.text())
-    return 0
+    return print_result(arguments, imported.content(), imported.text())

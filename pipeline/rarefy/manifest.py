@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from rarefy.diffusion.settings import RESPACINGS, SamplerSettings
 from rarefy.digest import digest_of, opaque
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, near_name, near_path
 from rarefy.fields import (
     Table,
     check_integer,
@@ -35,6 +34,7 @@ from rarefy.models.run_model import RunModel, read_run_model, write_run_model
 from rarefy.models.source import ModelSpec, read_model_table
 from rarefy.selection import Select, parse_select
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE, RUN_FILE
+from rarefy.shipped import find_manifest, shipped_hint
 
 MAX_SHARD_SIZE = 100_000  # a key has five digits for the sample's index in its shard
 MAX_SHARDS = 1_000_000  # and six for the shard
@@ -109,21 +109,24 @@ class Manifest:
 
 
 def load_manifest(path: str | Path, fill: Fill | None = None, allow_plugins: bool = False) -> Manifest:
-    """Read and validate a manifest file. fill: replaces its [classes], for a plan.
+    """Read and validate a manifest: a file, or the name of one that ships with rarefy, such as ``demo``.
+
+    fill: replaces its [classes], for a plan.
 
     allow_plugins: whether to import the code that the manifest or its model names by an import path; without it only
     what an installed package lists is imported. A run's own copy, OUT/manifest.toml, gets its model from the
     ``model.json`` next to it. Raises ManifestError (unreadable, not TOML, unknown key, bad value, a plug-in that is not
     allowed), and DataError for images that fill cannot count.
     """
+    path = find_manifest(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null byte
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}")) from None
-    folder = Path(path).parent
-    stored, claimed = folder / MODEL_FILE, folder / RUN_FILE
-    of_run = Path(path).name == MANIFEST_FILE and stored.is_file() and claimed.is_file()
+        hint = near_path(path) or shipped_hint(path) if isinstance(error, FileNotFoundError) else ""
+        raise ManifestError(bad("manifest", str(path), f"a readable TOML file: {reason}{hint}")) from None
+    stored, claimed = path.parent / MODEL_FILE, path.parent / RUN_FILE
+    of_run = path.name == MANIFEST_FILE and stored.is_file() and claimed.is_file()
     model = read_run_model(stored.read_bytes(), str(stored)).model if of_run else None
     return parse_manifest(text, str(path), model, fill, allow_plugins)
 
@@ -308,9 +311,9 @@ def _class_id(key: object, field: str, preset: ModelFolder) -> int:
         return preset.labels.index(key)
     number = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < preset.classifier_classes:
-        near = difflib.get_close_matches(str(key), preset.labels, 3)
-        hint = f" (nearest: {', '.join(near)})" if near else ""
-        allowed = f"a class of {preset.name}: 0 to {preset.classifier_classes - 1} or a class name{hint}"
+        near = near_name(key, preset.labels)
+        nearest = f" (nearest: {near})" if near else ""
+        allowed = f"a class of {preset.name}: 0 to {preset.classifier_classes - 1} or a class name{nearest}"
         raise ManifestError(bad(field, key, allowed))
     return number
 

@@ -21,13 +21,13 @@ def add_model_commands(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     command = add_command(commands, "bench", _bench, "time a model's guided step on this machine")
-    text = "default: the embedded model with classifier guidance"
+    text = "a TOML file or the name of one that ships (default: the embedded model with classifier guidance)"
     command.add_argument("manifest", metavar="MANIFEST", nargs="?", help=text)
-    command.add_argument("--preset", help="a model's name (see rarefy models), instead of a manifest")
+    command.add_argument("--preset", help="a model's name (see rarefy models), instead of a manifest (default: none)")
     command.add_argument("--precision", choices=("exact", "fast"), help="default: the manifest's")
     command.add_argument("--batch", help="batch sizes such as 8,16, or auto (default: the manifest's, else auto)")
     command.add_argument("--growth", action="store_true", help="also measure twice the image size, with random weights")
-    command.add_argument("--actors", help="also time this many parallel processes, such as 1,2,4")
+    command.add_argument("--actors", help="also time this many parallel processes, such as 1,2,4 (default: none)")
     command.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1, as in an actor)")
     command.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     add_compile(command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 from typing import Any
 
 from rarefy.command_line import OK, OUT_HELP, PROBLEMS, add_command, print_result
@@ -27,7 +26,7 @@ def add_output_commands(commands: Any) -> None:
 
 
 def _add_select_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", help="where the run's model folder is now, if it has moved")
+    command.add_argument("--model", help="where the run's model folder is now (default: where it was)")
     text = "fill up classes that have too few acceptable images with the best of their others"
     command.add_argument("--keep-exhausted", action="store_true", help=text)
     command.add_argument("--ray-address", help="Ray cluster that computes the features (default: this process)")
@@ -35,31 +34,36 @@ def _add_select_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _seal(arguments: argparse.Namespace) -> int:
+    from rarefy.generate.progress import ProgressLine
     from rarefy.shards.store import Store
     from rarefy.stages import seal_run
 
-    sealed = seal_run(Store(arguments.out), arguments.repair)
+    with ProgressLine() as line:
+        sealed = seal_run(Store(arguments.out), arguments.repair, line.stages("seal"))
     text = f"sealed: {sealed.samples:,} images in {sealed.shards:,} shards, {sealed.size_bytes / 1e6:,.1f} MB"
     return print_result(arguments, dataclasses.asdict(sealed), text)
 
 
 def _select(arguments: argparse.Namespace) -> int:
-    from rarefy.generate.progress import stage_line
+    from rarefy.generate.progress import ProgressLine
     from rarefy.select.stage import SelectOptions
     from rarefy.shards.store import Store
     from rarefy.stages import select
 
     names = [field.name for field in dataclasses.fields(SelectOptions)]
     options = SelectOptions(**{name: getattr(arguments, name) for name in names})
-    selected = select(Store(arguments.out), options, functools.partial(stage_line, command="select"))
+    with ProgressLine() as line:
+        selected = select(Store(arguments.out), options, line.stages("select"))
     return print_result(arguments, dataclasses.asdict(selected), selected.text())
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from rarefy.generate.progress import ProgressLine
     from rarefy.shards.store import Store
     from rarefy.stages import verify_run
 
-    problems = verify_run(Store(arguments.out))
+    with ProgressLine() as line:
+        problems = verify_run(Store(arguments.out), line.stages("verify"))
     lines = [f"{name}: {line}" for name, lines in problems.items() for line in lines]
     print_result(arguments, {"problems": problems}, "\n".join(lines) or "all shards are complete and undamaged")
     return PROBLEMS if problems else OK

@@ -139,8 +139,16 @@ class ShardSpecs(LazySpecs):
 
 
 def data_store(store: Store, manifest: Manifest) -> Store:
-    """Where the data set's shards are: the run's folder, or with [select], the folder of the chosen images."""
-    return store if manifest.select is None else store.folder(SELECTED)
+    """Where the data set's shards are: the run's folder, or with [select], the folder of the chosen images.
+
+    A copy of the chosen images without the others, as ``rarefy push`` makes it, has them in its own folder.
+    """
+    return store if manifest.select is None or is_selected_copy(store, manifest) else store.folder(SELECTED)
+
+
+def is_selected_copy(store: Store, manifest: Manifest) -> bool:
+    """Whether a folder has the chosen images of a run with [select], without those that they were chosen from."""
+    return manifest.select is not None and store.exists(RECORD)
 
 
 def data_names(manifest: Manifest) -> Iterator[str]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
-import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,29 +42,33 @@ def _add_train(commands: Any) -> None:
     command.usage = "rarefy train [options] [PART] RECIPE"
     text = f"train.toml as rarefy init writes it, or one of manifests/train; PART is {', '.join(PARTS)}"
     command.add_argument("recipe", metavar="RECIPE", nargs="+", help=text)
-    text = "for a recipe with a preset: local folder; a run that is already there is resumed"
+    text = "for a recipe with a preset, which has no default: local folder; a run that is already there is resumed"
     command.add_argument("--out", help=text)
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     command.add_argument("--tensorboard", action="store_true", help="also write files for TensorBoard")
-    text = "for a recipe with a preset, classifier only: weight of the entropy constraint, e.g. 0.1"
+    text = "for a recipe with a preset, classifier only: weight of the entropy constraint (default: the recipe's)"
     command.add_argument("--ect", type=float, help=text)
     add_compile(command)
     add_plugins(command)
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from rarefy.generate.progress import stage_line
-    from rarefy.project.init import InitOptions, init
+    from rarefy.generate.progress import ProgressLine
 
-    names = [field.name for field in dataclasses.fields(InitOptions)]
-    options = InitOptions(**{name: getattr(arguments, name) for name in names})
-    stream = sys.stderr if arguments.json else sys.stdout
-    progress = functools.partial(stage_line, command="init")
-    result = init(options, lambda line: print(line, file=stream, flush=True), progress)
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(result), indent=1))
-    return OK
+    with ProgressLine() as line:
+        line.waits("init", "loading torch")
+        from rarefy.project.init import InitOptions, init
+
+        names = [field.name for field in dataclasses.fields(InitOptions)]
+        options = InitOptions(**{name: getattr(arguments, name) for name in names})
+
+        def say(text: str) -> None:
+            line.close()  # both may be the same terminal
+            print(text, flush=True)
+
+        result = init(options, say, line.stages("init"))
+    return print_result(arguments, dataclasses.asdict(result), "") if arguments.json else OK
 
 
 def _train(arguments: argparse.Namespace) -> int:

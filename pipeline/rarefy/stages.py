@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rarefy.audit.card import write_audit
 from rarefy.audit.current import read_current
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import METRICS_PATH, REPORT_PATH
-from rarefy.errors import OutputError, ShardError, bad
+from rarefy.errors import OutputError, ShardError, bad, near_path
+from rarefy.generate.progress import StageProgress, no_stage
 from rarefy.manifest import Manifest
 from rarefy.models.folder import licence
-from rarefy.plan import SELECTED, run_spec
+from rarefy.plan import SELECTED, is_selected_copy, run_spec
 from rarefy.scratch import sweep
-from rarefy.select.check import verify_selected
+from rarefy.select.check import verify_copy, verify_selected
 from rarefy.shards.card import CardInfo
 from rarefy.shards.claim import MANIFEST_FILE, check_claim
 from rarefy.shards.index import is_sealed
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     from rarefy.generate.progress import ProgressSink
     from rarefy.select.stage import Selected, SelectOptions
 
+CHECKING = "checking shards"
 REPAIRS = 2  # of one session; damage that comes back is not the shards'
-StageProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ class RunResult:
 class Reports:
     """Who is told what a run does.
 
-    progress: of generate; stage(name, done, total): of the other stages; notice: why something is repeated, in one
-    line; listeners: get the events of generate.
+    progress: of generate; stages(command): gives what is told about a command's stages; notice: why something is
+    repeated, in one line; listeners: get the events of generate.
     """
 
     progress: ProgressSink
-    stage: StageProgress
+    stages: Callable[[str], StageProgress]
     notice: Callable[[str], None]
     listeners: Sequence[EventSink] = ()
 
@@ -67,51 +69,54 @@ def run(manifest: Manifest, options: GenerateOptions, audit: AuditOptions, repor
     """Generate, seal, select if the manifest says so, audit, report.
 
     Without enough real images for the audit it ends before it has made any image. Damaged shards are withdrawn and
-    generated again, REPAIRS times at most. audit: what to compare with; the device and the gates are the run's.
+    generated again, REPAIRS times at most. audit: what to measure, and the device of select and audit; the gates are
+    the run's.
     """
     from rarefy.audit.audit import check_before, run_audit
     from rarefy.select.stage import SelectOptions
 
     store = Store(options.out)
-    device = "cuda" if options.gpus_per_actor and options.ray_address is None else "cpu"
     # A resumed run keeps the manifest of its first session, but the gates may have changed since.
-    audit = replace(audit, gates=manifest.gates, allow_plugins=manifest.preset.allow_plugins, device=device)
+    audit = replace(audit, gates=manifest.gates, allow_plugins=manifest.preset.allow_plugins)
     check_before(store, manifest, audit)
     generated, sealed = _make(manifest, options, reports)
     selected = None
     if manifest.select is not None:
-        selected = select(store, SelectOptions(device, keep_exhausted=options.keep_exhausted), reports.stage)
-    metrics = run_audit(store, audit, reports.stage)
-    return RunResult(generated, sealed, metrics, _report(store, reports.notice), selected)
+        choosing = SelectOptions(audit.device, keep_exhausted=options.keep_exhausted)
+        selected = select(store, choosing, reports.stages("select"))
+    metrics = run_audit(store, audit, reports.stages("audit"))
+    return RunResult(generated, sealed, metrics, _report(store, reports), selected)
 
 
-def _report(store: Store, notice: Callable[[str], None]) -> str:
+def _report(store: Store, reports: Reports) -> str:
     """Write the pages, unless another driver has deleted the results to measure this run again.
 
     Returns the path of the report.
     """
     from rarefy.view.pages import write_pages
 
+    reports.stages("report")("writing the page", 0, 1)
     try:
-        return write_pages(store, notice)["report"]
+        return write_pages(store, reports.notice)["report"]
     except (OutputError, ShardError):
         if store.exists(METRICS_PATH):
             raise
-        notice("another driver audits this run again and will write its page")
+        reports.notice("another driver audits this run again and will write its page")
         return REPORT_PATH
 
 
 def _make(manifest: Manifest, options: GenerateOptions, reports: Reports) -> tuple[GenerateResult, Sealed]:
     from rarefy.generate.driver import generate
 
+    generating, sealing = reports.stages("generate"), reports.stages("seal")
     for repair in range(1, REPAIRS + 1):
-        generated = generate(manifest, options, reports.progress, reports.listeners)
+        generated = generate(manifest, options, reports.progress, reports.listeners, generating)
         try:
-            return generated, seal_run(Store(options.out), repair=True)
+            return generated, seal_run(Store(options.out), repair=True, progress=sealing)
         except ShardError as error:
             reports.notice(f"{error} (repair {repair} of {REPAIRS})")
-    generated = generate(manifest, options, reports.progress, reports.listeners)
-    return generated, seal_run(Store(options.out), repair=True)
+    generated = generate(manifest, options, reports.progress, reports.listeners, generating)
+    return generated, seal_run(Store(options.out), repair=True, progress=sealing)
 
 
 def select(store: Store, options: SelectOptions, progress: StageProgress) -> Selected:
@@ -129,14 +134,14 @@ def select(store: Store, options: SelectOptions, progress: StageProgress) -> Sel
     return selected
 
 
-def seal_run(store: Store, repair: bool = False) -> Sealed:
+def seal_run(store: Store, repair: bool = False, progress: StageProgress = no_stage) -> Sealed:
     """Check and seal the run in ``store``. Raises ShardError naming missing or damaged shards.
 
     repair: withdraw damaged shards, so that generate makes them again (see ``rarefy.shards.seal.seal``).
     """
     manifest = _own_manifest(store)
     sweep()
-    sealed = seal(store, run_spec(manifest), _card(manifest), repair)
+    sealed = seal(store, run_spec(manifest), _card(manifest), repair, partial(progress, CHECKING))
     _keep_audit(store)
     return sealed
 
@@ -149,12 +154,14 @@ def _keep_audit(store: Store) -> None:
         write_audit(store, read_current(store), None)
 
 
-def verify_run(store: Store) -> dict[str, list[str]]:
+def verify_run(store: Store, progress: StageProgress = no_stage) -> dict[str, list[str]]:
     """Problems by shard name or file; empty if all that the plan says is there and undamaged. Writes nothing there."""
     manifest = _own_manifest(store)
+    if is_selected_copy(store, manifest):
+        return verify_copy(store, manifest)
     check_claim(store, manifest.digest)
     sweep()
-    problems = verify(store, run_spec(manifest))
+    problems = verify(store, run_spec(manifest), partial(progress, CHECKING))
     if manifest.select is not None and is_sealed(store):
         problems |= verify_selected(store, manifest)
     return problems
@@ -162,7 +169,7 @@ def verify_run(store: Store) -> dict[str, list[str]]:
 
 def _own_manifest(store: Store) -> Manifest:
     if not store.exists(MANIFEST_FILE):
-        raise OutputError(bad("out", store.root, "a rarefy run: it has no manifest.toml"))
+        raise OutputError(bad("out", store.root, f"a rarefy run: it has no manifest.toml{near_path(store.root)}"))
     return read_manifest(store)
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from rarefy.audit.current import is_current
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import METRICS_PATH, read_result
-from rarefy.errors import OutputError, ShardError, bad
+from rarefy.audit.verdict import judge
+from rarefy.errors import OutputError, ShardError, bad, near_path
 from rarefy.generate.driver_file import RUNNING, DriverFile, GivenUp, read_driver_files, still_missing
 from rarefy.generate.progress import duration
 from rarefy.plan import Plan, data_store, make_plan
@@ -103,7 +104,7 @@ def read_status(store: Store, now: float | None = None) -> RunStatus:
     """
     now = time.time() if now is None else now
     if not store.exists(MANIFEST_FILE):
-        raise OutputError(bad("out", store.root, "a rarefy run: it has no manifest.toml"))
+        raise OutputError(bad("out", store.root, f"a rarefy run: it has no manifest.toml{near_path(store.root)}"))
     manifest = read_manifest(store)
     plan, files = make_plan(manifest), read_driver_files(store)
     numbers = {number for number in committed_numbers(store, manifest.prefix) if number < plan.num_shards}
@@ -157,12 +158,12 @@ def _driver(file: DriverFile, now: float) -> DriverStatus:
 
 
 def _audit(store: Store) -> str:
-    """The audit's verdict."""
+    """The audit's verdict, in the words of its page."""
     if not store.exists(METRICS_PATH):
         return NO_AUDIT
     try:
         result = read_result(store)
-        return result.verdict if is_current(store, result) else OUT_OF_DATE
+        return judge(result).headline if is_current(store, result) else OUT_OF_DATE
     except ShardError:
         return UNREADABLE
 

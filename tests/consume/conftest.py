@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from planted_run import make_planted, write_planted_rarity
 
 from rarefy.manifest import Manifest
@@ -34,3 +36,16 @@ def own(out: Path, tmp_path: Path) -> Path:
     """A copy of the run for a test that writes to it."""
     shutil.copytree(out, tmp_path / "own")
     return tmp_path / "own"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """24 real images in class folders: coat 12, T-Shirt_top 8 and Bag 4, whose first pixel is 200 + their number."""
+    for name, count in {"coat": 12, "T-Shirt_top": 8, "Bag": 4}.items():
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            pixels = np.zeros((28, 28), np.uint8)
+            pixels[0, 0] = 200 + number
+            Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return tmp_path / "photos"

@@ -19,10 +19,8 @@ from faults.kinds import LISTINGS, RESTING, RUNNING, Kind, Scene
 from faults.world import NODES, Output, World
 from rarefy.cli import main
 
-GAP = 3  # most shards between two faults
 POLL_S = 0.05
 MAX_SESSIONS = 12  # for one output
-DAMAGES = 6  # at once, each to shards of its own
 
 
 @dataclass
@@ -47,17 +45,20 @@ class Row:
 
 
 class Campaign:
-    """Faults of some kinds in runs of one manifest, whose undisturbed content is ``expected``."""
+    """Faults of some kinds in runs of one manifest, whose undisturbed content is ``expected``.
 
-    def __init__(self, world: World, expected: Content, rng: random.Random) -> None:
-        self.world, self.expected, self.rng = world, expected, rng
+    gap: most shards between two faults; damages: at once, each to two shards of its own.
+    """
+
+    def __init__(self, world: World, expected: Content, rng: random.Random, gap: int, damages: int) -> None:
+        self.world, self.expected, self.rng, self.gap, self.damages = world, expected, rng, gap, damages
         self.sealed: Output | None = None
 
-    def undisturbed(self) -> Row:
-        """A run without faults; what it seals is what ``rest`` damages."""
-        row = Row("none")
+    def undisturbed(self, name: str) -> Row:
+        """A run without faults."""
+        row = Row(name)
         with _timed(row):
-            self.sealed = self._play("local", [], row)
+            self._play("local", [], row)
         return row
 
     def run(self, name: str, kinds: Sequence[str], count: int, place: str) -> Row:
@@ -72,16 +73,17 @@ class Campaign:
         return row
 
     def rest(self, name: str, kinds: Sequence[str], count: int) -> Row:
-        """Damage to sealed outputs: verify names it, seal refuses it, seal --repair and generate mend it."""
-        assert self.sealed is not None
+        """Damage to copies of a good output: verify names it, seal refuses it, seal --repair and generate mend it."""
         row, todo = Row(name), [kinds[number % len(kinds)] for number in range(count)]
         with _timed(row):
-            for start in range(0, count, DAMAGES):
-                if not row.problems:
-                    self._damage(self.sealed, todo[start : start + DAMAGES], row)
+            if self.sealed is None:
+                self._play("local", [], row)
+            for start in range(0, count, self.damages):
+                if self.sealed is not None and not row.problems:
+                    self._damage(self.sealed, todo[start : start + self.damages], row)
         return row
 
-    def _play(self, place: str, todo: list[Kind], row: Row) -> Output:
+    def _play(self, place: str, todo: list[Kind], row: Row) -> None:
         """Make one output, injecting faults from the end of ``todo``. Faults that did not happen go back to it."""
         scene = Scene(self.world, self.world.new_output(place), self.rng)
         self.world.storage.spoil = scene.spoil
@@ -96,17 +98,18 @@ class Campaign:
             self._clear(scene, todo, played)
         row.injected.update(kind.name for kind in played)
         self._finish(scene.output, row)
-        return scene.output
+        if place == "local" and self.sealed is None and row.good:
+            self.sealed = scene.output
 
     def _session(self, scene: Scene, todo: list[Kind], played: list[Kind], row: Row) -> bool:
         """One driver, or two, until they end. Returns whether the output is finished."""
-        scene.sessions = [self.world.start(scene.output)]
-        next_at = scene.output.committed() + self.rng.randint(1, GAP)
+        scene.sessions = [scene.start()]
+        next_at = scene.output.committed() + self.rng.randint(1, self.gap)
         while scene.running:
             made = scene.output.committed()
             if todo and made >= next_at and todo[-1].inject(scene, todo[-1].name):
                 played.append(todo.pop())
-                next_at = made + self.rng.randint(1, GAP)
+                next_at = made + self.rng.randint(1, self.gap)
             for session in scene.running:
                 if session.overdue:
                     session.process.kill()

@@ -23,7 +23,12 @@ DAY_S = 86_400
 
 @dataclass
 class Scene:
-    """One output while it is made. extra: nodes to remove at the end; due: storage faults that wait for a request."""
+    """One output while it is made.
+
+    extra: nodes to remove at the end; due: storage faults that wait for a request; codes: exit codes that faults which
+    have not happened yet may cause, in whatever session meets them;
+    bad: whether it has had a bad node.
+    """
 
     world: World
     output: Output
@@ -31,6 +36,14 @@ class Scene:
     sessions: list[Session] = field(default_factory=list)
     extra: list[Any] = field(default_factory=list)
     due: list[str] = field(default_factory=list)
+    codes: set[int] = field(default_factory=set)
+    bad: bool = False
+
+    def start(self) -> Session:
+        """Start a driver."""
+        session = self.world.start(self.output)
+        session.struck |= self.codes
+        return session
 
     @property
     def running(self) -> list[Session]:
@@ -99,14 +112,16 @@ def add_node(scene: Scene, name: str) -> bool:
 
 
 def add_bad_node(scene: Scene, name: str) -> bool:
-    if not any(True for _ in scene.extra):
-        scene.extra.append(scene.world.add_node(bad=True))
-        return True
-    return False
+    """At most one to an output."""
+    if scene.bad:
+        return False
+    scene.bad = True
+    scene.extra.append(scene.world.add_node(bad=True))
+    return True
 
 
 def second_driver(scene: Scene, name: str) -> bool:
-    scene.sessions.append(scene.world.start(scene.output))
+    scene.sessions.append(scene.start())
     return True
 
 
@@ -115,8 +130,9 @@ def drop_token(scene: Scene, name: str) -> bool:
     world = scene.world
     world.count += 1
     if name == "fsync ENOSPC":
+        scene.codes.add(FULL_DISK)
         for session in scene.running:
-            session.struck.add(FULL_DISK)
+            session.struck |= scene.codes
     world.drop_token(name, world.count, str(scene.rng.choice((-400, -1, 1, 400)) * DAY_S))
     return True
 

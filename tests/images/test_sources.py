@@ -89,6 +89,13 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
     assert open_source(tmp_path / "three").class_names == ("train", "truck")
 
 
+def test_a_table_next_to_class_folders_is_not_the_data(tmp_path: Path) -> None:
+    source = open_source(write_files(tmp_path, {"a/1.png": PNG, "metadata.parquet": b"", "classes.json": b"[]"}))
+    assert keys(source) == ["a/1.png"] and source.skipped["files that are not images"].count == 2
+    with pytest.raises(DataError, match="both Parquet files and class folders"):
+        open_source(write_files(tmp_path, {"other.parquet": b""}))
+
+
 def test_splits_by_the_names_of_shards(tmp_path: Path) -> None:
     for name in ("train-0.tar", "train-1.tar", "test-0.tar"):
         write_tar(tmp_path / name, TAR_MEMBERS)

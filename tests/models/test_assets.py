@@ -100,4 +100,6 @@ def test_the_unconditional_unet_predicts_noise_about_as_well_without_a_class(mod
 
 def test_the_judge_is_right_on_nine_of_ten_test_images() -> None:
     judge, _ = load_network(lambda: Classifier(library()[PRESET].classifier), library()[PRESET].file("judge"))
-    assert accuracy_at(judge, read_embedded(library()[PRESET], "reference"), make_schedule("cosine", 1000), 0) >= 0.92
+    test = read_embedded(library()[PRESET], "reference")
+    first = LabelledImages(test.images[:3000], test.labels[:3000], test.class_names)
+    assert accuracy_at(judge, first, make_schedule("cosine", 1000), 0) >= 0.92

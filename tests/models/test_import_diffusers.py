@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from rarefy.cli import main
 from rarefy.diffusion.sampler import networks_of, reverse_chain
 from rarefy.diffusion.settings import SamplerSettings
-from rarefy.errors import ManifestError
+from rarefy.errors import ManifestError, MissingPackageError
 from rarefy.manifest import load_manifest
 from rarefy.models.adapters import diffusers as adapter
 from rarefy.models.folder import read_model_folder
@@ -259,7 +260,8 @@ def test_without_the_library_one_line_says_what_to_install(tmp_path: Path, monke
     save_pipeline(tmp_path / "pipe")
     models = imported(tmp_path / "pipe", tmp_path / "model")
     adapter._adapted.cache_clear()
-    monkeypatch.setattr(adapter, "UNET", "no_such_library.unet")
-    with pytest.raises(ManifestError, match=r"unet\.kind: 'diffusers' is not usable here: .*rarefy\[diffusers\]"):
+    for name in ("diffusers", adapter.UNET):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingPackageError, match=r"^unet\.kind: 'diffusers' needs diffusers: .*rarefy\[diffusers\]'$"):
         load_models(models.preset, None, None, (None, None), CPU)
     adapter._adapted.cache_clear()

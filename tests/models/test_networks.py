@@ -139,7 +139,7 @@ def test_only_adm_is_trained(build: Any) -> None:
         build(OtherNetwork("own:net", 4, 1, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """examples/own_model with a few training steps and six images; its actor imports the module as well."""
     monkeypatch.syspath_prepend(EXAMPLE)
@@ -156,7 +156,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         text = text.replace(old, new)
     (tmp_path / "rare.toml").write_text(text)
     out = tmp_path / "out"
-    command = ["generate", str(tmp_path / "rare.toml"), "--out", str(out), "--actors", "1"]
+    command = ["generate", str(tmp_path / "rare.toml"), "--out", str(out), "--actors", "1", "--cpus-per-actor", "1"]
     assert "unet.kind: 'digits_model:DigitUNet' is not imported without --allow-plugins" in refused(command, capsys)
     assert main([*command, "--allow-plugins"]) == 0
     records = read_records(Store(str(out)), "digits-000000")

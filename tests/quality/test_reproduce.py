@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 from pathlib import Path
 
 import pytest
+from small_model import make_run
 
 from benchmarks.quality import measure, reproduce
 from benchmarks.quality.methods import METHODS, ImageSet, final_sets
@@ -87,6 +89,9 @@ def test_rows_are_made_once(
     monkeypatch.setattr(reproduce, "final_sets", short_sets)
     sampler = dataclasses.replace(SAMPLER, steps="logsnr2")
     monkeypatch.setattr(reproduce, "traces", functools.partial(traces, precision="exact", sampler=sampler))
+    # The same bytes as with actors (tests/run/test_driver.py), without the seconds in which Ray starts.
+    monkeypatch.setattr(reproduce, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(reproduce, "generate", lambda manifest, options, _: make_run(manifest, Path(options.out)))
     path = tmp_path / "results.json"
     command = ["--out", str(tmp_path / "out"), "--results", str(path), "--seeds", "0", "--images", "20"]
     command += ["--methods", "adm,uncond-eds-ect"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,46 @@ from rarefy.generate.actor import ShardGenerator
 from rarefy.generate.cluster import forget_token
 from rarefy.manifest import load_manifest
 from rarefy.plan import make_plan
+
+REPO = Path(__file__).parents[2]
+
+
+class Gate:
+    """Lets as many shards of a run be committed as a test has permitted, so that no test depends on its speed.
+
+    root: the folder of the run's output, or one above it; environment: variables for the run's processes, which import
+    faults/shim/sitecustomize.py when they start. Open at first.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._tokens, self._closed, self._permits = folder / "tokens", folder / "gate", 0
+        for name in ("tokens", "used", "loaded"):
+            (folder / name).mkdir(parents=True)
+        paths = [REPO / "tests" / "faults" / "shim", REPO / "pipeline"]
+        self.environment = {
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "RAREFY_FAULTS": str(folder),
+            "RAREFY_FAULTS_ROOT": f"{root}/",
+        }
+
+    def permit(self, shards: int) -> None:
+        """Close the gate, but let so many more shards through."""
+        self._closed.touch()
+        for _ in range(shards):
+            self._permits += 1
+            (self._tokens / f"permit.{self._permits}").touch()
+
+    def open(self) -> None:
+        """Let all shards through, and withdraw what was permitted and not used."""
+        self._closed.unlink(missing_ok=True)
+        for token in self._tokens.iterdir():
+            token.unlink(missing_ok=True)
+
+    def wait(self, process: subprocess.Popen[str], out: Path, shards: int) -> None:
+        """Wait until so many shards of a closed gate are committed; the next ones are then generated, or wait here."""
+        while Runs.committed(out) < shards:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +110,11 @@ shard_size = 2
         return {path.name: path.read_bytes() for path in sorted((out / "shards").glob("*.tar"))}
 
     @staticmethod
+    def committed(out: Path) -> int:
+        """Number of committed shards."""
+        return len(list((out / "state").glob("rare-*.json")))
+
+    @staticmethod
     def actors(pid: int) -> list[int]:
         """Living actor processes under ``pid``."""
         return [child for child, title in descendants(pid).items() if "ray::ShardGenerator" in title]
@@ -89,8 +135,8 @@ shard_size = 2
 
     @staticmethod
     def gone(pids: list[int]) -> bool:
-        """Whether the processes end within 30 seconds."""
-        end = time.monotonic() + 30
+        """Whether the processes end within two minutes."""
+        end = time.monotonic() + 120
         while any(Runs.alive(pid) for pid in pids):
             if time.monotonic() > end:
                 return False
@@ -113,3 +159,14 @@ def runs(tmp_path: Path, standard: dict[str, bytes]) -> Iterator[Runs]:
     threads = torch.get_num_threads()
     yield Runs(tmp_path, standard)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path / "gate", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """For all runs of a module, whose outputs are in folders of pytest's."""
+    return Gate(tmp_path_factory.mktemp("gate"), tmp_path_factory.getbasetemp())

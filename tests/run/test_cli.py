@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +20,7 @@ import pytest
 import torch
 
 from rarefy.cli import main, make_parser
-from rarefy.command_line import EXAMPLES
+from rarefy.command_line import EXAMPLES, GROUPS
 from rarefy.guidance.base import Networks, StepState
 from rarefy.guidance.terms import SelfGuided
 from rarefy.manifest import load_manifest
@@ -75,12 +82,131 @@ def test_another_broken_pipe_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_of_a_help_text_can_be_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([name, "--help"])
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    for line in EXAMPLES[name].splitlines():
-        assert line in lines
-        command = line.split("   ")[0]  # without the explanation after it
-        assert callable(make_parser().parse_args(command.split()[1:]).handler)
+        main([*name.split(), "--help"])
+    assert textwrap.indent(EXAMPLES[name], "  ") in capsys.readouterr().out
+    for line in re.sub(r"\\\n *", "", EXAMPLES[name]).splitlines():
+        words = line.split("   ")[0].partition(" >")[0]  # without the explanation after it, and where the output goes
+        command = shlex.split(words.removeprefix("source <(").removesuffix(")"))
+        assert command[: len(name.split()) + 1] == ["rarefy", *name.split()]
+        if "--help" not in command:
+            assert callable(make_parser().parse_args(command[1:]).handler)
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of all commands and their subcommands."""
+    for action in parser._actions:
+        for each in (action.choices or {}).values() if isinstance(action.choices, dict) else ():
+            yield each
+            yield from parsers(each)
+
+
+def test_every_command_has_examples_a_group_and_defaults() -> None:
+    every = {parser.prog.partition(" ")[2]: parser for parser in parsers(make_parser())}
+    assert every.keys() == EXAMPLES.keys()
+    assert {name for name in every if " " not in name} <= {name for names in GROUPS.values() for name in names}
+    for name, parser in every.items():
+        for action in parser._actions:
+            if action.option_strings and action.nargs != 0 and not action.required:
+                assert "default" in (action.help or ""), (name, action.option_strings)
+
+
+def test_help_is_wrapped_at_the_terminals_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    for name in ("", "run", "audit"):
+        with pytest.raises(SystemExit):
+            main([*name.split(), "--help"])
+        text = capsys.readouterr().out
+        assert max(map(len, text.partition("\nexample")[0].splitlines())) <= 60, name
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("ru", {"run"}),
+        ("run --ac", {"--actors"}),
+        ("run ra", {"rare.toml"}),
+        ("run rare.toml --compile f", {"full"}),
+        ("import d", {"diffusers"}),
+        ("status o", {"out"}),
+    ],
+)
+def test_bash_completes(words: str, found: set[str], tmp_path: Path, completion: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "rare.toml").touch()
+    typed = f"COMP_WORDS=(rarefy {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMP_LINE='rarefy {words}'"
+    ask = f'{typed}; _shtab_rarefy; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    done = subprocess.run(
+        ["bash", "-c", f"{completion}\n{ask}"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert {line.strip().rstrip("/") for line in done.stdout.splitlines()} == found, done.stderr
+
+
+@pytest.fixture(scope="module")
+def completion() -> str:
+    """The script that bash reads."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        assert main(["completion", "bash"]) == 0
+    return stdout.getvalue()
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
+def test_completion_of_other_shells(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("run", "guided-diffusion", "actors"))
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        ("rnu manifest.toml", "nearest: run"),
+        (
+            "run rare.toml --out out --actor-s 2",
+            "unrecognized arguments: --actor-s 2; nearest: --actors (see rarefy run",
+        ),
+        ("run rare.toml --out out --compile fll", "'fll' is not one of auto, off, full (nearest: full)"),
+        ("plan DIR/rare.tml", "(nearest: DIR/rare.toml)"),
+        ("plan DIR/../TWIN/rare.toml", "(nearest: DIR)"),
+        ("status DIR/outt", "(nearest: DIR/out)"),
+        ("models fashion-mnist-29", "(nearest: fashion-mnist-28)"),
+        ("bench --preset fashion-mist-28", "(nearest: fashion-mnist-28)"),
+        ("audit DIR/out --extractor efficientnet-lite0-nativ", "(nearest: efficientnet-lite0-native)"),
+        ("train DIR/rare.tml", "(nearest: DIR/rare.toml)"),
+        ("init DIR/phtos --out DIR/new", "(nearest: DIR/photos)"),
+    ],
+)
+def test_a_mistyped_name_gets_a_suggestion(
+    words: str, near: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("out", "photos"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "rare.toml").write_text("")
+    (tmp_path / "out" / "manifest.toml").write_text("")
+    places = {"DIR/..": str(tmp_path.parent), "DIR": str(tmp_path), "TWIN": f"{tmp_path.name}x"}
+    for name, place in places.items():
+        words, near = words.replace(name, place), near.replace(name, place)
+    assert near in refused(words.split(), capsys)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "near"),
+    [
+        ("[sampler]", "[smapler]", "sampler"),
+        ("per_class = 2", 'counts = { "trousers" = 1 }', "trouser"),
+        ("fashion-mnist-28", "fashion-mist-28", "fashion-mnist-28"),
+        ("[sampler]", '[[guidance]]\nterm = "low-confidense"\n[sampler]', "low-confidence"),
+        ("[sampler]", "[gates]\nrecal = { min = 0.1 }\n[sampler]", "recall"),
+        ("[sampler]", '[sampler]\nmethod = "dpm-solver"', "dpm-solver++"),
+    ],
+)
+def test_a_mistyped_name_in_a_manifest_gets_a_suggestion(
+    old: str, new: str, near: str, runs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = runs.manifest()
+    path.write_text(path.read_text().replace(old, new))
+    assert f"(nearest: {near})" in refused(["plan", str(path)], capsys)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class Weather:
         return self.cluster.add_node(num_cpus=4, num_gpus=gpus, **NODE)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_machines_that_come_go_or_are_sick_cost_no_shard_an_attempt(
     runs: Any, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,19 +88,32 @@ def test_machines_that_come_go_or_are_sick_cost_no_shard_an_attempt(
     assert {event.blame for event in events if event.what is What.RETRY} <= {Blame.SYSTEM}
 
 
-@pytest.mark.slow
-def test_loss_of_the_head_keeps_what_is_made_and_says_run_again(runs: Any, tmp_path: Path) -> None:
+IMPATIENT = """
+import sys
+from rarefy.cli import main
+from rarefy.generate import head
+head.HEAD_S = 12.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow(30)
+def test_loss_of_the_head_keeps_what_is_made_and_says_run_again(runs: Any, gate: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    manifest = runs.manifest(classes="total = 4000", steps=100)
-    command = [sys.executable, "-m", "rarefy", "generate", str(manifest), "--out", str(out), "--actors", "1"]
-    environment = os.environ | {"PYTHONPATH": str(REPO / "pipeline"), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (markers := list((out / "state").glob("rare-*.json"))):
-        assert process.poll() is None, process.communicate()
+    gate.permit(1)
+    words = ["generate", str(runs.manifest()), "--out", str(out), "--actors", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT, *words],
+        env=os.environ | gate.environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    gate.wait(process, out, 1)
     (head,) = (pid for pid in runs.servers(process.pid) if "gcs_server" in Path(f"/proc/{pid}/cmdline").read_text())
     os.kill(head, signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 75, errors
     assert "the head of the Ray cluster has not answered" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-    assert len(list((out / "state").glob("rare-*.json"))) >= len(markers)
+    assert runs.committed(out) == 1

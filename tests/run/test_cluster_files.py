@@ -169,7 +169,7 @@ def run_slurm(folder: Path, **variables: str) -> tuple[subprocess.CompletedProce
         "SLURM_JOB_NUM_NODES": "2",
     }
     words = ["bash", str(JOBS / "slurm.sh"), "run", "m.toml", "--out", "/shared/rare"]
-    done = subprocess.run(words, env=environment | variables, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(words, env=environment | variables, capture_output=True, text=True, check=False)
     return done, log.read_text().splitlines()
 
 

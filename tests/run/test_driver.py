@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from rarefy.generate.events import Event
 from rarefy.generate.progress import Status
 from rarefy.manifest import Manifest, load_manifest
 from rarefy.models.folder import find_model
+from rarefy.plan import shard_name
+from rarefy.shards.listing import committed_numbers
 from rarefy.shards.metadata import read_records
 from rarefy.shards.store import Store
 from rarefy.stages import seal_run, verify_run
@@ -30,17 +32,25 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(open_ray: None) -> Iterator[None]:
+def cluster(open_ray: None, module_gate: Any) -> Iterator[None]:
     """One Ray for all these tests, because generate uses an existing connection. Its actors can import the examples."""
     folder = tempfile.mkdtemp(prefix="rarefy-test-", dir="/tmp")
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES), *([path] if path else [])])
-    ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=10**8,
-             log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)  # fmt: skip
-    os.environ["PYTHONPATH"] = path or ""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in module_gate.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", str(EXAMPLES), prepend=os.pathsep)
+        ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=10**8,
+                 log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)  # fmt: skip
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def gate(module_gate: Any) -> Iterator[Any]:
+    """Of this module's Ray, open again after the test."""
+    yield module_gate
+    module_gate.open()
 
 
 def silent(status: Status) -> None:
@@ -48,18 +58,18 @@ def silent(status: Status) -> None:
 
 
 class Strike:
-    """A progress sink that sends each signal to another actor, one a second, as soon as actors have loaded."""
+    """A progress sink that waits until the run is ``ready``, sends each signal to another actor, and opens the gate."""
 
-    def __init__(self, runs: Any, *signals: signal.Signals) -> None:
-        self.runs, self.signals = runs, signals
+    def __init__(self, runs: Any, gate: Any, ready: Callable[[Status], bool], *signals: signal.Signals) -> None:
+        self.runs, self.gate, self.ready, self.signals = runs, gate, ready, signals
         self.struck: list[int] = []
 
     def __call__(self, status: Status) -> None:
-        left = self.signals[len(self.struck) :]
-        fresh = [pid for pid in self.runs.actors(os.getpid()) if pid not in self.struck]
-        if left and status.actors_alive and fresh and status.done < status.total:
-            os.kill(fresh[0], left[0])
-            self.struck.append(fresh[0])
+        if not self.struck and self.ready(status):
+            self.struck = self.runs.actors(os.getpid())[: len(self.signals)]
+            for pid, number in zip(self.struck, self.signals, strict=True):
+                os.kill(pid, number)
+            self.gate.open()
 
 
 def test_two_actors_make_the_same_bytes_as_none(runs: Any, tmp_path: Path) -> None:
@@ -76,10 +86,11 @@ def test_two_actors_make_the_same_bytes_as_none(runs: Any, tmp_path: Path) -> No
     assert (again.made_shards, again.made_images) == (0, 0)
 
 
-@pytest.mark.slow
-def test_killed_and_hung_actors_cost_nothing_but_time(runs: Any, tmp_path: Path) -> None:
+@pytest.mark.slow(15)
+def test_killed_and_hung_actors_cost_nothing_but_time(runs: Any, gate: Any, tmp_path: Path) -> None:
     path, out = runs.manifest(), tmp_path / "out"
-    strike = Strike(runs, signal.SIGKILL, signal.SIGSTOP)
+    gate.permit(6)  # so that one actor cannot make all shards before the other one has loaded
+    strike = Strike(runs, gate, lambda status: status.actors_alive == 2, signal.SIGKILL, signal.SIGSTOP)
     result = generate(load_manifest(path), GenerateOptions(str(out), actors=2, shard_timeout_s=4), strike)
     assert len(strike.struck) == 2 and runs.gone(strike.struck)
     assert result.retries >= 1  # a shard whose commit came just before the signal needs none
@@ -87,18 +98,21 @@ def test_killed_and_hung_actors_cost_nothing_but_time(runs: Any, tmp_path: Path)
     assert verify_run(Store(str(out))) == {}
 
 
-@pytest.mark.slow
-def test_missing_shards_are_named_and_the_rest_is_kept(runs: Any, tmp_path: Path) -> None:
+@pytest.mark.slow(15)
+def test_missing_shards_are_named_and_the_rest_is_kept(runs: Any, gate: Any, tmp_path: Path) -> None:
     path, out = runs.manifest(), tmp_path / "out"
+    gate.permit(3)
+    # Six images of shards that the driver knows to be committed, and four of the two shards that wait at the gate.
+    strike = Strike(runs, gate, lambda status: status.done > 9.9, signal.SIGKILL)
     options = GenerateOptions(str(out), actors=1, max_attempts=1)
     with pytest.raises(
         TemporaryError, match=r"of 10 shards are missing.*rare-00000.*worker process has died"
     ) as caught:
-        generate(load_manifest(path), options, Strike(runs, signal.SIGKILL))
-    made = set(runs.tars(out))
+        generate(load_manifest(path), options, strike)
+    made = {shard_name("rare", number) for number in committed_numbers(Store(str(out)), "rare")}
     assert len(made) == 9, "only the shard that ran when its actor was killed is missing, not the one that waited"
-    assert all(name.removesuffix(".tar") not in str(caught.value) for name in made)
-    assert set(verify_run(Store(str(out)))) == {f"rare-{k:06d}" for k in range(10)} - {n[:-4] for n in made}
+    assert all(name not in str(caught.value) for name in made)
+    assert set(verify_run(Store(str(out)))) == {f"rare-{k:06d}" for k in range(10)} - made
     generate(load_manifest(path), options, silent)
     assert runs.tars(out) == runs.standard
 

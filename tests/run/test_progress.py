@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 
 import pytest
 
@@ -35,30 +34,6 @@ def test_a_log_gets_a_line_every_so_often_and_at_the_end() -> None:
     assert seldom.getvalue().splitlines() == [end]
 
 
-def test_notes_do_not_break_the_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A note above a bar is a line of its own, and the bar is drawn again below it."""
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-        def fileno(self) -> int:
-            return 2
-
-    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
-    stream = Terminal()
-    with ProgressLine(stream) as line:
-        line.note("first")
-        line(STATUS)
-        line.note("second")
-        line(STATUS)
-    text = stream.getvalue()
-    assert text.startswith("first\n")
-    before, _, after = text.partition("second\n")
-    assert before.endswith("\r")  # the bar has been cleared
-    assert "12/600 images" in after
-
-
 def test_json_lines_are_no_bar() -> None:
     stream = io.StringIO()
     with ProgressLine(stream, 0.0, as_json=True) as line:
@@ -72,3 +47,26 @@ def test_a_run_without_actors_says_so_once() -> None:
         for _ in range(3):
             line(Status(0, 600, 0, 0.0, None, 0, 2, 0, None, None))
     assert stream.getvalue().splitlines() == ["generate: 0/600 images, actors start and load the models, retries 0"]
+
+
+def test_what_actors_do_before_they_are_ready_is_said_at_once() -> None:
+    stream = io.StringIO()
+    with ProgressLine(stream, 3600.0) as line:
+        for doing in ("actors start", "actors start", "actors load the models"):
+            line(Status(0, 600, 0, 0.0, None, 0, 2, 0, None, None, doing=doing))
+    start = "generate: 0/600 images, actors"
+    assert stream.getvalue().splitlines() == [f"{start} start, retries 0", f"{start} load the models, retries 0"]
+
+
+def test_stages_in_a_log() -> None:
+    plain, structured = io.StringIO(), io.StringIO()
+    for stream in (plain, structured):
+        stage = ProgressLine(stream, as_json=stream is structured).stages("seal")
+        for done in range(31):
+            stage("checking shards", done, 30)
+        stage("writing the index", 0, 1)
+        stage("writing the index", 1, 1)
+    lines = [f"seal: checking shards {done}/30" for done in range(0, 31, 3)]
+    assert plain.getvalue().splitlines() == [*lines, "seal: writing the index"]
+    last = json.loads(structured.getvalue().splitlines()[-1])
+    assert last.items() >= {"event": "stage", "command": "seal", "stage": "writing the index", "done": 1}.items()

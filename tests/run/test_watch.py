@@ -117,7 +117,7 @@ def start(store: Store, monkeypatch: pytest.MonkeyPatch) -> Start:
 
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -204,14 +204,13 @@ def test_a_failing_storage_never_ends_a_run(start: Start, store: Store, monkeypa
 def test_a_storage_that_hangs_does_not_hold_up_the_end(
     start: Start, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = threading.Event()
+    release, ended = threading.Event(), list[bool]()
     claim_output(store, "", DIGEST)
-    monkeypatch.setattr(store, "write_bytes", lambda *_: release.wait(30))
+    monkeypatch.setattr(store, "write_bytes", lambda *_: ended.append(release.wait(60)))
     monkeypatch.setattr(watching, "END_S", 0.2)
-    begin = time.monotonic()
     with start() as watch:
         watch.listeners[1](GIVEN_UP)
-    assert time.monotonic() - begin < 5
+    assert not ended, "the end waited for the storage"
     release.set()
 
 

@@ -53,15 +53,17 @@ def test_seal_writes_the_data_set(run: Store, spec: RunSpec, card: CardInfo) -> 
             "nsamples": 6,
             "filesize": len(data),
         }
-    listing = json.loads(run.read_bytes("metadata/_index.json"))
+    listing = json.loads(run.read_bytes("metadata.json"))
     assert (listing["total"], listing["counts"]) == (18, {"0": 9, "1": 9})
     assert [entry["parquet"] for entry in listing["shards"]] == [f"metadata/{name}.parquet" for name in names(spec)]
     (entropy,) = (column for column in listing["columns"] if column["name"] == "entropy")
     assert (entropy["type"], entropy["unit"]) == ("double", "nat")
     success = json.loads(run.read_bytes("_SUCCESS"))
     assert success == {"manifest_digest": spec.digest, "shards": 3, "samples": 18}
-    files = ["README.md", "_SUCCESS", "index.json", "manifest.toml", "metadata", "shards", "state"]
+    files = ["README.md", "_SUCCESS", "index.json", "manifest.toml", "metadata", "metadata.json", "shards", "state"]
     assert run.list() == files
+    # Readers such as polars take a folder of Parquet files only if it has nothing else.
+    assert run.list("metadata") == [f"{name}.parquet" for name in names(spec)]
 
 
 def test_card_front_matter_is_what_the_hub_reads(run: Store, spec: RunSpec, card: CardInfo) -> None:
@@ -75,7 +77,7 @@ def test_card_front_matter_is_what_the_hub_reads(run: Store, spec: RunSpec, card
         {"config_name": "default", "data_files": [{"split": "train", "path": "shards/*.tar"}]},
     ]
     assert "| 1 | ankle boot | 9 |" in body
-    assert '"shards/rare-{000000..000002}.tar"' in body
+    assert '"shards/rare-*.tar"' in body
 
 
 CARD = """# odd: "name" # 1
@@ -100,22 +102,30 @@ Not audited yet: `rarefy audit` compares the images with real ones.
 With `webdataset`:
 
 ```python
+from pathlib import Path
+
 import webdataset as wds
-dataset = wds.WebDataset("shards/rare-{000000..000002}.tar", shardshuffle=False).decode("pil")
-for sample in dataset:
+
+folder = Path(".")  # relative to this file
+shards = sorted(str(path) for path in folder.glob("shards/rare-*.tar"))
+dataset = wds.WebDataset(shards, shardshuffle=False, nodesplitter=wds.split_by_node, empty_check=False)
+for sample in dataset.decode("pil"):
     image, class_id, info = sample["png"], sample["cls"], sample["json"]
 ```
 
 With `datasets`, from this folder or from the Hub:
 
 ```python
+import os
+
 from datasets import load_dataset
-dataset = load_dataset("webdataset", data_files={"train": "shards/*.tar"}, split="train")
-dataset[0]["png"], dataset[0]["cls"]
+
+dataset = load_dataset(os.path.abspath("."), split="train")  # the folder of this file; on the Hub, org/name
+dataset[0]["png"], dataset.features["cls"].int2str(dataset[0]["cls"])
 ```
 
-`index.json` is a wids index (random access); `metadata/*.parquet` has one row per sample, `state/*.json`
-the hashes.
+`index.json` is a wids index (random access); `metadata/*.parquet` has one row per sample,
+`state/*.json` the hashes.
 
 ## Limits and licence
 
@@ -158,7 +168,7 @@ def test_the_cards_text(spec: RunSpec, card: CardInfo) -> None:
     _, _, body = render_card(card, contents(), spec.digest).split("---\n", 2)
     assert body.startswith(f"\n{CARD}") and body.endswith(CLASSES)
     mine = contents(shards=("my-rare-000000", "my-rare-000002"))
-    assert "shards/my-rare-{000000..000002}.tar" in render_card(card, mine, "")
+    assert '"shards/my-rare-*.tar"' in render_card(card, mine, "")
     grey = replace(card, channels=1, guidance=(), class_names=("a|b",))
     text = render_card(grey, contents(counts={0: 999}, weights=("a", None)), "")
     assert "999 synthetic grey images" in text and "| guidance | none |" in text and "| 0 | a/b | 999 |" in text
@@ -181,7 +191,7 @@ def test_the_cards_size_category(count: int, size: str, card: CardInfo) -> None:
 
 
 def test_sealing_twice_gives_the_same_files(run: Store, spec: RunSpec, card: CardInfo) -> None:
-    files = ("index.json", "README.md", "_SUCCESS", "metadata/_index.json")
+    files = ("index.json", "README.md", "_SUCCESS", "metadata.json")
     seal(run, spec, card)
     before = [run.read_bytes(name) for name in files]
     seal(run, spec, card)
@@ -323,7 +333,7 @@ def test_a_crash_never_leaves_an_incomplete_run_sealed(
         assert verify(run, spec) == {}
         if ended:
             break
-    assert changes == (7 if repair else 4)
+    assert changes == (7 if repair else 5)
 
 
 def test_seal_refuses_strangers_and_other_manifests(run: Store, spec: RunSpec, card: CardInfo) -> None:
@@ -339,7 +349,7 @@ def test_seal_refuses_strangers_and_other_manifests(run: Store, spec: RunSpec, c
 
 def test_the_indexs_bytes_are_those_of_json_dumps(run: Store, spec: RunSpec, card: CardInfo) -> None:
     seal(run, spec, card)
-    for rel in ("index.json", "metadata/_index.json", "_SUCCESS"):
+    for rel in ("index.json", "metadata.json", "_SUCCESS"):
         data = run.read_bytes(rel)
         assert data == json.dumps(json.loads(data), indent=1).encode() + b"\n"
 

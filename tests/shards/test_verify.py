@@ -292,7 +292,7 @@ SEALED = "; seal writes it again"
     ("rel", "problem"),
     [
         ("index.json", "missing or unreadable, although the run is sealed"),
-        ("metadata/_index.json", "missing or unreadable, although the run is sealed"),
+        ("metadata.json", "missing or unreadable, although the run is sealed"),
         ("README.md", "missing, although the run is sealed"),
     ],
 )
@@ -307,7 +307,7 @@ def test_a_lost_file_of_a_sealed_run_is_named(
     assert verify(run, spec) == {}
 
 
-@pytest.mark.parametrize("rel", ["index.json", "metadata/_index.json"])
+@pytest.mark.parametrize("rel", ["index.json", "metadata.json"])
 @pytest.mark.parametrize("change", ["cut", "longer", "other", "empty"])
 def test_a_damaged_index_is_named(rel: str, change: str, run: Store, spec: RunSpec, card: CardInfo) -> None:
     seal(run, spec, card)
@@ -319,11 +319,23 @@ def test_a_damaged_index_is_named(rel: str, change: str, run: Store, spec: RunSp
 
 def test_the_listings_columns_may_be_those_of_another_version(run: Store, spec: RunSpec, card: CardInfo) -> None:
     seal(run, spec, card)
-    data = run.read_bytes("metadata/_index.json")
-    run.write_bytes("metadata/_index.json", data.replace(b"nat", b"bit"))
+    data = run.read_bytes("metadata.json")
+    run.write_bytes("metadata.json", data.replace(b"nat", b"bit"))
     assert verify(run, spec) == {}
-    run.write_bytes("metadata/_index.json", data.replace(b'"nat"', b'"nat'))
-    assert list(verify(run, spec)) == ["metadata/_index.json"]
+    run.write_bytes("metadata.json", data.replace(b'"nat"', b'"nat'))
+    assert list(verify(run, spec)) == ["metadata.json"]
+
+
+def test_the_listing_of_an_earlier_version_is_checked_where_it_was(run: Store, spec: RunSpec, card: CardInfo) -> None:
+    seal(run, spec, card)
+    run.write_bytes("metadata/_index.json", run.read_bytes("metadata.json"))
+    run.delete("metadata.json")
+    assert verify(run, spec) == {}
+    run.write_bytes("metadata/_index.json", run.read_bytes("metadata/_index.json")[:-1])
+    assert verify(run, spec) == {"metadata/_index.json": [f"does not describe these shards{SEALED}"]}
+    seal(run, spec, card)
+    assert verify(run, spec) == {}
+    assert run.exists("metadata.json") and not run.exists("metadata/_index.json")
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"manifest_digest": "d", "shards": 3, "samples": 18}'])

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import pickle
-import signal
 import subprocess
 import sys
 import tarfile
@@ -20,7 +19,6 @@ from PIL import Image
 
 from rarefy.errors import ShardError
 from rarefy.shards.check import check_shard
-from rarefy.shards.claim import claim_output
 from rarefy.shards.listing import committed_numbers, iter_committed
 from rarefy.shards.marker import parse_marker, read_marker
 from rarefy.shards.metadata import (
@@ -173,22 +171,43 @@ def test_samples_that_do_not_belong_together_are_refused(
 
 DIE = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[3])
+sys.path.insert(0, sys.argv[1])
 import conftest
-from rarefy.shards import store, writer
+from rarefy.shards import claim, store, writer
 
-named, link = [], os.link
-
-def die_at(source, target):
-    if len(named) == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    named.append(target)
-    link(source, target)
-
-os.link = die_at
+link = os.link
 header = writer.ShardHeader("rare-000000", 0, conftest.TEXT, conftest.DIGEST, "dies")
-writer.commit_shard(store.Store(sys.argv[1]), header, conftest.shard_samples(0), 1.0)
+
+def die(root, last):
+    named = []
+
+    def die_at(source, target):
+        if len(named) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        named.append(target)
+        link(source, target)
+
+    claim.claim_output(store.Store(root), "text", conftest.DIGEST)
+    os.link = die_at
+    writer.commit_shard(store.Store(root), header, conftest.shard_samples(0), 1.0)
+
+for last, root in enumerate(sys.argv[2:]):
+    child = os.fork()
+    if not child:
+        die(root, last)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 """
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Outputs of attempts that were killed when none, one or two of tar, Parquet file and marker had their names."""
+    outputs = [tmp_path_factory.mktemp("killed") for _ in range(3)]
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", DIE, str(here), *map(str, outputs)]
+    assert subprocess.run(command, check=False, cwd=here.parents[1]).returncode == 0
+    return outputs
 
 
 @pytest.mark.parametrize(
@@ -197,25 +216,19 @@ writer.commit_shard(store.Store(sys.argv[1]), header, conftest.shard_samples(0),
 def test_killed_attempt_commits_nothing_and_is_repeated(
     named: int,
     present: list[str],
-    tmp_path: Path,
+    killed: list[Path],
     spec: RunSpec,
     make_header: Header,
     make_samples: Samples,
 ) -> None:
-    """named: how many of tar, Parquet file and marker had their names when the attempt was killed."""
-    digest = spec.digest
-    store = Store(str(tmp_path / "out"))
-    claim_output(store, "text", digest)
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", DIE, store.root, str(named), str(here)]
-    assert subprocess.run(command, check=False, cwd=here.parents[1]).returncode == -signal.SIGKILL
+    digest, store = spec.digest, Store(str(killed[named]))
     assert all(store.exists(rel) for rel in present)
     assert store.exists("shards/rare-000000.tar") == (named > 0)
     assert committed_numbers(store, "rare") == set()
     assert check_shard(store, spec.shards[0], digest).problems == ("not committed (no marker)",)
     commit_shard(store, make_header(0), make_samples(0), seconds=1.0)
     assert check_shard(store, spec.shards[0], digest).problems == ()
-    assert len(list((tmp_path / "out").rglob(".*.tmp"))) == 1
+    assert len(list(killed[named].rglob(".*.tmp"))) == 1
 
 
 def test_files_of_earlier_versions_can_still_be_read(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:

@@ -73,7 +73,7 @@ def test_a_loss_that_diverges_in_one_process_stops_all(folder: Path, two: list[d
     assert not (folder / "diverged.pt").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_torchrun_trains_one_network_on_shards(tmp_path: Path) -> None:
     """Every process reads all shards; only rank 0 writes and prints."""
     preset = find_model("fashion-mnist-28")

@@ -113,6 +113,9 @@ def test_the_card_is_one_that_the_hub_takes(trained: Path) -> None:
     card = hub.ModelCard((trained / "mine" / "model" / "README.md").read_text())
     assert card.data.license == "unknown" and card.data.library_name == "rarefy" and card.data.model_name == "mine"
     assert "| 1 | Big bird | 13 | 10 |" in card.text
+    quality = provenance(trained / "mine" / "train.toml")["quality"]
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {name: quality[name] for name in ("fid", "precision", "recall", "on_class")}
     assert "FID" in card.text and "{" not in card.text
 
 

@@ -39,7 +39,7 @@ from rarefy.audit.strips import write_strips
 from rarefy.audit.tables import write_bootstrap, write_copies, write_samples
 from rarefy.audit.verdict import judge
 from rarefy.device import find_device
-from rarefy.errors import DataError, ManifestError, ShardError, bad
+from rarefy.errors import DataError, ManifestError, ShardError, bad, near_path
 from rarefy.gates import Gate, check_measurable
 from rarefy.manifest import Manifest
 from rarefy.plan import shard_names
@@ -87,10 +87,7 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     readable run; ManifestError, DataError, CheckpointError or DeviceError for options that do not work. Damaged parts
     of a run raise nothing: they are ``problems`` of the result. An earlier audit is deleted before measuring starts.
     """
-    for name, value in (("k", options.k), ("limit", options.limit)):
-        if value < 1:
-            raise ManifestError(bad(name, value, "at least 1"))
-    find_device(options.device)
+    _check_options(options)
     setting, *further = _settings(options, time.monotonic())
     other = None if options.against is None else read_against(options.against, store)
     progress("reading shards", 0, 1)
@@ -130,6 +127,13 @@ def run_audit(store: Store, options: AuditOptions, progress: Progress) -> dict[s
     return _write(store, run, measured, replace(result, judgement=judge(result)), estimates)
 
 
+def _check_options(options: AuditOptions) -> None:
+    for name, value in (("k", options.k), ("limit", options.limit)):
+        if value < 1:
+            raise ManifestError(bad(name, value, "at least 1"))
+    find_device(options.device)
+
+
 def _read(store: Store, limit: int) -> tuple[str, RunData]:
     """What identifies the shards, and the run. An earlier audit goes with shards that cannot be read any more."""
     try:
@@ -159,7 +163,9 @@ def _check_real_images(reference: Reference | None, options: AuditOptions) -> No
     if reference is None and options.training is not None:
         raise ManifestError(bad("training", options.training, "usable without other real images: give --reference too"))
     if options.training is not None and not Path(options.training).exists():
-        raise DataError(bad("training", options.training, "a file or folder that is there"))
+        raise DataError(
+            bad("training", options.training, f"a file or folder that is there{near_path(options.training)}")
+        )
 
 
 def _write(
@@ -224,9 +230,11 @@ def _write_rarity(
 def check_before(store: Store, manifest: Manifest, options: AuditOptions) -> None:
     """Raise, before a run is made, what its audit would raise in the end.
 
-    Too few real images and training images that are not there (DataError), what the model cannot be measured with
-    (ManifestError), and a run to compare with that is not comparable (OutputError or ShardError).
+    A device that is not there (DeviceError), too few real images and training images that are not there (DataError),
+    what the model cannot be measured with (ManifestError), and a run to compare with that is not comparable
+    (OutputError or ShardError).
     """
+    _check_options(options)
     setting, *further = _settings(options, time.monotonic())
     _check_possible(manifest, options.gates or (), options, (setting, *further))
     reference = load_reference(manifest.preset, options.reference)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rarefy.diffusion.schedule import schedule_of
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, one_of
 from rarefy.guidance.base import Denoise
 from rarefy.models.config_file import PREDICTIONS
 
@@ -57,5 +57,5 @@ class _Converter:
 
 def _converter(model: ModelFolder) -> _Converter | None:
     if model.prediction not in PREDICTIONS:
-        raise ManifestError(bad("schedule.prediction", model.prediction, f"one of {', '.join(PREDICTIONS)}"))
+        raise ManifestError(bad("schedule.prediction", model.prediction, one_of(model.prediction, PREDICTIONS)))
     return None if model.prediction == "eps" else _Converter(model.prediction, schedule_of(model).alphas_cumprod)

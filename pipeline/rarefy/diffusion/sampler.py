@@ -18,7 +18,7 @@ from torch import Tensor
 from rarefy.diffusion.finite import check_finite, image_sums
 from rarefy.diffusion.prediction import denoiser
 from rarefy.diffusion.schedule import Schedule, schedule_of
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, one_of
 from rarefy.guidance.base import KINDS, Networks, StartTerm, StepState, Term, times
 from rarefy.guidance.guide import Guide
 
@@ -48,7 +48,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ManifestError(bad("sampler.method", self.method, f"one of {', '.join(METHODS)}"))
+            raise ManifestError(bad("sampler.method", self.method, one_of(self.method, METHODS)))
         if not 0 <= self.eta <= 1:
             raise ManifestError(bad("sampler.eta", self.eta, "from 0 to 1"))
         if self.eta and self.method == "ancestral":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rarefy.diffusion.settings import RESPACINGS
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, one_of
 
 if TYPE_CHECKING:
     from rarefy.models.folder import ModelFolder
@@ -110,7 +110,7 @@ def make_betas(name: str, num_timesteps: int, beta_range: tuple[float, float] | 
     if num_timesteps < 1:
         raise ManifestError(bad("diffusion_steps", num_timesteps, "at least 1"))
     if name not in SCHEDULES:
-        raise ManifestError(bad("schedule", name, f"one of {', '.join(SCHEDULES)}"))
+        raise ManifestError(bad("schedule", name, one_of(name, list(SCHEDULES))))
     if name == "cosine":
         if beta_range is not None:
             raise ManifestError(bad("beta_range", list(beta_range), "allowed: the cosine schedule has its own betas"))

@@ -1,6 +1,6 @@
 """Everything that only makes the networks faster. Without this folder rarefy runs the plain networks, in float32.
 
-:func:`prepare` is the only function that is used from outside, by :mod:`rarefy.execution`.
+:func:`prepare` and :func:`has_cpu_kernels` are used from outside, by :mod:`rarefy.execution` alone.
 """
 
 from __future__ import annotations
@@ -57,3 +57,8 @@ def prepare(network: Network, device: torch.device, precision: str, compile: str
     elif batch and own_kernels and isinstance(network, ADM) and device.type == "cuda":
         network.__dict__["forward"] = recorded(network, batch)
     return network
+
+
+def has_cpu_kernels() -> bool:
+    """Whether rarefy's kernels for CPUs can be used here; builds and loads them if necessary."""
+    return native.available()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rarefy.diffusion.sampler import Chain, sample, to_uint8
 from rarefy.errors import ExhaustedError, NonFiniteError
-from rarefy.execution import repeatable
+from rarefy.execution import build_kernels, repeatable
 from rarefy.generate.execution import load_for_run
 from rarefy.generate.memory import BatchMemory
 from rarefy.generate.score import (
@@ -45,6 +45,7 @@ class Snapshot:
 
     accepted: those among them that passed [accept]; steps, step_seconds: sampler steps of a batch, and their time;
     advances: rises with each step of a batch, each encoded image and each commit, so an actor hangs if it stands still.
+    doing: what it does before it can generate.
     """
 
     in_flight: Mapping[str, float] = field(default_factory=dict)
@@ -55,11 +56,13 @@ class Snapshot:
     accepted: int = 0
     steps: int = 0
     step_seconds: float = 0.0
+    doing: str = ""
 
 
 def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
     """Sums over all draws; nothing in flight."""
-    names, listed = [f.name for f in fields(Snapshot) if f.name != "in_flight"], list(snapshots)
+    names = [f.name for f in fields(Snapshot) if f.name not in ("in_flight", "doing")]
+    listed = list(snapshots)
     return Snapshot({}, *(sum(getattr(snapshot, name) for snapshot in listed) for name in names))
 
 
@@ -106,6 +109,7 @@ class ShardGenerator:
         self._counting = threading.Lock()
         self._tallies: dict[str, _Tally] = {}
         self._totals = Snapshot()
+        self._doing = ""
         # On the CPU each batch runs in one thread: with several, torch's rounding depends on their number.
         self._sampler = ThreadPoolExecutor(threads if device == "cpu" else 1, thread_name_prefix="sample")
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="png")
@@ -117,10 +121,15 @@ class ShardGenerator:
         """
         self._limit.check(self.manifest.accept)
         sweep()  # what killed actors have left on this machine
-        self._models: Models = load_for_run(self.manifest, torch.device(self.device), self.compile)
+        device = torch.device(self.device)
+        self._doing = "actors build kernels (once on a machine)"
+        build_kernels(device, self.compile)
+        self._doing = "actors load the models"
+        self._models: Models = load_for_run(self.manifest, device, self.compile)
         self._chain: Chain = self.manifest.settings.chain(self.manifest.preset, self.manifest.terms)
-        self._memory = BatchMemory(torch.device(self.device))
+        self._memory = BatchMemory(device)
         self._store = Store(self.root, self._patience_s)
+        self._doing = ""
         return self._models.checkpoint_sha256, self._models.classifier_sha256
 
     def generate(self, shard: int, attempt: str) -> Marker:
@@ -147,7 +156,8 @@ class ShardGenerator:
     def progress(self) -> Snapshot:
         """Counts so far; safe to call while shards are generated."""
         with self._counting:
-            return replace(self._totals, in_flight={name: tally.images for name, tally in self._tallies.items()})
+            in_flight = {name: tally.images for name, tally in self._tallies.items()}
+            return replace(self._totals, in_flight=in_flight, doing=self._doing)
 
     def _fill(self, shard: int, tally: _Tally) -> list[_Draw]:
         """One draw per slot, in slot order. Slots whose draw was rejected draw their next candidate together."""

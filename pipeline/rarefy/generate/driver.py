@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from rarefy.errors import CheckpointError, DeviceError, OutputError, bad
+from rarefy.errors import CheckpointError, DeviceError, OutputError, bad, near_path
 from rarefy.execution import check_execution
 from rarefy.generate.actor import ShardGenerator
 from rarefy.generate.cluster import connected
 from rarefy.generate.events import EventSink
 from rarefy.generate.fit import Request, check_gpus
 from rarefy.generate.fleet import Fleet, Limits
-from rarefy.generate.progress import ProgressSink, duration
+from rarefy.generate.progress import ProgressSink, StageProgress, duration, no_stage
 from rarefy.generate.score import CandidateLimit
 from rarefy.generate.tally import Tally
 from rarefy.generate.worker import RayCluster
@@ -94,12 +94,17 @@ class GenerateResult:
 
 
 def generate(
-    manifest: Manifest, options: GenerateOptions, progress: ProgressSink, listeners: Sequence[EventSink] = ()
+    manifest: Manifest,
+    options: GenerateOptions,
+    progress: ProgressSink,
+    listeners: Sequence[EventSink] = (),
+    stage: StageProgress = no_stage,
 ) -> GenerateResult:
     """Generate and commit every shard of the plan that is not committed yet.
 
-    Nothing is written before the models are loaded. Raises ShardError or TemporaryError, which name the missing shards,
-    DeviceError, OutputError or CheckpointError. After a KeyboardInterrupt the committed shards stay.
+    stage: told what happens before the first and after the last status. Nothing is written before the models are
+    loaded. Raises ShardError or TemporaryError, which name the missing shards, DeviceError, OutputError or
+    CheckpointError. After a KeyboardInterrupt the committed shards stay.
     """
     start = time.monotonic()
     options.check()
@@ -122,12 +127,14 @@ def generate(
         if options.ray_address is None and not options.gpus_per_actor:
             check_execution(torch.device("cpu"), manifest.precision, options.compile)  # otherwise the actors check
         request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
+        stage("starting Ray" if options.ray_address is None else "connecting to Ray", 0, 1)
         with connected(request, options.ray_address) as resources:
             place = store.root, resources.device, resources.cpus, options.compile
             cluster = RayCluster(ShardGenerator, (manifest, *place, candidates, store.patience_s), resources)
             limits = Limits(options.storage_patience_s, options.shard_timeout_s, options.max_attempts)
             fleet = Fleet(manifest, store, cluster, resources, limits, listeners)
             tally = fleet.finish(done, _given_up_earlier(store, plan.num_shards), progress)
+            stage("stopping Ray" if options.ray_address is None else "leaving Ray", 0, 1)
     made = tally.made_shards, tally.made_images
     seconds = time.monotonic() - start
     _, kept = candidates.rounds(manifest.accept)
@@ -152,7 +159,7 @@ def _check_weights(manifest: Manifest, on_this_machine: bool) -> None:
         if path is None and spec.source is None and not preset.embedded:
             raise CheckpointError(bad(name, path, f"the path of a file for {preset.name}, whose weights do not ship"))
         if path is not None and on_this_machine and not Path(path).is_file():
-            raise CheckpointError(bad(name, path, "a file that can be read on this machine"))
+            raise CheckpointError(bad(name, path, f"a file that can be read on this machine{near_path(path)}"))
 
 
 def _check_room(store: Store, manifest: Manifest) -> None:

@@ -72,4 +72,10 @@ class Tally:
             entropy=total.entropy_sum / total.scored if total.scored else None,
             acceptance=total.accepted / total.scored if total.scored else None,
             step_seconds=total.step_seconds / total.steps if total.steps else None,
+            doing="" if self.first_ready is not None else _doing(workers),
         )
+
+
+def _doing(workers: Sequence[Worker]) -> str:
+    """What actors do of which none is ready: what the first one that has said something does."""
+    return next((worker.snapshot.doing for worker in workers if worker.snapshot.doing), "actors start")

@@ -194,15 +194,13 @@ class Watch:
 
 
 @contextmanager
-def watched(manifest: Manifest, options: GenerateOptions, as_json: bool) -> Iterator[Watch]:
-    """Watch a session of ``generate``. as_json: lines on stderr are JSON. Metrics are for clusters only."""
+def watched(manifest: Manifest, options: GenerateOptions, line: ProgressLine) -> Iterator[Watch]:
+    """Watch a session of ``generate``, and show it on ``line``. Metrics are for clusters only."""
     names = RunNames(manifest.name, manifest.prefix, new_driver(), options.max_attempts)
     on_cluster = options.ray_address is not None
     store = Store(options.out, PATIENCE_S)
-    with (
-        ProgressLine(as_json=as_json, run=manifest.name) as line,
-        Watch(store, manifest.digest, names, line, on_cluster) as watch,
-    ):
+    line.run = manifest.name
+    with Watch(store, manifest.digest, names, line, on_cluster) as watch:
         yield watch
 
 

@@ -125,10 +125,11 @@ class Worker:
         """Take its counts; returns how long progress took if there was some and it was not the first."""
         interval = now - self.advanced_s if self.moving else None
         # An attempt that has ended is no longer in the actor's counts, but stays here until its reply is read.
-        last = self.snapshot.in_flight
+        last, last_doing = self.snapshot.in_flight, self.snapshot.doing
         kept = {task.attempt: last[task.attempt] for task in self.tasks if task.attempt in last}
         new = replace(new, in_flight={**kept, **new.in_flight})
-        if new == self.snapshot:
+        if replace(new, doing=last_doing) == self.snapshot:
+            self.snapshot = new
             return None
         self.snapshot, self.advanced_s, self.moving = new, now, True
         return interval

@@ -11,7 +11,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, one_of
 from rarefy.guidance.base import KINDS, Term
 from rarefy.guidance.terms import (
     BoostAndSkip,
@@ -66,8 +66,9 @@ def plugin_path(name: object, field: str) -> str:
     registered = registered_terms()
     path = name if isinstance(name, str) and ":" in name else registered.get(str(name))
     if path is None:
-        names = ", ".join([*TERMS, *(other for other in sorted(registered) if other not in TERMS)])
-        raise ManifestError(bad(field, name, f"one of {names}, or the import path of a class, 'package.module:Class'"))
+        names = [*TERMS, *(other for other in sorted(registered) if other not in TERMS)]
+        allowed = f"{one_of(name, names)}, or the import path of a class, 'package.module:Class'"
+        raise ManifestError(bad(field, name, allowed))
     return path
 
 

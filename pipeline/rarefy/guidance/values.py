@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, one_of
 from rarefy.guidance.base import Ramp
 
 TYPES = "bool, int, float, str, Literal, Ramp, tuple[float, float] or tuple[float, ...], each with or without None"
@@ -57,7 +57,7 @@ def _text(value: object, field: str) -> str:
 
 def _choice(value: object, choices: tuple[object, ...], field: str) -> object:
     if value not in choices:
-        raise ManifestError(bad(field, value, f"one of {', '.join(str(choice) for choice in choices)}"))
+        raise ManifestError(bad(field, value, one_of(value, [str(choice) for choice in choices])))
     return value
 
 

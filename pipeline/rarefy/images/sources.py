@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rarefy.errors import DataError
+from rarefy.errors import DataError, near_path
 from rarefy.images.folders import HIDDEN, entries, is_hidden, is_image, read_folders
 from rarefy.images.idx import IDX_FILE, read_idx_source
 from rarefy.images.items import Skipped, Source, Tally
@@ -20,6 +20,7 @@ ALLOWED = "a folder with class folders of images, .tar shards, Parquet, Arrow or
 CLASS_FOLDERS, IDX, SHARDS, PARQUET, ARROW = "class folders", "IDX files", ".tar shards", "Parquet files", "Arrow files"
 BY_CLASS = "named by its class"
 NOT_DATA = "other files and folders next to the data"
+METADATA = "metadata.parquet"  # next to class folders, it has no images: ``rarefy export`` and Hugging Face write it
 SUFFIXES = {".tar": SHARDS, ".parquet": PARQUET, ".arrow": ARROW}
 
 
@@ -77,13 +78,14 @@ def find_layout(path: Path) -> Layout:
     if path.is_file() and (form := _form(path.name)):
         return Layout(path.parent, form, {"": [path]})
     if not path.is_dir():
-        seen = "" if path.exists() else "; there is nothing at this path"
+        seen = "" if path.exists() else f"; there is nothing at this path{near_path(path)}"
         raise DataError(f"data: {str(path)!r} is not {ALLOWED}{seen}")
     inside = [entry for entry in entries(path) if not is_hidden(entry.name)]
     folders = [Path(entry.path) for entry in inside if entry.is_dir()]
+    with_images = any(_has_image(folder) for folder in folders)
     files: dict[str, list[Path]] = {}
     for entry in inside:
-        if (form := _form(entry.name)) and entry.is_file():
+        if (form := _form(entry.name)) and entry.is_file() and not (with_images and entry.name == METADATA):
             files.setdefault(form, []).append(Path(entry.path))
     if not files and (splits := _split_folders(path, folders)):
         return Layout(path, CLASS_FOLDERS, splits, inner=True)
@@ -91,7 +93,6 @@ def find_layout(path: Path) -> Layout:
         raise DataError(f"data: the splits of {str(path)!r} have no class folders; put each image into one {BY_CLASS}")
     if not files and len(folders) == 1 and (below := _only_folder(folders[0])):
         return below
-    with_images = any(_has_image(folder) for folder in folders)
     nested = _forms_within(folders) if with_images else {}
     forms = [*files, *([CLASS_FOLDERS] if with_images else []), *nested.values()]
     if len(forms) > 1:

@@ -56,6 +56,9 @@ class Table:
             with pq.ParquetFile(self.path) as file:  # not kept open: a set can have thousands of files
                 return file.read_row_group(part, [name])[name].combine_chunks()
 
+    def __reduce__(self) -> tuple[type[Table], tuple[Path]]:
+        return Table, (self.path,)  # otherwise an Arrow file would be copied into the pickle
+
     @contextmanager
     def _named(self) -> Iterator[None]:
         try:
@@ -72,6 +75,9 @@ class ImageColumns:
         self._kept_bytes = kept_bytes
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[Path, int], pa.Array] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[ImageColumns], tuple[int]]:
+        return ImageColumns, (self._kept_bytes,)  # without what it keeps, which its process may not share
 
     def get(self, table: Table, part: int, name: str) -> pa.Array:
         """The images of a part. Raises DataError."""

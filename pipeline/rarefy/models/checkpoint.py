@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from rarefy.errors import CheckpointError, bad
+from rarefy.errors import CheckpointError, bad, near_path
 from rarefy.models.file_hash import file_sha256
 from rarefy.models.unwrap import Found, closest, find_weights, is_counter, looks_like, some
 
@@ -142,7 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
                 "run code; load it where you trust it and save its state_dict alone with torch.save"
             ) from error
         raise CheckpointError(
-            f"checkpoint: {str(path)!r} is not a readable checkpoint ({first_line(error)})"
+            f"checkpoint: {str(path)!r} is not a readable checkpoint ({first_line(error)}){near_path(path)}"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(bad("checkpoint", str(path), "a state dict: a mapping of names to tensors"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import posixpath
 import re
 import typing
@@ -11,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, hint
 from rarefy.fields import check_integer
 from rarefy.models.config import GROUPS, NetworkConfig, NetworkSpec, OtherNetwork
 
@@ -29,9 +28,7 @@ def check_keys(table: Json, field: str, required: Collection[str], optional: Col
     known = [*required, *optional]
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.5)
-            hint = f"nearest: {near[0]}" if near else f"known: {', '.join(known)}"
-            raise ManifestError(bad("key", f"{field}{key}", f"a key of config.json ({hint})"))
+            raise ManifestError(bad("key", f"{field}{key}", f"a key of config.json ({hint(key, known)})"))
     for key in required:
         if key not in table:
             raise ManifestError(f"{field}{key}: this key is missing")

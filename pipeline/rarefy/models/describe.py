@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, near_path, one_of
 from rarefy.models.config import NetworkConfig, NetworkSpec
 from rarefy.models.folder import OWN_CODE, ModelFolder, library
 from rarefy.models.networks import build_network
@@ -115,7 +115,9 @@ def _find(name_or_place: str) -> tuple[ModelFolder, str]:
         return local_folder(name_or_place)
     path = local_path(name_or_place, Path.cwd())
     if not Path(path).exists():
-        raise ManifestError(bad("model", name_or_place, f"a model folder or one of {', '.join(library())}"))
+        raise ManifestError(
+            bad("model", name_or_place, f"a model folder or {one_of(name_or_place, list(library()))}{near_path(path)}")
+        )
     return local_folder(path)
 
 

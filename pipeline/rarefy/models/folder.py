@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, near_path, one_of
 from rarefy.fields import check_integer
 from rarefy.images import ClassNames
 from rarefy.models.agreement import check_agreement
@@ -138,8 +138,8 @@ def read_model_folder(path: Path) -> ModelFolder:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        what = "a model folder: it has no config.json" if path.is_dir() else "a model folder: there is no such folder"
-        raise ManifestError(bad("model", str(path), what)) from None
+        missing = "it has no config.json" if path.is_dir() else f"there is no such folder{near_path(path)}"
+        raise ManifestError(bad("model", str(path), f"a model folder: {missing}")) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
         raise ManifestError(f"{file}: cannot be read ({reason})") from None
@@ -163,7 +163,9 @@ def _parse(config: Json, path: Path) -> ModelFolder:
     schedule = read_object(config["schedule"], "schedule")
     check_keys(schedule, "schedule.", ("name", "steps", "prediction"), ("beta_range",))
     if schedule["prediction"] not in PREDICTIONS:
-        raise ManifestError(bad("schedule.prediction", schedule["prediction"], f"one of {', '.join(PREDICTIONS)}"))
+        raise ManifestError(
+            bad("schedule.prediction", schedule["prediction"], one_of(schedule["prediction"], PREDICTIONS))
+        )
     beta_range = schedule.get("beta_range")
     return ModelFolder(
         name=read_text(config["name"], "name"),
@@ -264,7 +266,7 @@ def _library_order(folder: ModelFolder) -> tuple[bool, int, str]:
 def find_model(name: str, field: str = "model.preset") -> ModelFolder:
     """The model that ships under this name. Raises ManifestError, which lists the known names."""
     if name not in library():
-        raise ManifestError(bad(field, name, f"one of {', '.join(library())}"))
+        raise ManifestError(bad(field, name, one_of(name, list(library()))))
     return library()[name]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import fsspec
 
 from rarefy.errors import ManifestError, bad
+from rarefy.extras import missing_package
 from rarefy.models.config_file import read_files, read_object
 from rarefy.shards.retry import driver_errors, one_line
 from rarefy.user_cache import user_cache
@@ -51,9 +52,10 @@ def _from_hub(source: str) -> tuple[Path, str]:
         raise ManifestError(bad("model.path", source, "hf://org/name or hf://org/name@revision"))
     try:
         from huggingface_hub import errors, snapshot_download
-    except ImportError:
-        needed = "usable here: huggingface_hub is not installed; pip install 'rarefy[hub]'"
-        raise ManifestError(bad("model.path", source, needed)) from None
+    except ImportError as error:
+        if (missing := missing_package(f"model.path: {source!r}", error)) is None:
+            raise
+        raise missing from error
     try:
         path = Path(snapshot_download(match[1], revision=match[2], ignore_patterns=[NOT_COPIED]))
     except (OSError, ValueError, getattr(errors, "HTTPError", OSError)) as error:
@@ -125,6 +127,8 @@ def _reporting(url: str) -> Iterator[None]:
     except ManifestError:
         raise
     except (ValueError, ImportError) as cause:
+        if (missing := missing_package(f"model.path: {url!r}", cause)) is not None:
+            raise missing from cause
         raise ManifestError(bad("model.path", url, f"a usable fsspec URL ({one_line(cause)})")) from cause
     except driver_errors() as cause:
         raise ManifestError(bad("model.path", url, f"a model folder that can be read ({one_line(cause)})")) from cause

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rarefy.cores import usable_cores
-from rarefy.errors import DataError, bad
+from rarefy.errors import DataError, bad, one_of
 from rarefy.models.config import NetworkConfig
 
 # Sizes that can be halved until 4 to 8 pixels are left, which is where a U-Net of this family stops.
@@ -88,7 +88,7 @@ def largest_size(hardware: Hardware, tier: Tier) -> int:
 def supported_size(size: int) -> int:
     """The size, if the networks can have it. Raises DataError."""
     if size not in SIZES:
-        raise DataError(bad("size", size, f"one of {', '.join(map(str, SIZES))}"))
+        raise DataError(bad("size", size, one_of(size, list(map(str, SIZES)))))
     return size
 
 

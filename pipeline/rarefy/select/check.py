@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rarefy.errors import ShardError, StorageError
 from rarefy.plan import RECORD, SELECTED, data_store
 from rarefy.select.choice import choose
-from rarefy.select.spec import SelectedSpecs, selected_spec
+from rarefy.select.spec import CopySpecs, SelectedSpecs, selected_spec
 from rarefy.shards.index import SUCCESS, is_sealed
 from rarefy.shards.store import Store
 from rarefy.shards.verify import verify
@@ -35,3 +35,19 @@ def verify_selected(store: Store, manifest: Manifest) -> dict[str, list[str]]:
     if selected.read_or_none(RECORD) != choice.record(manifest):
         problems[RECORD] = ["does not describe the choice that follows from the pool; run select again"]
     return {f"{SELECTED}/{name}": lines for name, lines in problems.items()}
+
+
+def verify_copy(copy: Store, manifest: Manifest) -> dict[str, list[str]]:
+    """Problems by shard name or file of a selected set without its pool; empty if there are none.
+
+    Every file is compared with its hash, and every sample with the plan of the pool. Whether the pool has rarer ones
+    cannot be seen here.
+    """
+    if not is_sealed(copy):
+        return {SUCCESS: ["missing: the copy is not complete; download it again"]}
+    try:
+        return verify(copy, selected_spec(manifest, CopySpecs(copy, manifest)))
+    except StorageError:
+        raise  # it says nothing about the set
+    except ShardError as error:
+        return {"metadata": [str(error)]}

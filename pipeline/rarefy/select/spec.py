@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rarefy.errors import ShardError
 from rarefy.plan import ShardPlan, kept_plan, make_plan, sample_seed, shard_name
 from rarefy.select.choice import Choice
-from rarefy.shards.metadata import MAX_ROWS, SampleRecord, read_records
+from rarefy.shards.metadata import MAX_ROWS, SampleRecord, read_records, sample_key
 from rarefy.shards.spec import LazySpecs, RowSpec, RunSpec, ShardSpec
 from rarefy.shards.store import Store
 
@@ -70,6 +70,50 @@ class SelectedSpecs(LazySpecs):
         )
 
 
-def selected_spec(manifest: Manifest, specs: SelectedSpecs) -> RunSpec:
+class CopySpecs(LazySpecs):
+    """The shards of a selected set without its pool. Which images were chosen is taken from the set's own metadata."""
+
+    def __init__(self, copy: Store, manifest: Manifest) -> None:
+        self.copy, self.prefix, self.seed = copy, manifest.prefix, manifest.seed
+        self.plan, self.pool = kept_plan(manifest), make_plan(manifest)
+        self.max_candidates = manifest.accept.max_candidates if manifest.accept else 1
+
+    def __len__(self) -> int:
+        return self.plan.num_shards
+
+    def of(self, numbers: range) -> list[ShardSpec]:
+        return [self._spec(number) for number in numbers]
+
+    def _spec(self, shard: int) -> ShardSpec:
+        name, places = shard_name(self.prefix, shard), self.plan.shard(shard).slots
+        records = read_records(self.copy, name)
+        if len(records) != len(places):
+            raise ShardError(f"{name}: {len(records)} rows, the plan says {len(places)}")
+        planned = {number: self._pool_shard(name, number) for number in sorted({record.shard for record in records})}
+        rows = []
+        for record, place in zip(records, places, strict=True):
+            slot = next((each for each in planned[record.shard].slots if each.index == record.index), None)
+            if slot is None or slot.class_id != place.class_id:
+                raise ShardError(f"{name}: sample {record.key} is not one that the plan has at its place")
+            rows.append(
+                RowSpec(
+                    key=sample_key(record.shard, slot.index),
+                    index=slot.index,
+                    class_id=slot.class_id,
+                    seed=partial(sample_seed, self.seed, slot.class_id, slot.class_index),
+                    shard=record.shard,
+                    image_sha256=record.image_sha256,
+                )
+            )
+        return ShardSpec(name, shard, tuple(rows), self.max_candidates)
+
+    def _pool_shard(self, name: str, number: int) -> ShardPlan:
+        try:
+            return self.pool.shard(number)
+        except IndexError:
+            raise ShardError(f"{name}: it has samples of shard {number}, which the plan does not have") from None
+
+
+def selected_spec(manifest: Manifest, specs: LazySpecs) -> RunSpec:
     """What the selected set of a run must contain."""
     return RunSpec(manifest.name, manifest.digest, specs, manifest.counts, made_by="select", sealed_by="select")

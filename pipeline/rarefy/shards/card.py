@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rarefy.shards.features import shard_features, yaml_string
 from rarefy.shards.metadata import SCHEMA
 
 SIZE_CATEGORIES = (
@@ -63,7 +64,7 @@ def render_card(info: CardInfo, contents: Contents, digest: str) -> str:
         _front_matter(info, total),
         _summary(info, total, contents.num_shards),
         f"{AUDIT_BEGIN}\n{OF_SELECTED.format(folder=info.folder) if info.folder else NOT_AUDITED}{AUDIT_END}\n",
-        _usage(*contents.shards, info.folder),
+        _usage(contents.shards[0], info),
         _limits(info),
     )
     checkpoint, classifier = contents.weights
@@ -93,10 +94,9 @@ def _exceptions(contents: Contents) -> str:
 
 def _front_matter(info: CardInfo, total: int) -> str:
     size = next((label for bound, label in SIZE_CATEGORIES if total < bound), "10B<n<100B")
-    # JSON strings are valid YAML, so names with colons or quotes are safe.
     return f"""---
-license: {json.dumps(info.licence or UNKNOWN)}
-pretty_name: {json.dumps(info.name)}
+license: {yaml_string(info.licence or UNKNOWN)}
+pretty_name: {yaml_string(info.name)}
 task_categories:
 - image-classification
 tags:
@@ -105,12 +105,16 @@ tags:
 - webdataset
 - rarefy
 size_categories:
-- {json.dumps(size)}
+- {yaml_string(size)}
 configs:
 - config_name: default
   data_files:
   - split: train
     path: {info.folder}shards/*.tar
+dataset_info:
+  config_name: default
+  features:
+{textwrap.indent(shard_features(info.class_names), "  ")}
 ---
 """
 
@@ -131,31 +135,39 @@ drawn from a diffusion model by rarefy.
 {f"| selection | {info.selection} |" + chr(10) if info.selection else ""}"""
 
 
-def _usage(first: str, last: str, folder: str) -> str:
-    prefix, _, number = first.rpartition("-")
-    pattern = f"shards/{prefix}-{{{number}..{last.rpartition('-')[2]}}}.tar"
-    chosen = f"This loads all sampled images; `{folder}README.md` says how to load those that were chosen.\n\n"
+def _usage(first: str, info: CardInfo) -> str:
+    """first: the first shard's name. The snippets run in the card's folder, and elsewhere with its path."""
+    prefix, folder = first.rpartition("-")[0], info.folder.removesuffix("/") or "."
+    chosen = f"`{info.folder}README.md` says more about the images that were chosen.\n\n" if info.folder else ""
     return f"""## Use
 
-{chosen if folder else ""}With `webdataset`:
+{chosen}With `webdataset`:
 
 ```python
+from pathlib import Path
+
 import webdataset as wds
-dataset = wds.WebDataset("{pattern}", shardshuffle=False).decode("pil")
-for sample in dataset:
+
+folder = Path("{folder}")  # relative to this file
+shards = sorted(str(path) for path in folder.glob("shards/{prefix}-*.tar"))
+dataset = wds.WebDataset(shards, shardshuffle=False, nodesplitter=wds.split_by_node, empty_check=False)
+for sample in dataset.decode("{"pill" if info.channels == 1 else "pil"}"):
     image, class_id, info = sample["png"], sample["cls"], sample["json"]
 ```
 
 With `datasets`, from this folder or from the Hub:
 
 ```python
+import os
+
 from datasets import load_dataset
-dataset = load_dataset("webdataset", data_files={{"train": "shards/*.tar"}}, split="train")
-dataset[0]["png"], dataset[0]["cls"]
+
+dataset = load_dataset(os.path.abspath("."), split="train")  # the folder of this file; on the Hub, org/name
+dataset[0]["png"], dataset.features["cls"].int2str(dataset[0]["cls"])
 ```
 
-`index.json` is a wids index (random access); `metadata/*.parquet` has one row per sample, `state/*.json`
-the hashes.
+`{info.folder}index.json` is a wids index (random access); `{info.folder}metadata/*.parquet` has one row per sample,
+`{info.folder}state/*.json` the hashes.
 """
 
 

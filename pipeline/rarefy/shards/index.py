@@ -1,4 +1,4 @@
-"""The files that describe a sealed data set: ``index.json``, ``metadata/_index.json`` and ``_SUCCESS``.
+"""The files that describe a sealed data set: ``index.json``, ``metadata.json`` and ``_SUCCESS``.
 
 They are written, and compared with what is there, one shard at a time: a run may have a million shards.
 """
@@ -19,7 +19,9 @@ from rarefy.shards.store import Store
 
 SUCCESS = "_SUCCESS"
 INDEX = "index.json"
-LISTING = "metadata/_index.json"
+LISTING = "metadata.json"
+# Where earlier versions wrote the listing. polars refuses to read a folder of Parquet files that has any other file.
+FORMER_LISTING = "metadata/_index.json"
 COLUMNS_BYTES = 1 << 16  # the columns in the listing take about 4 kB
 AFTER_COLUMNS = ',\n "total": '
 
@@ -112,6 +114,11 @@ class _JsonList:
 def is_sealed(store: Store) -> bool:
     """Whether ``seal`` has completed."""
     return store.exists(SUCCESS)
+
+
+def listing_path(store: Store) -> str:
+    """Where a sealed data set has its listing; that of an earlier version has it in its former place."""
+    return FORMER_LISTING if not store.exists(LISTING) and store.exists(FORMER_LISTING) else LISTING
 
 
 def success_table(run: RunSpec) -> dict[str, object]:

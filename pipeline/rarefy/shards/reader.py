@@ -80,12 +80,22 @@ def json_object(data: bytes) -> dict[str, Any]:
 
 def iter_tar(path: Path, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yields (key, file contents by extension) per sample. Raises ShardError, which names shard and last intact key."""
-    try:
-        stream = path.open("rb")
-    except OSError as cause:
-        raise ShardError(f"{name}: tar cannot be opened ({cause.strerror})") from cause
-    with stream:
+    with _open(path, name) as stream:
         yield from tar_samples(stream, name)
+
+
+def iter_places(path: Path, name: str) -> Iterator[tuple[str, int, int]]:
+    """Yields (key, first byte, size in bytes) of each sample's PNG file, without reading it. Raises ShardError."""
+    last = "none"
+    with _open(path, name) as stream:
+        try:
+            for member, start, size in _headers(stream):
+                key, _, extension = member.partition(".")
+                if extension == "png":
+                    yield key, start, size
+                    last = key
+        except (_TarError, OSError) as cause:
+            raise _damaged(name, last, cause) from cause
 
 
 def tar_samples(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -98,16 +108,18 @@ def tar_samples(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, by
             yield key, fields
             last = key
     except (_TarError, OSError) as cause:
-        raise ShardError(f"{name}: tar is truncated or damaged after sample {last} ({cause})") from cause
+        raise _damaged(name, last, cause) from cause
 
 
-def image_places(stream: BinaryIO, name: str) -> dict[str, tuple[int, int]]:
-    """Where each sample's PNG begins in an open tar, and its length in bytes, by key. Raises ShardError."""
+def _open(path: Path, name: str) -> BinaryIO:
     try:
-        found = {member: (start, size) for member, start, size in _places(stream)}
-    except (_TarError, OSError) as cause:
-        raise ShardError(f"{name}: tar is truncated or damaged ({cause})") from cause
-    return {member.removesuffix(".png"): place for member, place in found.items() if member.endswith(".png")}
+        return path.open("rb")
+    except OSError as cause:
+        raise ShardError(f"{name}: tar cannot be opened ({cause.strerror})") from cause
+
+
+def _damaged(name: str, last: str, cause: Exception) -> ShardError:
+    return ShardError(f"{name}: tar is truncated or damaged after sample {last} ({cause})")
 
 
 def _groups(stream: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -127,28 +139,33 @@ def _groups(stream: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
     """Names and contents of a tar's files."""
-    for member, _, size in _places(stream):
+    for member, start, size in _headers(stream):
+        stream.seek(start)
         yield member, stream.read(size)
 
 
-def _places(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """Names of a tar's files, and where their contents begin and how long they are, in bytes.
+def _headers(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """Names, first bytes and sizes of a tar's files.
 
-    The stream is then at the content. Only what ``write_tar`` writes is accepted: plain files with short names.
-    Python's tarfile also follows extensions and compression, by which a few bytes can claim any amount of memory.
+    Only what ``write_tar`` writes is accepted: plain files with short names. Python's tarfile also follows extensions
+    and compression, by which a few bytes can claim any amount of memory.
     """
-    left, place = stream.seek(0, io.SEEK_END), 0
-    stream.seek(0)
-    while (header := stream.read(BLOCK)) != bytes(BLOCK):
+    left, start = stream.seek(0, io.SEEK_END), 0
+    while (header := _block(stream, start)) != bytes(BLOCK):
         member, size = _parse_header(header)
         padded = -(-size // BLOCK) * BLOCK
         left -= BLOCK + padded
         if left < 0:
             raise _TarError(f"{member} has {size:,} bytes, more than the file has left")
-        yield member, place + BLOCK, size
-        place = stream.seek(place + BLOCK + padded)
-    if stream.read(BLOCK) != bytes(BLOCK):
+        yield member, start + BLOCK, size
+        start += BLOCK + padded
+    if _block(stream, start + BLOCK) != bytes(BLOCK):
         raise _TarError("no end of archive")
+
+
+def _block(stream: BinaryIO, start: int) -> bytes:
+    stream.seek(start)
+    return stream.read(BLOCK)
 
 
 def _parse_header(header: bytes) -> tuple[str, int]:

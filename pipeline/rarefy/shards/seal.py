@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -11,12 +11,12 @@ from rarefy.errors import NAMES_SHOWN, ShardError, first_names
 from rarefy.shards.card import CardInfo, Contents, render_card
 from rarefy.shards.check import NOT_COMMITTED, Checked, sha256_of
 from rarefy.shards.claim import check_claim
-from rarefy.shards.index import INDEX, LISTING, SUCCESS, DataSetFiles, is_sealed, success_table
+from rarefy.shards.index import FORMER_LISTING, INDEX, LISTING, SUCCESS, DataSetFiles, is_sealed, success_table
 from rarefy.shards.marker import marker_path
 from rarefy.shards.metadata import parquet_path, tar_path
 from rarefy.shards.spec import RunSpec
 from rarefy.shards.store import Store
-from rarefy.shards.verify import CARD, STRANGE, check_shards, strangers
+from rarefy.shards.verify import CARD, STRANGE, Progress, check_shards, strangers
 from rarefy.shards.writer import take_back
 
 
@@ -64,27 +64,32 @@ class _Found:
             self.not_accepted += checked.not_accepted
 
 
-def seal(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -> Sealed:
+def seal(store: Store, run: RunSpec, card: CardInfo, repair: bool = False, progress: Progress | None = None) -> Sealed:
     """Check every shard and write index, listing, card and, last, ``_SUCCESS``.
 
     repair: withdraw damaged shards: ``_SUCCESS`` is deleted first and then their markers, so that the next generate
-    makes them again. Without it nothing is changed unless every shard is intact. Raises ShardError, which names missing
-    and damaged shards and files that are not part of the plan, and OutputError if the store cannot be written.
+    makes them again. Without it nothing is changed unless every shard is intact. progress(done, total): of the check.
+    Raises ShardError, which names missing and damaged shards and files that are not part of the plan, and OutputError
+    if the store cannot be written.
     """
     check_claim(store, run.digest)
-    return seal_set(store, run, card, repair)
+    return seal_set(store, run, card, repair, progress)
 
 
-def seal_set(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -> Sealed:
+def seal_set(
+    store: Store, run: RunSpec, card: CardInfo, repair: bool = False, progress: Progress | None = None
+) -> Sealed:
     """As ``seal``, for a set that is part of a run and has no claim of its own."""
     store.check_writable()
     with ExitStack() as stack:
         # The files get their names at the end of this block, and only if it succeeds.
         index, listing = (stack.enter_context(store.staged(rel)).open("wb") for rel in (INDEX, LISTING))
-        found = _write_index(store, run, DataSetFiles(run, stack.enter_context(index), stack.enter_context(listing)))
+        files = DataSetFiles(run, stack.enter_context(index), stack.enter_context(listing))
+        found = _write_index(check_shards(store, run, progress=progress), files)
         foreign = list(strangers(store, run))
         if found.missing_shards or found.damaged or foreign:
             raise ShardError(_refuse(store, run, found, foreign, repair))
+    store.delete(FORMER_LISTING)
     store.write_bytes(CARD, render_card(card, _contents(run, found), run.digest).encode())
     for folder in ("", "state", "shards", "metadata", "rarity", "audit"):
         store.sweep(folder)
@@ -93,9 +98,9 @@ def seal_set(store: Store, run: RunSpec, card: CardInfo, repair: bool = False) -
     return Sealed(len(run.shards), sum(counts.values()), found.size_bytes, counts, found.not_accepted)
 
 
-def _write_index(store: Store, run: RunSpec, files: DataSetFiles) -> _Found:
+def _write_index(every: Iterable[Checked], files: DataSetFiles) -> _Found:
     found = _Found()
-    for checked in check_shards(store, run):
+    for checked in every:
         found.add(checked)
         if checked.marker is not None:
             files.add(checked.marker)

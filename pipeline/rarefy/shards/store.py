@@ -15,6 +15,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from rarefy.errors import OutputError, StorageError, bad
+from rarefy.extras import missing_package
 from rarefy.scratch import scratch_folder
 from rarefy.shards.files import PRIVATE_NAME, Entry, Files, private_name
 from rarefy.shards.local import LocalFiles
@@ -44,6 +45,8 @@ class Store:
             # Other machines write here too; a cached listing would hide their markers.
             fs, self.path = fsspec.core.url_to_fs(root, use_listings_cache=False)
         except (ValueError, ImportError) as cause:
+            if (missing := missing_package(f"out: {root!r}", cause)) is not None:
+                raise missing from cause
             raise OutputError(bad("out", root, f"a local path or a usable fsspec URL ({one_line(cause)})")) from cause
         self.is_local = isinstance(fs, LocalFileSystem)
         self.root = self.path if self.is_local else str(fs.unstrip_protocol(self.path))
@@ -178,6 +181,11 @@ class Store:
         for rel in dead:
             self.delete(rel)
         return len(dead)
+
+    def seconds_ahead(self, rel: str) -> float:
+        """How far the store's clock is ahead of this machine's, by a file that was written just now; 0 if unknown."""
+        now = time.time()
+        return self._modified(rel, now) - now
 
     def _now(self, folder: str) -> float:
         probe = _join(folder, private_name("probe"))

@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
@@ -19,11 +19,21 @@ from typing import BinaryIO
 from rarefy.cores import usable_cores
 from rarefy.errors import OutputError, StorageError, bad
 from rarefy.shards.check import Checked, check_shard
-from rarefy.shards.index import INDEX, LISTING, SUCCESS, Comparison, DataSetFiles, check_success, is_sealed
+from rarefy.shards.index import (
+    FORMER_LISTING,
+    INDEX,
+    SUCCESS,
+    Comparison,
+    DataSetFiles,
+    check_success,
+    is_sealed,
+    listing_path,
+)
 from rarefy.shards.local import open_file
 from rarefy.shards.spec import RunSpec, ShardSpec
 from rarefy.shards.store import Store
 
+Progress = Callable[[int, int], None]
 CARD = "README.md"
 STRANGE = "not part of this plan; move it elsewhere"
 THREADS = 8  # for object stores, where most time is spent waiting
@@ -32,7 +42,7 @@ FEW_SAMPLES = 4096  # checked sooner by this process than others start
 AHEAD = 2  # tasks waiting for each process or thread
 
 
-def verify(store: Store, run: RunSpec) -> dict[str, list[str]]:
+def verify(store: Store, run: RunSpec, progress: Progress | None = None) -> dict[str, list[str]]:
     """Problems by shard name or by file; empty if everything that the plan and ``_SUCCESS`` promise is there and whole.
 
     Called from a script, this needs the usual ``if __name__ == "__main__":``, because large local runs are checked by
@@ -41,7 +51,7 @@ def verify(store: Store, run: RunSpec) -> dict[str, list[str]]:
     problems: dict[str, list[str]] = {}
     with ExitStack() as stack:
         sealed = _SealedFiles(store, run, stack) if is_sealed(store) else None
-        for checked in check_shards(store, run):
+        for checked in check_shards(store, run, progress=progress):
             if checked.problems:
                 problems[checked.name] = list(checked.problems)
             if sealed:
@@ -50,21 +60,28 @@ def verify(store: Store, run: RunSpec) -> dict[str, list[str]]:
         return problems | (sealed.problems() if sealed else {})
 
 
-def check_shards(store: Store, run: RunSpec, workers: int | None = None) -> Iterator[Checked]:
+def check_shards(
+    store: Store, run: RunSpec, workers: int | None = None, progress: Progress | None = None
+) -> Iterator[Checked]:
     """The results for all planned shards, in order. All must have the weights of the first intact one.
 
-    workers: processes for a local store, threads for an object store; None chooses. Raises OutputError if the store
+    workers: processes for a local store, threads for an object store; None chooses. progress(done, total): of shards.
+    Raises OutputError if the store
     cannot be read at the moment.
     """
     first: Checked | None = None
     with closing(_check_each(store, run, workers)) as each:
-        for checked in each:
+        for number, checked in enumerate(each):
+            if progress:
+                progress(number, len(run.shards))
             if checked.weights is not None:
                 first = first or checked
                 if checked.weights != first.weights:
                     problem = f"its images were made with other weights than those of {first.name}"
                     checked = replace(checked, problems=(problem,), contradicts_plan=True)
             yield checked
+    if progress:
+        progress(len(run.shards), len(run.shards))
 
 
 def _check_each(store: Store, run: RunSpec, workers: int | None) -> Generator[Checked]:
@@ -96,7 +113,7 @@ def strangers(store: Store, run: RunSpec) -> Iterator[str]:
             number = re.fullmatch(rf"{prefix}-(\d+)\.{ending}", name)
             planned = number is not None and len(number[1]) == 6 and int(number[1]) < len(run.shards)
             # state/ also has the driver's own files.
-            if not planned and (every or number) and f"{folder}/{name}" != LISTING:
+            if not planned and (every or number) and f"{folder}/{name}" != FORMER_LISTING:
                 yield f"{folder}/{name}"
 
 
@@ -105,10 +122,11 @@ class _SealedFiles:
 
     def __init__(self, store: Store, run: RunSpec, stack: ExitStack) -> None:
         self.store, self.run = store, run
-        streams = {rel: _open(store, rel, stack) for rel in (INDEX, LISTING)}
+        listing = listing_path(store)
+        streams = {rel: _open(store, rel, stack) for rel in (INDEX, listing)}
         self.missing = [rel for rel, stream in streams.items() if stream is None]
-        self.files = {rel: Comparison(stream, rel == LISTING) for rel, stream in streams.items() if stream}
-        sinks = [self.files.get(rel) or Comparison(io.BytesIO()) for rel in (INDEX, LISTING)]
+        self.files = {rel: Comparison(stream, rel == listing) for rel, stream in streams.items() if stream}
+        sinks = [self.files.get(rel) or Comparison(io.BytesIO()) for rel in (INDEX, listing)]
         self.writer = DataSetFiles(run, *sinks)
         self.complete = True
 

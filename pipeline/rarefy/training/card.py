@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,11 +30,17 @@ def write_card(model: ModelFolder, images: RealImages) -> None:
 
 def render_card(model: ModelFolder, images: RealImages, record: Mapping[str, Any]) -> str:
     """The card: metadata, what the model is, how to sample from it, its quality and its training images."""
-    sections = (_front_matter(model), _summary(model, images, record), _usage(), _quality(record), _parts(record))
+    sections = (
+        _front_matter(model, record),
+        _summary(model, images, record),
+        _usage(),
+        _quality(record),
+        _parts(record),
+    )
     return "\n".join((*sections, _classes(model, images)))
 
 
-def _front_matter(model: ModelFolder) -> str:
+def _front_matter(model: ModelFolder, record: Mapping[str, Any]) -> str:
     # JSON strings are valid YAML, so names with colons or quotes are safe.
     return f"""---
 license: unknown
@@ -44,8 +51,21 @@ tags:
 - image-generation
 - rarefy
 model_name: {json.dumps(model.name)}
----
+{_results(model, record.get("quality") or {})}---
 """
+
+
+def _results(model: ModelFolder, quality: Mapping[str, Any]) -> str:
+    """The measured quality as the Hub's ``model-index``; empty without one."""
+    measured = {key: quality[key] for key in METRICS if key in quality and math.isfinite(quality[key])}
+    if not measured:
+        return ""
+    lines = ["model-index:", f"- name: {json.dumps(model.name)}", "  results:"]
+    lines += ["  - task:", "      type: unconditional-image-generation", "    dataset:"]
+    lines += [f'      name: "{quality["reference_images"]:,} held-out images"', "      type: held-out", "    metrics:"]
+    for key, value in measured.items():
+        lines += [f"    - type: {key}", f"      name: {json.dumps(METRICS[key])}", f"      value: {value!r}"]
+    return "\n".join(lines) + "\n"
 
 
 def _summary(model: ModelFolder, images: RealImages, record: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarefy.diffusion.schedule import SCHEDULES
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, near_path
 from rarefy.fields import (
     Table,
     find_path,
@@ -184,7 +184,7 @@ def _reference(table: Table, path: Path, folder: Path) -> Path:
     """The held-out images: those that the file names, which must exist, or else those in the model folder."""
     named = get_path(table, "reference", path.parent)
     if named is not None and not Path(named).exists():
-        raise ManifestError(bad("reference", named, "a folder of held-out images that exists"))
+        raise ManifestError(bad("reference", named, f"a folder of held-out images that exists{near_path(named)}"))
     return folder / "reference" if named is None else Path(named)
 
 

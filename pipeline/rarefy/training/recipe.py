@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, near_path
 from rarefy.fields import Table, find_path, get_number, get_path, get_table, get_text, parse_toml
 from rarefy.models.config import NetworkSpec
 from rarefy.models.folder import ModelFolder, find_model
@@ -112,7 +112,7 @@ def read_toml(path: Path) -> dict[str, object]:
         raise ManifestError(f"recipe: {str(path)!r} is {error}") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null byte
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ManifestError(f"recipe: {str(path)!r} cannot be read ({reason})") from error
+        raise ManifestError(f"recipe: {str(path)!r} cannot be read ({reason}){near_path(path)}") from error
 
 
 def values_text(values: Mapping[str, object]) -> str:

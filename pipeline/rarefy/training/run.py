@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,8 +15,9 @@ from torch import Tensor
 
 from rarefy.device import find_device
 from rarefy.diffusion.schedule import schedule_of
-from rarefy.errors import DeviceError, ManifestError, OutputError, bad
+from rarefy.errors import DeviceError, ManifestError, bad, needs_extra
 from rarefy.execution import check_execution
+from rarefy.extras import is_installed
 from rarefy.fields import check_integer
 from rarefy.models.adm import ADM
 from rarefy.models.checkpoint import check_entries, read_state
@@ -158,11 +158,8 @@ def processes(options: TrainOptions) -> Iterator[torch.device]:
     """This process's device; under ``torchrun``, as a member of the process group."""
     if options.threads is not None:
         torch.set_num_threads(check_integer(options.threads, "threads", 1, 4096))
-    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise OutputError(
-            "tensorboard: the package is not installed; install rarefy with its extra 'tensorboard', "
-            "or train without --tensorboard"
-        )
+    if options.tensorboard and not is_installed("tensorboard"):
+        raise needs_extra("--tensorboard", "tensorboard", "tensorboard")
     device = _device(options.device)
     check_execution(device, "exact", options.compile)
     if device.index is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rarefy.errors import ShardError
 from rarefy.scratch import scratch_folder
-from rarefy.shards.reader import PNG_SIGNATURE, image_places
+from rarefy.shards.reader import PNG_SIGNATURE, iter_places
 from rarefy.shards.store import Store
 
 MOST_OPEN = 256  # shards whose places are kept in memory
@@ -78,8 +78,8 @@ class Images:
             size = 0
             if not self._data.is_local:
                 size, path = path.stat().st_size, path.rename(self._folder / path.name)
-            with path.open("rb") as stream:
-                return _Shard(path, image_places(stream, path.stem), size)
+            places = {key: (start, length) for key, start, length in iter_places(path, path.stem)}
+            return _Shard(path, places, size)
 
     @cached_property
     def _folder(self) -> Path:

@@ -2,7 +2,9 @@
 
 RAREFY_FAULTS names a folder. A file in ``tokens/`` called ``KIND.ID`` is one fault: the first process that reaches a
 place where the fault can happen moves the file to ``used/`` and has the fault. RAREFY_FAULTS_ROOT: only files below it
-are touched. RAREFY_FAULTS_NODE=bad: actors on this node cannot load their models. Lives in tests only.
+are touched. RAREFY_FAULTS_NODE=bad: actors on this node cannot load their models. While the folder has a file ``gate``,
+no shard's marker is created without taking a token ``permit.ID`` first, so that a test decides how far a run gets,
+however slow the machine is. Lives in tests only.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 
 FOLDER, ROOT = os.environ.get("RAREFY_FAULTS", ""), os.environ.get("RAREFY_FAULTS_ROOT", "\0")
 HOOKED = "rarefy.generate.execution"
-SLOW_S = 3.0
+SLOW_S, POLL_S = 3.0, 0.02
 _rename, _open = os.rename, builtins.open
 _offset_s = 0.0
 _lost_context = False
@@ -66,6 +68,9 @@ def placing(original: Callable[..., None]) -> Callable[..., None]:
     def wrapped(source: Any, target: Any, **options: Any) -> None:
         if os.fspath(target).startswith(ROOT):
             fail("rename", ("ESTALE",))
+            if "/state/rare-" in os.fspath(target):
+                while os.path.exists(f"{FOLDER}/gate") and take("permit") is None:  # noqa: PTH110
+                    time.sleep(POLL_S)
         original(source, target, **options)
 
     return wrapped

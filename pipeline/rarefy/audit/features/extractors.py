@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rarefy.audit.features.cache import array_digest, cached
 from rarefy.audit.features.fidelity import load_registered, registered_names
 from rarefy.device import find_device
-from rarefy.errors import DataError, ManifestError, bad, first_names
+from rarefy.errors import DataError, ManifestError, bad, first_names, one_of
 
 Features = NDArray[np.float32]
 Images = NDArray[np.uint8]
@@ -69,7 +69,7 @@ def load_extractor(name: str = DEFAULT_EXTRACTOR, weights: str | None = None) ->
     registered = ALIASES.get(name, name)
     if registered not in registered_names():
         known = (DEFAULT_EXTRACTOR, NATIVE_EXTRACTOR, *ALIASES, *registered_names())
-        raise ManifestError(bad("extractor", name, f"one of {', '.join(known)}"))
+        raise ManifestError(bad("extractor", name, one_of(name, known)))
     loaded = load_registered(registered, weights)
     with torch.inference_mode():
         columns = [part.shape[1] for part in loaded.network(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.metrics.neighbors import Bools, Labelled, Manifold
-from rarefy.errors import DataError, ManifestError, bad
+from rarefy.errors import DataError, ManifestError, bad, near_path
 
 TAIL_SHARE = 0.2
 RULES = ("avgknn", "confidence")
@@ -90,5 +90,7 @@ def _read_list(path: Path) -> set[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        raise ManifestError(bad("tail", str(path), f"one of {', '.join(RULES)} or a readable file")) from None
+        raise ManifestError(
+            bad("tail", str(path), f"one of {', '.join(RULES)} or a readable file{near_path(path)}")
+        ) from None
     return {line.strip() for line in lines if line.strip()}

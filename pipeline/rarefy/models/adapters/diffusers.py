@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rarefy.errors import ManifestError, bad
+from rarefy.extras import missing_package
 from rarefy.models.config import OtherNetwork
 from rarefy.torchvision_operators import import_module
 
@@ -34,8 +35,9 @@ def _adapted() -> type[nn.Module]:
     try:
         base: Any = import_module(UNET).UNet2DModel
     except ImportError as error:
-        allowed = "usable here: install rarefy's extra, pip install 'rarefy[diffusers]'"
-        raise ManifestError(bad("unet.kind", "diffusers", f"{allowed} ({' '.join(str(error).split())})")) from error
+        allowed = f"usable here: {' '.join(str(error).split())}"
+        missing = missing_package("unet.kind: 'diffusers'", error)
+        raise missing or ManifestError(bad("unet.kind", "diffusers", allowed)) from error
 
     class DiffusersUNet(base):  # type: ignore[misc]  # untyped package
         """(x_t, t, y) -> prediction; see rarefy.models.networks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, near_path
 from rarefy.torchvision_operators import import_module
 
 IMAGENET = "imagenet"
@@ -24,7 +24,9 @@ def read_class_names(source: str | None) -> tuple[str, ...]:
         lines = Path(source).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ManifestError(bad(_FIELD, source, f"{IMAGENET} or a readable text file: {reason}")) from None
+        raise ManifestError(
+            bad(_FIELD, source, f"{IMAGENET} or a readable text file: {reason}{near_path(source)}")
+        ) from None
     names = tuple(line.strip() for line in lines)
     if not names or not all(names):
         line = names.index("") + 1 if names else 1

@@ -15,8 +15,9 @@ from rarefy.models.adapters.diffusers import build_diffusers
 from rarefy.models.config import OtherNetwork
 from rarefy.models.folder import ModelFolder
 from rarefy.models.importing.class_names import read_class_names
-from rarefy.models.importing.output import Imported, check_free, write_imported
+from rarefy.models.importing.output import Imported, write_imported
 from rarefy.models.importing.scheduler import Scheduler, read_scheduler
+from rarefy.new_output import check_free
 
 Json = Mapping[str, Any]
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, near_name
 from rarefy.models.config import NetworkConfig
 from rarefy.models.folder import ModelFolder
 from rarefy.models.importing.class_names import read_class_names
-from rarefy.models.importing.output import Imported, check_free, write_imported
+from rarefy.models.importing.output import Imported, write_imported
+from rarefy.new_output import check_free
 
 IMAGENET_CLASSES = 1000
 CHANNEL_MULTS: dict[int, tuple[float, ...]] = {
@@ -94,9 +94,9 @@ def parse_flags(text: str) -> Flags:
         elif name in _UNUSED:
             unused.append(name)
         else:
-            near = difflib.get_close_matches(name, [*known, *_UNUSED], 1, 0.6)
-            hint = f" (nearest: --{near[0]})" if near else ""
-            raise ManifestError(bad("flags", f"--{name}", f"a flag of guided-diffusion's scripts{hint}"))
+            near = near_name(name, [*known, *_UNUSED])
+            nearest = f" (nearest: --{near})" if near else ""
+            raise ManifestError(bad("flags", f"--{name}", f"a flag of guided-diffusion's scripts{nearest}"))
     return Flags(**values, unused=tuple(unused))  # type: ignore[arg-type] # _value has checked the types
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,10 +13,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from rarefy.errors import OutputError, bad
+from rarefy.errors import OutputError
 from rarefy.models.checkpoint import load_network
 from rarefy.models.folder import ModelFolder, config_content, parse_config, write_model_folder
 from rarefy.models.networks import build_network
+from rarefy.new_output import new_output
 
 
 @dataclass(frozen=True)
@@ -61,19 +60,6 @@ class Imported:
         }
 
 
-def check_free(out: str) -> None:
-    """Raise OutputError if there is something at ``out``; an empty folder may be."""
-    if "://" in out:
-        raise OutputError(bad("out", out, "a local folder"))
-    path = Path(out)
-    try:
-        used = path.is_symlink() or (any(path.iterdir()) if path.is_dir() else path.exists())
-    except OSError as error:
-        raise OutputError(f"out: {out!r} cannot be read ({error.strerror})") from None
-    if used:
-        raise OutputError(bad("out", out, "free: something is there already; choose another folder"))
-
-
 def write_imported(
     folder: ModelFolder, weights: Mapping[str, Path], out: str, origin: Mapping[str, Any], notes: tuple[str, ...] = ()
 ) -> Imported:
@@ -86,7 +72,8 @@ def write_imported(
     folder = replace(folder, name=Path(out).resolve().name, path=Path(out), files=files)
     parse_config(json.loads(json.dumps(config_content(folder))), folder.path, "the imported model")  # checks it
     parameters, hashes = {}, {}
-    with _new_folder(out) as temporary:
+    with new_output(out) as temporary, _safetensor_errors(out):
+        temporary.mkdir()
         for role, source in weights.items():
             spec = folder.unet if role == "unet" else folder.classifier
             assert spec is not None
@@ -102,16 +89,9 @@ def write_imported(
 
 
 @contextmanager
-def _new_folder(out: str) -> Iterator[Path]:
-    """A temporary folder next to ``out`` that becomes ``out`` at the end; after an error it is removed."""
-    check_free(out)
-    target = Path(out).resolve()
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+def _safetensor_errors(out: str) -> Iterator[None]:
+    """Report that weights cannot be written."""
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(target)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"out: {out!r} cannot be written ({getattr(error, 'strerror', None) or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except SafetensorError as error:
+        raise OutputError(f"out: {out!r} cannot be written ({error})") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rarefy.errors import ManifestError, bad
+from rarefy.errors import ManifestError, bad, one_of
 
 Json = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def read_scheduler(config: Json, file: Path) -> Scheduler:
     def choose(key: str, default: str, choices: Mapping[str, str]) -> str:
         value = config.get(key, default)
         if not isinstance(value, str) or value not in choices:
-            raise ManifestError(bad(f"{file}: {key}", value, f"one of {', '.join(choices)}"))
+            raise ManifestError(bad(f"{file}: {key}", value, one_of(value, choices)))
         return choices[value]
 
     kind = choose("_class_name", "", {name: name for name in KINDS})

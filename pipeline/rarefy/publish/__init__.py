@@ -1,0 +1,1 @@
+"""Sends data sets and model folders to the Hugging Face Hub."""
