@@ -32,7 +32,8 @@ REAL, RARE, OUTSIDE, INK = "#2b6fd6", "#c2410c", "#6b7280", "#1f2328"
 
 def images_by_class(out: str, count: int) -> dict[int, list[NDArray[np.uint8]]]:
     """The first ``count`` images of each class, (C, H, W)."""
-    store, found = Store(out), defaultdict(list)
+    store = Store(out)
+    found: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
     for name in shard_names(read_manifest(store)):
         for sample in read_samples(store, name):
             if len(found[sample.class_id]) < count:
@@ -77,7 +78,7 @@ def rare_figure() -> Figure:
     axes.set_aspect("equal")
     for place, radius in zip(real, radii(real), strict=True):
         _ball(axes, place, radius)
-    axes.scatter(*real.T, s=18, color=REAL, zorder=3, label="real images")
+    axes.scatter(real[:, 0], real[:, 1], s=18, color=REAL, zorder=3, label="real images")
     generated = {"common": (0.15, -0.1), "rare": (3.2, 0.9), "outside": (5.0, -2.0)}
     for name, place in generated.items():
         _generated(axes, name, np.array(place), rarity(np.array(place), real))
@@ -95,10 +96,12 @@ def _ball(axes: Axes, place: NDArray[np.float64], radius: float) -> None:
 def _generated(axes: Axes, name: str, place: NDArray[np.float64], value: float | None) -> None:
     color = {"common": INK, "rare": RARE, "outside": OUTSIDE}[name]
     text = f"{name}: in no ball" if value is None else f"{name}: rarity {value:.1f}"
-    axes.scatter(*place, s=70, marker="*", color=color, zorder=4)
+    axes.scatter(place[0], place[1], s=70, marker="*", color=color, zorder=4)
     shift: dict[str, Any] = {"common": (-118, -84), "rare": (-2, 56), "outside": (-40, 18)}
     arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.8}
-    axes.annotate(text, place, shift[name], textcoords="offset points", color=color, fontsize=12, arrowprops=arrow)
+    axes.annotate(
+        text, (place[0], place[1]), shift[name], textcoords="offset points", color=color, fontsize=12, arrowprops=arrow
+    )
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from typing import Any
 
 from rarefy.command_line import OUT_HELP, add_command, print_result
@@ -26,16 +25,11 @@ def add_export(commands: Any) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     from rarefy.export.export import export_run
-    from rarefy.generate.progress import stage_line
+    from rarefy.generate.progress import ProgressLine
     from rarefy.shards.store import Store
 
-    progress = functools.partial(stage_line, command="export")
-    exported = export_run(
-        Store(arguments.out),
-        arguments.dest,
-        arguments.format,
-        arguments.where,
-        arguments.all,
-        progress=progress,
-    )
+    store = Store(arguments.out)
+    with ProgressLine() as line:
+        wanted = arguments.format, arguments.where, arguments.all
+        exported = export_run(store, arguments.dest, *wanted, progress=line.stages("export"))
     return print_result(arguments, exported.content(), exported.text())

@@ -29,9 +29,7 @@ def add_push(commands: Any) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from functools import partial
-
-    from rarefy.generate.progress import stage_line
+    from rarefy.generate.progress import ProgressLine
     from rarefy.publish.content import read_content
     from rarefy.publish.hub import Target, check_name
     from rarefy.publish.push import preview, push
@@ -50,5 +48,6 @@ def _push(arguments: argparse.Namespace) -> int:
         }
         return print_result(arguments, result, preview(content, arguments.name))
     target = Target(arguments.name, content.kind, arguments.private, arguments.revision, arguments.endpoint)
-    pushed = push(content, target, partial(stage_line, command="push"), arguments.replace)
+    with ProgressLine() as line:
+        pushed = push(content, target, line.stages("push"), arguments.replace)
     return print_result(arguments, dataclasses.asdict(pushed), pushed.text())

@@ -95,7 +95,7 @@ def _report(store: Store, reports: Reports) -> str:
     """
     from rarefy.view.pages import write_pages
 
-    reports.stages("report")("writing the page", 0, 1)
+    reports.stages("report")("writing the pages", 0, 1)
     try:
         return write_pages(store, reports.notice)["report"]
     except (OutputError, ShardError):
