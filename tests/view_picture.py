@@ -16,7 +16,7 @@ from rarefy.view.app import App, ViewOptions
 from rarefy.view.run import Run
 from rarefy.view.server import ViewServer
 
-WIDTH, HEIGHT, COLOURS = 1280, 860, 64
+WIDTH, HEIGHT, COLOURS = 1280, 860, 128
 LOADED = "[...document.querySelectorAll('.cell img')].every(image => image.complete && image.naturalWidth)"
 
 
@@ -39,7 +39,7 @@ def picture(out: str, target: Path) -> None:
         browser.evaluate("$('trace').click()")
         browser.wait("!$('frames').hidden")
         browser.evaluate(
-            "$('frame').value = 12; $('frame').dispatchEvent(new Event('input')); $('detail').scrollTop = 330"
+            "$('frame').value = 12; $('frame').dispatchEvent(new Event('input')); $('detail').scrollTop = 9999"
         )
         browser.wait(
             "[...document.querySelectorAll('#detail img')].every(image => image.complete && image.naturalWidth)"
