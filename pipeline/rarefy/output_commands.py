@@ -8,6 +8,8 @@ from typing import Any
 
 from rarefy.command_line import OK, OUT_HELP, PROBLEMS, add_command, print_result
 
+EVERY_S = 10.0  # between two plain lines of commands that take a second for most runs
+
 
 def add_output_commands(commands: Any) -> None:
     """Add the commands to the program's commands."""
@@ -39,7 +41,7 @@ def _seal(arguments: argparse.Namespace) -> int:
     from rarefy.stages import seal_run
 
     with ProgressLine() as line:
-        sealed = seal_run(Store(arguments.out), arguments.repair, line.stages("seal"))
+        sealed = seal_run(Store(arguments.out), arguments.repair, line.stages("seal", EVERY_S))
     text = f"sealed: {sealed.samples:,} images in {sealed.shards:,} shards, {sealed.size_bytes / 1e6:,.1f} MB"
     return print_result(arguments, dataclasses.asdict(sealed), text)
 
@@ -63,7 +65,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from rarefy.stages import verify_run
 
     with ProgressLine() as line:
-        problems = verify_run(Store(arguments.out), line.stages("verify"))
+        problems = verify_run(Store(arguments.out), line.stages("verify", EVERY_S))
     lines = [f"{name}: {line}" for name, lines in problems.items() for line in lines]
     print_result(arguments, {"problems": problems}, "\n".join(lines) or "all shards are complete and undamaged")
     return PROBLEMS if problems else OK

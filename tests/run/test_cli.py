@@ -420,7 +420,8 @@ def test_with_json_stdout_is_one_strict_value(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     point = Point(1, 8, 28, float("nan"), Split(0.1, 0.1, 0.1, 0.1), float("inf"), 1, 1)
-    result = BenchResult("m", "w", "exact", "float32", "auto", 1, 8, "", (point,), (), (), {"cores": 2})
+    machine: dict[str, object] = {"device": "cpu", "cores": 2, "threads": 1, "torch": "2", "date": "today"}
+    result = BenchResult("m", "w", "exact", "float32", "auto", 1, 8, "", (point,), (), (), machine)
     monkeypatch.setattr(Bench, "run", talk(result))
     for name in ("run_audit", "check_before"):
         monkeypatch.setattr(f"rarefy.audit.audit.{name}", talk(make_result()))

@@ -70,3 +70,11 @@ def test_stages_in_a_log() -> None:
     assert plain.getvalue().splitlines() == [*lines, "seal: writing the index"]
     last = json.loads(structured.getvalue().splitlines()[-1])
     assert last.items() >= {"event": "stage", "command": "seal", "stage": "writing the index", "done": 1}.items()
+
+
+def test_a_quick_command_prints_no_stage_in_a_log() -> None:
+    stream = io.StringIO()
+    stage = ProgressLine(stream).stages("seal", 3600.0)
+    for done in range(31):
+        stage("checking shards", done, 30)
+    assert stream.getvalue() == ""

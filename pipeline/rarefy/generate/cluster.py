@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,18 @@ ANSWER_S = 10.0  # for a cluster's head to take a connection
 ENDING_S = 5.0  # for killed processes to be gone
 
 
+def _nobody(text: str) -> None:
+    """Nobody is told."""
+
+
 @contextmanager
-def connected(request: Request, address: str | None) -> Iterator[Resources]:
+def connected(request: Request, address: str | None, say: Callable[[str], None] = _nobody) -> Iterator[Resources]:
     """Connect to ``address``, or start an embedded Ray and stop it afterwards. Yields what each actor gets.
 
-    If this process is already connected to Ray, that connection is used and kept. Raises DeviceError if an actor does
-    not fit. What is printed meanwhile goes to stderr, because stdout is for the result.
+    If this process is already connected to Ray, that connection is used and kept. say: told what takes a while. Raises
+    DeviceError if an actor does not fit. What is printed meanwhile goes to stderr, because stdout is for the result.
     """
-    with redirect_stdout(_OthersText()), _connection(request, address) as resources:
+    with redirect_stdout(_OthersText()), _connection(request, address, say) as resources:
         yield resources
 
 
@@ -56,23 +60,26 @@ class _OthersText(io.TextIOBase):
 
 
 @contextmanager
-def _connection(request: Request, address: str | None) -> Iterator[Resources]:
+def _connection(request: Request, address: str | None, say: Callable[[str], None]) -> Iterator[Resources]:
     if ray.is_initialized():
         yield fit_cluster(request, find_machines())
     elif address is None:
         resources = fit_machine(request)
+        say("starting Ray")
         try:
             with _private_folder() as folder, _environment(_own_settings(folder)):
                 try:
                     _start_or_say_why(resources, folder)
                     yield resources
                 finally:
+                    say("stopping Ray")
                     ray.shutdown()
                     end_processes(folder)
         finally:
             forget_token()  # or this process's next Ray would refuse the calls of a head without a token
     else:
         _check_address(address)
+        say("connecting to Ray")
         forget_token()
         try:
             with sigterm_kept():

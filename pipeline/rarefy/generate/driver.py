@@ -127,14 +127,12 @@ def generate(
         if options.ray_address is None and not options.gpus_per_actor:
             check_execution(torch.device("cpu"), manifest.precision, options.compile)  # otherwise the actors check
         request = Request(options.actors, options.gpus_per_actor, options.cpus_per_actor, left)
-        stage("starting Ray" if options.ray_address is None else "connecting to Ray", 0, 1)
-        with connected(request, options.ray_address) as resources:
+        with connected(request, options.ray_address, lambda text: stage(text, 0, 1)) as resources:
             place = store.root, resources.device, resources.cpus, options.compile
             cluster = RayCluster(ShardGenerator, (manifest, *place, candidates, store.patience_s), resources)
             limits = Limits(options.storage_patience_s, options.shard_timeout_s, options.max_attempts)
             fleet = Fleet(manifest, store, cluster, resources, limits, listeners)
             tally = fleet.finish(done, _given_up_earlier(store, plan.num_shards), progress)
-            stage("stopping Ray" if options.ray_address is None else "leaving Ray", 0, 1)
     made = tally.made_shards, tally.made_images
     seconds = time.monotonic() - start
     _, kept = candidates.rounds(manifest.accept)

@@ -113,9 +113,12 @@ class ProgressLine:
             self._last, self._ended, self._shown = time.monotonic(), status.done >= status.total, status
             self._print(self._line(status))
 
-    def stages(self, command: str) -> StageProgress:
-        """Shows the stages of a command. Plain lines come at a stage's start, after each tenth of it and at its end."""
-        return functools.partial(self._stage, command)
+    def stages(self, command: str, every_s: float = 0.0) -> StageProgress:
+        """Shows the stages of a command. Plain lines come at a stage's start, after each tenth of it and at its end.
+
+        every_s: at least this time between two plain lines, so that a command that is quick prints none.
+        """
+        return functools.partial(self._stage, command, every_s)
 
     def waits(self, command: str, what: str) -> None:
         """Show on a terminal what a command does before it has looked at its input. In logs, an error comes first."""
@@ -142,11 +145,14 @@ class ProgressLine:
     ) -> None:
         self.close(failed=kind is not None)
 
-    def _stage(self, command: str, stage: str, done: int, total: int) -> None:
+    def _stage(self, command: str, every_s: float, stage: str, done: int, total: int) -> None:
         if self._live is not None:
             counted = total if total > 1 else None
             self._live.show(Work(f"{command}: {stage}", done if counted else 0, counted))
+        elif time.monotonic() - self._last < every_s:
+            return
         elif done % max(1, total // 10) == 0 or done == total:
+            self._last = time.monotonic()
             if self.as_json:
                 fields = {"command": command, "stage": stage, "done": done, "total": total}
                 self._print(json_line("stage", fields))
