@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from typing import Any
 
-from rarefy.command_line import OK, PROBLEMS, add_command
+from rarefy.command_line import OK, PROBLEMS, add_command, print_result
 
 
 def add_doctor(commands: Any) -> None:
     """Add the command to the program's commands."""
     text = "check versions, compiler, GPUs, memory, disks and caches, and say what to do; exits with 1 for a problem"
     command = add_command(commands, "doctor", _doctor, text)
-    command.add_argument("--out", metavar="URL", help="also write, read, list and delete a probe file there (default: none)")
+    command.add_argument(
+        "--out", metavar="URL", help="also write, read, list and delete a probe file there (default: none)"
+    )
     command.add_argument("--ray", action="store_true", help="also start a local Ray (several seconds)")
     command.add_argument("--ray-address", help="also connect to this Ray cluster, e.g. auto (default: none)")
 
@@ -28,8 +29,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(check.line(WIDTH), flush=True)
     problems = sum(check.state == "problem" for check in checks)
-    if arguments.json:
-        print(json.dumps({"problems": problems, "checks": [dataclasses.asdict(check) for check in checks]}, indent=1))
-    else:
-        print(summary(checks))
+    result = {"problems": problems, "checks": [dataclasses.asdict(check) for check in checks]}
+    print_result(arguments, result, summary(checks))
     return PROBLEMS if problems else OK

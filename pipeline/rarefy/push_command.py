@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import Any
 
 from rarefy.command_line import add_command, print_result
@@ -16,7 +17,9 @@ def add_push(commands: Any) -> None:
     command.add_argument("source", metavar="OUT", help="a run's output, or a model folder; local or an fsspec URL")
     command.add_argument("name", metavar="ORG/NAME", help="the repository, made if it is not there")
     command.add_argument("--private", action="store_true", help="make the repository private")
-    command.add_argument("--revision", metavar="BRANCH", help="branch to push to, made if it is not there (default: main)")
+    command.add_argument(
+        "--revision", metavar="BRANCH", help="branch to push to, made if it is not there (default: main)"
+    )
     command.add_argument("--dry-run", action="store_true", help="list the files and show the card; send nothing")
     text = "also send the real images in a model folder (default: they stay here)"
     command.add_argument("--real-images", action="store_true", help=text)
@@ -27,9 +30,6 @@ def add_push(commands: Any) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from functools import partial
-
-    from rarefy.generate.progress import stage_line
     from rarefy.publish.content import read_content
     from rarefy.publish.hub import Target, check_name
     from rarefy.publish.push import preview, push
@@ -48,5 +48,10 @@ def _push(arguments: argparse.Namespace) -> int:
         }
         return print_result(arguments, result, preview(content, arguments.name))
     target = Target(arguments.name, content.kind, arguments.private, arguments.revision, arguments.endpoint)
-    pushed = push(content, target, partial(stage_line, command="push"), arguments.replace)
+    pushed = push(content, target, _tell, arguments.replace)
     return print_result(arguments, dataclasses.asdict(pushed), pushed.text())
+
+
+def _tell(stage: str, done: int, total: int) -> None:
+    """One line per commit; on a terminal the Hub's library also shows the bytes."""
+    print(f"push: {stage} {done}/{total}", file=sys.stderr, flush=True)
