@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from typing import Any
 
@@ -30,6 +31,8 @@ def add_push(commands: Any) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> int:
+    if arguments.endpoint is not None:
+        os.environ["HF_ENDPOINT"] = arguments.endpoint  # older versions of the library read it only when imported
     from rarefy.publish.content import read_content
     from rarefy.publish.hub import Target, check_name
     from rarefy.publish.push import preview, push
