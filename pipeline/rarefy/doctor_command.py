@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from typing import Any
 
-from rarefy.command_line import OK, PROBLEMS, add_command
+from rarefy.command_line import OK, PROBLEMS, add_command, print_result
 
 
 def add_doctor(commands: Any) -> None:
@@ -30,8 +29,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(check.line(WIDTH), flush=True)
     problems = sum(check.state == "problem" for check in checks)
-    if arguments.json:
-        print(json.dumps({"problems": problems, "checks": [dataclasses.asdict(check) for check in checks]}, indent=1))
-    else:
-        print(summary(checks))
+    result = {"problems": problems, "checks": [dataclasses.asdict(check) for check in checks]}
+    print_result(arguments, result, summary(checks))
     return PROBLEMS if problems else OK

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import sys
 from typing import Any
 
 from rarefy.command_line import add_command, print_result
@@ -29,7 +31,8 @@ def add_push(commands: Any) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from rarefy.generate.progress import ProgressLine
+    if arguments.endpoint is not None:
+        os.environ["HF_ENDPOINT"] = arguments.endpoint  # older versions of the library read it only when imported
     from rarefy.publish.content import read_content
     from rarefy.publish.hub import Target, check_name
     from rarefy.publish.push import preview, push
@@ -48,6 +51,10 @@ def _push(arguments: argparse.Namespace) -> int:
         }
         return print_result(arguments, result, preview(content, arguments.name))
     target = Target(arguments.name, content.kind, arguments.private, arguments.revision, arguments.endpoint)
-    with ProgressLine() as line:
-        pushed = push(content, target, line.stages("push"), arguments.replace)
+    pushed = push(content, target, _tell, arguments.replace)
     return print_result(arguments, dataclasses.asdict(pushed), pushed.text())
+
+
+def _tell(stage: str, done: int, total: int) -> None:
+    """One line per commit; on a terminal the Hub's library also shows the bytes."""
+    print(f"push: {stage} {done}/{total}", file=sys.stderr, flush=True)

@@ -18,12 +18,13 @@ constants = pytest.importorskip("huggingface_hub.constants")
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStandIn]:
     """An empty Hub that this process is logged in to; failing calls are repeated for a moment only."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # older versions have no xet
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr("rarefy.publish.hub.PATIENCE_S", 1.0)
     monkeypatch.setattr("rarefy.shards.retry.FIRST_DELAY_S", 0.01)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with serving() as stand_in:
+        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)  # --endpoint sets it; it is put back afterwards
         yield stand_in
 
 

@@ -253,6 +253,7 @@ def test_no_server_is_a_reason_to_try_again(
     ("error", "kind", "message"),
     [
         (RuntimeError("xet: connection reset"), TemporaryError, "at the moment (xet: connection reset)"),
+        (type("Timeout", (OSError,), {})("of requests"), TemporaryError, "at the moment (of requests)"),
         (PermissionError("xet: token"), OutputError, "your token may not write there"),
         (huggingface_hub.errors.OfflineModeIsEnabled("offline"), OutputError, "HF_HUB_OFFLINE is set"),
         (huggingface_hub.errors.LocalTokenNotFoundError("none"), OutputError, "set HF_TOKEN"),

@@ -17,7 +17,7 @@ from rarefy.errors import OutputError, RarefyError, TemporaryError, bad
 from rarefy.publish.content import Kind
 from rarefy.publish.files import PushFile
 from rarefy.publish.needs import hub_library
-from rarefy.shards.retry import TRANSIENT_STATUSES, repeat
+from rarefy.shards.retry import TRANSIENT_NAMES, TRANSIENT_STATUSES, repeat
 
 T = TypeVar("T")
 PATIENCE_S = 60.0  # for calls that fail; the library itself also repeats uploads for 20 s
@@ -178,7 +178,12 @@ def may_pass(error: BaseException) -> bool:
         return False
     # The xet storage tells of a broken transfer by a RuntimeError.
     passing: tuple[type[Exception], ...] = (ConnectionError, TimeoutError, RuntimeError, *_http_errors())
-    return any(isinstance(each, passing) for each in _chain(error))
+    return any(isinstance(each, passing) or _has_transient_name(each) for each in _chain(error))
+
+
+def _has_transient_name(error: BaseException) -> bool:
+    """Whether it is a network error of an HTTP library that older versions of the Hub's library use."""
+    return bool(TRANSIENT_NAMES & {kind.__name__ for kind in type(error).__mro__})
 
 
 def status_of(error: BaseException) -> int | None:
