@@ -84,8 +84,15 @@ def test_what_reads_a_data_set_works(sealed: str, audited: tuple[str, str], tmp_
         ["report", audited[0]],
         ["compare", *audited, "--page", str(tmp_path / "compare.html")],
         ["models"],
+        ["plan"],
+        ["view", sealed, "--static", str(tmp_path / "gallery.html")],
+        ["export", sealed, str(tmp_path / "images.npz"), "--format", "npz"],
+        ["doctor"],
     ]
-    assert {name: result for name, result in run_all(commands).items() if result != (0, "")} == {}
+    results = run_all(commands, ("rarefy.consume",))
+    assert results.pop("doctor")[0] in (0, 1)  # 1 if it finds a problem with this machine
+    assert {name: result for name, result in results.items() if result[0] != 0} == {}
+    assert {"gallery.html", "images.npz"} <= {path.name for path in tmp_path.iterdir()}
     assert (Path(audited[0]) / "audit" / "report.html").is_file()
 
 
