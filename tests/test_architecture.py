@@ -12,7 +12,7 @@ REPO = Path(__file__).parents[1]
 PACKAGE = REPO / "pipeline" / "rarefy"
 # Lowest first. A part imports parts of lower levels only, so that no two parts can import each other.
 LEVELS = (
-    ("cores", "errors", "interrupts", "scratch", "user_cache"),
+    ("cores", "errors", "interrupts", "live", "scratch", "user_cache"),
     ("extras", "new_output", "plugins", "shipped"),
     ("command_line", "device", "fields", "guidance", "images", "shards", "torchvision_operators"),
     ("gates", "models"),

@@ -17,7 +17,7 @@ def add_export(commands: Any) -> None:
     command.add_argument("dest", metavar="DEST", help="a new local folder; for npz, a new file")
     text = "class folders of PNG files (default), OpenAI's npz, or Parquet with images, as on the Hugging Face Hub"
     command.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=text)
-    text = "only images that satisfy a condition on their columns, such as 'confidence < 0.6'"
+    text = "only images that satisfy a condition on their columns, such as 'confidence < 0.6' (default: all of them)"
     command.add_argument("--where", metavar="CONDITION", help=text)
     text = "also images that [accept] rejected and those on the exclusion list (default: neither)"
     command.add_argument("--all", action="store_true", help=text)

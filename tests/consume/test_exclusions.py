@@ -4,8 +4,11 @@ import uuid
 from pathlib import Path
 
 import pytest
-from planted_run import make_planted
+from planted_run import make_planted, write_planted_audit
 
+from rarefy.audit.current import read_current
+from rarefy.audit.inputs.dataset import read_run
+from rarefy.audit.page.figures import notes
 from rarefy.consume.exclusions import read_exclusions, write_exclusions
 from rarefy.consume.rows import read_rows
 from rarefy.errors import DataError
@@ -83,3 +86,13 @@ def test_verify_and_seal_accept_a_list(own: Path) -> None:
     assert verify_run(store) == {}
     seal_run(store)
     assert (own / "index.json").read_bytes() == before and read_exclusions(store) == frozenset(KEYS)
+
+
+def test_the_audit_says_that_it_describes_the_whole_set(own: Path) -> None:
+    store = Store(str(own))
+    write_planted_audit(store, KEYS)
+    assert not [note for note in notes(read_current(store)) if "exclusion list" in note]
+    write_exclusions(store, KEYS)
+    (note,) = [note for note in notes(read_current(store)) if "exclusion list" in note]
+    assert note.startswith("2 of ") and note.endswith("The audit describes the whole set, these included.")
+    assert read_run(store, 5).excluded == 2

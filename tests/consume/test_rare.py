@@ -79,7 +79,7 @@ def test_damage_is_named_by_shard_and_key(own: Path, damage: str) -> None:
         data[data.index(b"IDAT", data.index(b"00000200002.png")) + 9] ^= 1
         tar.write_bytes(data)
     elif damage == "swapped":
-        tar.write_bytes((own / "shards" / "rare-000001.tar").read_bytes())
+        tar.write_bytes((own / "shards" / "rare-000003.tar").read_bytes())
     else:
         tar.unlink()
     message = {

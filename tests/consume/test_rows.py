@@ -133,10 +133,13 @@ def test_a_run_that_goes_on_is_read_only_if_asked(own: Path) -> None:
     assert few == [key for key in rows["key"] if not key.startswith("000001") and int(key) % 2]
 
 
-@pytest.mark.parametrize("how", ["marker", "parquet", "damaged"])
+@pytest.mark.parametrize("how", ["marker", "parquet", "damaged", "swapped"])
 def test_damage_is_named(own: Path, how: str) -> None:
     file = own / ("state/rare-000003.json" if how == "marker" else "metadata/rare-000003.parquet")
-    file.write_bytes(file.read_bytes()[:-1]) if how == "damaged" else file.unlink()
+    if how == "swapped":
+        file.write_bytes((own / "metadata" / "rare-000002.parquet").read_bytes())
+    else:
+        file.write_bytes(file.read_bytes()[:-1]) if how == "damaged" else file.unlink()
     with pytest.raises(ShardError, match="rare-000003"):
         read_rows(Store(str(own)))
 

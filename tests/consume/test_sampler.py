@@ -92,6 +92,9 @@ def test_states_between_passes(rare: RareImages) -> None:
     assert sampler.state(0) == middle  # saved again before anything was used
     assert len(list(sampler)) == 30
     assert sampler.state(5)["done"] == 15
+    sampler.resume(middle)
+    sampler.set_epoch(7)
+    assert len(sampler) == 40 == len(list(sampler))  # another epoch than the saved one is whole
     sampler.resume(end)
     assert len(sampler) == 0 == len(list(sampler))
 

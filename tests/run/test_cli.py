@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -12,18 +13,26 @@ import shlex
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from made_up_audit import make_result, write_rows
 
+from rarefy.audit.audit import AuditOptions
+from rarefy.audit.schema import BOOTSTRAP_PATH, METRICS_PATH
+from rarefy.bench.bench import Bench, BenchResult, Point
+from rarefy.bench.step import Split
 from rarefy.cli import main, make_parser
 from rarefy.command_line import EXAMPLES, GROUPS
+from rarefy.errors import DataError
 from rarefy.guidance.base import Networks, StepState
 from rarefy.guidance.terms import SelfGuided
-from rarefy.manifest import load_manifest
+from rarefy.manifest import Manifest, load_manifest
+from rarefy.run_commands import find_places
+from rarefy.shards.store import Store
 
 REPO = Path(__file__).parents[2]
 
@@ -386,3 +395,97 @@ def test_help_by_module_name_is_quick_and_loads_nothing_heavy() -> None:
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "rarefy.cli" in modules
     assert not {"torch", "ray", "numpy", "pyarrow", "webdataset"} & modules
+
+
+def strict(text: str) -> Any:
+    """The only JSON value of a text, which has no NaN or Infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def talk(value: object) -> Callable[..., object]:
+    """A stand-in for something slow, which prints as libraries do."""
+
+    def slow(*arguments: object) -> object:
+        print("a library talks")
+        return value
+
+    return slow
+
+
+def test_with_json_stdout_is_one_strict_value(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point = Point(1, 8, 28, float("nan"), Split(0.1, 0.1, 0.1, 0.1), float("inf"), 1, 1)
+    result = BenchResult("m", "w", "exact", "float32", "auto", 1, 8, "", (point,), (), (), {"cores": 2})
+    monkeypatch.setattr(Bench, "run", talk(result))
+    for name in ("run_audit", "check_before"):
+        monkeypatch.setattr(f"rarefy.audit.audit.{name}", talk(make_result()))
+    monkeypatch.setattr("rarefy.audit.page.report.write_report", talk("audit/report.html"))
+    for name in ("plain", "rare"):
+        store = Store(str(tmp_path / name))
+        store.write_bytes(METRICS_PATH, json.dumps(make_result()).encode())
+        write_rows(store, BOOTSTRAP_PATH, [{"metric": "recall", "replicate": k, "value": 0.5} for k in range(200)])
+    manifest, out = str(finished / "manifest.toml"), str(finished)
+    commands = [
+        ["plan", manifest],
+        ["generate", manifest, "--out", out],
+        ["run", manifest, "--out", out],
+        *([name, out] for name in ("seal", "verify", "status", "audit", "report")),
+        ["compare", str(tmp_path / "plain"), str(tmp_path / "rare"), "--page", str(tmp_path / "compare.html")],
+        ["models"],
+        ["models", "fashion-mnist-28"],
+        ["bench", manifest],
+    ]
+    for words in commands:
+        assert main([*words, "--json"]) in (0, 3), words
+        assert isinstance(strict(capsys.readouterr().out), dict | list), words
+
+
+def test_run_takes_the_audits_options(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audited: list[AuditOptions] = []
+
+    def check_before(store: Store, manifest: Manifest, options: AuditOptions) -> None:
+        audited.append(options)
+        raise DataError("far enough")
+
+    monkeypatch.setattr("rarefy.audit.audit.check_before", check_before)
+    words = ["run", str(finished / "manifest.toml"), "--out", str(finished)]
+    flags = "--reference photos --training more --limit 500 --k 5 --tail keys.txt --extractor a=w --extractor b"
+    assert main([*words, *flags.split()]) == 2
+    (options,) = audited
+    assert (options.reference, options.training, options.limit, options.k) == ("photos", "more", 500, 5)
+    assert (options.tail, options.extractor, options.extractor_weights) == ("keys.txt", "a", "w")
+    assert options.further_extractors == (("b", None),)
+    assert main(words) == 2
+    assert dataclasses.replace(audited[1], gates=None, allow_plugins=False) == AuditOptions()
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "on_cluster", "places"),
+    [
+        (None, None, False, ("cpu", 0.0)),
+        (None, 0.5, False, ("cuda", 0.5)),
+        (None, 0.5, True, ("cpu", 0.5)),  # the driver's machine may have no GPU
+        ("cpu", None, False, ("cpu", 0.0)),
+        ("cpu", 0.0, False, ("cpu", 0.0)),
+        ("cuda", None, True, ("cuda", 1.0)),
+        ("cuda:1", 0.25, False, ("cuda:1", 0.25)),
+    ],
+)
+def test_where_run_samples_and_audits(
+    device: str | None, gpus: float | None, on_cluster: bool, places: tuple[str, float]
+) -> None:
+    assert find_places(device, gpus, on_cluster) == places
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", "1"), ("cuda", "0")])
+def test_a_device_that_contradicts_the_gpus(
+    device: str, gpus: str, runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", str(runs.manifest()), "--out", str(tmp_path / "out"), "--device", device, "--gpus-per-actor", gpus]
+    message = f"device: '{device}' is not possible with --gpus-per-actor {gpus}: leave one of the two out"
+    assert message in refused(words, capsys)

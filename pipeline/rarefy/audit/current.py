@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from rarefy.audit.card import remove_audit
 from rarefy.audit.inputs.dataset import read_manifest
@@ -19,6 +20,7 @@ from rarefy.audit.schema import (
 )
 from rarefy.errors import ShardError
 from rarefy.plan import data_names, data_store, run_spec
+from rarefy.shards.exclusions import read_lines
 from rarefy.shards.index import INDEX, DataSetFiles, is_sealed
 from rarefy.shards.listing import iter_committed
 from rarefy.shards.store import Store
@@ -57,7 +59,7 @@ def is_current(store: Store, result: AuditResult) -> bool:
 
 
 def read_current(store: Store) -> AuditResult:
-    """The audit of the shards that are there now.
+    """The audit of the shards that are there now, with the exclusion list as it is now.
 
     Raises OutputError if there is no audit, ShardError for one of another format or of other shards.
     """
@@ -66,7 +68,10 @@ def read_current(store: Store) -> AuditResult:
         raise ShardError(
             f"{store.root}/{METRICS_PATH}: out of date: the shards have changed since this audit; run audit again"
         )
-    return result
+    if result.provenance.shards_sha256 is None:
+        return result  # of an earlier version
+    excluded = len(read_lines(data_store(store, read_manifest(store))))
+    return replace(result, provenance=replace(result.provenance, excluded=excluded))
 
 
 def discard_audit(store: Store) -> None:

@@ -159,4 +159,5 @@ def _provenance(run: RunData, reference: Reference | None, setting: Setting) -> 
         device=setting.device,
         duration_s=round(time.monotonic() - setting.started, 1),
         filled=run.filled,
+        excluded=run.excluded,
     )

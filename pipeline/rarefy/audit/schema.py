@@ -241,8 +241,9 @@ class Verdict:
 class Provenance:
     """What was measured and with what; counts are numbers of images. classifier_sha256: None without a classifier.
 
-    filled: images that are not acceptable to the manifest's [select]; shards_sha256: identifies the shards that were
-    audited (rarefy.audit.current), None in files of earlier versions.
+    filled: images that are not acceptable to the manifest's [select]; excluded: images on the exclusion list, which
+    were measured with the others; shards_sha256: identifies the shards that were audited (rarefy.audit.current), None
+    in files of earlier versions.
     """
 
     run: str
@@ -275,6 +276,7 @@ class Provenance:
     duration_s: float
     shards_sha256: str | None = None
     filled: int = 0
+    excluded: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.rarity.table import read_part
 from rarefy.audit.schema import METRICS_PATH, SAMPLES_PATH
 from rarefy.audit.tables import read_rows as read_audit_rows
-from rarefy.consume.exclusions import place, read_lines
 from rarefy.consume.where import matching
 from rarefy.errors import DataError, OutputError, ShardError, bad, first_names
 from rarefy.manifest import Manifest
 from rarefy.plan import data_names, data_store, shard_name
 from rarefy.shards.check import sha256_of
+from rarefy.shards.exclusions import place, read_lines
 from rarefy.shards.index import is_sealed
 from rarefy.shards.listing import iter_committed
 from rarefy.shards.marker import Marker, read_committed

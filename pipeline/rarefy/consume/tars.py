@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rarefy.consume.exclusions import KEY
 from rarefy.errors import ShardError
+from rarefy.shards.exclusions import KEY
 from rarefy.shards.marker import hash_file, read_marker
 from rarefy.shards.metadata import tar_path
 from rarefy.shards.reader import iter_places

@@ -165,7 +165,8 @@ def find_columns(file: Path, schema: pa.Schema) -> Columns:
     classes = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     named = [each.name for each in schema if each.name.lower() in LABEL_NAMES and _holds_labels(each.type)]
     others = [each.name for each in schema if _holds_labels(each.type)]
-    labels = next((found for found in (named, classes, others) if found), [])
+    both = [name for name in named if name in classes]  # what ``rarefy export`` writes also has ``class_name``
+    labels = next((found for found in (both, named, classes, others) if found), [])
     for kind, found in (("images", images), ("labels", labels)):
         if len(found) != 1:
             which = f"columns {', '.join(found)} could all be it" if found else "there is none"

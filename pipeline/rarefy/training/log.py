@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rarefy.live import LiveLine, Work, duration, is_terminal
 from rarefy.training.loop import Report
 from rarefy.training.progress import say
 from rarefy.training.settings import TrainSettings
@@ -24,17 +25,20 @@ class TrainingLog:
     def __init__(self, folder: Path, settings: TrainSettings, tensorboard: bool = False) -> None:
         self.path, self.settings = folder / LOG, settings
         self.writer = _tensorboard(folder / "tensorboard") if tensorboard else None
+        self._live = LiveLine(sys.stderr) if is_terminal(sys.stderr) else None
+        self._images = 0
 
     def report(self, report: Report) -> None:
         """Print a report and append it to the log."""
         images, total = report.step * self.settings.batch, self.settings.images
-        minutes, seconds = divmod(int(max(total - images, 0) / report.images_per_s), 60)
-        eta = f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
-        print(
-            f"{images:,}/{total:,} images  {report.images_per_s:.0f}/s  ETA {eta}  {figures(report.means)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        eta = f"ETA {duration(max(total - images, 0) / report.images_per_s)}"
+        self._images = images
+        if self._live is not None:
+            means = [figures({name: value}) for name, value in report.means.items()]
+            facts = (f"{report.images_per_s:.0f} images/s", eta, *means)
+            self._live.show(Work("train", images, total, "images", facts))
+        else:
+            say(f"{images:,}/{total:,} images, {report.images_per_s:.0f} images/s, {eta}, {figures(report.means)}")
         self._append(images, {"images_per_s": round(report.images_per_s, 1), "lr": report.lr, **report.means})
 
     def check(self, images: int, values: Mapping[str, float]) -> None:
@@ -43,7 +47,9 @@ class TrainingLog:
         self._append(images, values)
 
     def close(self) -> None:
-        """Write out what TensorBoard's writer still holds."""
+        """Close the live line, and write out what TensorBoard's writer still holds."""
+        if self._live is not None:
+            self._live.close(failed=self._images < self.settings.images)
         if self.writer is not None:
             self.writer.close()
 

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from rarefy.consume.exclusions import place, read_exclusions, write_exclusions
+from rarefy.consume.exclusions import read_exclusions, write_exclusions
 from rarefy.errors import OutputError
+from rarefy.shards.exclusions import place
 from rarefy.shards.store import Store
 
 PATIENCE_S = 2.0  # to find out whether the folder can be written

@@ -20,6 +20,7 @@ from rarefy.manifest import Manifest, parse_unread_manifest
 from rarefy.models.run_model import RunModel, read_run_model
 from rarefy.plan import RECORD, data_names, data_store, kept_plan
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE
+from rarefy.shards.exclusions import read_lines
 from rarefy.shards.index import is_sealed
 from rarefy.shards.listing import iter_committed
 from rarefy.shards.marker import Marker, hash_file
@@ -73,7 +74,7 @@ class RunData:
     parts: the slice of each shard in images; weights: sha256 of the diffusion model's and the classifier's weights
     (None without a classifier); complete: the data set is sealed; problems: what had to be left out; judged: the class
     of each measured image by the model's judge, None until it is known or without one; filled: images that are not
-    acceptable to [select].
+    acceptable to [select]; excluded: keys on the exclusion list.
     """
 
     manifest: Manifest
@@ -86,6 +87,7 @@ class RunData:
     problems: tuple[Problem, ...]
     judged: NDArray[np.int64] | None = None
     filled: int = 0
+    excluded: int = 0
 
     @property
     def scored(self) -> bool:
@@ -154,6 +156,7 @@ def read_run(store: Store, limit: int) -> RunData:
         complete=is_sealed(store) and is_sealed(data),
         problems=tuple(problems),
         filled=0 if manifest.select is None else _count_filled(data),
+        excluded=len(read_lines(data)),
     )
 
 

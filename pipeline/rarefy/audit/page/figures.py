@@ -74,6 +74,11 @@ def notes(result: AuditResult) -> list[str]:
             f"{run.filled:,} of {run.committed:,} images are not acceptable to the manifest's [select]: they fill up "
             "classes that have too few such images."
         )
+    if run.excluded:
+        lines.append(
+            f"{run.excluded:,} of {run.committed:,} images are on the exclusion list. The audit describes the whole "
+            "set, these included."
+        )
     if recall and recall.generated_count != recall.floor_count:
         lines.append(
             f"The real baseline has {recall.floor_count:,} images, the generated set {recall.generated_count:,}."
