@@ -46,7 +46,6 @@ def _write_static(arguments: argparse.Namespace, store: Store) -> int:
 
 
 def _serve(arguments: argparse.Namespace, store: Store) -> int:
-    import json
     import webbrowser
 
     from rarefy.view.app import App, ViewOptions
@@ -57,8 +56,8 @@ def _serve(arguments: argparse.Namespace, store: Store) -> int:
     app = App(Run(store), options)
     try:
         with ViewServer(app, arguments.host, arguments.port) as server:
-            line = json.dumps({"url": server.url}) if arguments.json else f"{server.url}\nCtrl-C ends it"
-            print(line, flush=True)
+            print_result(arguments, {"url": server.url}, f"{server.url}\nCtrl-C ends it")
+            arguments.stdout.flush()
             if arguments.open:
                 webbrowser.open(server.url)
             server.serve_forever()
