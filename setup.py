@@ -58,8 +58,9 @@ def release_problems(root: Path = ROOT) -> list[str]:
     site = root / "mkdocs.yml"
     checks = {
         "pyproject.toml: [tool.rarefy] repository is empty; it must be the repository's address": bool(address),
-        f"CITATION.cff: it does not name the repository, {address!r}": f'repository-code: "{address}"' in citation,
-        f"mkdocs.yml: its repo_url is not {address!r}": not site.exists()
+        f"CITATION.cff: it does not name the repository, {address!r}": not address
+        or f'repository-code: "{address}"' in citation,
+        f"mkdocs.yml: its repo_url is not {address!r}": not (address and site.exists())
         or f"repo_url: {address}\n" in site.read_text(encoding="utf-8"),
         f"CITATION.cff: its version is not {number}": f"version: {number}\n" in citation,
         f"CHANGELOG.md: no section [{number}] with a date": re.search(
