@@ -72,7 +72,6 @@ def _connection(request: Request, address: str | None, say: Callable[[str], None
                     _start_or_say_why(resources, folder)
                     yield resources
                 finally:
-                    say("stopping Ray")
                     ray.shutdown()
                     end_processes(folder)
         finally:

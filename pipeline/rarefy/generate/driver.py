@@ -102,7 +102,7 @@ def generate(
 ) -> GenerateResult:
     """Generate and commit every shard of the plan that is not committed yet.
 
-    stage: told what happens before the first and after the last status. Nothing is written before the models are
+    stage: told what happens before the first status. Nothing is written before the models are
     loaded. Raises ShardError or TemporaryError, which name the missing shards, DeviceError, OutputError or
     CheckpointError. After a KeyboardInterrupt the committed shards stay.
     """
