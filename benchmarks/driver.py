@@ -36,7 +36,7 @@ OPERATIONS = ("PUT", "GET", "HEAD", "LIST", "DELETE")
 
 @dataclass(frozen=True)
 class Session:
-    """One driver, from its first shard to its last. cpu: its CPU seconds a shard; memory: its peak in bytes."""
+    """One driver, from its first shard to its last. cpu: its CPU seconds per shard; memory: its peak in bytes."""
 
     shards_per_second: float
     cpu: float
@@ -120,9 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{large.shards_per_second:.0f} with {options.large:,}: a shard takes {growth:.2f} times as long, ", end="")
     print(f"and {cpu_growth:.2f} times the driver's CPU time, {1000 * large.cpu:.2f} ms")
     print(f"resume over {options.large + options.more:,} markers: {resumed.seconds:.1f} s")
-    print(f"driver memory: {memory:.0f} bytes a shard")
+    print(f"driver memory: {memory:.0f} bytes per shard")
     requests = requests_per_shard()
-    print("storage requests a shard:", ", ".join(f"{name} {number:.2f}" for name, number in requests.items()))
+    print("storage requests per shard:", ", ".join(f"{name} {number:.2f}" for name, number in requests.items()))
     seconds = close(options.sealed, options.rows)
     text = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     print(f"{options.sealed:,} shards of {options.rows:,} images: {text}")

@@ -170,8 +170,8 @@ def limits(images: int, shard_size: int, figures: Figures) -> dict[str, float]:
 def table(rows: Sequence[Row]) -> str:
     """Markdown, as in docs/SCALE.md."""
     lines = [
-        "| images a shard | shards | MB each | seconds each | hours | GPU time lost | driver busy | requests | "
-        "LIST pages of a resume | hours of seal | GPUs $ | requests $ | storage $ a month |",
+        "| images per shard | shards | MB per shard | seconds per shard | hours | GPU time lost | driver busy | "
+        "requests | LIST pages of a resume | hours of seal | GPUs $ | requests $ | storage $ per month |",
         "|" + "---|" * 13,
     ]
     for row in rows:
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [estimate(images, shard_size, figures) for shard_size in SHARD_SIZES]
     print(table(rows))
     tightest = limits(images, RECOMMENDED, figures)
-    print(f"\nmost GPUs, with {RECOMMENDED:,} images a shard:")
+    print(f"\nmost GPUs, with {RECOMMENDED:,} images per shard:")
     print("\n".join(f"- {name}: {number:,.0f}" for name, number in tightest.items()))
     if as_json:
         print(json.dumps({"figures": asdict(figures), "rows": [asdict(row) for row in rows], "limits": tightest}))

@@ -191,7 +191,7 @@ def limit_on_value(bound: str, limit: float, baseline: float | None) -> float | 
 
 
 def meets(bound: str, limit: float, value: float, baseline: float | None) -> bool | None:
-    """Whether a value keeps to a bound; None if that cannot be checked for want of a baseline."""
+    """Whether a value keeps to a bound; None if that cannot be checked because there is no baseline."""
     on_value = limit_on_value(bound, limit, baseline)
     if on_value is None:
         return None

@@ -22,6 +22,11 @@ def test_exit_codes() -> None:
     assert documented == {int(code) for code in re.findall(r"(\d+):", main.__doc__ or "")}
 
 
+def test_every_command_has_a_row() -> None:
+    rows = cells("COMMANDS.md", r"`rarefy [a-z]+( .*)?`")
+    assert {row[0].strip("`").split()[1] for row in rows} == set(known_options())
+
+
 def test_columns_of_the_metadata() -> None:
     columns = {field.name: {k.decode(): v.decode() for k, v in (field.metadata or {}).items()} for field in SCHEMA}
     documented = {row[0].strip("`"): row[1:] for row in cells("OUTPUT.md", r"`[a-z_0-9]+`") if "." not in row[0]}

@@ -33,7 +33,7 @@ class _Tar:
 class TarImages:
     """Reads single PNG files from the tars of a data set.
 
-    A tar's members are located once per process, without reading the images, and kept in memory: 24 bytes an image. A
+    A tar's members are located once per process, without reading the images, and kept in memory: 24 bytes per image. A
     local tar is read in place. Of a tar in an object store, the whole file is copied to the user's cache folder first,
     once per machine. Copies stay there for other epochs and processes and are named by their hash.
     """
