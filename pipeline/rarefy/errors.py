@@ -61,7 +61,9 @@ class TemporaryError(RarefyError):
 
 
 def bad(field: str, value: object, allowed: str) -> str:
-    """The standard one-line message: field, value and what is allowed. A long value is cut off."""
+    """The standard one-line message: field, value and what is allowed. None means that it is missing."""
+    if value is None:
+        return f"{field}: it is missing; give {allowed}"
     return f"{field}: {_shown(value)} is not {allowed}"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rarefy.command_line import OK, UsageError, add_command, add_compile, add_plugins, allow_plugins, print_result
+from rarefy.errors import bad
 
 PARTS = ("diffusion", "classifier", "judge")  # a copy of those in rarefy.training.recipe, whose import is slow
 
@@ -89,9 +90,9 @@ def _train(arguments: argparse.Namespace) -> int:
         text = _trained(result)
     else:
         if part not in PARTS[:2]:
-            raise UsageError(f"part: {part!r} is not {' or '.join(PARTS[:2])}, one of which goes before this recipe")
+            raise UsageError(bad("part", part, f"{' or '.join(PARTS[:2])} before a recipe with a preset"))
         if arguments.out is None:
-            raise UsageError("--out: None is not a folder, which a recipe with a preset needs")
+            raise UsageError(bad("--out", None, "a folder, which a recipe with a preset needs"))
         result = run_training(part, recipe, arguments.out, options, arguments.ect)
         text = f"weights: {arguments.out.rstrip('/')}/weights.safetensors"
     return print_result(arguments, result, text) if result else OK  # under torchrun, only rank 0 prints

@@ -99,7 +99,7 @@ def test_a_plug_in_is_its_dataclass(name: str, plug_in: Any) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"term": "pulling_terms:Pull"}, r"g\.depth: None is not an integer"),
+        ({"term": "pulling_terms:Pull"}, r"g\.depth: it is missing; give an integer"),
         ({"term": "pull", "depth": 1.5}, r"g\.depth: 1\.5 is not an integer"),
         ({"term": "pull", "depth": 10}, r"g\.depth: more than 9 is too deep"),
         ({"term": "pull", "depth": 1, "deep": 2}, r"g\.deep: 2 is not a key of pulling_terms:Pull, which has depth, "),
@@ -120,7 +120,7 @@ def test_a_plug_in_is_its_dataclass(name: str, plug_in: Any) -> None:
         ({"term": "lost"}, r"g\.term: 'lost' is not importable as lost_terms:Lost here: ModuleNotFoundError"),
         ({"term": "push"}, r"'push' is not one of classifier, .*boost-and-skip, lost, pull, or the import path of a c"),
         ({"term": 3}, r"g\.term: 3 is not one of classifier"),
-        ({}, r"g\.term: None is not one of classifier"),
+        ({}, r"g\.term: it is missing; give one of classifier"),
         ({"term": "entropy", "scale": "x"}, r"g\.scale: 'x' is not a number"),
         ({"term": "boost-and-skip", "gamma": 0}, r"g\.gamma: 0\.0 is not above 0"),
         ({"term": "boost-and-skip", "start": -1}, r"g\.start: -1 is not an original time step, at least 0"),

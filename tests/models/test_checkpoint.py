@@ -148,5 +148,5 @@ def test_a_missing_file_and_a_wrong_hash_are_named(tmp_path: Path) -> None:
 
 
 def test_a_public_preset_without_a_path_says_which_field_is_missing() -> None:
-    with pytest.raises(CheckpointError, match=r"model\.checkpoint: None is not the path of a file"):
+    with pytest.raises(CheckpointError, match=r"model\.checkpoint: it is missing; give the path of a file"):
         load_models(find_model("adm-imagenet-64"), None, None, (None, None), torch.device("cpu"))

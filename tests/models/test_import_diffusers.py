@@ -208,7 +208,7 @@ def edit(file: Path, **changes: Any) -> None:
         ("model_index.json", {"text_encoder": ["transformers", "CLIP"]}, "not a pipeline of just a UNet2DModel"),
         ("model_index.json", {"unet": None}, "not a pipeline of just a UNet2DModel"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "'UNet2DConditionModel' is not UNet2DModel"),
-        ("unet/config.json", {"sample_size": None}, "sample_size: None is not the height and width"),
+        ("unet/config.json", {"sample_size": None}, "sample_size: it is missing; give the height and width"),
         ("unet/config.json", {"sample_size": [8, 16]}, "sample_size: [8, 16] is not"),
         ("unet/config.json", {"in_channels": 4}, "in_channels: 4 is not 1 (grey) or 3 (colour)"),
         ("unet/config.json", {"out_channels": 3}, "out_channels: 3 is not 1, or 2 with a learned variance"),

@@ -56,10 +56,10 @@ def test_plug_ins_are_kept_with_and_without_a_model(tmp_path: Path) -> None:
     ("key", "value", "named"),
     [
         ("format", "x", "format: 'x' is not rarefy-run-model-v1"),
-        ("where", None, "where: None is not a string"),
+        ("where", None, "where: it is missing; give a string"),
         ("sha256", {}, "sha256.unet: this key is missing"),
         ("sha256", {"unet": "abc", "classifier": None, "reference": None}, "sha256.unet: 'abc'"),
-        ("config", {}, "config: format: None"),
+        ("config", {}, "config: format: it is missing"),
         ("more", 1, "'more'"),
         ("plugins", {}, "plugins: {} is not a list"),
         ("plugins", [{"class": "a:B", "name": 1, "values": {}}], "plugins[0]: {'class': 'a:B', 'name': 1"),

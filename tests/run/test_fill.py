@@ -82,7 +82,7 @@ def test_only_the_line_of_classes_is_replaced(photos: Path) -> None:
     [
         ('fill = { data = "photos", to = 0 }', "classes.fill.to: 0 is not an integer from 1"),
         ('fill = { data = "photos", upto = 9 }', "classes.fill.upto"),
-        ("fill = { to = 9 }", "classes.fill.data: None is not the path"),
+        ("fill = { to = 9 }", "classes.fill.data: it is missing; give the path"),
         ('fill = "photos"', "classes.fill: 'photos' is not a table"),
         ('per_class = 3\nfill = { data = "photos" }', "exactly one of per_class, total, counts, fill"),
         ('[classes.fill]\ndata = "photos"', "classes.fill: 'this table' is not written on one line"),

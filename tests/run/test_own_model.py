@@ -213,5 +213,5 @@ def test_only_a_runs_own_manifest_takes_its_model_from_the_file_next_to_it(own: 
     assert load_manifest(tmp_path / "manifest.toml").digest == own.digest
     make_run(own, tmp_path / "out")
     (tmp_path / "out" / "model.json").write_text("{}")
-    with pytest.raises(ManifestError, match=r"out/model\.json: format: None"):
+    with pytest.raises(ManifestError, match=r"out/model\.json: format: it is missing"):
         load_manifest(tmp_path / "out" / "manifest.toml")

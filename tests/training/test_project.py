@@ -47,7 +47,7 @@ def test_a_file_describes_a_model_and_a_recipe_for_each_part(tmp_path: Path) -> 
         (("image_size = 8", "image_size = 9"), "unet: image_size: 9 is not divisible by 2"),
         (("channels = 1", "channels = 2"), "channels: 2 is not 1 (grey) or 3 (RGB)"),
         (("image_size", "imagesize"), "key: 'imagesize' is not a key of train.toml (nearest: image_size)"),
-        (('data = "../photos"', ""), "data: None is not a non-empty string"),
+        (('data = "../photos"', ""), "data: it is missing; give a non-empty string"),
         (("[unet]\n", '[unet]\nkind = "vit"\n'), "unet.kind: 'vit' is not adm, the kind that rarefy trains"),
         (("[unet]\n", "[unet]\nnum_classes = 7\n"), "unet.num_classes: 7 is not 4, as the rest of the file has it"),
         (("[unet]\n", "[unet]\nwidth = 7\n"), "key: 'unet.width' is not a key of [unet]"),
@@ -67,7 +67,7 @@ def test_a_file_describes_a_model_and_a_recipe_for_each_part(tmp_path: Path) -> 
         (('model = "model"', 'model = "model"\nreference = "kept"'), "own/kept' is not a folder of held-out images"),
         (("[classifier_network]", "[network]"), "key: 'network' is not a key"),
         (("[unet]", "[other]"), "key: 'other' is not a key"),
-        (('name = "mine"', "class_names = []"), "name: None is not a non-empty string"),
+        (('name = "mine"', "class_names = []"), "name: it is missing; give a non-empty string"),
         (('name = "mine"', 'name = "mine"\nclass_names = [1]'), "class_names: [1] is not a list of non-empty strings"),
     ],
 )
@@ -88,8 +88,8 @@ def test_each_mistake_is_one_line_and_writes_nothing(
     [
         ((*PARTS,), "is not a file with at least one of the tables diffusion, classifier, judge"),
         (("classifier",), "judge: 'a table' is not allowed without [classifier]"),
-        (("classifier_network",), "classifier_network: None is not a table that describes the network"),
-        (("unet",), "unet: None is not a table that describes the U-Net"),
+        (("classifier_network",), "classifier_network: it is missing; give a table that describes the network"),
+        (("unet",), "unet: it is missing; give a table that describes the U-Net"),
     ],
 )
 def test_tables_that_need_each_other(removed: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_tables_that_need_each_other(removed: tuple[str, ...], message: str, tmp
         (["t.toml", "--ect", "0.1"], "--ect: 0.1 is not allowed here"),
         (["unet", "t.toml"], "part: 'unet' is not one of diffusion, classifier, judge"),
         (["judge", "classifier", "t.toml"], "recipe: 'judge classifier t.toml' is not RECIPE or PART RECIPE"),
-        (["preset.toml"], "part: None is not diffusion or classifier, one of which goes before this recipe"),
+        (["preset.toml"], "part: it is missing; give diffusion or classifier before a recipe"),
         (["judge", "preset.toml"], "part: 'judge' is not diffusion or classifier"),
-        (["diffusion", "preset.toml"], "--out: None is not a folder, which a recipe with a preset needs"),
+        (["diffusion", "preset.toml"], "--out: it is missing; give a folder, which a recipe with a preset needs"),
     ],
 )
 def test_the_command_line_says_what_goes_together(

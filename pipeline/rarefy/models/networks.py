@@ -55,7 +55,7 @@ def build_unet(spec: NetworkSpec) -> UNet:
 def build_classifier(spec: NetworkSpec | None) -> Classifier:
     """An ADM classifier with random weights, for training. Raises ManifestError for none or one of another kind."""
     if spec is None:
-        raise ManifestError(bad("classifier", None, "a classifier: this model has none"))
+        raise ManifestError("classifier: this model has none")
     return Classifier(_adm(spec, "classifier"))
 
 

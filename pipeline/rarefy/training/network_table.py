@@ -8,10 +8,9 @@ from collections.abc import Callable
 import torch
 
 from rarefy.errors import ManifestError, bad
-from rarefy.fields import Table, get_choice, get_integer, get_match, get_number, known_keys
+from rarefy.fields import Table, get_choice, get_flag, get_integer, get_match, get_number, known_keys
 from rarefy.models.config import POOLS, NetworkConfig
 from rarefy.models.networks import build_classifier, build_unet
-from rarefy.training.settings import get_flag
 
 DERIVED = ("image_size", "in_channels", "out_channels", "num_classes")
 

@@ -12,6 +12,7 @@ from rarefy.fields import (
     Table,
     find_path,
     get_choice,
+    get_flag,
     get_integer,
     get_number,
     get_path,
@@ -24,7 +25,7 @@ from rarefy.models.config import NetworkConfig
 from rarefy.models.folder import CONFIG, ModelFolder, read_model_folder
 from rarefy.training.network_table import read_network
 from rarefy.training.recipe import PARTS, Recipe, data_folder, read_toml
-from rarefy.training.settings import TrainSettings, get_flag, read_settings
+from rarefy.training.settings import TrainSettings, read_settings
 
 DATA_KEYS = ("name", "description", "data", "model", "reference", "class_names", "skip_broken")
 MODEL_KEYS = ("image_size", "channels", "schedule", "diffusion_steps", "recommended_scale", "unet")

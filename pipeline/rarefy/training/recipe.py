@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarefy.errors import ManifestError, bad, near_path
-from rarefy.fields import Table, find_path, get_number, get_path, get_table, get_text, parse_toml
+from rarefy.fields import Table, find_path, get_flag, get_number, get_path, get_table, get_text, parse_toml
 from rarefy.models.config import NetworkSpec
 from rarefy.models.folder import ModelFolder, find_model
-from rarefy.training.settings import LENGTH, SAME_WEIGHTS, TrainSettings, get_flag, read_settings, settings_values
+from rarefy.training.settings import LENGTH, SAME_WEIGHTS, TrainSettings, read_settings, settings_values
 
 PARTS = ("diffusion", "classifier", "judge")
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, fields
 
 from rarefy.errors import ManifestError, bad
-from rarefy.fields import Table, get_choice, get_integer, get_number, known_keys
+from rarefy.fields import Table, get_choice, get_flag, get_integer, get_number, known_keys
 
 MAX_IMAGES = 2**32
 MAX_SEED = 2**32 - 1  # torch's CPU generator uses no more bits
@@ -94,14 +94,6 @@ def read_settings(table: Table, name: str, image_size: int, flip: bool) -> Train
         allowed = f"a divisor of {name}.batch, which is {settings.batch}"
         raise ManifestError(bad(f"{name}.accumulate", settings.accumulate, allowed))
     return settings
-
-
-def get_flag(table: Table, field: str, default: bool) -> bool:
-    """True or false."""
-    value = table.get(field.rsplit(".", 1)[-1], default)
-    if not isinstance(value, bool):
-        raise ManifestError(bad(field, value, "true or false"))
-    return value
 
 
 def settings_values(settings: TrainSettings) -> dict[str, object]:
