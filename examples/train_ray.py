@@ -19,13 +19,15 @@ from ray.train.torch import TorchTrainer, prepare_model
 from small_classifier import accuracy, add_data_arguments, make_network, make_optimizer, open_data, train_step
 
 from rarefy import consume
+from rarefy.shards.store import Store
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
     """What each worker does. The sampler gives it its own part of every epoch, so the loader needs no preparation."""
     options = argparse.Namespace(**config)
     data, held_out = open_data(options)
-    loader = consume.Loader(data, options.batch_size, sampler=consume.EpochSampler(data, seed=0))
+    sampler = consume.EpochSampler(data, seed=0)
+    loader = consume.Loader(data, options.batch_size, sampler=sampler, num_workers=options.workers)
     network = prepare_model(make_network(data))
     optimizer = make_optimizer(network)
     for epoch in range(options.epochs):
@@ -50,6 +52,13 @@ def report(metrics: dict[str, Any], state: dict[str, Any]) -> None:
         ray.train.report(metrics, checkpoint=checkpoint)
 
 
+def absolute_paths(options: argparse.Namespace) -> dict[str, Any]:
+    """The options with paths that mean the same in each worker's own folder."""
+    given = {"real": options.real, "held_out": options.held_out}
+    paths = {name: str(Path(path).absolute()) for name, path in given.items() if path}
+    return vars(options) | paths | {"out": Store(options.out).root}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
@@ -59,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config=vars(options),
+            train_loop_config=absolute_paths(options),
             scaling_config=ScalingConfig(num_workers=options.ranks),
             run_config=RunConfig(storage_path=folder),
         )

@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     def save() -> None:
         if options.checkpoint:
             states = network.state_dict(), optimizer.state_dict(), loader.state_dict()
-            torch.save(dict(zip(("network", "optimizer", "data"), states, strict=True)), options.checkpoint)
+            unfinished = options.checkpoint.with_suffix(".part")  # so that a stop leaves no half of a file
+            torch.save(dict(zip(("network", "optimizer", "data"), states, strict=True)), unfinished)
+            unfinished.replace(options.checkpoint)
 
     for epoch in range(loader.epoch, options.epochs):
         loader.set_epoch(epoch)

@@ -41,7 +41,7 @@ rarefy export out/rare rare.npz --format npz
 rarefy export out/rare rare-parquet --format parquet --where 'confidence < 0.6'""",
     "train": """rarefy train mine/train.toml                 all parts, in order: diffusion, classifier, judge
 rarefy train classifier mine/train.toml      one part
-rarefy train diffusion manifests/train/fashion-mnist-28-diffusion.toml --out out/weights/diffusion""",
+rarefy train mine/train.toml --device cuda --tensorboard""",
     "bench": "rarefy bench mine/rare.toml --batch 8,16\nrarefy bench --preset adm-imagenet-64 --device cuda",
     "models": "rarefy models\nrarefy models mine/model",
     "push": """rarefy push out/rare org/rare-photos --dry-run

@@ -41,7 +41,9 @@ def _add_init(commands: Any) -> None:
 def _add_train(commands: Any) -> None:
     command = add_command(commands, "train", _train, "train a model of your own, or one of its parts; resumes a run")
     command.usage = "rarefy train [options] [PART] RECIPE"
-    text = f"train.toml as rarefy init writes it, or one of manifests/train; PART is {', '.join(PARTS)}"
+    text = (
+        f"train.toml as rarefy init writes it (or one of the repository's manifests/train); PART is {', '.join(PARTS)}"
+    )
     command.add_argument("recipe", metavar="RECIPE", nargs="+", help=text)
     text = "for a recipe with a preset, which has no default: local folder; a run that is already there is resumed"
     command.add_argument("--out", help=text)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from planted_run import make_planted, write_planted_rarity
+from s3_stand_in import bucket, s3_server
 
 from rarefy.manifest import Manifest
 from rarefy.shards.store import Store
 
+__all__ = ["bucket", "s3_server"]  # fixtures
 COUNTS = {0: 18, 4: 16, 9: 6}  # t-shirt/top, coat, ankle boot
 SHARD_SIZE = 7
 

@@ -91,13 +91,19 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_ray_train_uses_every_image_once(
-    ray_cluster: None, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None,
+    arguments: list[str],
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Also with relative paths: Ray Train's workers have other working folders."""
     pytest.importorskip("ray.train.torch")
+    monkeypatch.chdir(photos.parent)
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import train_ray
 
-    train_ray.main(arguments)
+    train_ray.main([os.path.relpath(word) if word.startswith("/") else word for word in arguments])
     first, second = capsys.readouterr().out.splitlines()[-2:]
     assert first.startswith("24 real and 34 generated images per epoch")
     assert re.fullmatch(r"epoch 1: 58 images in 2 workers, accuracy \d\.\d{3} on held-out real images", second)

@@ -93,6 +93,12 @@ def test_another_sampler_is_refused(rare: RareImages) -> None:
         next(iter(Loader(rare, batch_size=4)))
 
 
+def test_a_sampler_of_other_images_is_refused(rare: RareImages, photos: Path) -> None:
+    loader = Loader(mix(photos, rare), batch_size=4, sampler=EpochSampler(rare))  # it would see real images alone
+    with pytest.raises(DataError, match="sampler: it is of 40 images, not of the 64 here; give one of the same data"):
+        next(iter(loader))
+
+
 def test_a_plain_loader_that_shuffles_keeps_the_ratio(rare: RareImages, photos: Path) -> None:
     mixed = mix(photos, rare, ratio=0.3)
     labels = torch.cat([batch[1] for batch in DataLoader(mixed, batch_size=8, shuffle=True)])

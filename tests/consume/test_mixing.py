@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rarefy.consume import MixedImages, RareImages, RealImages, mix
-from rarefy.consume.mixing import needed
+from rarefy.consume.mixing import find_class, needed
 from rarefy.errors import DataError
 
 COAT, SHIRT, BOOT = 4, 0, 9
@@ -97,8 +97,10 @@ def test_images_repeat_only_as_often_as_allowed(out: Path, photos: Path) -> None
         ({"ratio": "0.3"}, "ratio: '0.3' is not"),
         ({"ratio": 0.3, "per_class": {"coat": 0.3}}, "per_class: cannot be used together with ratio"),
         ({"ratio": 0.3, "repeat": 0}, "repeat: 0 is not a whole number from 1"),
-        ({"per_class": {"cote": 0.3}}, "per_class: 'cote' is not a class of this data set; did you mean 'coat'?"),
+        ({"per_class": {"cote": 0.3}}, "per_class: 'cote' is not a class of this data set (nearest: coat)"),
+        ({"per_class": {10: 0.3}}, "per_class: 10 is not a class of this data set"),
         ({"per_class": {"coat": 1.5}}, "per_class.coat: 1.5 is not a fraction"),
+        ({"per_class": {"coat": 0.1, 4: 0.1}}, "per_class.4: the class 'coat' was given twice"),
         ({"per_class": {"coat": 0.1, "Coat": 0.1}}, "per_class.Coat: the class 'coat' was given twice"),
         ({"per_class": {"ankle boot": 0.1}}, "per_class.ankle boot: there is no real image of this class"),
         (
@@ -115,6 +117,13 @@ def test_what_cannot_be_mixed_is_refused(out: Path, photos: Path, options: dict[
     with pytest.raises(DataError) as caught:
         mix(photos, RareImages(out, accepted=False), **options)  # type: ignore[arg-type]
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_a_class_is_found_by_name_or_id_and_a_name_of_two_classes_is_refused() -> None:
+    names = ("crane", "T-shirt/top", "Crane", "7")
+    assert [find_class(name, names) for name in ("t_shirt top", "007", 7 - 5, 0)] == [1, 3, 2, 0]
+    with pytest.raises(DataError, match="'crane' is not the name of one class: 0 and 2 have it; give the class id"):
+        find_class("crane", names)
 
 
 def test_a_fingerprint_tells_mixtures_apart_and_survives_pickling(out: Path, photos: Path) -> None:

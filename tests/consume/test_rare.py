@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
 import pickle
+import time
 import uuid
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import torch
 from PIL import Image
 from planted_run import is_accepted, key_of, make_planted, planted_confidence, planted_image
 from small_run import quiet
+from torch.utils.data import DataLoader
 
-from rarefy.consume import RareImages, write_exclusions
-from rarefy.errors import DataError, ShardError
+from rarefy.consume import RareImages, RealImages, mix, read_exclusions, read_rows, write_exclusions
+from rarefy.errors import DataError, OutputError, ShardError
 from rarefy.select.stage import SelectOptions
+from rarefy.shards.remote import RemoteFiles
 from rarefy.shards.store import Store
 from rarefy.stages import select
 
@@ -107,13 +111,61 @@ def test_object_storage_is_copied_once_to_the_cache(tmp_path: Path, monkeypatch:
     make_planted(store, {0: 5, 1: 4}, 5)
     images = RareImages(store.root, accepted=False)
     assert keys_of(images) == images.rows["key"].tolist()
-    copies = sorted((tmp_path / "rarefy" / "shards").iterdir())
+    copies = sorted((tmp_path / "rarefy" / "shards").glob("*.tar"))
     assert [len(copies), {copy.read_bytes() for copy in copies}] == [
         2,
         {store.read_bytes(f"shards/rare-00000{shard}.tar") for shard in (0, 1)},
     ]
     store.delete("shards/rare-000000.tar")  # the copy is used
     assert keys_of(RareImages(store.root, accepted=False)) == images.rows["key"].tolist()
+
+
+def test_processes_read_a_bucket_and_copy_each_tar_once(
+    bucket: str, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for path in filter(Path.is_file, out.rglob("*")):
+        Store(bucket).write_bytes(str(path.relative_to(out)), path.read_bytes())
+    images, local = RareImages(bucket), RareImages(out)
+    downloads = multiprocessing.Value("i")
+    download = RemoteFiles.download
+
+    def counted(files: RemoteFiles, path: str, target: Path) -> None:
+        with downloads.get_lock():
+            downloads.value += 1
+        time.sleep(0.1)  # so that the other process comes meanwhile
+        download(files, path, target)
+
+    monkeypatch.setattr(RemoteFiles, "download", counted)
+    read = [image for image, _ in DataLoader(images, batch_size=None, num_workers=2, multiprocessing_context="fork")]
+    assert all(torch.equal(image, local[place][0]) for place, image in enumerate(read)) and len(read) == len(local)
+    assert downloads.value == local.rows["tar"].nunique()
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("")
+    store = Store(f"memory://rare-{uuid.uuid4().hex}")
+    make_planted(store, {0: 5}, 5)
+    with pytest.raises(OutputError, match=r"^cache: '.*' cannot be written \(Not a directory\); make room, or set XDG"):
+        RareImages(store)[0]
+
+
+def test_a_path_a_url_and_a_store_are_the_same(own: Path, photos: Path) -> None:
+    rows = read_rows(Store(str(own)))
+    for given in (own, str(own), f"file://{own}"):
+        assert read_rows(given).equals(rows) and RareImages(given).rows.equals(rows)
+    write_exclusions(str(own), read_exclusions(own) | {rows["key"][0]})
+    assert len(mix(photos, own)) == 24 + len(rows) - 1 == len(mix(RealImages(photos, own), RareImages(Store(str(own)))))
+
+
+def test_a_fingerprint_tells_runs_with_equal_keys_apart(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planted_run.planted_image", lambda key: planted_image(key) + 1)
+    make_planted(Store(str(tmp_path / "other")), {0: 40}, 7)
+    images, other = RareImages(out, accepted=False), RareImages(tmp_path / "other", accepted=False)
+    assert images.rows["key"].equals(other.rows["key"]) and images.fingerprint() != other.fingerprint()
 
 
 def test_a_damaged_object_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

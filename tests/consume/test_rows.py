@@ -69,9 +69,9 @@ def test_where_equals_the_condition_in_python(out: Path, where: str, holds: obje
     [
         (
             "confdence < 0.6",
-            "where: 'confdence' is not a column; did you mean 'confidence'? The columns are key, ",
+            "where: 'confdence' is not a column (nearest: confidence)",
         ),
-        ("confidence < limit", "where: 'limit' is not a column; did you mean 'width'"),
+        ("confidence < limit", "where: 'limit' is not a column (known: key, shard, "),
         ("confidence < @limit", "'confidence < @limit' is not a condition on columns, such as"),
         ("key.str.len() > 3", "('key.str.len()' cannot be used in it)"),
         ("key.str", "('key.str' cannot be used in it)"),
@@ -84,6 +84,12 @@ def test_where_equals_the_condition_in_python(out: Path, where: str, holds: obje
         ("confidence < 'low'", "is not a condition on columns"),
         ("accepted and", "(invalid syntax)"),
         ("", "where: '' is not a condition"),
+        ("copy_ratoi < 1", "where: 'copy_ratoi' is not a column (nearest: copy_ratio)"),
+        ("class_name * 9999999999 == 'x'", "('class_name * 9999999999' is not arithmetic on numbers)"),
+        ("'x' * 9999999999 == class_name", "is not arithmetic on numbers"),
+        ("[1] * 9999999999 == class_id", "is not arithmetic on numbers"),
+        ("not " * 3000 + "accepted", "is not a condition on columns"),
+        (3, "where: 3 is not a condition on columns"),
         ("copy_ratio < 1", "where: 'copy_ratio' is not known: there is no audit; run audit"),
     ],
 )
@@ -99,7 +105,8 @@ def test_copy_ratios_are_joined_by_key_and_nan_elsewhere(own: Path) -> None:
     rows = read_rows(store, accepted=False)
     for key, ratio in zip(rows["key"], rows["copy_ratio"], strict=True):
         assert ratio == int(key[-5:]) if key in measured else math.isnan(ratio)
-    assert read_rows(store, "copy_ratio >= 0", accepted=False)["key"].tolist() == measured
+    for where in ("copy_ratio >= 0", "copy_ratio != -1", "not copy_ratio < 0"):  # unknown where there is no value
+        assert read_rows(store, where, accepted=False)["key"].tolist() == measured
 
 
 def test_values_of_other_shards_are_not_joined(own: Path, finished: tuple[Path, Manifest]) -> None:

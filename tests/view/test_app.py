@@ -60,7 +60,7 @@ def test_a_condition_selects_what_read_rows_selects(app: App) -> None:
     rows = read_rows(app.run.store, accepted=False)
     wanted = read_rows(app.run.store, expression, accepted=False)["key"].tolist()
     assert rows["key"][mask].tolist() == wanted != []
-    with pytest.raises(DataError, match="did you mean 'confidence'"):
+    with pytest.raises(DataError, match="nearest: confidence"):
         app.get("/api/where", {"expression": "confidense < 1"})
     with pytest.raises(DataError, match="is not a condition on columns"):
         app.get("/api/where", {"expression": "__import__('os')"})

@@ -160,7 +160,7 @@ def test_filters_and_order(browser: Any, own: Path) -> None:
         assert browser.evaluate(KEYS) == wanted
         assert browser.evaluate("$('count').textContent") == f"{len(wanted)} of 40 images"
         choose(browser, "#where", "confidense < 1")
-        browser.wait("$('where-error').textContent.includes(\"did you mean 'confidence'\")")
+        browser.wait("$('where-error').textContent.includes(\"nearest: confidence\")")
         choose(browser, "#where", "")
         browser.wait("state.order.length === 40")
         assert browser.evaluate("$('where-error').textContent") == ""

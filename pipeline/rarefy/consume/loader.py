@@ -22,9 +22,14 @@ class Loader(DataLoader[Any]):
 
     @property
     def epochs(self) -> EpochSampler:
-        """The sampler. Raises DataError if it is of another kind."""
+        """The sampler. Raises DataError if it is of another kind or of other images."""
         if not isinstance(self.sampler, EpochSampler):
             raise DataError(bad("sampler", type(self.sampler).__name__, "an EpochSampler; give one of the same data"))
+        found, expected = len(self.sampler.data), len(self.dataset)  # type: ignore[arg-type]  # of images, it has one
+        if found != expected:
+            raise DataError(
+                f"sampler: it is of {found:,} images, not of the {expected:,} here; give one of the same data"
+            )
         return self.sampler
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from difflib import get_close_matches
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from rarefy.consume.images import Images, Index, hash_keys
 from rarefy.consume.order import Deck
 from rarefy.consume.rare import RareImages
 from rarefy.consume.real import RealImages
-from rarefy.errors import DataError, bad
+from rarefy.errors import DataError, bad, near_name
 from rarefy.images.names import fold
+from rarefy.shards.store import Store
 
 RATIO = "a fraction of generated images from 0 to below 1"
 
@@ -75,23 +75,26 @@ class MixedImages(Images):
 
 def mix(
     real: RealImages | str | Path,
-    rare: RareImages,
+    rare: RareImages | Store | str | Path,
     *,
     ratio: float | None = None,
-    per_class: Mapping[str, float] | None = None,
+    per_class: Mapping[str | int, float] | None = None,
     repeat: int = 1,
     seed: int = 0,
 ) -> MixedImages:
     """Mix all real images with generated ones.
 
-    real: the images, or their path; then they get the transform of the generated ones.
+    real: the images, or their path; then they get the transform of the generated ones. rare: the images, or their
+    run's output.
     ratio: the fraction of generated images in an epoch. With R real images an epoch has R ratio / (1 - ratio) generated
-    ones, rounded. per_class: such a ratio for each class that is to have generated images, by name, with R counted
-    within the class. Without both, an epoch has every generated image once.
+    ones, rounded. per_class: such a ratio for each class that is to have generated images, by name or class id, with R
+    counted within the class. Without both, an epoch has every generated image once.
     repeat: how often an epoch may use a generated image. If there are more images than an epoch needs, the next epochs
     use the others; ``seed`` decides which.
     Raises DataError for a ratio that needs more images than there are.
     """
+    if not isinstance(rare, RareImages):
+        rare = RareImages(rare)
     if not isinstance(real, RealImages):
         real = RealImages(real, rare, transform=rare.transform)
     if real.class_names != rare.class_names:
@@ -116,11 +119,11 @@ def needed(ratio: float, real_count: int, field: str) -> int:
 
 
 def _class_decks(
-    real: RealImages, rare: RareImages, per_class: Mapping[str, float], repeat: int, seed: int
+    real: RealImages, rare: RareImages, per_class: Mapping[str | int, float], repeat: int, seed: int
 ) -> list[Deck]:
     decks: dict[int, Deck] = {}
     for name, ratio in per_class.items():
-        class_id, field = _class_id(name, rare.class_names), f"per_class.{name}"
+        class_id, field = find_class(name, rare.class_names), f"per_class.{name}"
         if class_id in decks:
             raise DataError(f"{field}: the class {rare.class_names[class_id]!r} was given twice; give it once")
         real_count = int((real.labels == class_id).sum())
@@ -133,13 +136,20 @@ def _class_decks(
     return list(decks.values())
 
 
-def _class_id(name: str, class_names: tuple[str, ...]) -> int:
-    """The class of this name; case, spaces, ``/``, ``_`` and ``-`` do not count."""
-    known = {fold(each): class_id for class_id, each in enumerate(class_names)}
-    if fold(name) not in known:
-        near = get_close_matches(name, class_names, 1, 0.0)[0]
-        raise DataError(f"{bad('per_class', name, 'a class of this data set')}; did you mean {near!r}?")
-    return known[fold(name)]
+def find_class(name: str | int, class_names: tuple[str, ...]) -> int:
+    """The class of this name or id; case, spaces, ``/``, ``_`` and ``-`` do not count."""
+    if type(name) is int and 0 <= name < len(class_names):
+        return name
+    wanted = fold(name) if isinstance(name, str) else None
+    found = [class_id for class_id, each in enumerate(class_names) if fold(each) == wanted]
+    if len(found) > 1:
+        ids = " and ".join(map(str, found))
+        raise DataError(bad("per_class", name, f"the name of one class: {ids} have it; give the class id, a number"))
+    if not found:
+        near = near_name(name, class_names)
+        allowed = "a class of this data set" + ("" if near is None else f" (nearest: {near})")
+        raise DataError(bad("per_class", name, allowed))
+    return found[0]
 
 
 def _check_enough(field: str, count: int, there: int, real_count: int, repeat: int) -> None:

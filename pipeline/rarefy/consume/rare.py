@@ -16,11 +16,11 @@ from rarefy.consume.rows import TAR, read_rows
 from rarefy.consume.tars import TarImages
 from rarefy.errors import DataError, ShardError
 from rarefy.plan import data_store
-from rarefy.shards.store import Store
+from rarefy.shards.store import Store, open_store
 
 
 class RareImages(Images):
-    """The images of the run in ``out``, sorted by key. See Images for what an item is.
+    """The images of the run in ``out`` (a path, URL or Store), sorted by key. See Images for what an item is.
 
     where, accepted, excluded: which images, as in ``read_rows``: by default the accepted ones that are not on the
     exclusion list. transform: gets a PIL image; mode: ``L`` or ``RGB``, by default grey for a grey data set.
@@ -30,7 +30,7 @@ class RareImages(Images):
 
     def __init__(
         self,
-        out: str | Path,
+        out: Store | str | Path,
         where: str | None = None,
         *,
         accepted: bool = True,
@@ -38,7 +38,7 @@ class RareImages(Images):
         transform: Transform | None = None,
         mode: str | None = None,
     ) -> None:
-        store = Store(str(out))
+        store = open_store(out)
         self.rows = read_rows(store, where, accepted=accepted, excluded=excluded)
         if self.rows.empty:
             filters = f"where={where!r}, accepted={accepted} and the exclusion list"
@@ -68,7 +68,8 @@ class RareImages(Images):
         return str(self._keys[self._checked(index)[1]].decode())
 
     def fingerprint(self) -> str:
-        return hash_keys(key.decode() for key in self._keys.tolist())
+        pairs = zip(self._keys.tolist(), self._hashes.tolist(), strict=True)
+        return hash_keys(f"{key.decode()} {sha256.decode()}" for key, sha256 in pairs)
 
     def _item(self, epoch: int, place: int) -> tuple[Any, int]:
         image = self._open(place)

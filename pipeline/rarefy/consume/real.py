@@ -12,20 +12,29 @@ from rarefy.consume.rare import RareImages
 from rarefy.images import class_ids, open_source
 from rarefy.images.decode import BrokenImageError, one_line_causes, to_pixels, upright
 from rarefy.images.loading import broken_error
+from rarefy.shards.store import Store
 
 
 class RealImages(Images):
     """The images of a data set of any form that rarefy reads (docs/DATA.md). See Images for what an item is.
 
-    like: the generated images, whose class ids, mode and size these images take. Classes are matched by name.
+    like: the generated images or their run's output, whose class ids, mode and size these images take. Classes are
+    matched by name.
     split: ``train`` or ``test``. transform: gets a PIL image, upright, of its own size; without one, an image of
     another size is cropped to its central square and resized, as for training the model.
     Raises DataError if a class of the data is not one of the model's, and for an image that cannot be read.
     """
 
     def __init__(
-        self, source: str | Path, like: RareImages, *, split: str = "train", transform: Transform | None = None
+        self,
+        source: str | Path,
+        like: RareImages | Store | str | Path,
+        *,
+        split: str = "train",
+        transform: Transform | None = None,
     ) -> None:
+        if not isinstance(like, RareImages):
+            like = RareImages(like)
         found = open_source(source, split)
         ids = class_ids(found, like.classes)
         self.class_names, self.size, self.mode = like.class_names, like.size, like.mode

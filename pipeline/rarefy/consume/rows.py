@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import pandas as pd
@@ -28,7 +29,7 @@ from rarefy.shards.listing import iter_committed
 from rarefy.shards.marker import Marker, read_committed
 from rarefy.shards.metadata import parquet_path, parse_table, tar_path
 from rarefy.shards.reader import json_object
-from rarefy.shards.store import Store
+from rarefy.shards.store import Store, open_store
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,9 +41,14 @@ BATCH = 256  # shards that wait for a thread at a time
 
 
 def read_rows(
-    store: Store, where: str | None = None, *, accepted: bool = True, excluded: bool = False, partial: bool = False
+    out: Store | str | Path,
+    where: str | None = None,
+    *,
+    accepted: bool = True,
+    excluded: bool = False,
+    partial: bool = False,
 ) -> pd.DataFrame:
-    """The images of the data set of the run in ``store``, one row each, sorted by key.
+    """The images of the data set of the run in ``out`` (a path, URL or Store), one row each, sorted by key.
 
     Columns: those of metadata/*.parquet; ``tar``, the shard's path in the data set's folder; ``rarity``, ``inside``,
     ``avgknn``, ``nearest_distance`` and ``nearest_real`` where OUT/rarity has them; ``copy_ratio`` where there is an
@@ -52,6 +58,7 @@ def read_rows(
     may lack rarity.
     Raises OutputError if there is no sealed run, ShardError for damage, and DataError for a bad condition or list.
     """
+    store = open_store(out)
     manifest = read_manifest(store)
     data = data_store(store, manifest)
     if not partial and not (is_sealed(store) and is_sealed(data)):

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rarefy.errors import ShardError
+from rarefy.errors import OutputError, ShardError
 from rarefy.shards.exclusions import KEY
 from rarefy.shards.marker import hash_file, read_marker
 from rarefy.shards.metadata import tar_path
 from rarefy.shards.reader import iter_places
 from rarefy.shards.store import Store
-from rarefy.user_cache import keep, user_cache
+from rarefy.user_cache import keep, locked, user_cache
 
 CACHE = "shards"  # in the user's cache folder
 
@@ -76,8 +76,16 @@ class TarImages:
         if marker is None:
             raise ShardError(f"{name}: it has no marker any more")
         path = user_cache() / CACHE / f"{marker.tar_sha256}.tar"
-        if not path.exists():
-            self._copy(name, marker.tar_sha256, path)
+        if path.exists():
+            return path
+        try:
+            with locked(path.with_suffix(".lock")):
+                if not path.exists():  # another process may just have copied it
+                    self._copy(name, marker.tar_sha256, path)
+        except OSError as cause:
+            advice = "make room, or set XDG_CACHE_HOME to another folder"
+            reason = cause.strerror or cause
+            raise OutputError(f"cache: {str(path)!r} cannot be written ({reason}); {advice}") from cause
         return path
 
     def _copy(self, name: str, sha256: str, path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 
 from rarefy.errors import DataError
 from rarefy.images.decode import DECODER_VERSION
-from rarefy.user_cache import user_cache
+from rarefy.user_cache import locked, user_cache
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def cached_images(stamp: str, shape: tuple[int, int, int, int], rows: Callable[[
     folder = user_cache() / "images" / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock")):
             if not folder.is_dir():
                 _write(folder, shape, rows())
         return _read(folder)
@@ -97,11 +95,3 @@ def _write(folder: Path, shape: tuple[int, int, int, int], rows: Iterable[Row]) 
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     """The header of an .npy file; numpy pads it so that its length does not depend on the number of rows."""
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that ends with the process, whatever happens to it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -5,7 +5,6 @@ Only what ``config.json`` names is copied from a URL, and never ``training/``, w
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
@@ -22,7 +21,7 @@ from rarefy.errors import ManifestError, bad
 from rarefy.extras import missing_package
 from rarefy.models.config_file import read_files, read_object
 from rarefy.shards.retry import driver_errors, one_line
-from rarefy.user_cache import user_cache
+from rarefy.user_cache import locked, user_cache
 
 HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 CONFIG = "config.json"
@@ -71,7 +70,7 @@ def _from_url(url: str) -> Path:
         key = hashlib.sha256(json.dumps([url, files], sort_keys=True).encode()).hexdigest()[:32]
         target = user_cache() / "models" / key
         if not target.is_dir():
-            with _locked(target.with_suffix(".lock")):
+            with locked(target.with_suffix(".lock")):
                 if not target.is_dir():  # another process may just have copied it
                     _copy(fs, str(root).rstrip("/"), list(files), target)
     return target
@@ -109,15 +108,6 @@ def _copy(fs: Any, root: str, files: list[str], target: Path) -> None:
         private.rename(target)
     finally:
         shutil.rmtree(private, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process of a machine at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

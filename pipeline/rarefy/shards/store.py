@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -36,7 +37,7 @@ class Store:
 
     A call that fails for a reason that may pass (see rarefy.shards.retry) is repeated for ``patience_s`` seconds; then
     it raises StorageError. Any other failure raises OutputError at once. Safe to pickle and to use from several
-    threads.
+    threads and in forked processes.
     """
 
     def __init__(self, root: str, patience_s: float = PATIENCE_S) -> None:
@@ -52,6 +53,7 @@ class Store:
         self.root = self.path if self.is_local else str(fs.unstrip_protocol(self.path))
         self._url = self.path if self.is_local else root
         self._files: Files = LocalFiles() if self.is_local else RemoteFiles(fs)
+        self._pid = os.getpid()
         self._fresh = False  # whether the credentials were read for this store; fsspec keeps drivers from earlier ones
         self._worked: set[str] = set()
 
@@ -240,6 +242,8 @@ class Store:
     def _call(self, rel: str, allowed: str, action: Callable[[], T]) -> T:
         """Call ``action``, repeat it while that may help, and report what remains as OutputError or StorageError."""
         start = time.monotonic()
+        if not self.is_local and os.getpid() != self._pid:
+            self._renew()  # a driver's threads do not go on in a forked process
         try:
             result = repeat(action, self.patience_s, lambda error: self._may_pass(error, rel, allowed))
         except driver_errors() as cause:
@@ -262,10 +266,14 @@ class Store:
             return False
         log.warning("out: %r is not %s at the moment (%s); trying again", self._place(rel), allowed, one_line(error))
         if outlook(error, self.is_local) is Outlook.REFUSED:
-            # A new instance of the driver reads the credentials anew.
-            fs, _ = fsspec.core.url_to_fs(self._url, use_listings_cache=False, skip_instance_cache=True)
-            self._files, self._fresh = RemoteFiles(fs), True
+            self._renew()
+            self._fresh = True
         return True
+
+    def _renew(self) -> None:
+        """Use a new instance of the driver, which reads the credentials anew."""
+        fs, _ = fsspec.core.url_to_fs(self._url, use_listings_cache=False, skip_instance_cache=True)
+        self._files, self._pid = RemoteFiles(fs), os.getpid()
 
     def _is_transient(self, error: BaseException, allowed: str) -> bool:
         if not isinstance(error, driver_errors()):
@@ -273,6 +281,11 @@ class Store:
         kind = outlook(error, self.is_local)
         # Credentials that worked before have expired; others never had the permission.
         return kind is Outlook.TRANSIENT or (kind is Outlook.REFUSED and (allowed in self._worked or not self._fresh))
+
+
+def open_store(out: Store | str | Path) -> Store:
+    """The store of a run's output: itself, or that of a path or URL."""
+    return out if isinstance(out, Store) else Store(str(out))
 
 
 def _join(folder: str, name: str) -> str:
