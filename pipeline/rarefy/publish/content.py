@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rarefy.errors import OutputError, bad
+from rarefy.generate.progress import StageProgress, no_stage
 from rarefy.publish.files import PushFile
 from rarefy.shards.claim import MANIFEST_FILE
 from rarefy.shards.store import Store
@@ -44,11 +45,11 @@ class Content:
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in self.own)
 
 
-def read_content(source: str, real_images: bool = False) -> Content:
+def read_content(source: str, real_images: bool = False, progress: StageProgress = no_stage) -> Content:
     """The data set of a run or the model folder at a path or URL, recognised by its files, and checked.
 
-    real_images: send a model folder's real images too. Raises OutputError for anything else, for a run that is not
-    sealed or is damaged, and for a card that the Hub would refuse.
+    real_images: send a model folder's real images too; progress: told while a data set is checked. Raises OutputError
+    for anything else, for a run that is not sealed or is damaged, and for a card that the Hub would refuse.
     """
     from rarefy.publish.data_set import data_set_content
     from rarefy.publish.model import model_content
@@ -59,7 +60,7 @@ def read_content(source: str, real_images: bool = False) -> Content:
     if store.exists(MANIFEST_FILE):
         if real_images:
             raise OutputError("--real-images: not allowed for a data set, which has no real images of its own")
-        return data_set_content(store)
+        return data_set_content(store, progress)
     if store.exists(CONFIG):
         return model_content(source, real_images)
     raise OutputError(_neither(store, source))
