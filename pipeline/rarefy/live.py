@@ -17,10 +17,8 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 WIDEST = 120  # columns; a longer line is harder to read, and wraps sooner when the window is made narrower
-BAR, SHORT_BAR = (
-    24,
-    10,
-)  # columns of the bar; the short one is for terminals of fewer than ROOMY columns, and long names
+BAR = 24  # columns of the bar
+SHORT_BAR = 10  # on terminals of fewer than ROOMY columns, and next to long names
 ROOMY = 80  # columns of a terminal that is not narrow
 LEFT_S = 1.0  # what took less time than this leaves no line behind
 PER_SECOND = 4  # how often the line is drawn

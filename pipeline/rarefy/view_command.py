@@ -24,11 +24,11 @@ def add_view(commands: Any) -> None:
     command.add_argument("--port", type=int, default=0, metavar="N", help="port to listen on (default: any free one)")
     text = "address to listen on (default 127.0.0.1: this machine only; others can read the traffic)"
     command.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=text)
-    text = "the audit's real images, if they are not in the model's folder"
+    text = "the audit's real images (default: those in the model's folder)"
     command.add_argument("--reference", metavar="DATA", help=text)
-    command.add_argument("--model", help="where the run's model folder is now, if it has moved")
+    command.add_argument("--model", help="where the run's model folder is now (default: where it was)")
     command.add_argument("--device", default="cpu", help="for trajectories: cpu (default), cuda or cuda:N")
-    text = "write one file with up to 2,000 images, which needs no server, and end"
+    text = "write one file with up to 2,000 images instead of serving them (default: serve)"
     command.add_argument("--static", metavar="FILE", help=text)
     add_plugins(command)
 

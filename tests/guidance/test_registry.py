@@ -118,7 +118,10 @@ def test_a_plug_in_is_its_dataclass(name: str, plug_in: Any) -> None:
         ({"term": "garbled_terms:Pull"}, r"'garbled_terms:Pull' is not importable here: SyntaxError"),
         ({"term": ":Pull"}, r"g\.term: ':Pull' is not importable here: ValueError"),
         ({"term": "lost"}, r"g\.term: 'lost' is not importable as lost_terms:Lost here: ModuleNotFoundError"),
-        ({"term": "push"}, r"'push' is not one of classifier, .*boost-and-skip, lost, pull, or the import path of a c"),
+        (
+            {"term": "push"},
+            r"'push' is not one of classifier, .*pull \(nearest: pull\), or the import path of a c",
+        ),
         ({"term": 3}, r"g\.term: 3 is not one of classifier"),
         ({}, r"g\.term: None is not one of classifier"),
         ({"term": "entropy", "scale": "x"}, r"g\.scale: 'x' is not a number"),

@@ -20,7 +20,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from small_model import MODEL, write_manifest, write_model
 
-from rarefy.errors import ManifestError
+from rarefy.errors import ManifestError, MissingPackageError
 from rarefy.manifest import load_manifest
 from rarefy.models.config import OtherNetwork
 from rarefy.models.folder import write_model_folder
@@ -156,7 +156,7 @@ def test_a_hub_folder_without_its_files_is_refused(hub: type[Hub], tmp_path: Pat
 
 def test_without_huggingface_hub_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ManifestError, match=r"pip install 'rarefy\[hub\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'rarefy\[hub\]'"):
         download("hf://tests/tiny")
 
 

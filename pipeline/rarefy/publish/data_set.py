@@ -18,7 +18,8 @@ from rarefy.publish.card import UNKNOWN_LICENCE, check_card
 from rarefy.publish.content import Content, ordered
 from rarefy.publish.files import PushFile, made, stored, walk
 from rarefy.shards.claim import MANIFEST_FILE, MODEL_FILE, RUN_FILE
-from rarefy.shards.index import INDEX, SUCCESS, is_sealed
+from rarefy.shards.exclusions import EXCLUDED
+from rarefy.shards.index import INDEX, LISTING, SUCCESS, is_sealed
 from rarefy.shards.listing import iter_committed
 from rarefy.shards.marker import marker_path
 from rarefy.shards.metadata import parquet_path, tar_path
@@ -29,10 +30,9 @@ from rarefy.stages import verify_run
 if TYPE_CHECKING:
     from rarefy.manifest import Manifest
 
-EXCLUDED = "excluded.txt"
 TOP = (EXCLUDED, "sample.png", "gallery.html", RECORD)  # if they are there
 FOLDERS = ("metadata", "rarity", "audit")  # whole, if they are there
-LAST = (INDEX, CARD, SUCCESS)
+LAST = (LISTING, INDEX, CARD, SUCCESS)
 OWN = (*TOP, *LAST, *(f"{folder}/*" for folder in ("shards", "state", *FOLDERS)))
 REAL_IMAGES_IN = "audit/ shows some of the real images that the set was compared with"
 
