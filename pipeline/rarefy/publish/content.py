@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rarefy.errors import OutputError, bad
+from rarefy.errors import OutputError, bad, near_path
 from rarefy.generate.progress import StageProgress, no_stage
 from rarefy.publish.files import PushFile
 from rarefy.shards.claim import MANIFEST_FILE
@@ -70,7 +70,7 @@ def _neither(store: Store, source: str) -> str:
     """The message for a folder that is neither, with a guess at what was meant."""
     text = f"{bad('source', source, 'a run (with manifest.toml) or a model folder (with config.json)')}"
     if store.is_local and not Path(source).expanduser().exists():
-        return f"{text}: there is no such folder"
+        return f"{text}: there is no such folder{near_path(source)}"
     if store.exists(f"model/{CONFIG}"):
         return f"{text}; did you mean {source.rstrip('/')}/model?"
     return text
