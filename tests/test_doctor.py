@@ -66,7 +66,7 @@ def test_the_small_install_has_a_doctor_too(tmp_path: Path) -> None:
 
 def test_a_problem_is_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("check_software", "check_machine", "check_devices"):
-        monkeypatch.setattr(doctor, name, lambda: iter([ok("a", "well")]))
+        monkeypatch.setattr(doctor, name, lambda *_: iter([ok("a", "well")]))
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out.endswith("all is well\n")
     assert main(["doctor", "--out", "nonsense://x", "--json"]) == 1

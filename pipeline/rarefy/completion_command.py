@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rarefy.command_line import OK, Parser, Style, add_examples
+from rarefy.command_line import add_command, print_result
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 FILES = ("MANIFEST", "RECIPE", "FILE", "DATA")  # DATA may be a folder, which shells complete as well
@@ -16,23 +16,19 @@ FOLDERS = ("OUT", "DIR", "PATH")
 def add_completion(commands: Any, make_parser: Callable[[], argparse.ArgumentParser]) -> None:
     """Add the command to the program's commands. make_parser: makes the parser of all of them."""
     text = "print a script that lets your shell complete rarefy's commands, options and files"
-    command: Parser = commands.add_parser(
-        "completion", help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=Style
-    )
-    add_examples(command)
+    command = add_command(commands, "completion", lambda arguments: _completion(arguments, make_parser()), text)
     command.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"one of {', '.join(SHELLS)}")
-    command.set_defaults(handler=lambda arguments: _completion(arguments.shell, make_parser()), command=command.prog)
 
 
-def _completion(shell: str, parser: argparse.ArgumentParser) -> int:
+def _completion(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     import shtab
 
     for action in _actions(parser):
         what = action.metavar or action.dest.upper()
         if what in FILES or what in FOLDERS:
             action.complete = shtab.FILE if what in FILES else shtab.DIRECTORY  # type: ignore[attr-defined]
-    print(shtab.complete(parser, shell))
-    return OK
+    script = shtab.complete(parser, arguments.shell)
+    return print_result(arguments, {"shell": arguments.shell, "script": script}, script)
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

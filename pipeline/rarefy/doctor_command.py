@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import partial
 from typing import Any
 
 from rarefy.command_line import OK, PROBLEMS, add_command, print_result
@@ -22,12 +23,15 @@ def add_doctor(commands: Any) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from rarefy.doctor.doctor import WIDTH, DoctorOptions, examine, summary
+    from rarefy.generate.progress import ProgressLine
 
-    checks = []
-    for check in examine(DoctorOptions(arguments.out, arguments.ray, arguments.ray_address)):
-        checks.append(check)
-        if not arguments.json:
-            print(check.line(WIDTH), flush=True)
+    checks, options = [], DoctorOptions(arguments.out, arguments.ray, arguments.ray_address)
+    with ProgressLine() as line:
+        for check in examine(options, partial(line.waits, "doctor")):
+            line.close()  # both may be the same terminal
+            checks.append(check)
+            if not arguments.json:
+                print(check.line(WIDTH), flush=True)
     problems = sum(check.state == "problem" for check in checks)
     result = {"problems": problems, "checks": [dataclasses.asdict(check) for check in checks]}
     print_result(arguments, result, summary(checks))

@@ -35,7 +35,11 @@ def _add_bench(commands: Any) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from rarefy.bench.bench import AUTO, Bench, BenchOptions, bench_manifest, table
+    from rarefy.generate.progress import ProgressLine
+
+    with ProgressLine() as line:
+        line.waits("bench", "loading torch")
+        from rarefy.bench.bench import AUTO, Bench, BenchOptions, bench_manifest, table
 
     manifest = bench_manifest(arguments.manifest, arguments.preset, arguments.precision, allow_plugins(arguments))
     options = BenchOptions(

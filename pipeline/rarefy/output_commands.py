@@ -48,13 +48,15 @@ def _seal(arguments: argparse.Namespace) -> int:
 
 def _select(arguments: argparse.Namespace) -> int:
     from rarefy.generate.progress import ProgressLine
-    from rarefy.select.stage import SelectOptions
-    from rarefy.shards.store import Store
-    from rarefy.stages import select
 
-    names = [field.name for field in dataclasses.fields(SelectOptions)]
-    options = SelectOptions(**{name: getattr(arguments, name) for name in names})
     with ProgressLine() as line:
+        line.waits("select", "loading torch")
+        from rarefy.select.stage import SelectOptions
+        from rarefy.shards.store import Store
+        from rarefy.stages import select
+
+        names = [field.name for field in dataclasses.fields(SelectOptions)]
+        options = SelectOptions(**{name: getattr(arguments, name) for name in names})
         selected = select(Store(arguments.out), options, line.stages("select"))
     return print_result(arguments, dataclasses.asdict(selected), selected.text())
 

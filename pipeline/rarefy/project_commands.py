@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from rarefy.command_line import OK, UsageError, add_command, add_compile, add_plugins, allow_plugins, print_result
-from rarefy.errors import bad
+from rarefy.errors import bad, one_of
 
 PARTS = ("diffusion", "classifier", "judge")  # a copy of those in rarefy.training.recipe, whose import is slow
 
@@ -77,9 +78,14 @@ def _init(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rarefy.project.train import train_project
-    from rarefy.training.recipe import names_preset
-    from rarefy.training.run import TrainOptions, run_training
+    from rarefy.generate.progress import ProgressLine
+
+    with ProgressLine() as line:
+        if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have the same terminal
+            line.waits("train", "loading torch")
+        from rarefy.project.train import train_project
+        from rarefy.training.recipe import names_preset
+        from rarefy.training.run import TrainOptions, run_training
 
     part, recipe = _part_and_recipe(arguments.recipe)
     how = arguments.device, arguments.threads, arguments.compile, arguments.tensorboard
@@ -114,7 +120,7 @@ def _part_and_recipe(words: Sequence[str]) -> tuple[str | None, str]:
     if len(words) > 2:
         raise UsageError(f"recipe: {' '.join(words)!r} is not RECIPE or PART RECIPE")
     if len(words) == 2 and words[0] not in PARTS:
-        raise UsageError(f"part: {words[0]!r} is not one of {', '.join(PARTS)}")
+        raise UsageError(bad("part", words[0], one_of(words[0], PARTS)))
     return (words[0] if len(words) == 2 else None), words[-1]
 
 

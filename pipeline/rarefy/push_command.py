@@ -10,6 +10,8 @@ from typing import Any
 
 from rarefy.command_line import add_command, print_result
 
+EVERY_S = 10.0  # between two plain lines while the files are checked
+
 
 def add_push(commands: Any) -> None:
     """Add the command to the program's commands."""
@@ -33,12 +35,14 @@ def add_push(commands: Any) -> None:
 def _push(arguments: argparse.Namespace) -> int:
     if arguments.endpoint is not None:
         os.environ["HF_ENDPOINT"] = arguments.endpoint  # older versions of the library read it only when imported
+    from rarefy.generate.progress import ProgressLine
     from rarefy.publish.content import read_content
     from rarefy.publish.hub import Target, check_name
     from rarefy.publish.push import preview, push
 
     check_name(arguments.name)
-    content = read_content(arguments.source, arguments.real_images)
+    with ProgressLine() as line:
+        content = read_content(arguments.source, arguments.real_images, line.stages("push", EVERY_S))
     if arguments.dry_run:
         files = [{"path": file.path, "size_bytes": file.size_bytes} for file in content.files]
         result = {

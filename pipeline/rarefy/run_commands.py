@@ -145,6 +145,7 @@ def _run(arguments: argparse.Namespace) -> int:
         line.waits("run", "loading torch and Ray")
         from rarefy.audit.page.summary import summary_lines
         from rarefy.audit.schema import AuditResult
+        from rarefy.generate.fit import check_gpus_here
         from rarefy.generate.watch import watched
         from rarefy.manifest import load_manifest
         from rarefy.stages import Reports, run
@@ -152,6 +153,8 @@ def _run(arguments: argparse.Namespace) -> int:
         manifest = load_manifest(arguments.manifest, allow_plugins=allow_plugins(arguments))
         device, gpus = find_places(arguments.device, arguments.gpus_per_actor, arguments.ray_address is not None)
         options = dataclasses.replace(_options(arguments), gpus_per_actor=gpus)
+        if arguments.device is None and device != "cpu":
+            check_gpus_here(gpus)  # otherwise the audit would complain about a device that nobody has named
         audit = dataclasses.replace(audit_options(arguments), device=device)
         line.waits("run", "looking at the real images")
         with watched(manifest, options, line) as watch:

@@ -15,7 +15,7 @@ from rarefy.audit.card import write_audit
 from rarefy.audit.current import read_current
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import METRICS_PATH, REPORT_PATH
-from rarefy.errors import OutputError, ShardError, bad, near_path
+from rarefy.errors import OutputError, ShardError, bad
 from rarefy.generate.progress import StageProgress, no_stage
 from rarefy.manifest import Manifest
 from rarefy.models.folder import licence
@@ -23,7 +23,7 @@ from rarefy.plan import SELECTED, is_selected_copy, run_spec
 from rarefy.scratch import sweep
 from rarefy.select.check import verify_copy, verify_selected
 from rarefy.shards.card import CardInfo
-from rarefy.shards.claim import MANIFEST_FILE, check_claim
+from rarefy.shards.claim import check_claim
 from rarefy.shards.index import is_sealed
 from rarefy.shards.seal import Sealed, seal
 from rarefy.shards.store import Store
@@ -126,7 +126,7 @@ def select(store: Store, options: SelectOptions, progress: StageProgress) -> Sel
     """
     from rarefy.select.stage import select_run
 
-    manifest = _own_manifest(store)
+    manifest = read_manifest(store)
     if manifest.select is None:
         raise OutputError(bad("out", store.root, "a run whose manifest has [select]"))
     selected = select_run(store, _selected_card(manifest), options, progress)
@@ -139,7 +139,7 @@ def seal_run(store: Store, repair: bool = False, progress: StageProgress = no_st
 
     repair: withdraw damaged shards, so that generate makes them again (see ``rarefy.shards.seal.seal``).
     """
-    manifest = _own_manifest(store)
+    manifest = read_manifest(store)
     sweep()
     sealed = seal(store, run_spec(manifest), _card(manifest), repair, partial(progress, CHECKING))
     _keep_audit(store)
@@ -156,7 +156,7 @@ def _keep_audit(store: Store) -> None:
 
 def verify_run(store: Store, progress: StageProgress = no_stage) -> dict[str, list[str]]:
     """Problems by shard name or file; empty if all that the plan says is there and undamaged. Writes nothing there."""
-    manifest = _own_manifest(store)
+    manifest = read_manifest(store)
     if is_selected_copy(store, manifest):
         return verify_copy(store, manifest)
     check_claim(store, manifest.digest)
@@ -165,12 +165,6 @@ def verify_run(store: Store, progress: StageProgress = no_stage) -> dict[str, li
     if manifest.select is not None and is_sealed(store):
         problems |= verify_selected(store, manifest)
     return problems
-
-
-def _own_manifest(store: Store) -> Manifest:
-    if not store.exists(MANIFEST_FILE):
-        raise OutputError(bad("out", store.root, f"a rarefy run: it has no manifest.toml{near_path(store.root)}"))
-    return read_manifest(store)
 
 
 def _selected_card(manifest: Manifest) -> CardInfo:

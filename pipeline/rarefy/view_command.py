@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from rarefy.command_line import OK, OUT_HELP, add_command, add_plugins, allow_plugins, print_result
 
 if TYPE_CHECKING:
+    from rarefy.generate.progress import ProgressLine
     from rarefy.shards.store import Store
+
+EVERY_S = 10.0  # between two plain lines while the rows are read
 
 
 def add_view(commands: Any) -> None:
@@ -29,37 +34,41 @@ def add_view(commands: Any) -> None:
 
 
 def _view(arguments: argparse.Namespace) -> int:
+    from rarefy.generate.progress import ProgressLine
     from rarefy.shards.store import Store
 
     store = Store(arguments.out)
-    return _write_static(arguments, store) if arguments.static else _serve(arguments, store)
+    with ProgressLine() as line:
+        show = _write_static if arguments.static else _serve
+        return show(arguments, store, line)
 
 
-def _write_static(arguments: argparse.Namespace, store: Store) -> int:
-    from rarefy.view.gallery import make_gallery, write_file
+def _write_static(arguments: argparse.Namespace, store: Store, line: ProgressLine) -> int:
+    from rarefy.audit.page.templates import save_page
+    from rarefy.view.gallery import make_gallery
 
-    gallery = make_gallery(store)
-    write_file(arguments.static, gallery.page)
+    gallery = make_gallery(store, line.stages("view", EVERY_S))
+    save_page("static", arguments.static, gallery.page)
+    line.close()
     content = {"gallery": arguments.static, "images": gallery.shown, "of": gallery.total}
     text = f"{arguments.static}: {gallery.shown:,} of {gallery.total:,} images"
     return print_result(arguments, content, text)
 
 
-def _serve(arguments: argparse.Namespace, store: Store) -> int:
-    import webbrowser
-
+def _serve(arguments: argparse.Namespace, store: Store, line: ProgressLine) -> int:
     from rarefy.view.app import App, ViewOptions
     from rarefy.view.run import Run
     from rarefy.view.server import ViewServer
 
     options = ViewOptions(arguments.reference, arguments.model, arguments.device, allow_plugins(arguments))
-    app = App(Run(store), options)
+    app = App(Run(store, line.stages("view", EVERY_S)), options)
+    line.close()
     try:
         with ViewServer(app, arguments.host, arguments.port) as server:
             print_result(arguments, {"url": server.url}, f"{server.url}\nCtrl-C ends it")
             arguments.stdout.flush()
             if arguments.open:
-                webbrowser.open(server.url)
+                Thread(target=_open, args=(server.url,), daemon=True).start()
             server.serve_forever()
     except KeyboardInterrupt as end:
         if end.args:  # SIGTERM, see rarefy.interrupts
@@ -67,3 +76,11 @@ def _serve(arguments: argparse.Namespace, store: Store) -> int:
     finally:
         app.close()
     return OK
+
+
+def _open(url: str) -> None:
+    """Open a page in the browser. A browser in the terminal returns only when it ends."""
+    import webbrowser
+
+    if not webbrowser.open(url):
+        print("rarefy: there is no browser here; open the address above yourself", file=sys.stderr, flush=True)

@@ -43,7 +43,11 @@ CommitImages = Callable[[Store, str, Blob], Manifest]
 def test_metrics_are_those_of_the_features(tmp_path: Path, real_folder: Path, commit_run: CommitRun) -> None:
     store = Store(str(tmp_path / "out"))
     commit_run(store, MANIFEST)
-    result = run_audit(store, AuditOptions(reference=str(real_folder)), quiet)
+    told = list[tuple[str, int, int]]()
+    result = run_audit(store, AuditOptions(reference=str(real_folder)), lambda *stage: told.append(stage))
+    counts = [done for stage, done, _ in told if stage == "comparing"]
+    assert counts == sorted(counts) and counts[-1] == {total for stage, _, total in told if stage == "comparing"}.pop()
+    assert all(0 <= done <= total for _, done, total in told)
     assert json.loads(store.read_bytes(METRICS_PATH)) == result
     assert read_result(store).to_json() == result
 

@@ -7,7 +7,7 @@ from scipy.stats import binomtest, t
 
 from rarefy.audit.metrics import distances
 from rarefy.audit.metrics.baseline import summarize
-from rarefy.audit.metrics.blocks import assign_blocks, block_contrasts, block_number
+from rarefy.audit.metrics.blocks import assign_blocks, block_contrasts, block_number, rounds
 from rarefy.audit.metrics.bootstrap import (
     REPLICATES,
     Estimate,
@@ -106,8 +106,10 @@ def test_contrasts_of_a_mean_have_the_variance_within_classes() -> None:
     def evaluate(rows: NDArray[np.int64], real_rows: NDArray[np.int64]) -> Floats:
         return np.array([values[0][rows].mean() + values[1][real_rows].mean()])
 
-    found = block_contrasts(labels, evaluate, 5)
+    ticks = list[int]()
+    found = block_contrasts(labels, evaluate, 5, tick=lambda: ticks.append(1))
     assert found is not None
+    assert len(ticks) == rounds(1000, 2000) == 4
     contrasts, means = found
     assert means == pytest.approx(evaluate(*map(np.arange, (1000, 2000))), abs=1e-3)
     assert np.sqrt((contrasts**2).mean()) == pytest.approx(np.sqrt(1 / 1000 + 1 / 2000), rel=0.35)

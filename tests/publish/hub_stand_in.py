@@ -51,7 +51,10 @@ class Fault:
 
 
 class HubStandIn:
-    """The server's state. requests: method and path of each, in order; before: called before each is answered."""
+    """The server's state. requests: method and path of each, in order; before: called before each is answered.
+
+    babbles: it answers with a page for people where JSON is expected, as a proxy may.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -60,7 +63,7 @@ class HubStandIn:
         self.before: Callable[[str], None] = lambda _: None
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
-        self.url = ""
+        self.url, self.babbles = "", False
 
     def fail(self, method: str, path: str, status: int, times: int = 1) -> None:
         """Let the next requests fail whose method and path (a regular expression) match."""
@@ -168,7 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "NotFound")
 
     def _validate(self, card: str) -> None:
-        if "license: nonsense" in card:
+        if self.hub.babbles:
+            self._answer(b"<html>a proxy's page</html>")
+        elif "license: nonsense" in card:
             self._answer({"errors": [{"message": '"license" must be one of [...]'}]}, 400)
         else:
             self._answer({"errors": [], "warnings": []})

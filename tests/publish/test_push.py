@@ -85,6 +85,13 @@ def test_a_pushed_data_set_is_one_for_load_dataset(hub: HubStandIn, out: Path, t
     assert answer.stdout == "12 L (28, 28)\n", answer.stderr
 
 
+def test_an_answer_that_is_no_json_is_one_line(hub: HubStandIn, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.babbles = True
+    assert push(hub, out) == 2
+    assert capsys.readouterr().err.startswith(f"rarefy: error: {NAME}: the Hub refuses this")
+    assert not arrived(hub)
+
+
 def test_a_second_push_sends_nothing_and_says_so(
     hub: HubStandIn, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

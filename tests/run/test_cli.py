@@ -165,6 +165,26 @@ def test_completion_of_other_shells(shell: str, capsys: pytest.CaptureFixture[st
     assert main(["completion", shell]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("run", "guided-diffusion", "actors"))
+    assert main(["completion", shell, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"shell": shell, "script": text.removesuffix("\n")}
+
+
+@pytest.mark.parametrize("command", ["view", "report", "status", "verify", "export"])
+def test_what_is_no_run_is_said_in_one_line_with_the_nearest(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rare-1").mkdir()
+    assert main([command, f"{tmp_path}/rare", *(["out"] if command == "export" else [])]) == 2
+    place = f"'{tmp_path}/rare' is not a rarefy run: it has no manifest.toml (nearest: {tmp_path}/rare-1)"
+    assert capsys.readouterr().err == f"rarefy: error: out: {place}\n"
+
+
+def test_a_gpu_that_is_not_there_is_reported_under_the_name_of_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rarefy.generate.fit.visible_gpus", lambda: 0)
+    assert main(["run", "smoke", "--out", str(tmp_path / "out"), "--gpus-per-actor", "0.5"]) == 2
+    assert capsys.readouterr().err.startswith("rarefy: error: gpus_per_actor: 0.5 is not possible here: ")
 
 
 @pytest.mark.parametrize(

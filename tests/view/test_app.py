@@ -90,7 +90,10 @@ def test_an_image_says_where_it_is_from(app: App) -> None:
 
 
 def test_damaged_and_missing_shards_are_said_in_one_line(app: App, own: Path) -> None:
+    assert app.get("/image/00000100001.png", {}).status == 200
     (own / "shards" / "rare-000001.tar").unlink()
+    with pytest.raises(ShardError, match="there is no PNG at the place of image 00000100000; try again"):
+        app.get("/image/00000100000.png", {})
     with pytest.raises(ShardError, match=r"shards/rare-000001.tar: missing; run rarefy verify"):
         app.get("/image/00000100000.png", {})
     (own / "shards" / "rare-000002.tar").write_bytes(b"damaged")

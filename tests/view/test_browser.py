@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 from chromium import CTRL, NAMES, SHIFT, Chromium, find_chromium
-from planted_run import make_planted
+from planted_run import commit_planted, make_planted, planted_image
 
 from rarefy.consume.rows import read_rows
+from rarefy.shards.reader import decode_image
 from rarefy.shards.store import Store
 from rarefy.view.app import App, ViewOptions
 from rarefy.view.gallery import make_gallery
@@ -31,6 +33,11 @@ KEYS = "[...state.order].map(keyOf)"
 FOCUSED = "document.activeElement.dataset.place"
 SELECTED = "[...state.selected].sort()"
 OPEN = "[$('detail').open, $('name').textContent]"
+FIRST_PIXELS = """(image => {
+  const canvas = Object.assign(document.createElement("canvas"), {width: 28, height: 28}).getContext("2d");
+  canvas.drawImage(image, 0, 0);
+  return [...canvas.getImageData(0, 0, 28, 28).data].filter((_, place) => place % 4 === 0);
+})(document.querySelector(".cell img"))"""
 WIDTHS = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
 
 
@@ -215,6 +222,44 @@ def test_on_a_phone(browser: Any, own: Path, dark: bool) -> None:
     assert complaints(browser) == []
 
 
+def test_a_run_that_grows_gets_its_filters_and_keeps_its_open_image(browser: Any, own: Path) -> None:
+    store, manifest = Store(str(own)), Run(Store(str(own))).manifest
+    (own / "_SUCCESS").unlink()
+    shutil.rmtree(own / "state")
+    with served(own) as server:
+        browser.open(server.url)
+        browser.wait("!$('nothing').hidden")
+        assert browser.evaluate("document.querySelector('#filters').textContent") == "classall"
+        commit_planted(store, manifest, 2)
+        browser.evaluate("void poll()")
+        browser.wait("state.order.length === 7")
+        choose(browser, "[aria-label='confidence from']", "0")
+        browser.evaluate("state.filters.flags = {excluded: 0}")
+        browser.click("#place-3 img")
+        browser.press("d")
+        browser.wait("$('place').textContent.endsWith(', dropped')")
+        assert excluded(own) == ["00000200003"]
+        commit_planted(store, manifest, 0)  # its rows come first, and the open image is no longer one of those shown
+        browser.evaluate("void poll()")
+        browser.wait("state.order.length === 13")
+        assert browser.evaluate("document.querySelector(\"[aria-label='confidence from']\").value") == "0"
+        assert browser.evaluate("$('class').options[1].textContent") == "ankle boot (2)"
+        browser.press("k")
+        browser.wait("!$('place').textContent.endsWith(', dropped')")
+        assert excluded(own) == []
+    assert complaints(browser) == []
+
+
+def test_pictures_that_the_browser_keeps_are_not_shown_for_another_run(browser: Any, own: Path, traced: Store) -> None:
+    with served(own) as server:
+        show(browser, server.url)
+        assert browser.evaluate(FIRST_PIXELS) == planted_image(keys(own)[0]).ravel().tolist()
+        server.app = App(Run(traced), ViewOptions())  # as another server at the same port
+        show(browser, server.url)
+        assert browser.evaluate(FIRST_PIXELS) == decode_image(server.app.run.png(keys(own)[0])).ravel().tolist()
+        server.app.close()
+
+
 def test_only_what_is_on_the_screen_is_loaded(browser: Any, tmp_path: Path) -> None:
     make_planted(Store(str(tmp_path / "many")), {0: 1500}, 500)
     with served(tmp_path / "many") as server:
@@ -228,9 +273,8 @@ def test_only_what_is_on_the_screen_is_loaded(browser: Any, tmp_path: Path) -> N
         assert sum("/image/" in url for url in asked) < 500
         browser.press("ArrowUp")
         browser.press("Enter")
-        assert browser.evaluate("$('large').src").endswith(
-            f"{keys(tmp_path / 'many')[1499 - browser.evaluate('shape.perRow')]}.png"
-        )
+        place = 1499 - browser.evaluate("shape.perRow")
+        assert f"/image/{keys(tmp_path / 'many')[place]}.png?" in browser.evaluate("$('large').src")
 
 
 def test_a_trajectory_on_the_page(browser: Any, traced: Store) -> None:

@@ -144,5 +144,9 @@ def test_view_writes_it_for_a_run_without_an_audit(own: Path, capsys: pytest.Cap
     assert main(["view", os.fspath(own), "--static", os.fspath(target)]) == 0
     assert capsys.readouterr().out == f"{target}: 40 of 40 images\n"
     assert len(embedded(target.read_bytes())[0]) == 40
-    assert main(["view", os.fspath(own), "--static", os.fspath(own)]) == 2
-    assert "static: " in capsys.readouterr().err
+    assert main(["view", os.fspath(own), "--static", "memory://gallery/page.html"]) == 0
+    assert Store("memory://gallery").read_bytes("page.html") == target.read_bytes()
+    for path, text in ((os.fspath(own), "(Is a directory)"), (f"{own}/", "not the path of a file")):
+        assert main(["view", os.fspath(own), "--static", path]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"rarefy: error: static: '{path}'") and text in error

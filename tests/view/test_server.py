@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import queue
 import signal
 import socket
 import threading
@@ -120,6 +121,22 @@ def test_bad_bodies_are_refused_in_one_line(server: ViewServer) -> None:
     assert ask(server, "/api/nothing", body=b"{}")[0] == 404
 
 
+def test_an_unforeseen_fault_is_not_taken_for_the_servers_end(
+    server: ViewServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server.app, "get", lambda path, query: 1 / 0)
+    status, _, body = ask(server, "/api/status")
+    assert status == 500 and b"a fault of rarefy's own" in body
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_an_address_that_is_none_is_no_fault(server: ViewServer, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+        connection.sendall(b"GET http://[x?token=%ff HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert connection.makefile("rb").readline().startswith(b"HTTP/1.1 403 ")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_port_in_use_is_refused(server: ViewServer, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["view", os.fspath(own), "--port", str(server.port)]) == 2
     error = capsys.readouterr().err
@@ -136,18 +153,18 @@ def test_ctrl_c_ends_it_quietly(
     interrupt: KeyboardInterrupt,
     code: int,
 ) -> None:
-    opened = list[str]()
+    opened = queue.Queue[str]()
 
     def wait(server: ViewServer) -> None:
+        assert opened.get(timeout=60) == server.url
         raise interrupt
 
     monkeypatch.setattr(ViewServer, "serve_forever", wait)
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(webbrowser, "open", lambda url: opened.put(url) is None)
     assert main(["view", os.fspath(own), "--json", "--open"]) == code
     captured = capsys.readouterr()
     assert (captured.err == "") == (code == 0)
-    assert json.loads(captured.out)["url"] == opened[0]
-    assert opened[0].startswith("http://127.0.0.1:")
+    assert json.loads(captured.out)["url"].startswith("http://127.0.0.1:")
 
 
 def test_on_every_address_it_is_reached_by_the_machines_name(app: App) -> None:

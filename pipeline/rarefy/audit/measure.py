@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from rarefy.audit.inputs.dataset import Problem, RunData
 from rarefy.audit.inputs.reference import Reference
 from rarefy.audit.inputs.training import TrainingSet
 from rarefy.audit.memory import Memory, measure_memory
-from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, set_estimates
+from rarefy.audit.metrics.assembly import GENERATED, SUBSETS, SetEstimates, estimate_rounds, set_estimates
 from rarefy.audit.metrics.baseline import FEWEST_DRAWS
 from rarefy.audit.metrics.bootstrap import Estimate, estimate_mean
 from rarefy.audit.metrics.cmmd import cmmd, kernel_set
@@ -121,23 +121,40 @@ def compare(
     """The metrics of ``measure`` that need the setting's features alone."""
     sides = load_sides(run, reference, setting, progress)
     tail = find_tail(setting.tail, sides.real.labelled, confidence, reference.real.keys, reference.other_keys)
-    total = 1 + len(sides.draws)
-    progress("comparing", 0, total)
-    of_run = _with_further(
-        set_estimates(sides.generated.labelled, sides.real.labelled, tail, setting.device), sides.generated, sides
-    )
+    rounds = estimate_rounds(len(sides.generated), len(sides.real))
+    few = len(sides.draws) < FEWEST_DRAWS
+    tick = _Counter(progress, "comparing", rounds + len(sides.draws) + (rounds if few else 0))
+    of_run = set_estimates(sides.generated.labelled, sides.real.labelled, tail, setting.device, tick)
+    of_run = _with_further(of_run, sides.generated, sides)
     of_draws = list[SetEstimates]()
-    for draw, of_draw in zip(sides.draws, _compare_draws(sides, tail, setting), strict=True):
-        progress("comparing", 1 + len(of_draws), total)
+    for draw, of_draw in zip(sides.draws, _compare_draws(sides, tail, setting, tick), strict=True):
+        tick()
         of_draws.append(_with_further(of_draw, draw, sides))
+    tick.end()
     return Compared(setting, sides, tail, of_run, tuple(of_draws))
 
 
-def _compare_draws(sides: Sides, tail: Tail, setting: Setting) -> Iterator[SetEstimates]:
+class _Counter:
+    """Tells ``progress`` how far a stage of ``total`` parts is: each call begins the next part."""
+
+    def __init__(self, progress: Progress, stage: str, total: int) -> None:
+        self._progress, self._stage, self._total, self._begun = progress, stage, total, 0
+        progress(stage, 0, total)
+
+    def __call__(self) -> None:
+        self._progress(self._stage, self._begun, self._total)
+        self._begun += 1
+
+    def end(self) -> None:
+        """Everything is done, even if there were fewer parts."""
+        self._progress(self._stage, self._total, self._total)
+
+
+def _compare_draws(sides: Sides, tail: Tail, setting: Setting, tick: Callable[[], None]) -> Iterator[SetEstimates]:
     """The metrics of the features of each draw. The first one has intervals if there are few."""
     real, draws = sides.real, list(sides.draws)
     if len(draws) < FEWEST_DRAWS:
-        yield set_estimates(draws.pop(0).labelled, real.labelled, tail, setting.device)
+        yield set_estimates(draws.pop(0).labelled, real.labelled, tail, setting.device, tick)
     yield from draw_values([draw.manifold for draw in draws], real.manifold, tail.members, setting.device)
 
 

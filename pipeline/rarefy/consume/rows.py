@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -20,6 +20,7 @@ from rarefy.audit.schema import METRICS_PATH, SAMPLES_PATH
 from rarefy.audit.tables import read_rows as read_audit_rows
 from rarefy.consume.where import matching
 from rarefy.errors import DataError, OutputError, ShardError, bad, first_names
+from rarefy.generate.progress import StageProgress, no_stage
 from rarefy.manifest import Manifest
 from rarefy.plan import data_names, data_store, shard_name
 from rarefy.shards.check import sha256_of
@@ -47,6 +48,7 @@ def read_rows(
     accepted: bool = True,
     excluded: bool = False,
     partial: bool = False,
+    progress: StageProgress = no_stage,
 ) -> pd.DataFrame:
     """The images of the data set of the run in ``out`` (a path, URL or Store), one row each, sorted by key.
 
@@ -55,7 +57,7 @@ def read_rows(
     audit of these shards, NaN for images that it did not measure.
     where: a condition on these columns (rarefy.consume.where). accepted: leave out images that [accept] rejected.
     excluded: keep the images of the exclusion list, too. partial: also read a run that is not sealed yet; then rows
-    may lack rarity.
+    may lack rarity. progress(stage, done, total): of shards.
     Raises OutputError if there is no sealed run, ShardError for damage, and DataError for a bad condition or list.
     """
     store = open_store(out)
@@ -64,8 +66,9 @@ def read_rows(
     if not partial and not (is_sealed(store) and is_sealed(data)):
         raise OutputError(bad("out", store.root, "a finished run: it has no _SUCCESS; wait for it or run seal"))
     markers = _markers(data, manifest, partial)
-    rows = _metadata(data, markers)
-    rows, absent = _with_rarity(store, manifest, rows, {each.name: each for each in markers}, partial)
+    rows = _metadata(data, markers, progress)
+    measured = _rarity(store, manifest, rows, {each.name: each for each in markers}, progress)
+    rows, absent = _with_rarity(rows, measured, partial)
     rows, absent_ratio = _with_copy_ratio(store, rows)
     lines = {} if excluded else read_lines(data)
     if not partial:
@@ -88,7 +91,7 @@ def _markers(data: Store, manifest: Manifest, partial: bool) -> list[Marker]:
     return markers
 
 
-def _metadata(data: Store, markers: Iterable[Marker]) -> pd.DataFrame:
+def _metadata(data: Store, markers: Sequence[Marker], progress: StageProgress) -> pd.DataFrame:
     """The rows of all shards, each compared with the hash in its marker. Raises ShardError."""
 
     def read(marker: Marker) -> pa.Table:
@@ -99,20 +102,19 @@ def _metadata(data: Store, markers: Iterable[Marker]) -> pd.DataFrame:
         table = parse_table(io.BytesIO(content), rel).replace_schema_metadata()
         return table.append_column(TAR, pa.array([tar_path(marker.name)] * len(table), pa.string()))
 
-    tables = list(_each(read, markers))
+    tables = list(_each(read, markers, "reading metadata", progress))
     if not tables:
         raise ShardError(f"{data.root}: no shard is committed yet")
     frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
     return frame
 
 
-def _with_rarity(
-    store: Store, manifest: Manifest, rows: pd.DataFrame, markers: dict[str, Marker], partial: bool
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The rows with the columns of OUT/rarity, or why there are none.
+def _rarity(
+    store: Store, manifest: Manifest, rows: pd.DataFrame, markers: dict[str, Marker], progress: StageProgress
+) -> dict[str, pa.Table | None]:
+    """What OUT/rarity has of each shard of the pool that the rows are from.
 
-    A file belongs to a shard of the pool. It counts only if it is whole and was measured on the shard that is there
-    now.
+    A file counts only if it is whole and was measured on the shard that is there now.
     """
 
     def read(name: str) -> pa.Table | None:
@@ -124,12 +126,19 @@ def _with_rarity(
         return None
 
     names = [shard_name(manifest.prefix, shard) for shard in sorted(set(rows["shard"].tolist()))]
-    tables = {name: table for name, table in zip(names, _each(read, names), strict=True) if table is not None}
-    lacking = [name for name in names if name not in tables]
+    return dict(zip(names, _each(read, names, "reading rarity", progress), strict=True))
+
+
+def _with_rarity(
+    rows: pd.DataFrame, found: dict[str, pa.Table | None], partial: bool
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The rows with the columns of OUT/rarity, or why there are none. found: by shard."""
+    tables = [table for table in found.values() if table is not None]
+    lacking = [name for name, table in found.items() if table is None]
     if not tables or (lacking and not partial):
         why = f"OUT/rarity has no current file for {first_names(lacking)}; run audit"
         return rows, dict.fromkeys(RARITY, why)
-    measured = pa.concat_tables(tables.values()).replace_schema_metadata().to_pandas()
+    measured = pa.concat_tables(tables).replace_schema_metadata().to_pandas()
     if lacking:
         measured = measured.astype({"inside": "boolean"})  # it has no value for some images
     return rows.merge(measured, how="left", on="key", validate="1:1"), {}
@@ -154,9 +163,11 @@ def _check_listed(data: Store, lines: dict[str, int], rows: pd.DataFrame) -> Non
         raise DataError(bad(f"{place(data)} line {lines[key]}", key, "a key of this data set; delete the line"))
 
 
-def _each(read: Callable[[T], R], places: Iterable[T]) -> Iterator[R]:
+def _each(read: Callable[[T], R], places: Sequence[T], stage: str, progress: StageProgress) -> Iterator[R]:
     """The results in order, read by a few threads."""
     each = iter(places)
     with ThreadPoolExecutor(THREADS) as pool:
-        while batch := list(islice(each, BATCH)):
-            yield from pool.map(read, batch)
+        for first in range(0, len(places), BATCH):
+            for number, result in enumerate(pool.map(read, islice(each, BATCH)), first):
+                progress(stage, number, len(places))
+                yield result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rarefy.doctor.check import Check, ok, problem, size, warning
@@ -15,12 +15,13 @@ COMPILER_ADVICE = "CPU steps take about twice as long: install g++, or set CXX, 
 NVIDIA_S = 10.0
 
 
-def check_devices() -> Iterator[Check]:
-    """What torch can use here."""
+def check_devices(say: Callable[[str], None]) -> Iterator[Check]:
+    """What torch can use here. say: told what takes a while."""
     seen = nvidia_gpus()
     if not is_installed("torch"):
         yield ok("torch", "not installed: no kernels or GPUs to check")
         return
+    say("loading torch")
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -28,6 +29,7 @@ def check_devices() -> Iterator[Check]:
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
     yield ok("torch", f"{torch.__version__} ({build}), {torch.get_num_threads()} threads")
+    say("looking at rarefy's CPU kernels, which are built if they are not in the cache")
     yield from _kernels()
     yield from _gpus(torch, seen)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rarefy.doctor.check import Check
@@ -22,18 +22,20 @@ class DoctorOptions:
     ray_address: str | None = None
 
 
-def examine(options: DoctorOptions) -> Iterator[Check]:
-    """Every check, one after the other: some take seconds."""
+def examine(options: DoctorOptions, say: Callable[[str], None]) -> Iterator[Check]:
+    """Every check, one after the other. say: told what takes a while."""
     yield from check_software()
     yield from check_machine()
-    yield from check_devices()
+    yield from check_devices(say)
     if options.out is not None:
         from rarefy.doctor.storage import check_storage
 
+        say("trying the storage")
         yield from check_storage(options.out)
     if options.ray or options.ray_address is not None:
         from rarefy.doctor.cluster import check_ray
 
+        say("starting Ray" if options.ray_address is None else "connecting to Ray")
         yield check_ray(options.ray_address)
 
 

@@ -74,11 +74,16 @@ def _shared_memory(folder: Path = Path("/dev/shm")) -> Check:
 
 
 def _disks() -> Iterator[Check]:
-    places = {"temporary folder": Path(tempfile.gettempdir()), "working folder": Path.cwd()}
-    for name, folder in places.items():
-        free = shutil.disk_usage(folder).free
-        text = f"{size(free)} free in {folder}"
+    places = {"temporary folder": tempfile.gettempdir, "working folder": os.getcwd}
+    for name, find in places.items():
         variable = "; another place: set TMPDIR" if name == "temporary folder" else ""
+        try:
+            folder = Path(find())
+            free = shutil.disk_usage(folder).free
+        except OSError as error:  # it was deleted, or there is none that can be written
+            yield problem(name, f"none that can be used ({error.strerror})", f"use another folder{variable}")
+            continue
+        text = f"{size(free)} free in {folder}"
         if free < LEAST_DISK_BYTES:
             yield warning(name, text, f"make room{variable}")
         elif not os.access(folder, os.W_OK):

@@ -22,17 +22,18 @@ CONTENT = uuid.uuid4().bytes * 256  # 4 kB
 
 
 def check_storage(out: str) -> Iterator[Check]:
-    """Write, create, read, list and delete a private file in ``out``; a folder that was not there is removed again."""
+    """Write, create, read, list and delete a private file in ``out``; folders that were not there are removed again."""
     try:
         store = Store(out, PATIENCE_S)
-        new = store.is_local and not Path(store.path).exists()
+        place = Path(store.path)
+        new = [folder for folder in (place, *place.parents) if store.is_local and not folder.exists()]
         yield from _probe(store)
     except RarefyError as error:
         yield problem("storage", str(error), "check the URL, the credentials and the network")
         return
-    if new:
+    for folder in new:
         with suppress(OSError):
-            Path(store.path).rmdir()
+            folder.rmdir()
 
 
 def _probe(store: Store) -> Iterator[Check]:

@@ -85,6 +85,14 @@ def check_gpus(per_actor: float) -> None:
         raise DeviceError(bad("gpus_per_actor", per_actor, allowed))
 
 
+def check_gpus_here(per_actor: float) -> None:
+    """Raise DeviceError for a share of a GPU that Ray cannot give, or if this machine has no GPU."""
+    check_gpus(per_actor)
+    if per_actor and not visible_gpus():
+        allowed = "possible here: torch finds no GPU on this machine; leave it out to use the CPU"
+        raise DeviceError(bad("gpus_per_actor", per_actor, allowed))
+
+
 def fit_machine(request: Request) -> Resources:
     """The resources of actors on this machine alone. Raises DeviceError if they do not fit."""
     cores, gpus = usable_cores(), visible_gpus() if request.gpus else 0

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rarefy.errors import OutputError, bad
+from rarefy.errors import OutputError, bad, near_path
+from rarefy.generate.progress import StageProgress, no_stage
 from rarefy.publish.files import PushFile
 from rarefy.shards.claim import MANIFEST_FILE
 from rarefy.shards.store import Store
@@ -44,11 +45,11 @@ class Content:
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in self.own)
 
 
-def read_content(source: str, real_images: bool = False) -> Content:
+def read_content(source: str, real_images: bool = False, progress: StageProgress = no_stage) -> Content:
     """The data set of a run or the model folder at a path or URL, recognised by its files, and checked.
 
-    real_images: send a model folder's real images too. Raises OutputError for anything else, for a run that is not
-    sealed or is damaged, and for a card that the Hub would refuse.
+    real_images: send a model folder's real images too; progress: told while a data set is checked. Raises OutputError
+    for anything else, for a run that is not sealed or is damaged, and for a card that the Hub would refuse.
     """
     from rarefy.publish.data_set import data_set_content
     from rarefy.publish.model import model_content
@@ -59,7 +60,7 @@ def read_content(source: str, real_images: bool = False) -> Content:
     if store.exists(MANIFEST_FILE):
         if real_images:
             raise OutputError("--real-images: not allowed for a data set, which has no real images of its own")
-        return data_set_content(store)
+        return data_set_content(store, progress)
     if store.exists(CONFIG):
         return model_content(source, real_images)
     raise OutputError(_neither(store, source))
@@ -69,7 +70,7 @@ def _neither(store: Store, source: str) -> str:
     """The message for a folder that is neither, with a guess at what was meant."""
     text = f"{bad('source', source, 'a run (with manifest.toml) or a model folder (with config.json)')}"
     if store.is_local and not Path(source).expanduser().exists():
-        return f"{text}: there is no such folder"
+        return f"{text}: there is no such folder{near_path(source)}"
     if store.exists(f"model/{CONFIG}"):
         return f"{text}; did you mean {source.rstrip('/')}/model?"
     return text

@@ -11,6 +11,7 @@ from rarefy.audit.current import is_current
 from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import METRICS_PATH, read_result
 from rarefy.errors import OutputError, ShardError, bad, first_names
+from rarefy.generate.progress import StageProgress, no_stage
 from rarefy.models.remote import is_remote
 from rarefy.plan import RECORD, data_names, data_store
 from rarefy.publish.card import UNKNOWN_LICENCE, check_card
@@ -36,12 +37,12 @@ OWN = (*TOP, *LAST, *(f"{folder}/*" for folder in ("shards", "state", *FOLDERS))
 REAL_IMAGES_IN = "audit/ shows some of the real images that the set was compared with"
 
 
-def data_set_content(store: Store) -> Content:
+def data_set_content(store: Store, progress: StageProgress = no_stage) -> Content:
     """The data set of a run: OUT, or with [select], OUT/selected with the run's manifest and audit.
 
     Raises OutputError unless it is sealed and every file has its hash.
     """
-    _check(store)
+    _check(store, progress)
     manifest = read_manifest(store)
     data = data_store(store, manifest)
     files = {file.path: file for file in _files(store, data, manifest)}
@@ -63,11 +64,11 @@ def data_set_content(store: Store) -> Content:
     )
 
 
-def _check(store: Store) -> None:
+def _check(store: Store, progress: StageProgress) -> None:
     """Raise OutputError for a run that is not sealed or not what its hashes say."""
     if not is_sealed(store):
         raise OutputError(bad("out", store.root, f"sealed; run rarefy seal {store.root} first"))
-    if problems := verify_run(store):
+    if problems := verify_run(store, progress):
         names = first_names([f"{name} ({lines[0]})" for name, lines in problems.items()])
         raise OutputError(f"out: {store.root} has damaged or missing files, and nothing was sent: {names}")
 

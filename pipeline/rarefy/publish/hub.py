@@ -99,15 +99,15 @@ class Hub:
         body = {"content": card, "repoType": self.target.kind}
         session, headers = hub_library().utils.get_session(), hub_library().utils.build_hf_headers()
 
-        def ask() -> Any:
+        def ask() -> tuple[bool, Any]:
             answer = session.post(url, json=body, headers=headers)
-            if answer.status_code != 400:
+            refused = answer.status_code == 400
+            if not refused:
                 hub_library().utils.hf_raise_for_status(answer)
-            return answer
+            return refused, answer.json()
 
-        answer = self._call(ask)
-        content = answer.json()
-        if answer.status_code == 400:
+        refused, content = self._call(ask)
+        if refused:
             raise OutputError(f"README.md: the Hub refuses its metadata ({_messages(content, 'errors')})")
         return [_messages(content, "warnings")] if content.get("warnings") else []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -50,10 +51,13 @@ class Response:
 
 
 class App:
-    """Answers for one run. Safe to use from several threads; use ``close`` at the end."""
+    """Answers for one run. Safe to use from several threads; use ``close`` at the end.
+
+    serial: part of the addresses of pictures, so that a browser does not show those that it keeps of another run.
+    """
 
     def __init__(self, run: Run, options: ViewOptions) -> None:
-        self.run, self.marks = run, Marks(run.store, run.data)
+        self.run, self.marks, self.serial = run, Marks(run.store, run.data), secrets.token_hex(4)
         self._real = RealImages(run.store, run.manifest, options.reference, options.model)
         self._traces = Trajectories(
             partial(sampler_of, run.store, options.device, options.model, options.allow_plugins)
@@ -118,7 +122,8 @@ class App:
             notes=[why_not] if why_not else [],
         )
         poll = LOCAL_POLL_MS if run.data.is_local else REMOTE_POLL_MS
-        return render(page, live=True, data={"writable": not why_not, "why_not": why_not, "poll_ms": poll})
+        data = {"writable": not why_not, "why_not": why_not, "poll_ms": poll, "serial": self.serial}
+        return render(page, live=True, data=data)
 
     def _versioned(self, make: Callable[[], bytes]) -> Response:
         """A response about all rows, with the version of the rows that it is about."""

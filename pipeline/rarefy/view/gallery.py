@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from rarefy.audit.page.pictures import data_uri
-from rarefy.errors import OutputError, ShardError, bad, first_names
+from rarefy.consume.rows import Progress, nobody
+from rarefy.errors import ShardError, first_names
 from rarefy.shards.store import Store
 from rarefy.view.page import Page, render
 from rarefy.view.run import Run
@@ -48,21 +48,12 @@ class _Choice:
     reasons: dict[int, str]
 
 
-def write_file(path: str, content: bytes) -> None:
-    """Write a file, also in a new folder. Raises OutputError."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(content)
-    except OSError as cause:
-        raise OutputError(bad("static", path, f"a file that can be written ({cause.strerror})")) from cause
-
-
-def make_gallery(store: Store) -> Gallery:
+def make_gallery(store: Store, progress: Progress = nobody) -> Gallery:
     """The page. It shows the whole run if that is small, else the dropped, the rarest and random images.
 
     Raises ShardError if there are no images, or for damaged metadata; images that cannot be read are named on the page.
     """
-    run = Run(store)
+    run = Run(store, progress)
     try:
         return _gallery(run, run.excluded())
     finally:

@@ -10,7 +10,7 @@ const FLAGS = {
 };
 const $ = id => document.getElementById(id);
 const state = {
-  table: null, order: new Uint32Array(0), mask: null, selected: new Set(), anchor: 0, focus: 0, open: -1,
+  table: null, order: new Uint32Array(0), mask: null, offered: "", selected: new Set(), anchor: 0, focus: 0, open: -1,
   sort: "key", descending: false, filters: {}, selecting: false,
 };
 const tiles = new Map();
@@ -246,14 +246,15 @@ const fact = (name, text) => [element("dt", {textContent: name}), element("dd", 
 
 // ---- controls
 
-function choice(label, options, change) {
+function choice(label, options, chosen, change) {
   const list = element("select", {}, ...options.map(([text, mark]) => element("option", {textContent: text, value: mark})));
+  list.value = chosen === undefined ? "" : String(+chosen);
   list.addEventListener("change", () => { change(list.value); refresh(); });
   return element("label", {}, element("span", {textContent: label}), list);
 }
 
 function range(column) {
-  const bounds = [-Infinity, Infinity], set = (place, text) => {
+  const bounds = [...(state.filters.ranges?.[column.name] ?? [-Infinity, Infinity])], set = (place, text) => {
     bounds[place] = text === "" ? [-Infinity, Infinity][place] : +text;
     const ranges = state.filters.ranges ??= {};
     if (bounds[0] === -Infinity && bounds[1] === Infinity) delete ranges[column.name];
@@ -261,7 +262,8 @@ function range(column) {
     refresh();
   };
   const [low, high] = [0, 1].map(place => {
-    const input = element("input", {type: "number", step: "any", placeholder: ["from", "to"][place]});
+    const input = element("input", {type: "number", step: "any", placeholder: ["from", "to"][place],
+      value: Number.isFinite(bounds[place]) ? bounds[place] : ""});
     input.setAttribute("aria-label", `${column.label} ${["from", "to"][place]}`);
     input.addEventListener("input", () => set(place, input.value));
     return input;
@@ -272,28 +274,39 @@ function range(column) {
   return label;
 }
 
-function buildFilters() {
-  const table = state.table, counts = new Map(), filters = $("filters");
-  for (const id of table.column.class_id.values) counts.set(id, (counts.get(id) ?? 0) + 1);
+const has = name => state.table.column[name]?.values.some(each => !Number.isNaN(each));
+
+function classCounts() {
+  const counts = new Map();
+  for (const id of state.table.column.class_id.values) counts.set(id, (counts.get(id) ?? 0) + 1);
+  return counts;
+}
+
+function offered(counts) { // the columns and classes that there are filters for: a run that goes on gets more
+  return JSON.stringify([state.table.columns.map(column => column.name).filter(has), [...counts.keys()].sort()]);
+}
+
+function buildFilters(counts) {
+  const table = state.table, chosen = state.filters;
   const classes = table.classes.filter(([id]) => counts.has(id));
-  const all = [["all", ""], ...classes.map(([id, name]) => [`${name} (${counts.get(id).toLocaleString("en")})`, id])];
-  const made = [choice("class", all, mark => { state.filters.class = mark === "" ? undefined : +mark; })];
+  const made = [choice("class", [["all", ""], ...classes.map(([id, name]) => [name, id])], chosen.class,
+    mark => { chosen.class = mark === "" ? undefined : +mark; })];
   made[0].querySelector("select").id = "class";
-  const has = name => table.column[name]?.values.some(each => !Number.isNaN(each));
   if (has("predicted_id")) {
     made.push(choice("classifier says", [["any class", ""], ["the class asked for", "0"], ["another class", "1"]],
-      mark => { state.filters.off = mark === "" ? undefined : mark === "1"; }));
+      chosen.off, mark => { chosen.off = mark === "" ? undefined : mark === "1"; }));
   }
   for (const [name, [yes, no]] of Object.entries(FLAGS)) {
     if (!has(name)) continue;
-    made.push(choice(table.column[name].label, [["any", ""], [yes, "1"], [no, "0"]], mark => {
-      const flags = state.filters.flags ??= {};
+    const options = [["any", ""], [yes, "1"], [no, "0"]];
+    made.push(choice(table.column[name].label, options, chosen.flags?.[name], mark => {
+      const flags = chosen.flags ??= {};
       if (mark === "") delete flags[name];
       else flags[name] = +mark;
     }));
   }
   made.push(...RANGES.filter(has).map(name => range(table.column[name])));
-  filters.replaceChildren(...made);
+  $("filters").replaceChildren(...made);
   const sortable = table.columns.filter(column => column.kind === "key" || has(column.name));
   $("sort").replaceChildren(...sortable.map(column => element("option", {value: column.name, textContent: column.label})));
   $("sort").value = state.sort;
@@ -302,16 +315,21 @@ function buildFilters() {
 function start(table) {
   const kept = state.table && state.order.length ? keyOf(state.order[state.focus]) : null;
   const open = $("detail").open ? keyOf(state.open) : null;
-  const first = !state.table;
   state.table = table;
-  if (first) buildFilters();
+  const counts = classCounts(), filters = offered(counts);
+  if (filters !== state.offered) buildFilters(counts);
+  state.offered = filters;
+  for (const option of $("class").options) {
+    if (option.value) option.textContent = `${className(+option.value)} (${counts.get(+option.value).toLocaleString("en")})`;
+  }
   refresh();
   const place = key => state.order.findIndex(row => keyOf(row) === key);
   if (kept && place(kept) >= 0) state.focus = state.anchor = place(kept);
-  if (open && place(open) >= 0) {
-    state.open = state.order[state.focus = place(open)];
-    describeOpen();
-  }
+  if (!open) return;
+  state.open = table.column.key.values.indexOf(+open); // its row is another one now, even if no filter shows it
+  if (state.open < 0) return $("detail").close();
+  if (place(open) >= 0) state.focus = place(open);
+  describeOpen();
 }
 
 // ---- mouse, touch and keyboard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,13 +49,10 @@ class Images:
             shard = self._shard(tar)
             if key not in shard.places:
                 raise ShardError(f"{tar}: no image {key}")
-            start, size = shard.places[key]
-            with shard.path.open("rb") as stream:
-                stream.seek(start)
-                data = stream.read(size)
+            data = _read(shard.path, *shard.places[key])
             if not data.startswith(PNG_SIGNATURE):
-                del self._shards[tar]  # the shard was written again; its places are read anew next time
-                raise ShardError(f"{tar}: the file of image {key} is not a PNG; try again, or run rarefy verify")
+                del self._shards[tar]  # the shard was deleted or written again; its places are read anew next time
+                raise ShardError(f"{tar}: there is no PNG at the place of image {key}; try again, or run rarefy verify")
             return data
 
     def _shard(self, tar: str) -> _Shard:
@@ -84,3 +81,11 @@ class Images:
     @cached_property
     def _folder(self) -> Path:
         return self._stack.enter_context(scratch_folder())
+
+
+def _read(path: Path, start: int, size: int) -> bytes:
+    """A part of a file; nothing if the file is gone."""
+    with suppress(FileNotFoundError), path.open("rb") as stream:
+        stream.seek(start)
+        return stream.read(size)
+    return b""

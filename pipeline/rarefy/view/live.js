@@ -17,9 +17,10 @@ async function ask(path, body) {
 
 const say = text => { $("message").textContent = text; $("message").hidden = !text; };
 const query = row => `key=${keyOf(row)}`;
+const picture = name => `${name}.png?${config.serial}`; // browsers keep it: another server has another serial
 
 const source = {
-  image: row => `image/${keyOf(row)}.png`,
+  image: row => picture(`image/${keyOf(row)}`),
   mark: async (keys, drop) => {
     try {
       const answer = await (await ask("api/mark", {keys, drop})).json();
@@ -61,7 +62,7 @@ async function showNear(row) {
   $("near-text").textContent = text;
   $("near").replaceChildren(...found.map(near => {
     const words = `real ${near.class_name}, nearest by ${near.by}` + (near.distance === null ? "" : `, distance ${near.distance.toPrecision(4)}`);
-    return element("figure", {}, element("img", {src: `real/${near.row}.png`, alt: `${words}, image ${near.key}`, title: near.key}),
+    return element("figure", {}, element("img", {src: picture(`real/${near.row}`), alt: `${words}, image ${near.key}`, title: near.key}),
       element("figcaption", {textContent: words.replace("real ", "")}));
   }));
 }
@@ -102,7 +103,7 @@ function showTrace(trace) {
 
 function showFrame(trace) {
   const number = trace.frames[$("frame").value], step = trace.steps[number], address = `trajectory/${keyOf(state.open)}/${number}`;
-  for (const kind of ["x", "predicted"]) $(`frame-${kind}`).src = `${address}/${kind}.png`;
+  for (const kind of ["x", "predicted"]) $(`frame-${kind}`).src = picture(`${address}/${kind}`);
   $("frame-x").alt = `x after step ${number + 1}`;
   $("frame-predicted").alt = `predicted image of step ${number + 1}`;
   let text = `Step ${number + 1} of ${trace.steps.length}, t = ${step.t}`;

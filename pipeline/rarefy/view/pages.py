@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.schema import GALLERY_PATH
 from rarefy.errors import RarefyError, StorageError
 from rarefy.shards.store import Store
@@ -17,6 +18,7 @@ def write_pages(store: Store, notice: Callable[[str], None]) -> dict[str, str]:
     """
     from rarefy.audit.page.report import write_report
 
+    read_manifest(store)  # what is no run is said once, not for each page
     page = None
     try:
         page = make_gallery(store).page

@@ -14,7 +14,7 @@ from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.rarity.table import FOLDER
 from rarefy.audit.schema import METRICS_PATH
 from rarefy.consume.exclusions import read_exclusions
-from rarefy.consume.rows import COPY_RATIO, RARITY, read_rows
+from rarefy.consume.rows import COPY_RATIO, RARITY, Progress, nobody, read_rows
 from rarefy.consume.where import matching
 from rarefy.errors import DataError
 from rarefy.manifest import Manifest
@@ -58,16 +58,19 @@ class Rows:
 
 
 class Run:
-    """The run in ``store``. Safe to use from several threads. Raises OutputError, ShardError, DataError."""
+    """The run in ``store``. Safe to use from several threads. Raises OutputError, ShardError, DataError.
 
-    def __init__(self, store: Store) -> None:
+    progress: told while the rows are read for the first time.
+    """
+
+    def __init__(self, store: Store, progress: Progress = nobody) -> None:
         self.store = store
         self.manifest: Manifest = read_manifest(store)
         self.data = data_store(store, self.manifest)
         self.images = Images(self.data)
         self.classes = class_names(self.manifest)
         self._lock = threading.Lock()
-        self.rows = self._read()
+        self.rows = self._read(progress)
 
     def refresh(self) -> str:
         """Read the rows again if they have changed. Returns a version that changes with them and with the marks.
@@ -113,8 +116,9 @@ class Run:
         shards = frozenset(committed_numbers(self.data, self.manifest.prefix))
         return Stamp(is_sealed(self.store) and is_sealed(self.data), shards, measured)
 
-    def _read(self) -> Rows:
+    def _read(self, progress: Progress = nobody) -> Rows:
         stamp = self._stamp()  # before the rows, so that nothing that is added in between is missed
         if not stamp.shards:
             return Rows(pd.DataFrame({name: pd.Series(dtype="object") for name in ("key", "class_id", "tar")}), stamp)
-        return Rows(read_rows(self.store, accepted=False, excluded=True, partial=True), stamp)
+        rows = read_rows(self.store, accepted=False, excluded=True, partial=True, progress=progress)
+        return Rows(rows, stamp)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import socket
+import traceback
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,10 +16,11 @@ from rarefy.shards.reader import json_object
 from rarefy.view.app import BAD_REQUEST, TEXT, App, Response, error_response
 
 LOCAL, EVERYWHERE = "127.0.0.1", ("0.0.0.0", "::")
-FORBIDDEN, SEE_OTHER = 403, 303
+FORBIDDEN, SEE_OTHER, SERVER_ERROR = 403, 303, 500
 MOST_BODY_BYTES = 64 << 20  # keys of a few million images
 NO_TOKEN = b"open the address that rarefy view has printed: it has a token that is missing here\n"
 WRONG_LENGTH = b"a request of this kind needs a Content-Length of at most 64 MiB\n"
+FAULT = b"this is a fault of rarefy's own; the terminal where rarefy view runs shows it, please report it"
 WRONG_HOST = b"this server answers only under the address that rarefy view has printed\n"
 
 
@@ -78,18 +80,18 @@ class Handler(BaseHTTPRequestHandler):
     server: ViewServer
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        query = dict(parse_qsl(parts.query))
+        path, _, text = self.path.partition("?")
+        query = dict(parse_qsl(text))
         if not self.server.answers_to(self.headers.get("Host", "")):
             self._send(Response(WRONG_HOST, TEXT, FORBIDDEN))
-        elif parts.path == "/" and secrets.compare_digest(query.get("token", "").encode(), self.server.token.encode()):
+        elif path == "/" and secrets.compare_digest(query.get("token", "").encode(), self.server.token.encode()):
             # The token leaves the address bar, where it could be copied with the address.
             cookie = f"{self.server.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
             self._send(Response(b"", TEXT, SEE_OTHER, headers={"Location": "/", "Set-Cookie": cookie}))
         elif not self._knows_token():
             self._send(Response(NO_TOKEN, TEXT, FORBIDDEN))
         else:
-            self._answer(lambda: self.server.app.get(parts.path, query))
+            self._answer(lambda: self.server.app.get(path, query))
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -103,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         elif not self._knows_token():
             self._send(Response(NO_TOKEN, TEXT, FORBIDDEN))
         else:
-            self._answer(lambda: self.server.app.post(urlsplit(self.path).path, _json_object(body)))
+            self._answer(lambda: self.server.app.post(self.path, _json_object(body)))
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Say nothing: the terminal shows the address."""
@@ -121,6 +123,9 @@ class Handler(BaseHTTPRequestHandler):
             response = answer()
         except RarefyError as error:
             response = error_response(error)
+        except Exception:  # otherwise the page would take the closed connection for the server's end
+            traceback.print_exc()
+            response = Response(FAULT, TEXT, SERVER_ERROR)
         self._send(response)
 
     def _send(self, response: Response) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rarefy.errors import ManifestError, OutputError, ShardError, bad
+from rarefy.errors import ManifestError, OutputError, ShardError, bad, near_path
 from rarefy.manifest import Manifest, parse_unread_manifest
 from rarefy.models.run_model import RunModel, read_run_model
 from rarefy.plan import RECORD, data_names, data_store, kept_plan
@@ -109,8 +109,11 @@ class _Shard:
 def read_manifest(store: Store) -> Manifest:
     """The run's own manifest, read without importing code that it names. Raises OutputError if there is no run."""
     source = f"{store.root}/{MANIFEST_FILE}"
+    content = store.read_or_none(MANIFEST_FILE)
+    if content is None:
+        raise OutputError(bad("out", store.root, f"a rarefy run: it has no {MANIFEST_FILE}{near_path(store.root)}"))
     try:
-        text = store.read_bytes(MANIFEST_FILE).decode()
+        text = content.decode()
     except UnicodeDecodeError:
         raise ManifestError(bad("manifest", source, "a readable TOML file: not UTF-8")) from None
     run = RunModel(None)

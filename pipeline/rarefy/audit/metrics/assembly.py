@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rarefy.audit.features.extractors import Features
-from rarefy.audit.metrics.blocks import Labels, Rows, block_contrasts
+from rarefy.audit.metrics.blocks import Labels, Rows, block_contrasts, nobody, rounds
 from rarefy.audit.metrics.bootstrap import Estimate, Floats, chosen_rows, finite_means, from_contrasts
 from rarefy.audit.metrics.clipped import clipped_coverage, clipped_density
 from rarefy.audit.metrics.distances import LOF_SAMPLE, frechet_distance, kernel_distances, local_outlier_factors
@@ -87,17 +87,28 @@ def set_metrics(generated: Features, real: Manifold, tail: Bools | None = None, 
     return SetMetrics(fid=fid, **finite_means(per_generated), **finite_means(per_real))
 
 
-def set_estimates(generated: Labelled, real: Labelled, tail: Tail, device: str = "cpu") -> SetEstimates:
-    """The metrics of ``set_metrics``, KID and LOF, all with their spread over draws of both sides, class by class."""
+def estimate_rounds(generated: int, real: int) -> int:
+    """How often ``set_estimates`` calls its tick for so many rows, at most."""
+    sampled = min(generated, LOF_SAMPLE), min(real, LOF_SAMPLE)
+    return rounds(generated, real) + rounds(*sampled, LOF_FEWEST)
+
+
+def set_estimates(
+    generated: Labelled, real: Labelled, tail: Tail, device: str = "cpu", tick: Callable[[], None] = nobody
+) -> SetEstimates:
+    """The metrics of ``set_metrics``, KID and LOF, all with their spread over draws of both sides, class by class.
+
+    tick: called as work goes on, see ``estimate_rounds``.
+    """
     features, labels = (generated.manifold.features, real.manifold.features), (generated.labels, real.labels)
     distances = Distances(frechet_distance(*features), kernel_distances(*features), local_outlier_factors(*features))
     plain = set_values((generated.manifold, real.manifold), tail.members, distances, device)
     estimates = {
         **plain.estimates,
-        **_neighbor_estimates(plain.values, (generated, real), tail, device),
+        **_neighbor_estimates(plain.values, (generated, real), tail, device, tick),
         "fid": frechet_estimate(plain.values["fid"], features, labels),
         "kid": kernel_estimate(plain.values["kid"], plain.kid_std, features, labels),
-        "lof": _lof_estimate(plain.values["lof"], features, labels),
+        "lof": _lof_estimate(plain.values["lof"], features, labels, tick),
     }
     return replace(plain, estimates={kind: estimates[kind] for kind in plain.estimates})
 
@@ -147,7 +158,11 @@ def _clipped(neighborhood: Neighborhood, real: Manifold) -> dict[str, float]:
 
 
 def _neighbor_estimates(
-    values: Mapping[str, float], sides: tuple[Labelled, Labelled], tail: Tail, device: str
+    values: Mapping[str, float],
+    sides: tuple[Labelled, Labelled],
+    tail: Tail,
+    device: str,
+    tick: Callable[[], None],
 ) -> dict[str, Estimate]:
     """The metrics of neighbourhoods, with their spread over blocks of both sides."""
     generated, real = sides
@@ -161,7 +176,7 @@ def _neighbor_estimates(
         return np.array([means[kind] for kind in kinds])
 
     kinds = [kind for kind in values if kind not in NOT_BY_BLOCKS]
-    of_blocks = block_contrasts((generated.labels, real.labels), evaluate, real.manifold.k + 2)
+    of_blocks = block_contrasts((generated.labels, real.labels), evaluate, real.manifold.k + 2, tick=tick)
     if of_blocks is None:
         return {kind: Estimate(values[kind]) for kind in kinds}
     contrasts, block_means = of_blocks
@@ -176,7 +191,9 @@ def _neighbor_estimates(
     }
 
 
-def _lof_estimate(value: float, features: tuple[Features, Features], labels: Labels) -> Estimate:
+def _lof_estimate(
+    value: float, features: tuple[Features, Features], labels: Labels, tick: Callable[[], None]
+) -> Estimate:
     """LOF's spread over blocks of the rows that it uses."""
     chosen = [chosen_rows(len(side), LOF_SAMPLE) for side in features]
     rows = [side[own] for side, own in zip(features, chosen, strict=True)]
@@ -184,5 +201,5 @@ def _lof_estimate(value: float, features: tuple[Features, Features], labels: Lab
     def evaluate(generated: Rows, real: Rows) -> Floats:
         return np.array([local_outlier_factors(rows[0][generated], rows[1][real]).mean()])
 
-    of_blocks = block_contrasts((labels[0][chosen[0]], labels[1][chosen[1]]), evaluate, 3, LOF_FEWEST)
+    of_blocks = block_contrasts((labels[0][chosen[0]], labels[1][chosen[1]]), evaluate, 3, LOF_FEWEST, tick)
     return Estimate(value) if of_blocks is None else from_contrasts(value, of_blocks[0][:, 0], BOTH)

@@ -23,8 +23,16 @@ Rows = NDArray[np.int64]
 Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
+def nobody() -> None:
+    """Tell nobody."""
+
+
 def block_contrasts(
-    labels: Labels, evaluate: Callable[[Rows, Rows], Floats], smallest: int, fewest: tuple[int, int] = FEWEST
+    labels: Labels,
+    evaluate: Callable[[Rows, Rows], Floats],
+    smallest: int,
+    fewest: tuple[int, int] = FEWEST,
+    tick: Callable[[], None] = nobody,
 ) -> tuple[Floats, Floats] | None:
     """(C, m) independent deviations with the spread of m metrics, and the blocks' means (m,) of them.
 
@@ -32,12 +40,13 @@ def block_contrasts(
 
     labels: classes of the generated (N,) and of the real rows (M,), by which the blocks are stratified;
     evaluate(generated rows, real rows) -> (m,) the metrics of a block; smallest: fewest rows it needs of either side;
-    fewest: generated and real rows from which a block resembles the whole.
+    fewest: generated and real rows from which a block resembles the whole; tick: called before each round.
     """
     blocks = block_number(len(labels[0]), len(labels[1]), fewest)
     generators = [np.random.default_rng([SEED, side]) for side in range(2)]
     contrasts, means = list[Floats](), list[Floats]()
     for _ in range(ROUNDS[blocks]):
+        tick()
         places = [assign_blocks(side, blocks, draw) for side, draw in zip(labels, generators, strict=True)]
         if min(np.bincount(side, minlength=blocks).min() for side in places) < smallest:
             return None
@@ -46,6 +55,11 @@ def block_contrasts(
         contrasts += deviations
         means.append(mean)
     return np.stack(contrasts), np.mean(means, axis=0)
+
+
+def rounds(generated: int, real: int, fewest: tuple[int, int] = FEWEST) -> int:
+    """How many rounds ``block_contrasts`` takes for so many rows."""
+    return ROUNDS[block_number(generated, real, fewest)]
 
 
 def block_number(generated: int, real: int, fewest: tuple[int, int] = FEWEST) -> int:

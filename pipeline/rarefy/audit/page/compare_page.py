@@ -14,10 +14,8 @@ from rarefy.audit.compare import (
 )
 from rarefy.audit.metrics.kinds import metric_label
 from rarefy.audit.page.plots import Panel, panel_plot
-from rarefy.audit.page.templates import interval, number, render
-from rarefy.errors import OutputError, bad
+from rarefy.audit.page.templates import interval, number, render, save_page
 from rarefy.gates import metric_kind
-from rarefy.shards.store import Store
 
 PANELS = ("fid", "precision", "recall", "tail_recall")  # those of the figure in docs/RESULTS.md
 
@@ -44,9 +42,6 @@ class ClassTable:
 
 def write_page(result: CompareResult, path: str) -> None:
     """Write the page to a local path or fsspec URL. Raises OutputError if it cannot be written."""
-    folder, slash, name = path.rpartition("/")
-    if not name:
-        raise OutputError(bad("page", path, "the path of a file"))
     shown = [metric for metric in CLASS_METRICS if _has_values(result, metric)]
     page = render(
         "compare.html.j2",
@@ -59,7 +54,7 @@ def write_page(result: CompareResult, path: str) -> None:
             "significance": SIGNIFICANCE,
         },
     )
-    Store(folder or slash or ".").write_bytes(name, page)
+    save_page("page", path, page)
 
 
 def table_text(result: CompareResult) -> str:

@@ -1,4 +1,4 @@
-"""Renders the pages' templates, and formats numbers for people."""
+"""Renders the pages' templates, writes pages, and formats numbers for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from markupsafe import Markup
 
 from rarefy.audit.metrics.kinds import METRIC_KINDS, metric_label
 from rarefy.audit.schema import MetricEntry
+from rarefy.errors import OutputError, bad
 from rarefy.gates import metric_kind
+from rarefy.shards.store import Store
 
 TEMPLATES = Path(__file__).parent
 NOTHING = 1e-12  # smaller values are rounding errors of 0
@@ -58,6 +60,20 @@ def number(value: float | None, digits: int = 3) -> str:
     else:
         text = f"{value:.{digits}f}"
     return text.replace("-", MINUS)
+
+
+def save_page(field: str, path: str, page: bytes) -> None:
+    """Write a page whole to a local path or fsspec URL, also in a new folder. field: names the path in errors.
+
+    Raises OutputError, or StorageError if a repetition may succeed.
+    """
+    folder, slash, name = path.rpartition("/")
+    if not name:
+        raise OutputError(bad(field, path, "the path of a file"))
+    try:
+        Store(folder or slash or ".").write_bytes(name, page)
+    except OutputError as error:
+        raise type(error)(f"{field}: {str(error).removeprefix('out: ')}") from error
 
 
 def interval(bounds: list[float] | None) -> str:
