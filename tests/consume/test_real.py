@@ -27,6 +27,16 @@ def test_classes_are_matched_by_name(out: Path, photos: Path) -> None:
         assert image.shape == (1, 28, 28) and round(float(image[0, 0, 0]) * 255) == 200 + int(file[:2])
 
 
+def test_a_relative_path_means_the_same_in_another_folder(
+    out: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = RareImages(out)
+    monkeypatch.chdir(photos.parent)
+    images = RealImages("photos", rare)
+    monkeypatch.chdir(out)
+    assert torch.equal(images[0][0], RealImages(photos, rare)[0][0])
+
+
 def test_a_class_without_partner_is_refused(out: Path, photos: Path) -> None:
     (photos / "coat").rename(photos / "coats")
     with pytest.raises(DataError, match="matched by name; 'coats' is not in the model") as caught:

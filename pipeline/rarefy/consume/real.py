@@ -35,7 +35,7 @@ class RealImages(Images):
     ) -> None:
         if not isinstance(like, RareImages):
             like = RareImages(like)
-        found = open_source(source, split)
+        found = open_source(Path(source).absolute(), split)  # Ray's processes have other working folders
         ids = class_ids(found, like.classes)
         self.class_names, self.size, self.mode = like.class_names, like.size, like.mode
         self.transform = transform
