@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rarefy.audit.inputs.dataset import read_manifest
-from rarefy.audit.schema import GALLERY_PATH
+from rarefy.audit.schema import GALLERY_PATH, METRICS_PATH
 from rarefy.errors import RarefyError, StorageError
 from rarefy.shards.store import Store
 from rarefy.view.gallery import make_gallery
@@ -18,7 +18,8 @@ def write_pages(store: Store, notice: Callable[[str], None]) -> dict[str, str]:
     """
     from rarefy.audit.page.report import write_report
 
-    read_manifest(store)  # what is no run is said once, not for each page
+    if not store.exists(METRICS_PATH):
+        read_manifest(store)  # what is no run is said once, not for each page
     page = None
     try:
         page = make_gallery(store).page
