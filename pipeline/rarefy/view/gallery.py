@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rarefy.audit.page.pictures import data_uri
-from rarefy.consume.rows import Progress, nobody
 from rarefy.errors import ShardError, first_names
+from rarefy.generate.progress import StageProgress, no_stage
 from rarefy.shards.store import Store
 from rarefy.view.page import Page, render
 from rarefy.view.run import Run
@@ -48,7 +48,7 @@ class _Choice:
     reasons: dict[int, str]
 
 
-def make_gallery(store: Store, progress: Progress = nobody) -> Gallery:
+def make_gallery(store: Store, progress: StageProgress = no_stage) -> Gallery:
     """The page. It shows the whole run if that is small, else the dropped, the rarest and random images.
 
     Raises ShardError if there are no images, or for damaged metadata; images that cannot be read are named on the page.

@@ -14,9 +14,10 @@ from rarefy.audit.inputs.dataset import read_manifest
 from rarefy.audit.rarity.table import FOLDER
 from rarefy.audit.schema import METRICS_PATH
 from rarefy.consume.exclusions import read_exclusions
-from rarefy.consume.rows import COPY_RATIO, RARITY, Progress, nobody, read_rows
+from rarefy.consume.rows import COPY_RATIO, RARITY, read_rows
 from rarefy.consume.where import matching
 from rarefy.errors import DataError
+from rarefy.generate.progress import StageProgress, no_stage
 from rarefy.manifest import Manifest
 from rarefy.plan import data_store
 from rarefy.shards.index import is_sealed
@@ -63,7 +64,7 @@ class Run:
     progress: told while the rows are read for the first time.
     """
 
-    def __init__(self, store: Store, progress: Progress = nobody) -> None:
+    def __init__(self, store: Store, progress: StageProgress = no_stage) -> None:
         self.store = store
         self.manifest: Manifest = read_manifest(store)
         self.data = data_store(store, self.manifest)
@@ -116,7 +117,7 @@ class Run:
         shards = frozenset(committed_numbers(self.data, self.manifest.prefix))
         return Stamp(is_sealed(self.store) and is_sealed(self.data), shards, measured)
 
-    def _read(self, progress: Progress = nobody) -> Rows:
+    def _read(self, progress: StageProgress = no_stage) -> Rows:
         stamp = self._stamp()  # before the rows, so that nothing that is added in between is missed
         if not stamp.shards:
             return Rows(pd.DataFrame({name: pd.Series(dtype="object") for name in ("key", "class_id", "tar")}), stamp)
