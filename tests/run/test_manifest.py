@@ -259,7 +259,7 @@ def test_relative_weights_start_at_the_manifest(tmp_path: Path) -> None:
         ('term = "low-confidence"', 'term = "no_module:Term"', ["guidance[0].term", "no_module:Term", "--allow"]),
         ("[[guidance]]", "[guidance]", ["guidance", "[[guidance]]"]),
         ("seed = 3", "seed = ", ["test.toml", "not TOML"]),
-        ("[output]", "[select]\n[output]", ["select.from", "None", "from 2 to 1000"]),
+        ("[output]", "[select]\n[output]", ["select.from", "missing", "from 2 to 1000"]),
         ("[output]", "[select]\nfrom = 1\n[output]", ["select.from", "1", "from 2 to 1000"]),
         ("[output]", '[select]\nfrom = 2\nby = "rare"\n[output]', ["select.by", "'rare'", "rarity, avgknn"]),
         ("[output]", "[select]\nfrom = 2\ninside = 1\n[output]", ["select.inside", "1", "true or false"]),

@@ -174,9 +174,10 @@ def test_status_reads_no_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     store = Store(str(tmp_path))
     claimed(store)
     commit(store, *range(7))
-    read = store.read_bytes
     seen: list[str] = []
-    monkeypatch.setattr(store, "read_bytes", lambda rel: seen.append(rel) or read(rel))
+    for name in ("read_bytes", "read_or_none"):
+        read = getattr(store, name)
+        monkeypatch.setattr(store, name, lambda rel, read=read: seen.append(rel) or read(rel))
     read_status(store)
     assert "manifest.toml" in seen
     assert not [rel for rel in seen if rel.startswith("state/rare-")]

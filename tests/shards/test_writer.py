@@ -171,7 +171,7 @@ def test_samples_that_do_not_belong_together_are_refused(
 
 DIE = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]  # tests/shards and tests
 import conftest
 from rarefy.shards import claim, store, writer
 
