@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -61,6 +62,16 @@ def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Ten
     loss.backward()
     optimizer.step()
     return loss.item()
+
+
+def train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, loader: consume.Loader) -> int:
+    """One epoch of each process's part; returns how many images all processes used together."""
+    used = torch.zeros((), dtype=torch.int64)
+    for images, labels in loader:
+        train_step(network, optimizer, images, labels)
+        used += len(labels)
+    dist.all_reduce(used)
+    return int(used)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
-from small_classifier import accuracy, add_data_arguments, make_network, make_optimizer, open_data, train_step
+from small_classifier import accuracy, add_data_arguments, make_network, make_optimizer, open_data, train_epoch
 
 from rarefy import consume
 from rarefy.shards.store import Store
@@ -32,12 +32,8 @@ def train_worker(config: Mapping[str, Any]) -> None:
     optimizer = make_optimizer(network)
     for epoch in range(options.epochs):
         loader.set_epoch(epoch)
-        used = torch.zeros((), dtype=torch.int64)
-        for images, labels in loader:
-            train_step(network, optimizer, images, labels)
-            used += len(labels)
-        dist.all_reduce(used)
-        metrics = {"images": int(used), "accuracy": accuracy(network, held_out), "mixture": str(data)}
+        used = train_epoch(network, optimizer, loader)
+        metrics = {"images": used, "accuracy": accuracy(network, held_out), "mixture": str(data)}
         loader.set_epoch(epoch + 1)
         report(metrics, {"network": network.state_dict(), "data": loader.state_dict()})
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 
-import torch
 import torch.distributed as dist
-from small_classifier import accuracy, add_data_arguments, make_network, make_optimizer, open_data, train_step
+from small_classifier import accuracy, add_data_arguments, make_network, make_optimizer, open_data, train_epoch
 from torch.nn.parallel import DistributedDataParallel
 
 from rarefy import consume
@@ -31,15 +30,11 @@ def main() -> None:
 
     for epoch in range(options.epochs):
         loader.set_epoch(epoch)
-        used = torch.zeros((), dtype=torch.int64)
-        for images, labels in loader:
-            train_step(network, optimizer, images, labels)
-            used += len(labels)
-        dist.all_reduce(used)
+        used = train_epoch(network, optimizer, loader)
         if sampler.rank == 0:
             reached = accuracy(network.module, held_out)
             print(
-                f"epoch {epoch + 1}: {int(used):,} images in {sampler.world_size} processes, accuracy {reached:.3f} "
+                f"epoch {epoch + 1}: {used:,} images in {sampler.world_size} processes, accuracy {reached:.3f} "
                 f"on {len(held_out):,} held-out real images"
             )
     dist.destroy_process_group()
